@@ -1,0 +1,116 @@
+"""What an evaluator is: settings, and records and pictures about several models of the same job."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Split
+from unlearn.metrics import Record
+from unlearn.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Run:
+    """Facts about the run that some evaluators report.
+
+    Attributes:
+        steps: steps taken.
+        seconds: wall time of unlearning (selection and preparation included, evaluation not).
+        target_seconds: wall time of the target's training, None where it is unknown.
+        peak_memory: peak memory of unlearning in bytes.
+        state: the objectives' last states by term name, e.g. ``{"forget": {"reached": True}}``.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    target_seconds: float | None = None
+    peak_memory: int = 0
+    state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluators may use.
+
+    Attributes:
+        models: subject -> wrapper; ``target`` and ``unlearned`` always, ``retrained`` where there is one.
+        splits: the data by split name (forget, retain, holdout, test).
+        randomness: stream of this evaluator; equal for all subjects, so that noise is shared.
+        device: where the models live.
+        run: facts about the run.
+        seed: the run's seed, for the records.
+    """
+
+    models: Mapping[str, Any]
+    splits: Mapping[str, Split]
+    randomness: Randomness
+    device: torch.device
+    run: Run = field(default_factory=Run)
+    seed: int = 0
+
+    def batch(self, split: str, ids: Tensor) -> Batch:
+        """Return items of a split on the device."""
+        return {key: value.to(self.device) for key, value in self.splits[split].batch(ids.cpu()).items()}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for the report, under ``samples/`` in the run directory.
+
+    Args:
+        name: file name without ending.
+        title: heading.
+        caption: what is seen and how to read it.
+        png: the encoded file.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an evaluator returns; ``items`` are rows of item-level values (subject, split, id, metric, value)."""
+
+    records: list[Record] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator(ABC):
+    """One metric family. Runs on every rank; share items with ``unlearn.distributed.map_ids``."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
+
+    @abstractmethod
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Measure all subjects; models come in eval mode, gradients are off."""
+
+
+def mean_ci95(values: Tensor) -> tuple[float, tuple[float, float] | None]:
+    """Return mean and normal 95 % interval of values (n,); no interval below two values."""
+    mean = values.double().mean().item()
+    if len(values) < 2:
+        return mean, None
+    half = 1.959964 * values.double().std().item() / math.sqrt(len(values))
+    return mean, (mean - half, mean + half)
+
+
+def share_ci95(count: int, n: int) -> tuple[float, tuple[float, float]]:
+    """Return count / n and its Wilson 95 % interval."""
+    z2 = 1.959964**2
+    share = count / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return share, (max(0.0, centre - half), min(1.0, centre + half))

@@ -1,0 +1,95 @@
+"""What the engine asks of a model: a small core, and capabilities by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+from torch import Tensor, nn
+
+from unlearn.data.base import Batch
+from unlearn.randomness import Randomness
+
+
+class Wrapper(nn.Module, ABC):
+    """A trained generator of one backend. Subclasses add capabilities: the protocols below.
+
+    Attributes:
+        family: flow, gan, diffusion or language.
+    """
+
+    family: ClassVar[str]
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write weights and configuration in the family's own format into an existing folder."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
+
+
+@dataclass
+class ModelConfig(ABC):
+    """Everything that shapes a model before training. One subclass beside each wrapper.
+
+    Args:
+        pretrained: folder or hub id of the target model; by default the recipe trains it (or takes the copy
+            that ships, or the cached one).
+        train: train the target and the retrained model anew, whatever ships or is cached.
+    """
+
+    pretrained: str | None = None
+    train: bool = False
+
+    wrapper: ClassVar[type[Wrapper]]
+
+    @abstractmethod
+    def build(self, info: dict[str, Any], randomness: Randomness) -> Wrapper:
+        """Build the untrained model for data described by ``info`` (see Dataset.info)."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """Has a training loss."""
+
+    def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the loss an item, (B,), in the unit that the wrapper states."""
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Gives the likelihood of an item."""
+
+    def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return log p(x) an item, (B,), in nats; noise for dequantisation comes from ``randomness``."""
+
+    def dimensions(self, batch: Batch) -> Tensor:
+        """Return the number of dimensions (values, tokens) an item, (B,); bits/dim divides by it."""
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Draws samples."""
+
+    def sample(self, ids: Tensor, randomness: Randomness) -> Batch:
+        """Draw one item an id, (B,) int64; the same id and randomness give the same latent in every model."""
+
+
+@runtime_checkable
+class InitialisesFromData(Protocol):
+    """Sets some of its parameters from the first batch (ActNorm)."""
+
+    def initialise(self, batch: Batch, randomness: Randomness) -> None:
+        """Run the data-dependent initialisation once, before the first training step."""
+
+
+CAPABILITIES: dict[str, type] = {
+    "training_loss": Trains,
+    "likelihood": HasLikelihood,
+    "samples": Samples,
+}
+"""Capabilities that objectives and evaluators ask for, by the name used in error messages."""

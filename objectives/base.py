@@ -1,0 +1,108 @@
+"""What an objective is: hyper-parameters, and a per-sample value with named diagnostics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Split
+from unlearn.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective may use besides the model and the batch.
+
+    Attributes:
+        step: number of steps taken so far.
+        randomness: stream of this objective at this step.
+        splits: the data by split name (forget, retain, holdout, test).
+        state: the objective's own state; tensors, numbers, strings and lists of them. It is in every checkpoint
+            and, written in ``prepare`` and ``before_step`` only, the same on every rank.
+        reference: returns the frozen target (asked for lazily, so that it costs nothing where it is not used).
+        map_ids: applies a function (ids -> rows) to many ids without gradient, shared among ranks
+            (unlearn.distributed.map_ids).
+        device: where batches live.
+    """
+
+    step: int
+    randomness: Randomness
+    splits: Mapping[str, Split]
+    state: dict[str, Any]
+    reference: Callable[[], Any]
+    map_ids: Callable[..., Tensor]
+    device: torch.device
+
+    def batch(self, split: str, ids: Tensor) -> Batch:
+        """Return items of a split on the device."""
+        return {key: value.to(self.device) for key, value in self.splits[split].batch(ids.cpu()).items()}
+
+
+@dataclass(frozen=True)
+class Values:
+    """Per-sample values, (B,) or (B, K), with gradient, and diagnostics, each (B,) or scalar, without."""
+
+    values: Tensor
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """One term of the loss. Smaller is better; the loss is ``weight * reduce(values)``.
+
+    Args:
+        weight: factor of this term, >= 0.
+    """
+
+    weight: float = 1.0
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range with a ValueError; subclasses extend it."""
+        if not self.weight >= 0:
+            raise ValueError(f"weight is {self.weight}; it must be >= 0")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Compute once, before the first step, what the run needs; write it to ``context.state``."""
+
+    def before_step(self, model: Any, context: Context) -> bool:
+        """Run before each step, without gradient; return True to stop the run (the goal is reached)."""
+        return False
+
+    @abstractmethod
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the per-sample values of a batch."""
+
+    def sample_weight(self, batch: Batch) -> Tensor:
+        """Return how much each sample counts, (B,); tokens where samples count unequally."""
+        return torch.ones(len(batch["id"]), device=batch["id"].device)
+
+    def reduce(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Turn the values (N,) or (N, K) and weights (N,) of the GLOBAL batch into the loss, a scalar.
+
+        The default is the weighted mean. A statistic of the batch overrides it and sets ``over_batch``; its
+        gradient then reaches every sample on every rank.
+        """
+        return (values * weights).sum() / weights.sum()
+
+    over_batch: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterObjective(Objective):
+    """A term over parameters instead of samples (EWC, distance to the target)."""
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Not used: see ``penalty``."""
+        raise TypeError("a parameter objective has no per-sample values")
+
+    @abstractmethod
+    def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
+        """Return the scalar penalty on the parameters that may move, by name."""

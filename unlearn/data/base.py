@@ -1,0 +1,129 @@
+"""Datasets with stable ids, and the forget / retain / holdout / test splits drawn from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.errors import RecipeError, did_you_mean
+
+Batch = dict[str, Tensor]
+
+
+class Dataset(ABC):
+    """Items with ids 0 ... N-1 that never change meaning.
+
+    Attributes:
+        labels: one label an item, as text ("" where there is none).
+        attributes: further labels an item may carry beside its own, as text.
+        is_test: (N,) bool, the items that no model is ever trained on.
+        fingerprint: a hash of the content; part of the key under which trained models are cached.
+        info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``.
+    """
+
+    labels: Sequence[str]
+    attributes: Sequence[frozenset[str]]
+    is_test: Tensor
+    fingerprint: str
+    info: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the items ``ids`` (B,) on the CPU; always holds ``id``, (B,) int64."""
+
+    @property
+    def names(self) -> list[str]:
+        """All labels and attributes that occur, sorted."""
+        found = set(self.labels).union(*self.attributes) if len(self.labels) else set()
+        return sorted(found - {""})
+
+    def having(self, names: Sequence[str]) -> Tensor:
+        """Return (N,) bool: the items whose label or attributes include all of ``names``."""
+        return torch.tensor(
+            [all(n == label or n in more for n in names) for label, more in zip(self.labels, self.attributes, strict=True)],
+            dtype=torch.bool,
+        )
+
+
+@dataclass
+class Selection:
+    """Which items: every condition that is given must hold.
+
+    Args:
+        label: items with any of these labels or attributes.
+        all_of: items with every one of these labels or attributes.
+        without: items with none of these labels or attributes.
+        ids: items by id.
+        likelihood_quantile: keep items whose likelihood quantile under the target lies in [low, high]; 1 is the
+            most likely. Asks the model for a likelihood.
+        count: keep this many of what is left, drawn by the seed (with a quantile: the nearest to its middle).
+    """
+
+    label: list[str] | None = None
+    all_of: list[str] | None = None
+    without: list[str] | None = None
+    ids: list[int] | None = None
+    likelihood_quantile: tuple[float, float] | None = None
+    count: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no condition is given."""
+        return self == Selection()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some items of a dataset, in a fixed order."""
+
+    name: str
+    dataset: Dataset
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the items with these ids."""
+        return self.dataset.batch(ids)
+
+
+@dataclass
+class Source(ABC):
+    """Where the data comes from and what is to be forgotten. A data source is one subclass in one file.
+
+    Args:
+        forget: the items whose influence is to be removed, chosen among the training items.
+        retain: the items to keep, chosen among the training items; by default all that are not forgotten.
+        holdout: items of the forget distribution that were never trained on; by default the test items that
+            the label conditions of ``forget`` select, or all test items where there are none.
+    """
+
+    forget: Selection = field(default_factory=Selection)
+    retain: Selection = field(default_factory=Selection)
+    holdout: Selection = field(default_factory=Selection)
+
+    family: ClassVar[str] = ""
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """Read the items. Raises RecipeError where something is missing or wrong."""
+
+
+def check_names(dataset: Dataset, selection: Selection, where: str) -> None:
+    """Refuse labels and ids that the dataset does not have."""
+    for key in ("label", "all_of", "without"):
+        for name in getattr(selection, key) or ():
+            if name not in dataset.names:
+                raise RecipeError(f"{where}.{key}: the data has no {name!r}. {did_you_mean(name, dataset.names)}")
+    for item in selection.ids or ():
+        if not 0 <= item < len(dataset):
+            raise RecipeError(f"{where}.ids: the data has no item {item}; ids run from 0 to {len(dataset) - 1}.")

@@ -1,0 +1,40 @@
+"""Errors with the exit code that the command line answers with."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UnlearnError(Exception):
+    """A failure with one clear message: what was given, what is allowed, what to type."""
+
+    exit_code = 1
+
+
+class RecipeError(UnlearnError):
+    """The recipe, the data or a file it names is wrong. Nothing was written."""
+
+    exit_code = 2
+
+
+class Diverged(UnlearnError):
+    """The loss or a weight is no longer finite. The last good state is kept."""
+
+
+class GateFailed(UnlearnError):
+    """The run ended, but a figure misses the threshold that the recipe sets for it."""
+
+    exit_code = 3
+
+
+class Interrupted(UnlearnError):
+    """The user stopped the run. The state is saved."""
+
+    exit_code = 130
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return ``Did you mean: a, b? `` or nothing, then all allowed names."""
+    names = sorted(allowed)
+    near = get_close_matches(given, names, n=3, cutoff=0.5)
+    hint = f"Did you mean: {', '.join(near)}? " if near else ""
+    return f"{hint}Allowed: {', '.join(names) or 'none'}."

@@ -1,0 +1,155 @@
+"""The parts of a recipe that are the same for every family; components bring their own dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from unlearn.data.base import Source
+    from unlearn.evaluators.base import Evaluator
+    from unlearn.models.base import ModelConfig
+    from unlearn.models.scope import Scope
+    from unlearn.objectives.base import Objective
+    from unlearn.objectives.surgery import Combination
+
+
+@dataclass
+class About:
+    """What the listing shows.
+
+    Args:
+        title: one line: what the recipe does.
+        method: the published method, as the paper index names it.
+        needs: hardware and time, e.g. "CPU, 2 min, 1 GB".
+    """
+
+    title: str = ""
+    method: str = ""
+    needs: str = ""
+
+
+@dataclass
+class Optim:
+    """How the weights move.
+
+    Args:
+        name: optimiser.
+        lr: learning rate, > 0.
+        betas: Adam's averages.
+        weight_decay: decoupled for adamw, added to the gradient otherwise, >= 0.
+        momentum: for sgd.
+        steps: number of optimiser steps, >= 1 (an objective may stop earlier).
+        batch: items a step from each split, over all ranks and micro-batches.
+        forget_batch: items a step from forget, where it differs from ``batch``.
+        accumulate: micro-batches a step: less memory, same result.
+        clip: largest gradient norm after combination; null switches clipping off.
+        schedule: constant, cosine to zero, linear to zero, or onecycle.
+        warmup: share of the steps over which the rate rises, in [0, 1).
+        ema: decay of an average of the moving weights, which then is the result; null switches it off.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    steps: int = 100
+    batch: int = 64
+    forget_batch: int | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
+    warmup: float = 0.0
+    ema: float | None = None
+
+
+@dataclass
+class Trainer:
+    """Where and how the run is carried out; nothing here changes the result beyond float tolerance.
+
+    Args:
+        devices: number of processes or GPUs (data parallel).
+        accelerator: auto takes a GPU where there is one.
+        precision: bf16-mixed halves activation memory on recent GPUs; 64-true is for exact comparisons.
+        compile: torch.compile the model in place: slower start, faster steps.
+        workers: processes that read data; 0 reads in the main process.
+        log_every: steps between rows of metrics.csv.
+        checkpoint_every: steps between checkpoints.
+        threads: CPU threads a process; null leaves PyTorch's choice.
+        tensorboard: write TensorBoard logs too; null does so where it is installed.
+        wandb: Weights & Biases project name; null does not log there.
+    """
+
+    devices: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["32", "bf16-mixed", "64-true", "16-mixed"] = "32"
+    compile: bool = False
+    workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 50
+    threads: int | None = None
+    tensorboard: bool | None = None
+    wandb: str | None = None
+
+
+@dataclass
+class Pretrain:
+    """How the target, and the model retrained without the forget data, are trained.
+
+    Args:
+        retrained: whether the retrained model is wanted (trained where neither shipped nor cached).
+        seed: seed of the initial weights and the data order; one target serves all seeds of a recipe.
+        optim: as for unlearning.
+    """
+
+    retrained: bool = True
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Gate:
+    """A threshold on a figure; the run exits with 3 where it is missed.
+
+    Args:
+        metric: metric name.
+        split: split of the record, "" for any.
+        subject: subject of the record.
+        about: required entries of the record's ``about``.
+        min: smallest value allowed.
+        max: largest value allowed.
+        minus: subject whose value is subtracted first (target or retrained).
+    """
+
+    metric: str = "???"
+    split: str = ""
+    subject: str = "unlearned"
+    about: dict[str, str] = field(default_factory=dict)
+    min: float | None = None
+    max: float | None = None
+    minus: str | None = None
+
+
+@dataclass
+class Recipe:
+    """A recipe with every component built; made by ``unlearn.recipe.load``."""
+
+    name: str
+    about: About
+    model: ModelConfig
+    data: Source
+    pretrain: Pretrain
+    forget: dict[str, Objective]
+    retain: dict[str, Objective]
+    combine: Combination
+    scope: Scope
+    optim: Optim
+    trainer: Trainer
+    evaluate: dict[str, Evaluator]
+    gate: dict[str, Gate]
+    seeds: list[int]
+    output: str | None
+    tree: dict[str, Any]
+    origins: dict[str, str]
+    hash: str
