@@ -1,0 +1,177 @@
+"""The layers that flows are made of: nflows transforms, and our own where nflows falls short."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from nflows import distributions, flows, transforms
+from nflows.nn.nets import ResidualNet
+from torch import Tensor, nn
+
+Coupling = Literal["affine", "additive"]
+
+
+class Logit(transforms.Transform):  # type: ignore[misc]
+    """Spread [0, 1] over the real line: y = logit(alpha + (1 - 2 alpha) x).
+
+    Without it the inverse of affine couplings explodes outside of the data's range; with it samples stay in
+    [-alpha / (1 - 2 alpha), (1 - alpha) / (1 - 2 alpha)].
+
+    Args:
+        alpha: distance kept from both ends, in (0, 0.5).
+
+    Reference:
+        Dinh et al., Density estimation using Real NVP, 2017, section 4.1. arXiv:1605.08803
+    """
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map x in [0, 1], (B, ...), to y and the log-determinant, (B,)."""
+        p = self.alpha + (1 - 2 * self.alpha) * inputs
+        log_p, log_q = torch.log(p), torch.log1p(-p)
+        slope = math.log(1 - 2 * self.alpha) - log_p - log_q
+        return log_p - log_q, slope.flatten(1).sum(dim=1)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map y, (B, ...), back to x and the log-determinant, (B,)."""
+        outputs = (torch.sigmoid(inputs) - self.alpha) / (1 - 2 * self.alpha)
+        slope = nn.functional.logsigmoid(inputs) + nn.functional.logsigmoid(-inputs) - math.log(1 - 2 * self.alpha)
+        return outputs, slope.flatten(1).sum(dim=1)
+
+
+class ActNorm(transforms.ActNorm):  # type: ignore[misc]
+    """Activation normalisation that is set from data on request only (see ``initialise``).
+
+    nflows' own takes the first batch it sees in training mode, puts a CPU tensor into a CUDA buffer, and turns a
+    constant channel into infinities.
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift each channel of (B, C) or (B, C, H, W)."""
+        scale, shift = self._broadcastable_scale_shift(inputs)
+        area = math.prod(inputs.shape[2:])
+        return inputs * scale + shift, (area * self.log_scale.sum()).expand(len(inputs))
+
+
+class InvertibleConvolution(transforms.OneByOneConvolution):  # type: ignore[misc]
+    """nflows' 1 x 1 convolution (permutation, then an LU product) as one convolution, in full precision.
+
+    nflows' own inverse calls ``torch.triangular_solve``, which PyTorch is about to remove.
+
+    Reference:
+        Kingma and Dhariwal, Glow, 2018, section 3.2. arXiv:1807.03039
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix the channels of (B, C, H, W)."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            weight = self.weight()[:, self.permutation._inverse_permutation]
+            outputs = nn.functional.conv2d(inputs, weight[..., None, None], self.bias)
+            return outputs, (inputs[0, 0].numel() * self.logabsdet()).expand(len(inputs))
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unmix the channels of (B, C, H, W)."""
+        batch, channels, height, width = inputs.shape
+        with torch.autocast(inputs.device.type, enabled=False):
+            lower, upper = self._create_lower_upper()
+            rows = (inputs.transpose(0, 1).reshape(channels, -1) - self.bias[:, None]).contiguous()
+            rows = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
+            rows = torch.linalg.solve_triangular(upper, rows, upper=True)
+            outputs = rows.view(channels, batch, height, width).transpose(0, 1)
+            outputs, _ = self.permutation.inverse(outputs)
+            return outputs, (-height * width * self.logabsdet()).expand(batch)
+
+
+class CouplingNet(nn.Sequential):
+    """The small network of a coupling layer: (B, C, H, W) to (B, C', H, W), zero at first.
+
+    Args:
+        width: hidden channels.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, width: int) -> None:
+        last = nn.Conv2d(width, channels_out, 3, padding=1)
+        super().__init__(
+            nn.Conv2d(channels_in, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(),
+            last,
+        )
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the raw parameters of the coupling, in the precision of the inputs even under autocast."""
+        return super().forward(inputs).to(inputs.dtype)
+
+
+def glow(shape: tuple[int, int, int], scales: int, depth: int, width: int, coupling: Coupling, alpha: float) -> Any:
+    """Build a multiscale Glow over images in [0, 1] of shape (C, H, W); H and W divisible by 2**scales.
+
+    Reference:
+        Kingma and Dhariwal, Glow, 2018. arXiv:1807.03039
+    """
+    kind = transforms.AffineCouplingTransform if coupling == "affine" else transforms.AdditiveCouplingTransform
+    multiscale = transforms.MultiscaleCompositeTransform(scales)
+    channels, height, width_px = shape
+    for _ in range(scales):
+        channels, height, width_px = 4 * channels, height // 2, width_px // 2
+        layers: list[Any] = [transforms.SqueezeTransform()]
+        for _ in range(depth):
+            mask = torch.arange(channels) < channels // 2
+            layers += [
+                ActNorm(channels),
+                InvertibleConvolution(channels),
+                kind(mask.int(), lambda taken, given: CouplingNet(taken, given, width)),
+            ]
+        rest = multiscale.add_transform(transforms.CompositeTransform(layers), (channels, height, width_px))
+        channels = channels if rest is None else rest[0]
+    transform = transforms.CompositeTransform([Logit(alpha), multiscale])
+    return flows.Flow(transform, distributions.StandardNormal([math.prod(shape)]))
+
+
+def coupling_flow(features: int, depth: int, width: int, bins: int | None, tail: float) -> Any:
+    """Build a flow over vectors (D,), D >= 2, from affine couplings, or rational-quadratic ones with ``bins``.
+
+    References:
+        Dinh et al., Density estimation using Real NVP, 2017. arXiv:1605.08803
+        Durkan et al., Neural Spline Flows, 2019. arXiv:1906.04032
+    """
+
+    def net(taken: int, given: int) -> Any:
+        return ResidualNet(taken, given, hidden_features=width)
+
+    layers: list[Any] = [ActNorm(features)]
+    for index in range(depth):
+        mask = (torch.arange(features) + index) % 2
+        if bins is None:
+            layers += [transforms.AffineCouplingTransform(mask, net), ActNorm(features)]
+        else:
+            layers.append(
+                transforms.PiecewiseRationalQuadraticCouplingTransform(
+                    mask, net, num_bins=bins, tails="linear", tail_bound=tail
+                )
+            )
+    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+
+
+def autoregressive_flow(features: int, depth: int, width: int) -> Any:
+    """Build a masked autoregressive flow over vectors (D,), D >= 1. Sampling takes D passes.
+
+    Reference:
+        Papamakarios et al., Masked Autoregressive Flow, 2017. arXiv:1705.07057
+    """
+    layers: list[Any] = [ActNorm(features)]
+    for _ in range(depth):
+        layers += [
+            transforms.ReversePermutation(features),
+            transforms.MaskedAffineAutoregressiveTransform(features, hidden_features=width),
+            ActNorm(features),
+        ]
+    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))

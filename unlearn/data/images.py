@@ -1,0 +1,76 @@
+"""What all image data have in common: the test share, labels as numbers, images in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Dataset
+
+TEST_EVERY = 5
+"""Every fifth item of a label is a test item: 20 %."""
+
+
+def systematic_test_share(labels: Sequence[str]) -> Tensor:
+    """Return (N,) bool: every fifth item of each label in the order of the data, whatever the run's seed.
+
+    A label with fewer than five items gives none.
+    """
+    seen: dict[str, int] = defaultdict(int)
+    chosen = []
+    for label in labels:
+        seen[label] += 1
+        chosen.append(seen[label] % TEST_EVERY == 0)
+    return torch.tensor(chosen, dtype=torch.bool)
+
+
+def label_numbers(dataset: Dataset) -> Tensor:
+    """Return (N,) int64: each item's label as an index into ``dataset.names``, -1 for none."""
+    number = {name: index for index, name in enumerate(dataset.names)}
+    return torch.tensor([number.get(label, -1) for label in dataset.labels], dtype=torch.int64)
+
+
+class ImagesInMemory(Dataset):
+    """Images that fit in memory.
+
+    Args:
+        images: (N, C, H, W) uint8, grey levels 0 ... levels - 1.
+        labels: one an item.
+        attributes: further labels an item.
+        levels: number of grey levels, 2 ... 256.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Sequence[str], attributes: Sequence[frozenset[str]], levels: int
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.attributes = attributes
+        self.is_test = systematic_test_share(labels)
+        self.info = {"shape": tuple(images.shape[1:]), "levels": levels}
+        content = hashlib.sha256(repr((self.info, list(labels), [sorted(a) for a in attributes])).encode())
+        content.update(images.contiguous().numpy().tobytes())
+        self.fingerprint = content.hexdigest()
+        self._numbers = label_numbers(self)
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return ``id``, ``image`` (B, C, H, W) uint8 and ``label`` (B,) of the items ``ids``."""
+        return {"id": ids, "image": self.images[ids], "label": self._numbers[ids]}
+
+
+def digit_attributes(images: Tensor, digits: Sequence[int]) -> list[frozenset[str]]:
+    """Return what is known of handwritten digits besides their class.
+
+    ``even`` or ``odd``; ``bold`` or ``light``: as much ink as the median of the same digit or more, or less.
+    """
+    ink = images.flatten(1).sum(dim=1, dtype=torch.int64)
+    number = torch.as_tensor(digits)
+    median = {digit: ink[number == digit].median() for digit in set(digits)}
+    return [
+        frozenset({"odd" if digit % 2 else "even", "bold" if amount >= median[digit] else "light"})
+        for digit, amount in zip(digits, ink, strict=True)
+    ]
