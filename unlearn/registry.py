@@ -1,0 +1,145 @@
+"""Names of the components: a lazy table, entry points of other packages, and dotted paths to a user's own class."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal, get_args
+
+from unlearn.errors import RecipeError, did_you_mean
+
+Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator"]
+
+BASES: dict[str, str] = {
+    "model": "unlearn.models.base:ModelConfig",
+    "data": "unlearn.data.base:Source",
+    "objective": "unlearn.objectives.base:Objective",
+    "combination": "unlearn.objectives.surgery:Combination",
+    "scope": "unlearn.models.scope:Scope",
+    "evaluator": "unlearn.evaluators.base:Evaluator",
+}
+"""The class that every component of a kind extends."""
+
+COMPONENTS: dict[str, dict[str, str]] = {
+    "model": {
+        "glow": "unlearn.models.flow:GlowConfig",
+        "coupling_flow": "unlearn.models.flow:CouplingFlowConfig",
+        "autoregressive_flow": "unlearn.models.flow:AutoregressiveFlowConfig",
+        "spline_flow": "unlearn.models.flow:SplineFlowConfig",
+    },
+    "data": {
+        "digits": "unlearn.data.digits:Digits",
+        "mnist": "unlearn.data.mnist:Mnist",
+        "image_folder": "unlearn.data.image_folder:ImageFolder",
+    },
+    "objective": {
+        "taming": "unlearn.objectives.flow.taming:Taming",
+        "taming_retain": "unlearn.objectives.flow.taming_retain:TamingRetain",
+        "category_taming": "unlearn.objectives.flow.category_taming:CategoryTaming",
+        "debias": "unlearn.objectives.flow.debias:Debias",
+        "likelihood_ascent": "unlearn.objectives.flow.likelihood_ascent:LikelihoodAscent",
+        "training_loss": "unlearn.objectives.common.training_loss:TrainingLoss",
+        "weight_anchor": "unlearn.objectives.common.weight_anchor:WeightAnchor",
+    },
+    "combination": {
+        "sum": "unlearn.objectives.surgery:WeightedSum",
+        "pcgrad": "unlearn.objectives.surgery:PCGrad",
+        "one_sided": "unlearn.objectives.surgery:OneSided",
+        "gru": "unlearn.objectives.surgery:GRU",
+        "mgda": "unlearn.objectives.surgery:MGDA",
+    },
+    "scope": {
+        "all": "unlearn.models.scope:All",
+        "pattern": "unlearn.models.scope:Pattern",
+        "kind": "unlearn.models.scope:Kind",
+        "saliency": "unlearn.models.scope:Saliency",
+    },
+    "evaluator": {
+        "bits_per_dim": "unlearn.evaluators.bits_per_dim:BitsPerDim",
+        "likelihood_rank": "unlearn.evaluators.likelihood_rank:LikelihoodRank",
+        "sample_share": "unlearn.evaluators.sample_share:SampleShare",
+        "feature_distance": "unlearn.evaluators.feature_distance:FeatureDistance",
+        "membership": "unlearn.evaluators.membership:Membership",
+        "sample_grid": "unlearn.evaluators.sample_grid:SampleGrid",
+        "cost": "unlearn.evaluators.cost:Cost",
+        "goal": "unlearn.evaluators.goal:Goal",
+    },
+}
+"""Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the registered names of a kind, plugins included, sorted, without importing any component."""
+    return sorted(_table(kind))
+
+
+def target(kind: Kind, name: str) -> str:
+    """Return the ``module:class`` behind a name or a dotted path. Raises RecipeError for an unknown name."""
+    table = _table(kind)
+    if name in table:
+        return table[name]
+    if _PATH.fullmatch(name):
+        return name if ":" in name else ":".join(name.rsplit(".", 1))
+    raise RecipeError(
+        f"there is no {kind} {name!r}. {did_you_mean(name, table)} Your own class goes by its path: package.module:Class."
+    )
+
+
+@cache
+def resolve(kind: Kind, name: str) -> type[Any]:
+    """Return the dataclass behind a name or a dotted path.
+
+    Raises:
+        RecipeError: the name is unknown, its module cannot be imported, or it is no component of this kind.
+    """
+    path = target(kind, name)
+    cls = _load(path, f"{kind} {name!r}")
+    base = _load(BASES[kind], f"the base of every {kind}")
+    problem = _problem(cls, base)
+    if problem:
+        raise RecipeError(f"{kind} {name!r} cannot be used: {path} {problem}.")
+    return cls  # type: ignore[no-any-return]
+
+
+def _problem(cls: Any, base: type[Any]) -> str | None:
+    """Return why an object is no component, or None."""
+    if not isinstance(cls, type):
+        return f"is no class but a {type(cls).__name__}"
+    if not issubclass(cls, base):
+        return f"does not extend {base.__module__}.{base.__qualname__}"
+    if "__dataclass_fields__" not in vars(cls):
+        return "is no dataclass; put @dataclass above it"
+    if inspect.isabstract(cls):
+        return f"is abstract; it lacks {', '.join(sorted(cls.__abstractmethods__))}"
+    if any(field.name == "name" for field in fields(cls)):
+        return "has a field called name, which in a recipe names the component itself"
+    return None
+
+
+def _load(path: str, what: str) -> Any:
+    """Import ``module:attribute``; whatever goes wrong inside the module is named in the error."""
+    module_name, attribute = path.split(":")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way
+        cause = f"{type(error).__name__}: {error}"
+        raise RecipeError(f"{what}: importing {module_name} failed with {cause}") from error
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise RecipeError(f"{what}: {module_name} has no {attribute!r}. {did_you_mean(attribute, public)}")
+    return getattr(module, attribute)
+
+
+@cache
+def _table(kind: Kind) -> dict[str, str]:
+    """Return name -> ``module:class``, own names before plugins (entry-point group ``unlearn.<kind>s``)."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"there is no kind {kind!r}; the kinds are {', '.join(get_args(Kind))}")
+    plugins = {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=f"unlearn.{kind}s")}
+    return {**plugins, **COMPONENTS[kind]}
