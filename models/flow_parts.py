@@ -67,6 +67,12 @@ class InvertibleConvolution(transforms.OneByOneConvolution):  # type: ignore[mis
         Kingma and Dhariwal, Glow, 2018, section 3.2. arXiv:1807.03039
     """
 
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        for name in ("lower_indices", "upper_indices", "diag_indices"):  # on the device, not copied there each time
+            indices = torch.stack([torch.from_numpy(axis) for axis in self.__dict__.pop(name)])
+            self.register_buffer(name, indices, persistent=False)
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mix the channels of (B, C, H, W)."""
         with torch.autocast(inputs.device.type, enabled=False):
@@ -87,7 +93,7 @@ class InvertibleConvolution(transforms.OneByOneConvolution):  # type: ignore[mis
             return outputs, (-height * width * self.logabsdet()).expand(batch)
 
 
-class CouplingNet(nn.Sequential):
+class CouplingNet(nn.Module):
     """The small network of a coupling layer: (B, C, H, W) to (B, C', H, W), zero at first.
 
     Args:
@@ -95,8 +101,9 @@ class CouplingNet(nn.Sequential):
     """
 
     def __init__(self, channels_in: int, channels_out: int, width: int) -> None:
+        super().__init__()
         last = nn.Conv2d(width, channels_out, 3, padding=1)
-        super().__init__(
+        self.layers = nn.Sequential(
             nn.Conv2d(channels_in, width, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, width, 1),
@@ -108,7 +115,8 @@ class CouplingNet(nn.Sequential):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the raw parameters of the coupling, in the precision of the inputs even under autocast."""
-        return super().forward(inputs).to(inputs.dtype)
+        outputs: Tensor = self.layers(inputs)
+        return outputs.to(inputs.dtype)
 
 
 def glow(shape: tuple[int, int, int], scales: int, depth: int, width: int, coupling: Coupling, alpha: float) -> Any:

@@ -1,0 +1,178 @@
+"""Images of any size in a folder, read when they are needed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from unlearn.data.base import Batch, Dataset, Source
+from unlearn.data.images import label_numbers, systematic_test_share
+from unlearn.errors import RecipeError
+
+ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "-1", "0", "false", "no"})
+
+
+@dataclass
+class ImageFolder(Source):
+    """Images in subfolders; the name of the first subfolder is the label, as text (``no`` and ``012`` included).
+
+    Every image is cropped to its central square and resized. Files are taken in the order of their relative names;
+    every fifth of a label is a test item. Images directly in the folder have no label.
+
+    Args:
+        path: the folder.
+        size: height and width in pixels after resizing.
+        channels: 3 for colour, 1 for grey.
+        bits: grey levels kept, 2**bits of 256: 1 ... 8.
+        attributes: a table of further labels, relative to the folder. CSV: a header, the relative file name in the
+            first column, then a column an attribute with 1, true, yes or 0, -1, false, no, nothing. JSON: a mapping
+            of relative file names to lists of attributes.
+    """
+
+    path: str = "???"
+    size: int = 32
+    channels: int = 3
+    bits: int = 8
+    attributes: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; it must be >= 1")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (colour)")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
+
+    def load(self) -> Dataset:
+        """List and hash the files; pixels are read batch by batch. Raises RecipeError naming what is wrong."""
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise RecipeError(f"data.path: there is no folder {self.path!r}. Type data.path=FOLDER_OF_IMAGES.")
+        files = {file.relative_to(root).as_posix(): file for file in root.rglob("*") if _is_image(file, root)}
+        if not files:
+            raise RecipeError(f"data.path: {self.path!r} holds no images. Endings read: {', '.join(sorted(ENDINGS))}.")
+        files = dict(sorted(files.items()))
+        table = {} if self.attributes is None else _read_table(root / self.attributes, files.keys())
+        return FolderImages(files, table, self.size, self.channels, self.bits)
+
+
+class FolderImages(Dataset):
+    """Images read from files.
+
+    Args:
+        files: relative name to file, in order.
+        table: relative name to attributes.
+        size: height and width after resizing.
+        channels: 1 or 3.
+        bits: grey levels kept, 2**bits.
+    """
+
+    def __init__(
+        self, files: dict[str, Path], table: dict[str, frozenset[str]], size: int, channels: int, bits: int
+    ) -> None:
+        self.files = list(files.values())
+        self.labels = [name.split("/")[0] if "/" in name else "" for name in files]
+        self.attributes = [table.get(name, frozenset()) for name in files]
+        self.is_test = systematic_test_share(self.labels)
+        self.info = {"shape": (channels, size, size), "levels": 2**bits}
+        self._bits = bits
+        self._numbers = label_numbers(self)
+        content = hashlib.sha256(repr((self.info, [sorted(names) for names in self.attributes])).encode())
+        for name, file in files.items():
+            data = file.read_bytes()
+            _open(BytesIO(data), file).close()
+            content.update(repr((name, len(data))).encode() + hashlib.sha256(data).digest())
+        self.fingerprint = content.hexdigest()
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return ``id``, ``image`` (B, C, H, W) uint8 and ``label`` (B,) of the items ``ids``."""
+        shape = self.info["shape"]
+        images = torch.empty(len(ids), *shape, dtype=torch.uint8)
+        for row, item in enumerate(ids.tolist()):
+            images[row] = read_image(self.files[item], shape[1], shape[0])
+        return {"id": ids, "image": images >> (8 - self._bits), "label": self._numbers[ids]}
+
+
+def read_image(file: Path, size: int, channels: int) -> Tensor:
+    """Read an image as (channels, size, size) uint8: central square, resized; transparency turns white."""
+    with _open(file, file) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            plain = upright.convert("L" if channels == 1 else "RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RecipeError(f"{file}: the image is damaged ({error}). Replace or remove the file.") from error
+    fitted = ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).view(size, size, channels).permute(2, 0, 1)
+
+
+def _open(source: Path | BytesIO, file: Path) -> Image.Image:
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError as error:
+        raise RecipeError(f"{file}: not an image. Replace or remove the file.") from error
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read ({error}). Replace or remove the file.") from error
+
+
+def _is_image(file: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.suffix.lower() in ENDINGS and file.is_file() and not hidden
+
+
+def _read_table(path: Path, names: Collection[str]) -> dict[str, frozenset[str]]:
+    """Read the attributes of the files; refuse files that are not there."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"data.attributes: {path} cannot be read ({error}).") from error
+    table = _from_json(text, path) if path.suffix.lower() == ".json" else _from_csv(text, path)
+    for name in table:
+        if name not in names:
+            near = get_close_matches(name, names, n=1, cutoff=0.0)
+            raise RecipeError(f"{path}: there is no image {name!r}. Names are relative to data.path, e.g. {near[0]!r}.")
+    return table
+
+
+def _from_json(text: str, path: Path) -> dict[str, frozenset[str]]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
+    ):
+        raise RecipeError(f'{path}: it must map file names to lists of text, e.g. {{"cat/1.png": ["black", "012"]}}.')
+    return {name: frozenset(names) for name, names in found.items()}
+
+
+def _from_csv(text: str, path: Path) -> dict[str, frozenset[str]]:
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if not rows or len(rows[0]) < 2:
+        raise RecipeError(f"{path}: the first line must name the columns: the file, then the attributes.")
+    header = rows[0][1:]
+    table = {}
+    for name, *flags in rows[1:]:
+        if len(flags) != len(header):
+            raise RecipeError(
+                f"{path}: the line of {name!r} has {len(flags) + 1} values; the header has {len(rows[0])}."
+            )
+        for attribute, flag in zip(header, flags, strict=True):
+            if flag.strip().lower() not in YES | NO:
+                raise RecipeError(f"{path}: {name!r} has {flag!r} for {attribute!r}; type 1 or 0.")
+        table[name] = frozenset(a for a, flag in zip(header, flags, strict=True) if flag.strip().lower() in YES)
+    return table
