@@ -1,0 +1,218 @@
+"""From recipe files and command-line arguments to one tree of text, each value with its origin. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from unlearn import registry
+from unlearn.errors import RecipeError, did_you_mean
+from unlearn.yaml_text import MAX_CHARACTERS, Tree, from_python, parse, shorten
+
+
+class Given(NamedTuple):
+    """A value that somebody wrote, and where: a file name, ``command line`` or ``call``."""
+
+    value: Tree
+    origin: str
+
+
+Node: TypeAlias = "Given | dict[str, Node]"
+
+COMPONENTS: dict[str, registry.Kind] = {"model": "model", "data": "data", "combine": "combination", "scope": "scope"}
+"""Parts that are one component."""
+TERMS = ("forget", "retain")
+"""Parts that are one objective or a mapping of several."""
+_MAX_FILES = 64
+
+
+@cache
+def names() -> list[str]:
+    """Return the names of the packaged recipes; files that start with an underscore are only for ``base:``."""
+    return sorted(name for name in _packaged() if not name.rpartition("/")[2].startswith("_"))
+
+
+def read(recipe: str | Path | Mapping[str, object]) -> tuple[str, dict[str, Node]]:
+    """Return a recipe's name and its values, those of its bases included."""
+    reader = _Reader()
+    if isinstance(recipe, Mapping):
+        tree = from_python(recipe, "the recipe")
+        assert isinstance(tree, dict)
+        base = tree.get("base")
+        return (_stem(base) if isinstance(base, str) else "recipe"), reader.layer(tree, "call", Path(), ())
+    return _stem(str(recipe)), reader.open(str(recipe), Path(), ())
+
+
+def override(node: dict[str, Node], arguments: Sequence[str]) -> dict[str, Node]:
+    """Return the values with ``key=value`` arguments laid over them, one after the other."""
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        path = key.split(".")
+        if not equals or not all(path):
+            raise RecipeError(f"{shorten(argument)} is no setting; write key=value, such as optim.lr=1e-4.")
+        value = text.strip()
+        tree = parse(value, shorten(argument)) if value[:1] in ("[", "{", '"', "'") else _plain(value)
+        _refuse_hidden_term(node, path)
+        for part in reversed(path):
+            tree = {part: tree}
+        node = _merge(node, _given(tree, "command line"), ())  # type: ignore[assignment]
+    return node
+
+
+def _plain(text: str) -> Tree:
+    return None if text in ("", "~", "null") else text
+
+
+def _refuse_hidden_term(node: dict[str, Node], path: list[str]) -> None:
+    """Refuse ``forget.other.weight=1`` where forget is one objective: it would silently take its place."""
+    part = node.get(path[0])
+    if path[0] in TERMS and len(path) > 1 and isinstance(part, dict) and isinstance(name := part.get("name"), Given):
+        if path[1] in registry.names("objective"):
+            raise RecipeError(
+                f"{'.'.join(path)}: {path[0]} is one objective, {name.value}. To have several, write "
+                f"{path[0]}={{{name.value}: {{}}, {path[1]}: {{}}}}."
+            )
+
+
+class _Reader:
+    """Reads files and their bases, every file at most once a chain and a bounded number in all."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def open(self, name: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Node]:
+        """Return the values of a packaged recipe, or of a file relative to ``folder``."""
+        self.read += 1
+        if self.read > _MAX_FILES:
+            raise RecipeError(f"{chain[0]}: over {_MAX_FILES} files are read through 'base:'; name fewer.")
+        is_file = name.endswith((".yaml", ".yml"))
+        path = folder / Path(name).expanduser() if is_file else Path(f"{name}.yaml")
+        origin = str(path)
+        identity = str(path.resolve()) if is_file else name
+        if identity in chain:
+            raise RecipeError(f"{origin}: 'base:' goes round in a circle: {' -> '.join((*chain, identity))}.")
+        tree = parse(_text_of(path) if is_file else _packaged_text(name), origin)
+        if not isinstance(tree, dict):
+            raise RecipeError(f"{origin} must hold a mapping (model: ..., data: ...), not {shorten(tree)}.")
+        return self.layer(tree, origin, path.parent if is_file else Path(), (*chain, identity))
+
+    def layer(self, tree: dict[str, Tree], origin: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Node]:
+        """Return a layer laid over its bases."""
+        base = tree.pop("base", None)
+        bases = base if isinstance(base, list) else [] if base is None else [base]
+        node: Node = {}
+        for name in bases:
+            if not isinstance(name, str):
+                raise RecipeError(f"{origin}: base is {shorten(base)}; it must be a recipe or a list of recipes.")
+            node = _merge(node, self.open(name, folder, chain), ())
+        return _merge(node, _given(tree, origin), ())  # type: ignore[return-value]
+
+
+def _stem(name: str) -> str:
+    if not name.endswith((".yaml", ".yml")):
+        return name
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(name).stem) or "recipe"
+
+
+@cache
+def _packaged() -> dict[str, Traversable]:
+    """Return name -> file of every packaged recipe; studies are read by their own command."""
+    found: dict[str, Traversable] = {}
+
+    def walk(folder: Traversable, prefix: str) -> None:
+        for item in folder.iterdir():
+            if item.name.endswith(".yaml"):
+                found[prefix + item.name.removesuffix(".yaml")] = item
+            elif item.is_dir() and not item.name.startswith((".", "__")) and prefix + item.name != "studies":
+                walk(item, f"{prefix}{item.name}/")
+
+    walk(files("unlearn.recipes"), "")
+    return found
+
+
+def _packaged_text(name: str) -> str:
+    if name not in _packaged():
+        raise RecipeError(
+            f"there is no recipe {shorten(name)}. {did_you_mean(name, names())} A file goes by its path, ending in .yaml."
+        )
+    return _packaged()[name].read_text(encoding="utf-8")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {shorten(str(path))}. Packaged recipes: {', '.join(names())}.")
+        if path.stat().st_size > 4 * MAX_CHARACTERS:
+            raise RecipeError(f"{path}: {path.stat().st_size} bytes are too many for a recipe.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"the recipe {shorten(str(path))} cannot be read: {error}") from error
+
+
+def _given(tree: Tree, origin: str) -> Node:
+    if isinstance(tree, dict):
+        return {key: _given(value, origin) for key, value in tree.items()}
+    return Given(tree, origin)
+
+
+def _merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
+    """Lay ``new`` over ``old``. A component whose name changes starts from its defaults; so does a bare name."""
+    if path and path[0] in TERMS and len(path) == 1 or _is_component(path):
+        if isinstance(new, Given) and isinstance(new.value, str):
+            return {"name": new}
+    if not isinstance(new, dict):
+        return new
+    if not isinstance(old, dict) or _replaces(old, new, path):
+        old = {}
+    merged = dict(old)
+    for key, value in new.items():
+        below = (*path, key)
+        if _drops(value, below, "name" in {**old, **new}):
+            if key not in old:
+                raise RecipeError(
+                    f"{'.'.join(below)} ({value.origin}) is null, but there is nothing to drop; "  # type: ignore[union-attr]
+                    f"for its defaults write {key}: {{}}."
+                )
+            del merged[key]
+        else:
+            merged[key] = _merge(old.get(key), value, below)
+    return merged
+
+
+def _is_component(path: tuple[str, ...]) -> bool:
+    return len(path) == 1 and path[0] in COMPONENTS or len(path) == 2 and path[0] == "evaluate"
+
+
+def _drops(value: Node, path: tuple[str, ...], single: bool) -> bool:
+    """Whether a null takes an entry out of a mapping of named things."""
+    entries = ("evaluate", "gate") if single else ("evaluate", "gate", *TERMS)
+    return isinstance(value, Given) and value.value is None and len(path) == 2 and path[0] in entries
+
+
+def _replaces(old: dict[str, Node], new: dict[str, Node], path: tuple[str, ...]) -> bool:
+    """Whether ``new`` is another component than ``old``, so that the old one's settings mean nothing to it."""
+    if len(path) == 1 and path[0] in TERMS:
+        if "name" in old or "name" in new:
+            return _value(old, "name") != _value(new, "name") if "name" in new else is_several(new)
+        return False
+    if _is_component(path) or len(path) == 2 and path[0] in TERMS:
+        implied = path[1] if len(path) == 2 else None
+        return "name" in new and _value(old, "name", implied) != _value(new, "name")
+    return False
+
+
+def _value(node: dict[str, Node], key: str, otherwise: Tree = None) -> Tree:
+    value = node.get(key)
+    return value.value if isinstance(value, Given) else otherwise
+
+
+def is_several(node: dict[str, Node]) -> bool:
+    """Whether a forget or retain part is a mapping of several objectives rather than the settings of one."""
+    known = registry.names("objective")
+    named = (key in known or isinstance(value, dict) and "name" in value for key, value in node.items())
+    return "name" not in node and bool(node) and all(named)
