@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from torch import Tensor, nn
 
 from unlearn.data.base import Batch
+from unlearn.errors import RecipeError
 from unlearn.randomness import Randomness
 
 
@@ -31,6 +32,11 @@ class Wrapper(nn.Module, ABC):
     def from_pretrained(cls, folder: Path) -> Self:
         """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
 
+    @classmethod
+    def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
+        """Wrap a user's own model in memory, for data described by ``info``; a backend that can overrides this."""
+        raise RecipeError(f"{cls.__name__} cannot wrap a {type(model).__name__}. Give a {cls.__name__}, or a folder.")
+
 
 @dataclass
 class ModelConfig(ABC):
@@ -39,10 +45,13 @@ class ModelConfig(ABC):
     Args:
         pretrained: folder or hub id of the target model; by default the recipe trains it (or takes the copy
             that ships, or the cached one).
+        retrained: folder of a model that never saw the forget data; by default the recipe trains it, unless
+            ``pretrained`` is given.
         train: train the target and the retrained model anew, whatever ships or is cached.
     """
 
     pretrained: str | None = None
+    retrained: str | None = None
     train: bool = False
 
     wrapper: ClassVar[type[Wrapper]]

@@ -1,10 +1,19 @@
 """Ranks: who does which items, and how the parts come together in the same order on every rank."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+import os
+import sys
 
 import torch
 import torch.distributed as dist
+from lightning.fabric import Fabric
 from torch import Tensor
+
+from unlearn.errors import RecipeError
+
+Item = TypeVar("Item")
 
 
 def rank() -> int:
@@ -17,18 +26,36 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def gather_objects(item: Item) -> list[Item]:
+    """Return every rank's item, in rank order."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
 def gather_rows(rows: Tensor) -> list[Tensor]:
-    """Return the rows (n_r, ...) of every rank, in rank order; n_r may differ and may be 0."""
+    """Return the rows (n_r, ...) of every rank, in rank order; n_r may differ.
+
+    A rank with nothing passes an empty tensor (0,), whatever the others' row shape.
+    """
     if world_size() == 1:
         return [rows]
-    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-    longest = int(max(size.item() for size in sizes))
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in sizes]
+    shapes = gather_objects(tuple(rows.shape))
+    row_shape = max((shape[1:] for shape in shapes if shape[0]), key=len, default=rows.shape[1:])
+    padded = rows.new_zeros(max(shape[0] for shape in shapes), *row_shape)
+    padded[: len(rows)] = rows.reshape(len(rows), *row_shape)
+    parts = [torch.empty_like(padded) for _ in shapes]
     dist.all_gather(parts, padded.contiguous())
-    return [part[: int(size.item())] for part, size in zip(parts, sizes, strict=True)]
+    return [part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)]
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 @torch.no_grad()
@@ -46,3 +73,25 @@ def map_ids(function: Callable[[Tensor], Tensor], ids: Tensor, batch_size: int =
     for index, part in enumerate(parts):
         result[index :: world_size()] = part
     return result
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def launch(devices: int, accelerator: str) -> None:
+    """Start the other ranks on the same command line, once; torchrun and SLURM start them by themselves.
+
+    Raises:
+        RecipeError: several devices are asked for where the command line cannot be run again.
+    """
+    if devices == 1 or dist.is_initialized():
+        return
+    if getattr(sys.modules["__main__"], "__spec__", None) is None and "LOCAL_RANK" not in os.environ:
+        raise RecipeError(
+            f"trainer.devices={devices} works from the command line, which each rank runs again. "
+            "Type python -m unlearn.run ... trainer.devices=N, or start your script with torchrun."
+        )
+    Fabric(accelerator=accelerator, devices=devices, strategy="ddp").launch()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UnlearnError(Exception):
@@ -21,13 +22,22 @@ class Diverged(UnlearnError):
 
 
 class GateFailed(UnlearnError):
-    """The run ended, but a figure misses the threshold that the recipe sets for it."""
+    """The run ended, but a figure misses the threshold that the recipe sets for it.
+
+    Args:
+        message: one line a missed gate.
+        result: what the run leaves all the same (unlearn.job.Result).
+    """
 
     exit_code = 3
 
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
 
 class Interrupted(UnlearnError):
-    """The user stopped the run. The state is saved."""
+    """The user stopped the run; the state is saved."""
 
     exit_code = 130
 

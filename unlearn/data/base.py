@@ -48,7 +48,10 @@ class Dataset(ABC):
     def having(self, names: Sequence[str]) -> Tensor:
         """Return (N,) bool: the items whose label or attributes include all of ``names``."""
         return torch.tensor(
-            [all(n == label or n in more for n in names) for label, more in zip(self.labels, self.attributes, strict=True)],
+            [
+                all(n == label or n in more for n in names)
+                for label, more in zip(self.labels, self.attributes, strict=True)
+            ],
             dtype=torch.bool,
         )
 
@@ -64,7 +67,7 @@ class Selection:
         ids: items by id.
         likelihood_quantile: keep items whose likelihood quantile under the target lies in [low, high]; 1 is the
             most likely. Asks the model for a likelihood.
-        count: keep this many of what is left, drawn by the seed (with a quantile: the nearest to its middle).
+        count: keep this many of what is left, drawn by the seed.
     """
 
     label: list[str] | None = None

@@ -1,0 +1,188 @@
+"""Scope: which parameters may move."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.errors import RecipeError, did_you_mean
+
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "convolution": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d),
+    "embedding": (nn.Embedding,),
+    "normalisation": (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm),
+}
+"""Kinds of layer by name. A wrapper adds its own by an attribute ``layer_kinds`` of the same form."""
+
+
+@dataclass(frozen=True)
+class Scope(ABC):
+    """Chooses parameters by name, and optionally single entries of them by a mask."""
+
+    needs_gradient = False
+
+    @abstractmethod
+    def select(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters that may move, in the model's order."""
+
+    def masks(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a bool mask a parameter (True may move) from the forget loss's gradient; empty for no mask."""
+        return {}
+
+
+@dataclass(frozen=True)
+class All(Scope):
+    """Every parameter may move."""
+
+    def select(self, model: nn.Module) -> list[str]:
+        """Return all names."""
+        return [name for name, _ in model.named_parameters()]
+
+
+@dataclass(frozen=True)
+class Pattern(Scope):
+    """Parameters whose name matches a regular expression.
+
+    Args:
+        include: expressions searched in the name; any match lets a parameter move.
+        exclude: expressions; any match holds it still.
+    """
+
+    include: list[str] = field(default_factory=lambda: [".*"])
+    exclude: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse an expression that does not compile."""
+        for expression in (*self.include, *self.exclude):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+
+    def select(self, model: nn.Module) -> list[str]:
+        """Return matching names; matching nothing is an error."""
+        names = [name for name, _ in model.named_parameters()]
+        chosen = [name for name in names if _matches(self.include, name) and not _matches(self.exclude, name)]
+        if not chosen:
+            raise RecipeError(
+                f"scope: include={self.include} exclude={self.exclude} matches no parameter. "
+                f"Names look like: {', '.join(names[:: max(1, len(names) // 8)])}. "
+                "Type scope.include=[EXPRESSION] with one that matches, or scope=all."
+            )
+        return chosen
+
+
+@dataclass(frozen=True)
+class Kind(Scope):
+    """Parameters of some kinds of layer.
+
+    Args:
+        kinds: names from KINDS or the wrapper's ``layer_kinds``.
+    """
+
+    kinds: list[str] = field(default_factory=lambda: ["linear", "convolution"])
+
+    def select(self, model: nn.Module) -> list[str]:
+        """Return the names of parameters directly inside a layer of these kinds."""
+        known = {**KINDS, **getattr(model, "layer_kinds", {})}
+        for kind in self.kinds:
+            if kind not in known:
+                raise RecipeError(f"scope.kinds: there is no kind {kind!r}. {did_you_mean(kind, known)}")
+        types = tuple(layer for kind in self.kinds for layer in known[kind])
+        chosen = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in model.named_modules()
+            if isinstance(module, types)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        ordered = [name for name, _ in model.named_parameters() if name in chosen]
+        if not ordered:
+            layers = sorted(
+                {type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))}
+            )
+            raise RecipeError(
+                f"scope.kinds={self.kinds} matches no parameter; the model's layers with parameters are "
+                f"{', '.join(layers)}. Type scope=all, or scope.name=pattern with scope.include=[EXPRESSION]."
+            )
+        return ordered
+
+
+@dataclass(frozen=True)
+class Saliency(Scope):
+    """The entries on which the forget loss's gradient is largest; the others are held, whatever the optimiser does.
+
+    Args:
+        share: share of all entries that may move, in (0, 1].
+        include: as in ``pattern``: the parameters among which entries are chosen.
+
+    Reference:
+        Fan et al., SalUn, 2024, eq. 4 (a hard threshold on |gradient|, by default its median). arXiv:2310.12508
+    """
+
+    share: float = 0.5
+    include: list[str] = field(default_factory=lambda: [".*"])
+    needs_gradient = True
+
+    def __post_init__(self) -> None:
+        """Refuse a share out of range."""
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; it must lie in (0, 1]")
+
+    def select(self, model: nn.Module) -> list[str]:
+        """Return the names among which entries are chosen."""
+        return Pattern(self.include).select(model)
+
+    def masks(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the masks of the largest ``share`` of entries over all parameters together."""
+        magnitudes = torch.cat([gradient.abs().reshape(-1) for gradient in gradients.values()])
+        keep = max(1, round(self.share * len(magnitudes)))
+        threshold = torch.kthvalue(magnitudes, len(magnitudes) - keep + 1).values
+        if threshold == 0:
+            moving = int((magnitudes > 0).sum())
+            if moving == 0:
+                raise RecipeError(
+                    "scope=saliency: the forget loss has no gradient on any entry, so no mask can be made."
+                )
+            return {name: gradient != 0 for name, gradient in gradients.items()}
+        return {name: gradient.abs() >= threshold for name, gradient in gradients.items()}
+
+
+class HeldEntries:
+    """Puts masked-out entries back after every step, so that weight decay and momentum cannot move them."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+        self._held = [
+            (parameters[name], ~mask, parameters[name].detach()[~mask].clone()) for name, mask in masks.items()
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Write the held entries' first values back."""
+        for parameter, held, values in self._held:
+            parameter[held] = values
+
+
+def scope_table(model: nn.Module, moving: list[str], masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
+    """Return rows (top-level module, entries that may move, all entries), for people to read."""
+    rows: dict[str, list[int]] = {}
+    chosen = set(moving)
+    for name, parameter in model.named_parameters():
+        row = rows.setdefault(_place(name), [0, 0])
+        free = int(masks[name].sum()) if name in masks else parameter.numel()
+        row[0] += free if name in chosen else 0
+        row[1] += parameter.numel()
+    return [(place, free, total) for place, (free, total) in rows.items()]
+
+
+def _place(name: str) -> str:
+    return ".".join(name.split(".")[:3])
+
+
+def _matches(expressions: list[str], name: str) -> bool:
+    return any(re.search(expression, name) for expression in expressions)

@@ -1,0 +1,163 @@
+"""Combination of the forget and the retain gradient, streaming over parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 20  # elements turned to float64 at a time
+
+
+@dataclass(frozen=True)
+class Combination(ABC):
+    """Turns two gradients, already reduced over ranks, into one.
+
+    Projections are global: inner products run over all moving parameters at once. They hold for the gradient;
+    an adaptive optimiser rescales it afterwards, so that its step need not be orthogonal.
+    """
+
+    separate: ClassVar[bool] = True
+    """Whether the two gradients are needed apart (one extra copy of the moving parameters)."""
+
+    @abstractmethod
+    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+        """Overwrite ``retain`` with the combined gradient; ``forget`` may be overwritten too.
+
+        Args:
+            forget: gradient of the forget loss, a tensor a parameter.
+            retain: gradient of the retain loss, same shapes.
+            state: what the method carries from step to step; it is in the checkpoint.
+        """
+
+
+@dataclass(frozen=True)
+class WeightedSum(Combination):
+    """Add the gradients; the terms' weights are their coefficients. One backward, no extra copy."""
+
+    separate: ClassVar[bool] = False
+
+    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+        """Overwrite ``retain`` with g_f + g_r."""
+        _add(forget, retain, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class PCGrad(Combination):
+    """Where the gradients conflict, project each off the other, then add.
+
+    Reference:
+        Yu et al., Gradient Surgery for Multi-Task Learning, 2020, algorithm 1 (the sum, as in the paper; the
+        released code averages). arXiv:2001.06782
+    """
+
+    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+        """Overwrite ``retain`` with PCGrad's sum."""
+        dot, norm_f, norm_r = gram(forget, retain)
+        conflict = dot.clamp(max=0)
+        _add(forget, retain, 1 - _divide(conflict, norm_f), 1 - _divide(conflict, norm_r))
+
+
+@dataclass(frozen=True)
+class OneSided(Combination):
+    """Where the gradients conflict, project the forget gradient off the retain gradient, then add.
+
+    The retain gradient is never changed: to first order the forget step cannot raise the retain loss.
+
+    Reference:
+        the projection of Chaudhry et al., Efficient Lifelong Learning with A-GEM, 2019, eq. 11. arXiv:1812.00420
+    """
+
+    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+        """Overwrite ``retain`` with proj(g_f) + g_r."""
+        dot, _, norm_r = gram(forget, retain)
+        _add(forget, retain, 1.0, 1 - _divide(dot.clamp(max=0), norm_r))
+
+
+@dataclass(frozen=True)
+class GRU(Combination):
+    """Project the forget gradient off a moving average of the retain gradient where they conflict.
+
+    The average starts at the first retain gradient (the released code starts it at zero). As in the paper the
+    update holds no retain gradient; ``add_retain`` adds it.
+
+    Args:
+        gamma: weight of the new retain gradient in the average, in (0, 1].
+        add_retain: add the retain gradient to the update.
+
+    Reference:
+        Wang et al., GRU: Mitigating the Trade-off between Unlearning and Retention for LLMs, 2025. arXiv:2503.09117
+    """
+
+    gamma: float = 0.8
+    add_retain: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a gamma out of range."""
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
+
+    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+        """Overwrite ``retain`` with proj(g_f), plus g_r where asked for."""
+        average = state.get("average")
+        if average is None:
+            average = state["average"] = [gradient.clone() for gradient in retain]
+        else:
+            for old, new in zip(average, retain, strict=True):
+                old.lerp_(new, self.gamma)
+        dot, _, norm = gram(forget, average)
+        coefficient = -_divide(dot.clamp(max=0), norm)
+        for f, r, a in zip(forget, retain, average, strict=True):
+            r.mul_(float(self.add_retain)).add_(f).addcmul_(a, coefficient.to(a.dtype))
+
+
+@dataclass(frozen=True)
+class MGDA(Combination):
+    """The convex combination of smallest norm: a direction that raises neither loss, to first order.
+
+    Reference:
+        Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, 2018, eq. 6. arXiv:1810.04650
+    """
+
+    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+        """Overwrite ``retain`` with w g_f + (1 - w) g_r, w = clip((g_r - g_f).g_r / |g_f - g_r|^2, 0, 1)."""
+        dot, norm_f, norm_r = gram(forget, retain)
+        weight = _divide(norm_r - dot, norm_f + norm_r - 2 * dot).clamp(0, 1)
+        _add(forget, retain, weight, 1 - weight)
+
+
+def gram(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return <first, second>, |first|^2 and |second|^2 over all tensors, as float64 scalars."""
+    total = torch.zeros(3, dtype=torch.float64, device=first[0].device)
+    for a, b in _chunks(first, second):
+        total += torch.stack((a @ b, a @ a, b @ b))
+    dot, norm_first, norm_second = total.unbind()
+    return dot, norm_first, norm_second
+
+
+def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Return the cosine between two gradients; 0 where one of them is zero."""
+    dot, norm_first, norm_second = gram(first, second)
+    return _divide(dot, (norm_first * norm_second).sqrt())
+
+
+def _chunks(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    for a, b in zip(first, second, strict=True):
+        for part_a, part_b in zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK), strict=True):
+            yield part_a.double(), part_b.double()
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide; 0 where the denominator is 0 (a zero gradient conflicts with nothing)."""
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+
+
+def _add(forget: Sequence[Tensor], retain: Sequence[Tensor], a: Tensor | float, b: Tensor | float) -> None:
+    """Overwrite ``retain`` with a * forget + b * retain; the factors stay on the device."""
+    for f, r in zip(forget, retain, strict=True):
+        r.mul_(b if isinstance(b, float) else b.to(r.dtype))
+        r.add_(f.mul_(a if isinstance(a, float) else a.to(f.dtype)))

@@ -1,0 +1,139 @@
+"""Forget, retain, holdout and test, drawn from one dataset and proved disjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Dataset, Selection, Source, Split, check_names
+from unlearn.errors import RecipeError
+from unlearn.randomness import Randomness
+
+Quantiles = Callable[[Tensor], Tensor]
+
+
+def train_split(dataset: Dataset) -> Split:
+    """Return everything that a target may be trained on."""
+    return Split("train", dataset, torch.nonzero(~dataset.is_test).flatten())
+
+
+def make_splits(
+    dataset: Dataset, source: Source, randomness: Randomness, quantiles: Quantiles | None = None
+) -> dict[str, Split]:
+    """Draw the splits that ``source`` describes.
+
+    Args:
+        dataset: all items.
+        source: the selections.
+        randomness: stream for selections that draw.
+        quantiles: ids -> likelihood quantile of each under the target, for selections that ask for it.
+
+    Raises:
+        RecipeError: a selection names what the data lacks, is empty, or overlaps with another.
+    """
+    for name in ("forget", "retain", "holdout"):
+        check_names(dataset, getattr(source, name), f"data.{name}")
+    if source.forget.is_empty:
+        raise RecipeError(
+            "data.forget is empty: nothing says what is to be forgotten. "
+            f"Type e.g. data.forget.label={(dataset.names or ['NAME'])[0]}, or data.forget.ids=[0]."
+        )
+    train, test = ~dataset.is_test, dataset.is_test
+    forget = _draw(dataset, source.forget, train, randomness.child("forget"), quantiles)
+    if len(forget) == 0:
+        raise RecipeError(
+            f"data.forget selects no training item ({_describe(source.forget)}); the forget set is empty. "
+            "Loosen the conditions."
+        )
+    chosen = torch.zeros(len(dataset), dtype=torch.bool)
+    chosen[forget] = True
+    retain = (
+        torch.nonzero(train & ~chosen).flatten()
+        if source.retain.is_empty
+        else _draw(dataset, source.retain, train, randomness.child("retain"), quantiles)
+    )
+    if len(retain) == 0:
+        raise RecipeError("The retain set is empty: data.forget selects every training item. Narrow data.forget.")
+    _refuse_overlap("forget", forget, "retain", retain)
+    holdout = _holdout(dataset, source, test, randomness, quantiles)
+    rest = test.clone()
+    rest[holdout] = False
+    others = torch.nonzero(rest).flatten()
+    splits = {"forget": forget, "retain": retain, "holdout": holdout, "test": others}
+    return {name: Split(name, dataset, ids) for name, ids in splits.items() if len(ids)}
+
+
+def _holdout(
+    dataset: Dataset, source: Source, test: Tensor, randomness: Randomness, quantiles: Quantiles | None
+) -> Tensor:
+    """Return test items of the forget distribution; any training item in them is an error."""
+    if source.holdout.is_empty:
+        by_name = replace(source.forget, ids=None, likelihood_quantile=None, count=None)
+        found = torch.nonzero(test & _having(dataset, by_name)).flatten()
+        # single images without a label stand for the whole distribution: half of the test items judge them
+        return found if len(found) < int(test.sum()) else found[::2]
+    everything = torch.ones(len(dataset), dtype=torch.bool)
+    drawn = _draw(
+        dataset, source.holdout, everything if source.holdout.ids else test, randomness.child("holdout"), quantiles
+    )
+    train = torch.nonzero(~test).flatten()
+    _refuse_overlap("holdout", drawn, "training", train)
+    return drawn
+
+
+def _draw(
+    dataset: Dataset, selection: Selection, among: Tensor, randomness: Randomness, quantiles: Quantiles | None
+) -> Tensor:
+    ids = torch.nonzero(among & _having(dataset, selection)).flatten()
+    wanted = set(selection.ids or ())
+    if lost := sorted(wanted - set(ids.tolist())):
+        raise RecipeError(
+            f"data.{randomness.purpose.rsplit('/', 1)[-1]}.ids: {lost[:5]} are test items or fail the other conditions; "
+            "only training items can be forgotten or retained."
+        )
+    if selection.likelihood_quantile is not None and len(ids):
+        if quantiles is None:
+            raise RecipeError("data: likelihood_quantile asks for a model that gives a likelihood; this one does not.")
+        low, high = selection.likelihood_quantile
+        found = quantiles(ids)
+        ids = ids[(found >= low) & (found <= high)]
+    if selection.count is not None and len(ids):
+        if selection.count > len(ids):
+            raise RecipeError(
+                f"data: count={selection.count}, but only {len(ids)} items meet the other conditions "
+                f"({_describe(selection)}). Type a smaller count."
+            )
+        ids = ids[randomness.permutation(len(ids))[: selection.count]].sort().values
+    return ids
+
+
+def _having(dataset: Dataset, selection: Selection) -> Tensor:
+    keep = torch.ones(len(dataset), dtype=torch.bool)
+    if selection.label is not None:
+        keep &= torch.stack([dataset.having([name]) for name in selection.label]).any(0) if selection.label else False
+    if selection.all_of:
+        keep &= dataset.having(selection.all_of)
+    for name in selection.without or ():
+        keep &= ~dataset.having([name])
+    if selection.ids is not None:
+        listed = torch.zeros(len(dataset), dtype=torch.bool)
+        listed[torch.tensor(selection.ids, dtype=torch.int64)] = True
+        keep &= listed
+    return keep
+
+
+def _refuse_overlap(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    shared = a[torch.isin(a, b)]
+    if len(shared):
+        raise RecipeError(
+            f"The {first} and the {second} set share {len(shared)} items (ids {shared[:5].tolist()}...). "
+            "They must be disjoint: an item cannot be both. Change data.forget, data.retain or data.holdout."
+        )
+
+
+def _describe(selection: Selection) -> str:
+    given = {key: value for key, value in vars(selection).items() if value is not None}
+    return ", ".join(f"{key}={value}" for key, value in given.items())

@@ -1,0 +1,253 @@
+"""A run from recipe to report: data, target, unlearning, evaluation, export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearn.checking import one_step
+from unlearn.data.base import Dataset, Split
+from unlearn.data.splits import train_split
+from unlearn.distributed import barrier, launch, rank
+from unlearn.errors import GateFailed, Interrupted, RecipeError
+from unlearn.evaluate import evaluate
+from unlearn.evaluators.base import Findings, Run
+from unlearn.feed import Feed
+from unlearn.fit import device_for, fit, peak_memory
+from unlearn.materials import Materials, gather_materials, rehearse
+from unlearn.metrics import Record
+from unlearn.models.base import Wrapper
+from unlearn.models.scope import HeldEntries, scope_table
+from unlearn.module import UnlearningModule
+from unlearn.needs import check_capabilities
+from unlearn.phase import Phase
+from unlearn.recipe import load
+from unlearn.reference import Reference
+from unlearn.report.card import write_model_card
+from unlearn.report.folder import read_run
+from unlearn.report.page import build_report
+from unlearn.report.table import metrics_table
+from unlearn.report.verdict import check_gates
+from unlearn.rundir import RunDir, header, new_folder
+from unlearn.schema import Recipe
+from unlearn.study import write_summary
+from unlearn.targets import new_model
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Args:
+        folder: the run directory.
+        records: every figure; means over seeds where there were several.
+        model: the unlearned wrapper (of the last seed), on the CPU.
+        failed_gates: one sentence for each gate that was missed.
+    """
+
+    folder: Path
+    records: list[Record]
+    model: Wrapper
+    failed_gates: list[str] = field(default_factory=list)
+
+
+def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: Path | None = None) -> Result:
+    """Carry out a recipe, once a seed.
+
+    Args:
+        recipe: what to do.
+        command: the command line, kept in the run directory.
+        model: the target, where it is already in memory: a wrapper, or what the backend's wrapper can wrap. It is
+            left as it is.
+        folder: an unfinished run directory to go on with; by default a new one.
+
+    Raises:
+        RecipeError: something is wrong with the recipe or the data; nothing was written.
+        Interrupted: the user stopped the run; resuming goes on where it stood.
+        GateFailed: a figure misses its threshold; the run is complete.
+    """
+    check_capabilities(recipe, type(model) if isinstance(model, Wrapper) else recipe.model.wrapper)
+    device_for(recipe.trainer)
+    dataset = recipe.data.load()
+    rehearse(recipe, dataset)
+    if model is not None and not isinstance(model, Wrapper):
+        model = recipe.model.wrapper.adopt(model, dataset.info)
+    if recipe.trainer.threads is not None:
+        torch.set_num_threads(recipe.trainer.threads)
+    launch(recipe.trainer.devices, recipe.trainer.accelerator)
+    result = (_several if len(recipe.seeds) > 1 else _one)(recipe, command, model, dataset, folder)
+    if result.failed_gates:
+        raise GateFailed("\n".join(result.failed_gates), result)
+    return result
+
+
+def resume(folder: Path) -> Result:
+    """Go on with an unfinished run. Raises RecipeError where the folder holds none, or a finished one."""
+    status = RunDir(folder).status()
+    if not status:
+        raise RecipeError(f"{folder} holds no run (it has no run.json). Type resume=auto, or the folder of a run.")
+    if status["status"] == "done":
+        raise RecipeError(
+            f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html"
+        )
+    return run(load(folder / "recipe.yaml"), status["command"], folder=folder)
+
+
+def find_unfinished(recipe: Recipe | None) -> Path | None:
+    """Return the newest unfinished run of a recipe (of the same hash), or of any recipe; None where there is none."""
+    roots = [Path("runs")] + ([Path(recipe.output).expanduser()] if recipe and recipe.output else [])
+    found = []
+    for path in (path for root in roots for path in root.glob("**/run.json")):
+        status = RunDir(path.parent).status()
+        same = recipe is None or status.get("hash") == recipe.hash
+        if same and status.get("status") == "running" and not status.get("parent"):
+            found.append((status["started"], path.parent))
+    return max(found)[1] if found else None
+
+
+def check(recipe: Recipe) -> str:
+    """Build everything and take one step on an untrained model; return what a person wants to know before a run."""
+    check_capabilities(recipe, recipe.model.wrapper)
+    dataset = recipe.data.load()
+    splits = rehearse(recipe, dataset)
+    model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
+    short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
+    module = build_module(short, model, splits, recipe.seeds[0], Reference(lambda: model))
+    return one_step(recipe, module, _scope_lines(module), _prepare_masks(recipe))
+
+
+def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
+    """Carry out a recipe once a seed, then sum up."""
+    parent = folder or new_folder(recipe)
+    place = RunDir(parent)
+    place.begin(recipe, command)
+    results = []
+    for seed in recipe.seeds:
+        single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
+        part = parent / f"seed-{seed}"
+        done = RunDir(part).status().get("status") == "done"
+        results.append(_read(recipe, part) if done else _one(single, command, model, dataset, part, parent))
+    records: list[Record] = []
+    if rank() == 0:
+        records = write_summary(parent, [result.folder for result in results])
+        place.end(metrics_table(records))
+    barrier()
+    failed = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
+    return Result(parent, records, results[-1].model, failed)
+
+
+def _one(
+    recipe: Recipe,
+    command: Sequence[str],
+    model: Any,
+    dataset: Dataset,
+    folder: Path | None,
+    parent: Path | None = None,
+) -> Result:
+    """Carry out one seed."""
+    seed = recipe.seeds[0]
+    began = time.monotonic()
+    materials = gather_materials(recipe, seed, model, dataset)
+    seconds = {"materials": time.monotonic() - began}
+    folder = folder or new_folder(recipe)
+    place = RunDir(folder, parent)
+    place.begin(recipe, command)
+    student = materials.load_target()
+    reference = Reference(materials.load_target)
+    module = build_module(recipe, student, materials.splits, seed, reference)
+    place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}\n{_scope_lines(module)}")
+    try:
+        seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe))
+    except Interrupted as stop:
+        raise Interrupted(f"{stop} To go on, type: python -m unlearn.run resume={parent or folder}") from None
+    facts = Run(
+        steps=module.step_count,
+        seconds=seconds["unlearning"],
+        target_seconds=materials.target_seconds,
+        peak_memory=peak_memory(),
+        state=module.states,
+    )
+    place.say(f"took {module.step_count} steps in {facts.seconds:.1f} s; measuring")
+    began = time.monotonic()
+    models: dict[str, Callable[[], Any]] = {"target": reference, "unlearned": lambda: student}
+    if materials.load_retrained is not None:
+        models["retrained"] = materials.load_retrained
+    findings = evaluate(recipe, models, materials.splits, facts, seed)
+    seconds["evaluation"] = time.monotonic() - began
+    student = student.float().cpu()
+    failed = missed_gates(recipe, findings.records)
+    if rank() == 0:
+        _write(recipe, place, student, findings, header(recipe, seed, facts, seconds, failed))
+    barrier()
+    return Result(folder, findings.records, student, failed)
+
+
+def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
+    """Return one sentence for each gate that is missed; a figure that was not measured misses its gate."""
+    goals = check_gates(recipe.gate, records)
+    return [f"gate.{goal.name} missed: {goal.text}; found {goal.found}." for goal in goals if not goal.met]
+
+
+def _write(recipe: Recipe, place: RunDir, student: Wrapper, findings: Findings, facts: dict[str, Any]) -> None:
+    """Write the model and everything about it; ``run.json`` says done only after all of it."""
+    model = place.folder / "model"
+    model.mkdir(exist_ok=True)
+    student.save_pretrained(model)
+    place.write_findings(findings, facts)
+    write_model_card(place.folder)
+    build_report(place.folder)
+    place.end(metrics_table(findings.records))
+
+
+def _read(recipe: Recipe, folder: Path) -> Result:
+    """Return the result of a seed that was finished before."""
+    records = read_run(folder).records
+    return Result(
+        folder, records, recipe.model.wrapper.from_pretrained(folder / "model"), missed_gates(recipe, records)
+    )
+
+
+def build_module(
+    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, reference: Any
+) -> UnlearningModule:
+    """Return the module that a recipe describes, around a model that moves."""
+    names = recipe.scope.select(model)
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
+    phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
+    phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
+    return UnlearningModule(model, [phase], splits, seed, reference, recipe.trainer.log_every)
+
+
+def _prepare_masks(recipe: Recipe) -> Callable[[UnlearningModule, Feed], None] | None:
+    """Return what makes the masks of a scope that asks for the forget gradient, at the target's weights."""
+    if not recipe.scope.needs_gradient:
+        return None
+
+    def prepare(module: UnlearningModule, feed: Feed) -> None:
+        if not module.masks:
+            passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
+            gradients = module.forget_gradient([feed[index] for index in range(min(passes, 50))])
+            module.masks = recipe.scope.masks(gradients)
+        module.held = HeldEntries(module.primary.parameters, module.masks)
+
+    return prepare
+
+
+def _scope_lines(module: UnlearningModule) -> str:
+    rows = scope_table(module.model, list(module.primary.parameters), {})
+    free, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    lines = [f"  {place:<40} {moving:>12,} of {all_:>12,}" for place, moving, all_ in rows if moving]
+    return "\n".join((f"may move: {free:,} of {total:,} parameters", *lines))
+
+
+def _sizes(materials: Materials) -> str:
+    return ", ".join(f"{len(split):,} {name}" for name, split in materials.splits.items())

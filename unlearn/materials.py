@@ -1,0 +1,90 @@
+"""What a run works on: data splits, target and retrained model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from unlearn.data.base import Dataset, Split
+from unlearn.data.splits import make_splits, train_split
+from unlearn.models.base import Wrapper
+from unlearn.randomness import Randomness
+from unlearn.schema import Recipe
+from unlearn.targets import Trained, find_or_train, given, likelihood_quantiles
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run works on, all checked before anything is written.
+
+    Args:
+        dataset: all items.
+        splits: forget, retain, holdout and test.
+        load_target: reads the target afresh.
+        load_retrained: reads the retrained model afresh, None where there is none.
+        target: where the target came from, None for a model in memory.
+    """
+
+    dataset: Dataset
+    splits: dict[str, Split]
+    load_target: Callable[[], Wrapper]
+    load_retrained: Callable[[], Wrapper] | None
+    target: Trained | None
+
+    @property
+    def origin(self) -> str:
+        """Where the target came from, in a word."""
+        return self.target.origin if self.target else "in memory"
+
+    @property
+    def target_seconds(self) -> float | None:
+        """What the target's training took, None where it is unknown."""
+        return self.target.seconds if self.target else None
+
+
+def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> Materials:
+    """Find or train the target, draw the splits, then find or train the retrained model."""
+    config = recipe.model
+    target = None
+    load_target: Callable[[], Wrapper]
+    if model is not None:
+        load_target = partial(copy.deepcopy, model)
+    else:
+        target = _target(recipe, dataset)
+        load_target = partial(config.wrapper.from_pretrained, target.folder)
+    quantiles = None
+    if recipe.data.forget.likelihood_quantile is not None:
+        quantiles = likelihood_quantiles(load_target().eval(), dataset, Randomness(recipe.pretrain.seed, "quantile"))
+    splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
+    retrained: Trained | None = None
+    if config.retrained is not None:
+        retrained = given(config.retrained, config.wrapper)
+    elif model is None and config.pretrained is None and recipe.pretrain.retrained:
+        retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
+    load_retrained = None if retrained is None else partial(config.wrapper.from_pretrained, retrained.folder)
+    return Materials(dataset, splits, load_target, load_retrained, target)
+
+
+def _target(recipe: Recipe, dataset: Dataset) -> Trained:
+    config = recipe.model
+    if config.pretrained is not None:
+        return given(config.pretrained, config.wrapper)
+    return find_or_train(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
+
+
+def _without(splits: dict[str, Split]) -> Split:
+    """Return all training items that are not forgotten."""
+    everything = train_split(splits["forget"].dataset)
+    keep = ~torch.isin(everything.ids, splits["forget"].ids)
+    return Split("without", everything.dataset, everything.ids[keep])
+
+
+def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
+    """Draw the splits before any model is there (quantiles unknown), so that wrong data is refused at once."""
+    return make_splits(
+        dataset, recipe.data, Randomness(recipe.seeds[0], "splits"), lambda ids: torch.full((len(ids),), 0.5)
+    )

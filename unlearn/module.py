@@ -1,0 +1,236 @@
+"""The one LightningModule: every family's unlearning, and the training of targets, runs through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unlearn.data.base import Split
+from unlearn.distributed import map_ids, sum_over_ranks
+from unlearn.errors import Diverged
+from unlearn.feed import StepBatches
+from unlearn.gradients import LazyLoss, fresh_gradients, norm, take_gradients
+from unlearn.models.scope import HeldEntries
+from unlearn.objectives.base import Context
+from unlearn.phase import Losses, Phase
+from unlearn.randomness import Randomness
+from unlearn.reference import Reference
+from unlearn.schedule import learning_rate
+from unlearn.schema import Optim
+
+
+class UnlearningModule(lightning.LightningModule):
+    """Steps the phases of a method in manual optimisation.
+
+    Args:
+        model: the wrapper that moves. It stays in eval mode: dropout off, batch statistics still.
+        phases: in the order in which they step; exactly one is primary.
+        splits: the data by split name.
+        seed: the run's seed.
+        reference: the frozen target.
+        log_every: steps between measurements of losses, diagnostics and the conflict cosine.
+
+    Attributes:
+        step_count: primary steps taken.
+        goal: the term that ended the run by reaching its goal, or None.
+        row: the last measured row of the training curves.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        phases: Sequence[Phase],
+        splits: Mapping[str, Split],
+        seed: int,
+        reference: Reference | None = None,
+        log_every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model.eval()
+        self.phases = list(phases)
+        self.splits, self.reference, self.log_every = splits, reference, log_every
+        self.stream = Randomness(seed)
+        self.primary = next(phase for phase in self.phases if phase.primary)
+        self.step_count = 0
+        self.goal: str | None = None
+        self.stop_asked = False
+        self.row: dict[str, float] = {}
+        self.states: dict[str, dict[str, Any]] = {
+            f"{group}/{name}": {} for phase in self.phases for group, name, _ in phase.terms()
+        }
+        self.combine_states: list[dict[str, Any]] = [{} for _ in self.phases]
+        self.masks: dict[str, Tensor] = {}
+        self.held: HeldEntries | None = None
+        self.average: dict[str, Tensor] = {}
+        self.restored: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimiser a phase."""
+        return [make_optimiser(phase.optim, list(phase.parameters.values())) for phase in self.phases]
+
+    def on_fit_start(self) -> None:
+        """Take up a restored state, or prepare the terms before the first step."""
+        if self.reference is not None:
+            self.reference.to(next(self.model.parameters()))
+        if self.restored is not None:
+            self._restore(self.restored)
+        else:
+            for phase in self.phases:
+                for group, name, objective in phase.terms():
+                    objective.prepare(self.model, self._context(f"{group}/{name}"))
+            if self.primary.optim.ema is not None:
+                self.average = {name: p.detach().clone() for name, p in self.primary.parameters.items()}
+
+    def on_train_batch_start(self, batch: StepBatches, batch_idx: int) -> int | None:
+        """End the run before this step (-1) where the user asked for it or a term reached its goal."""
+        asked = sum_over_ranks(torch.tensor(float(self.stop_asked), device=self.device))
+        if asked > 0:
+            self.stop_asked = True
+            return -1
+        for phase in self.phases:
+            for group, name, objective in phase.terms():
+                with torch.no_grad():
+                    if objective.before_step(self.model, self._context(f"{group}/{name}")):
+                        self.goal = f"{group}/{name}"
+        return None if self.goal is None else -1
+
+    def training_step(self, batch: StepBatches, batch_idx: int) -> None:
+        """Take one step of every phase that is due."""
+        step = self.step_count
+        measure = step % self.log_every == 0
+        optimisers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
+        optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
+        self.row = {}
+        for index, phase in enumerate(self.phases):
+            if step % phase.every:
+                continue
+            losses = Losses(phase, self.model, batch, self._context)
+            gradients = losses.gradient(self.combine_states[index], measure)
+            size = clip(gradients, phase.optim.clip)
+            if not torch.isfinite(size):
+                raise Diverged(
+                    f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the last "
+                    "good state is kept. Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
+                )
+            rate = learning_rate(phase.optim, step)
+            optimiser = optimisers[index]
+            for settings in optimiser.param_groups:
+                settings["lr"] = rate
+            # only primary steps count as Lightning's global steps
+            (optimiser if phase.primary else optimiser.optimizer).step()
+            if measure:
+                prefix = "" if phase.primary else f"{phase.name}/"
+                row = {**losses.reduced_log(), "grad_norm": float(size), "lr": rate}
+                self.row |= {prefix + key: value for key, value in row.items()}
+        if self.held is not None:
+            self.held.restore()
+        self._update_average()
+        self.step_count += 1
+
+    def forget_gradient(self, batches: Sequence[StepBatches]) -> dict[str, Tensor]:
+        """Return the forget loss's gradient summed over some steps' batches, for a saliency mask."""
+        parameters = list(self.primary.parameters.values())
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for batch in batches:
+            moved = self.transfer_batch_to_device(batch, self.device, 0)
+            lazy: list[LazyLoss] = Losses(self.primary, self.model, moved, self._context).group("forget")
+            torch._foreach_add_(total, fresh_gradients(lazy, parameters))
+        take_gradients(parameters)
+        return dict(zip(self.primary.parameters, total, strict=True))
+
+    def use_average(self) -> None:
+        """Put the averaged weights in place of the last ones, where an average was kept."""
+        for name, value in self.average.items():
+            self.primary.parameters[name].data.copy_(value)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs; the frozen target is not in it."""
+        return {
+            "step": self.step_count,
+            "parameters": [
+                {name: parameter.detach() for name, parameter in phase.parameters.items()} for phase in self.phases
+            ],
+            "buffers": dict(self.model.named_buffers()),
+            "optimisers": [optimiser.state_dict() for optimiser in self._plain_optimisers()],
+            "states": self.states,
+            "combine": self.combine_states,
+            "average": self.average,
+            "masks": self.masks,
+        }
+
+    @torch.no_grad()
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take the weights, buffers, averages and terms' states of a checkpoint."""
+        self.step_count = state["step"]
+        for phase, values in zip(self.phases, state["parameters"], strict=True):
+            for name, parameter in phase.parameters.items():
+                parameter.copy_(values[name])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        self.states = state["states"]
+        self.combine_states = _moved(state["combine"], self.device)
+        self.average = _moved(state["average"], self.device)
+        self.masks = _moved(state["masks"], self.device)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.load_weights(state)
+        for optimiser, saved in zip(self._plain_optimisers(), state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+
+    def _plain_optimisers(self) -> list[Optimizer]:
+        optimisers: Any = self.optimizers(use_pl_optimizer=False)
+        return optimisers if isinstance(optimisers, list) else [optimisers]
+
+    def _context(self, term: str) -> Context:
+        return Context(
+            step=self.step_count,
+            randomness=self.stream.child(term).at(self.step_count),
+            splits=self.splits,
+            state=self.states[term],
+            reference=self._reference,
+            map_ids=map_ids,
+            device=self.device,
+        )
+
+    def _reference(self) -> Any:
+        if self.reference is None:
+            raise RuntimeError("this phase has no reference: it trains a target")
+        return self.reference()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = self.primary.optim.ema
+        if decay is not None and self.average:
+            # a short run's average must not remember the start: Tarvainen and Valpola's rising decay
+            decay = min(decay, (1 + self.step_count) / (10 + self.step_count))
+            torch._foreach_lerp_(list(self.average.values()), list(self.primary.parameters.values()), 1 - decay)
+
+
+def make_optimiser(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
+    """Return the optimiser that a recipe's ``optim`` names."""
+    if optim.name == "sgd":
+        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    return kind(parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
+
+
+def clip(gradients: Sequence[Tensor], largest: float | None) -> Tensor:
+    """Scale the gradients in place so that their norm is at most ``largest``; return the norm before."""
+    size = norm(gradients)
+    if largest is not None:
+        torch._foreach_mul_(list(gradients), (largest / (size + 1e-6)).clamp(max=1.0))
+    return size
+
+
+def _moved(content: Any, device: torch.device) -> Any:
+    if isinstance(content, Tensor):
+        return content.to(device)
+    if isinstance(content, dict):
+        return {key: _moved(value, device) for key, value in content.items()}
+    return [_moved(value, device) for value in content] if isinstance(content, list) else content

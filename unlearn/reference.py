@@ -1,0 +1,39 @@
+"""The frozen target, outside every module tree: never in a checkpoint, never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+
+class Reference:
+    """Loads the frozen target when it is first asked for.
+
+    Args:
+        load: reads the target from where it is kept.
+    """
+
+    def __init__(self, load: Callable[[], nn.Module]) -> None:
+        self._load = load
+        self._model: nn.Module | None = None
+        self._like: Tensor | None = None
+
+    def __call__(self) -> Any:
+        """Return the target in eval mode, without gradients, where the moving model lives."""
+        if self._model is None:
+            self._model = self._load().eval().requires_grad_(False)
+            if self._like is not None:
+                self._model.to(device=self._like.device, dtype=self._like.dtype)
+        return self._model
+
+    def to(self, like: Tensor) -> None:
+        """Keep the target on the device and in the float type of ``like``."""
+        self._like = like
+        if self._model is not None:
+            self._model.to(device=like.device, dtype=like.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return itself: whoever copies a module must not copy the target."""
+        return self

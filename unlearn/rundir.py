@@ -1,0 +1,169 @@
+"""The run directory: what is written where, and how a run is found again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from unlearn.checkpoint import write_atomically
+from unlearn.distributed import barrier, gather_objects, rank
+from unlearn.errors import RecipeError
+from unlearn.evaluators.base import Findings, Run
+from unlearn.report.files import write_json
+from unlearn.schema import Recipe
+
+PACKAGES = ("unlearnkit", "torch", "lightning", "nflows", "omegaconf", "numpy", "scikit-learn", "safetensors")
+
+
+def new_folder(recipe: Recipe) -> Path:
+    """Return the folder for a new run, the same on every rank; ``output`` may name an empty one.
+
+    Raises:
+        RecipeError: ``output`` holds something already.
+    """
+    if recipe.output is not None:
+        folder = Path(recipe.output).expanduser()
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise RecipeError(
+                f"output={recipe.output} is not an empty folder. Type another one, or resume={recipe.output} to go on "
+                "with the run in it."
+            )
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / recipe.name / f"{stamp}-{recipe.hash[:6]}"
+        number = 1
+        while folder.exists():
+            number += 1
+            folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
+    return gather_objects(folder)[0]
+
+
+class RunDir:
+    """One run directory.
+
+    Args:
+        folder: where it is.
+        parent: the folder of a run over several seeds that this is a part of.
+    """
+
+    def __init__(self, folder: Path, parent: Path | None = None) -> None:
+        self.folder, self.parent = folder, parent
+
+    def status(self) -> dict[str, Any]:
+        """Return ``run.json``, empty where there is none; refuse one that is broken."""
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return {}
+        try:
+            status = json.loads(path.read_text())
+        except ValueError as error:
+            raise RecipeError(f"{path} is broken ({error}). Delete the folder, or resume another run.") from error
+        return status if isinstance(status, dict) else {}
+
+    def begin(self, recipe: Recipe, command: Sequence[str]) -> None:
+        """Write what is known before the first step; a folder that holds it already stays as it is."""
+        if rank() == 0 and not self.status():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(recipe.tree, sort_keys=False, allow_unicode=True, width=110)
+            write_atomically(self.folder / "recipe.yaml", text.encode())
+            line = shlex.join(command)
+            write_atomically(self.folder / "command.txt", f"{line}\n".encode())
+            write_json(self.folder / "environment.json", environment())
+            status = {"status": "running", "recipe": recipe.name, "hash": recipe.hash, "command": list(command)}
+            started = {"started": time.time(), "parent": str(self.parent) if self.parent else None}
+            write_json(self.folder / "run.json", {**status, **started})
+        barrier()
+
+    def say(self, text: str) -> None:
+        """Print a line on rank 0 and keep it in ``log.txt``."""
+        if rank() == 0:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+            with (self.folder / "log.txt").open("a") as file:
+                file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def write_findings(self, findings: Findings, header: dict[str, Any]) -> None:
+        """Write records, pictures and item-level values."""
+        samples = self.folder / "samples"
+        samples.mkdir(exist_ok=True)
+        for picture in findings.pictures:
+            write_atomically(samples / f"{picture.name}.png", picture.png)
+        pictures = [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures]
+        records = [record.to_dict() for record in findings.records]
+        write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, "pictures": pictures})
+        if findings.items:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(dict.fromkeys(key for row in findings.items for key in row)))
+            writer.writeheader()
+            writer.writerows(findings.items)
+            write_atomically(self.folder / "items.csv", text.getvalue().encode())
+
+    def end(self, table: Table) -> None:
+        """Show the figures, and mark the run as finished: the last thing that is written."""
+        Console(stderr=True).print(table)
+        self.say(f"report: {self.folder / 'report.html'}")
+        write_json(self.folder / "run.json", {**self.status(), "status": "done"})
+
+
+def header(recipe: Recipe, seed: int, run: Run, seconds: dict[str, float], failed: list[str]) -> dict[str, Any]:
+    """Return what stands beside the records in ``metrics.json``."""
+    return {
+        "recipe": recipe.name,
+        "title": recipe.about.title,
+        "method": recipe.about.method,
+        "hash": recipe.hash,
+        "seed": seed,
+        "status": "done",
+        "failed_gates": failed,
+        "packages": environment()["packages"],
+        "device": environment()["device"],
+        "seconds": seconds,
+        "steps": run.steps,
+        "state": plain(run.state),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, for bug reports and for whoever repeats the run."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": found,
+        "device": {
+            "name": gpu or platform.processor() or "CPU",
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def plain(content: Any) -> Any:
+    """Return a state with tensors as lists (of at most 64 numbers), for JSON."""
+    if isinstance(content, torch.Tensor):
+        return content.tolist() if content.numel() <= 64 else f"tensor of shape {tuple(content.shape)}"
+    if isinstance(content, dict):
+        return {str(key): plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return content

@@ -1,0 +1,190 @@
+"""The target and the retrained model: given by path, shipped, cached, or trained here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from unlearn.data.base import Dataset, Split
+from unlearn.data.splits import train_split
+from unlearn.distributed import barrier, rank
+from unlearn.errors import RecipeError
+from unlearn.feed import Feed
+from unlearn.fit import fit
+from unlearn.models.base import InitialisesFromData, ModelConfig, Wrapper
+from unlearn.models.likelihood import Moments, bits_per_dim_of
+from unlearn.module import UnlearningModule
+from unlearn.objectives.common.training_loss import TrainingLoss
+from unlearn.phase import Phase
+from unlearn.randomness import Randomness
+from unlearn.report.files import write_json
+from unlearn.schema import Pretrain, Trainer
+
+FORMAT = 1
+"""Part of every cache key: raised when a change of the code makes trained models differ."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model on disk.
+
+    Args:
+        folder: what ``from_pretrained`` reads.
+        origin: given, shipped, cached or trained.
+        seconds: what its training took, None where unknown.
+    """
+
+    folder: Path
+    origin: str
+    seconds: float | None = None
+
+
+def given(path: str, wrapper: type[Wrapper]) -> Trained:
+    """Return the model in a folder, or of a hub id where the backend takes one."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise RecipeError(f"model.pretrained or model.retrained: there is no folder {path!r}. Type an existing folder.")
+    wrapper.from_pretrained(folder)  # says what is wrong with it before any work
+    return Trained(folder, "given")
+
+
+def find_or_train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Split, subject: str) -> Trained:
+    """Return a model trained on ``split``: the shipped copy, the cached one, or a new one.
+
+    Args:
+        config: shapes the model; ``config.train`` passes over what ships or is cached.
+        pretrain: how it is trained.
+        trainer: where it is trained.
+        split: the training items.
+        subject: target or retrained, for the progress bar.
+    """
+    key = training_key(config, pretrain, split)
+    if not config.train:
+        for folder in (*shipped(), cache_folder() / key):
+            record = _record(folder)
+            if record.get("key") == key:
+                return Trained(folder, "shipped" if folder.parent != cache_folder() else "cached", record["seconds"])
+    return train(config, pretrain, trainer, split, subject, key)
+
+
+def training_key(config: ModelConfig, pretrain: Pretrain, split: Split) -> str:
+    """Return the hash of everything that shapes a trained model."""
+    model = {name: value for name, value in asdict(config).items() if name not in ("pretrained", "retrained", "train")}
+    shape = {
+        "format": FORMAT,
+        "kind": f"{type(config).__module__}.{type(config).__qualname__}",
+        "model": model,
+        "optim": asdict(pretrain.optim),
+        "seed": pretrain.seed,
+        "data": split.dataset.fingerprint,
+        "info": split.dataset.info,
+        "ids": hashlib.sha256(split.ids.numpy().tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Split, subject: str, key: str) -> Trained:
+    """Train a model into the cache; a training that was cut off goes on where it stood."""
+    folder, working = cache_folder() / key, cache_folder() / f"{key}.training"
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with _one_process(cache_folder() / f"{key}.lock"):
+        if not config.train and _record(folder).get("key") == key:  # another process made it meanwhile
+            return Trained(folder, "cached", _record(folder)["seconds"])
+        model = new_model(config, pretrain, split)
+        module = UnlearningModule(model, [training_phase(model, pretrain)], {"retain": split}, pretrain.seed)
+        seconds = fit(module, _precision(trainer), working, f"training the {subject} model")
+        if rank() == 0:
+            finished = cache_folder() / f".{key}.partial"
+            shutil.rmtree(finished, ignore_errors=True)
+            finished.mkdir()
+            model.float().cpu().save_pretrained(finished)
+            write_json(finished / "trained.json", {"key": key, "seconds": seconds, "subject": subject})
+            shutil.rmtree(folder, ignore_errors=True)
+            finished.replace(folder)
+            shutil.rmtree(working, ignore_errors=True)
+        barrier()
+    return Trained(folder, "trained", seconds)
+
+
+def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
+    """Return the untrained model, initialised from a first batch where it asks for one."""
+    stream = Randomness(pretrain.seed, "new")
+    model = config.build(split.dataset.info, stream)
+    if isinstance(model, InitialisesFromData):
+        first = Feed({"retain": split}, {"retain": max(256, pretrain.optim.batch)}, stream.child("initialise"))
+        model.initialise(split.batch(first.ids("retain", 0)), stream.child("initialise"))
+    return model
+
+
+def training_phase(model: Wrapper, pretrain: Pretrain) -> Phase:
+    """Return the one phase that trains a model: its own training loss on all items."""
+    return Phase(dict(model.named_parameters()), {"retain": {"training_loss": TrainingLoss()}}, pretrain.optim)
+
+
+def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -> Callable[[Tensor], Tensor]:
+    """Return ids -> Gaussian likelihood quantile under the model, relative to its training items.
+
+    The quantile is 1 - Phi(r) with r the z-score of bits/dim, as the taming paper picks its images (Malnick et al.,
+    2024): 1 is the most likely.
+    """
+    split = train_split(dataset)
+    bits = bits_per_dim_of(model, split.batch, split.ids, randomness, draws=5)
+    moments = Moments.of(bits)
+    quantile_of = dict(zip(split.ids.tolist(), torch.special.ndtr(-moments.z(bits)).tolist(), strict=True))
+
+    def quantiles(ids: Tensor) -> Tensor:
+        return torch.tensor([quantile_of[item] for item in ids.tolist()])
+
+    return quantiles
+
+
+def cache_folder() -> Path:
+    """Return where trained models are kept: $UNLEARN_CACHE, or the user's cache folder."""
+    base = os.environ.get("UNLEARN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "unlearn")
+    return Path(base).expanduser() / "models"
+
+
+def shipped() -> list[Path]:
+    """Return the folders of the models that ship with the package."""
+    root = Path(str(files("unlearn"))) / "assets"
+    return sorted(path.parent for path in root.glob("*/*/trained.json"))
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((folder / "trained.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def _precision(trainer: Trainer) -> Trainer:
+    """Targets are trained in single precision where the run asks for double, so that they are the same for both."""
+    return replace(trainer, precision="32") if trainer.precision == "64-true" else trainer
+
+
+class _one_process:
+    """Hold a lock on rank 0 while the body runs on all ranks."""
+
+    def __init__(self, path: Path) -> None:
+        self.lock = FileLock(path)
+
+    def __enter__(self) -> None:
+        if rank() == 0:
+            self.lock.acquire()
+        barrier()
+
+    def __exit__(self, *error: object) -> None:
+        if rank() == 0:
+            self.lock.release()
