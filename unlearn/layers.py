@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from unlearn import registry
 from unlearn.errors import RecipeError, did_you_mean
@@ -23,6 +23,21 @@ class Given(NamedTuple):
 
 
 Node: TypeAlias = "Given | dict[str, Node]"
+
+
+def bare(node: object) -> Any:
+    """Return what was given without its origins."""
+    if isinstance(node, Given):
+        return node.value
+    return {key: bare(item) for key, item in node.items()} if isinstance(node, dict) else node
+
+
+def written(node: object) -> str:
+    """Return where something was written as it stands in messages, e.g. `` (command line)``."""
+    while isinstance(node, dict) and node:
+        node = next(iter(node.values()))
+    return f" ({node.origin})" if isinstance(node, Given) and node.origin else ""
+
 
 COMPONENTS: dict[str, registry.Kind] = {"model": "model", "data": "data", "combine": "combination", "scope": "scope"}
 """Parts that are one component."""
@@ -72,7 +87,7 @@ def _refuse_hidden_term(node: dict[str, Node], path: list[str]) -> None:
     """Refuse ``forget.other.weight=1`` where forget is one objective: it would silently take its place."""
     part = node.get(path[0])
     if path[0] in TERMS and len(path) > 1 and isinstance(part, dict) and isinstance(name := part.get("name"), Given):
-        if path[1] in registry.names("objective"):
+        if registry.is_registered("objective", path[1]):
             raise RecipeError(
                 f"{'.'.join(path)}: {path[0]} is one objective, {name.value}. To have several, write "
                 f"{path[0]}={{{name.value}: {{}}, {path[1]}: {{}}}}."
@@ -138,7 +153,8 @@ def _packaged() -> dict[str, Traversable]:
 def _packaged_text(name: str) -> str:
     if name not in _packaged():
         raise RecipeError(
-            f"there is no recipe {shorten(name)}. {did_you_mean(name, names())} A file goes by its path, ending in .yaml."
+            f"there is no recipe {shorten(name)}. {did_you_mean(name, names())} "
+            "A file goes by its path, ending in .yaml."
         )
     return _packaged()[name].read_text(encoding="utf-8")
 
@@ -162,9 +178,8 @@ def _given(tree: Tree, origin: str) -> Node:
 
 def _merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
     """Lay ``new`` over ``old``. A component whose name changes starts from its defaults; so does a bare name."""
-    if path and path[0] in TERMS and len(path) == 1 or _is_component(path):
-        if isinstance(new, Given) and isinstance(new.value, str):
-            return {"name": new}
+    if _may_be_a_name(path) and isinstance(new, Given) and isinstance(new.value, str):
+        return {"name": new}
     if not isinstance(new, dict):
         return new
     if not isinstance(old, dict) or _replaces(old, new, path):
@@ -174,10 +189,8 @@ def _merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
         below = (*path, key)
         if _drops(value, below, "name" in {**old, **new}):
             if key not in old:
-                raise RecipeError(
-                    f"{'.'.join(below)} ({value.origin}) is null, but there is nothing to drop; "  # type: ignore[union-attr]
-                    f"for its defaults write {key}: {{}}."
-                )
+                where = f"{'.'.join(below)}{written(value)}"
+                raise RecipeError(f"{where} is null, but there is nothing to drop; for its defaults write {key}: {{}}.")
             del merged[key]
         else:
             merged[key] = _merge(old.get(key), value, below)
@@ -185,7 +198,11 @@ def _merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
 
 
 def _is_component(path: tuple[str, ...]) -> bool:
-    return len(path) == 1 and path[0] in COMPONENTS or len(path) == 2 and path[0] == "evaluate"
+    return (len(path) == 1 and path[0] in COMPONENTS) or (len(path) == 2 and path[0] == "evaluate")
+
+
+def _may_be_a_name(path: tuple[str, ...]) -> bool:
+    return _is_component(path) or (len(path) == 1 and path[0] in TERMS)
 
 
 def _drops(value: Node, path: tuple[str, ...], single: bool) -> bool:
@@ -200,7 +217,7 @@ def _replaces(old: dict[str, Node], new: dict[str, Node], path: tuple[str, ...])
         if "name" in old or "name" in new:
             return _value(old, "name") != _value(new, "name") if "name" in new else is_several(new)
         return False
-    if _is_component(path) or len(path) == 2 and path[0] in TERMS:
+    if _is_component(path) or (len(path) == 2 and path[0] in TERMS):
         implied = path[1] if len(path) == 2 else None
         return "name" in new and _value(old, "name", implied) != _value(new, "name")
     return False
@@ -213,6 +230,9 @@ def _value(node: dict[str, Node], key: str, otherwise: Tree = None) -> Tree:
 
 def is_several(node: dict[str, Node]) -> bool:
     """Whether a forget or retain part is a mapping of several objectives rather than the settings of one."""
-    known = registry.names("objective")
-    named = (key in known or isinstance(value, dict) and "name" in value for key, value in node.items())
-    return "name" not in node and bool(node) and all(named)
+    if "name" in node or not node:
+        return False
+    return all(
+        (isinstance(value, dict) and "name" in value) or registry.is_registered("objective", key)
+        for key, value in node.items()
+    )

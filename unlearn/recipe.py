@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 
 from unlearn import layers, registry
 from unlearn.errors import RecipeError, did_you_mean
-from unlearn.layers import Given, Node
+from unlearn.layers import Given, Node, bare
 from unlearn.references import escape, interpolate
 from unlearn.schema import About, Gate, Optim, Pretrain, Recipe, Trainer
-from unlearn.typed import Built, bare, build, convert
+from unlearn.typed import Built, build, convert
 from unlearn.yaml_text import shorten
 
-PARTS = tuple(
-    "name about model data pretrain forget retain combine scope optim trainer evaluate gate seed output".split()
-)
+PARTS = ["name", "about", "model", "data", "pretrain", "forget", "retain", "combine", "scope"]
+PARTS += ["optim", "trainer", "evaluate", "gate", "seed", "output"]
 """The keys of a recipe, in the order in which a resolved recipe shows them."""
 
 NOT_HASHED = ("name", "about", "output")
 NOT_HASHED_IN_TRAINER = ("workers", "log_every", "checkpoint_every", "tensorboard", "wandb")
 """Keys that cannot change a bit of the result, so that a run may be resumed under other values of them."""
 
+_FIXED = {"optim": Optim, "trainer": Trainer}
 _DEFAULTS = {"combine": "sum", "scope": "all"}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 
@@ -55,7 +55,10 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     node = interpolate(layers.override(node, overrides))
     for key in node:
         if key not in PARTS:
-            raise RecipeError(f"a recipe has no part {shorten(key)}{_origin(node[key])}. {did_you_mean(key, PARTS)}")
+            longer = [f"{part}.{key}" for part in ("optim", "trainer") if hasattr(_FIXED[part], key)]
+            near = f"Did you mean: {', '.join(longer)}? " if longer else ""
+            where = layers.written(node[key])
+            raise RecipeError(f"a recipe has no part {shorten(key)}{where}. {near}{did_you_mean(key, PARTS)}")
     about = build(About, _part(node, "about"), "about")
     model = _component("model", _part(node, "model"), "model")
     data = _component("data", _part(node, "data"), "data")
@@ -125,24 +128,28 @@ def _entries(node: dict[str, Node], key: str) -> list[tuple[str, Node]]:
     part = _part(node, key)
     if not isinstance(part, dict):
         raise RecipeError(
-            f"{key} is {shorten(bare(part))}{_origin(part)}; it must be a mapping, such as {{name: {{}}}}."
+            f"{key} is {shorten(bare(part))}{layers.written(part)}; it must be a mapping, such as {{name: {{}}}}."
         )
     return list(part.items())
 
 
 def _component(kind: registry.Kind, node: Node, key: str, implied: str = "") -> _Component:
     """Build one component from ``{name: ..., settings}``."""
+    if isinstance(node, Given) and isinstance(node.value, str):
+        node = {"name": node}
     if isinstance(node, Given):
         shown = shorten(bare(node))
-        raise RecipeError(f"{key} is {shown}{_origin(node)}; it must be a name or a mapping with one. {_allowed(kind)}")
+        raise RecipeError(
+            f"{key} is {shown}{layers.written(node)}; it must be a name or a mapping with one. {_allowed(kind)}"
+        )
     given = node.get("name", Given(implied or _DEFAULTS.get(key), ""))
     if not isinstance(given, Given) or not isinstance(given.value, str) or not given.value:
         what = "has no name" if bare(given) is None else f"is called {shorten(bare(given))}"
-        raise RecipeError(f"{key} {what}{_origin(given)}; write {key}=NAME. {_allowed(kind)}")
+        raise RecipeError(f"{key} {what}{layers.written(given)}; write {key}=NAME. {_allowed(kind)}")
     try:
         cls = registry.resolve(kind, given.value)
     except RecipeError as error:
-        raise RecipeError(f"{key}{_origin(given)}: {error}") from error
+        raise RecipeError(f"{key}{layers.written(given)}: {error}") from error
     return _Component(given.value, build(cls, {name: item for name, item in node.items() if name != "name"}, key))
 
 
@@ -152,12 +159,13 @@ def _terms(key: str, node: Node) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
     if isinstance(node, dict) and layers.is_several(node):
         several = {name: _component("objective", entry, f"{key}.{name}", name) for name, entry in node.items()}
-        return {name: term.built.value for name, term in several.items()}, {n: t.tree(n) for n, t in several.items()}
+        tree = {name: term.tree(name) for name, term in several.items()}
+        return {name: term.built.value for name, term in several.items()}, tree
     if isinstance(node, dict) and "name" not in node:
         first = next(iter(node))
         names = registry.names("objective")
         raise RecipeError(
-            f"{key} names no objective{_origin(node[first])}; write {key}=NAME. {shorten(first)} is none; "
+            f"{key} names no objective{layers.written(node[first])}; write {key}=NAME. {shorten(first)} is none; "
             f"{did_you_mean(first, names)}"
         )
     term = _component("objective", node, key)
@@ -192,13 +200,6 @@ def _output(node: dict[str, Node]) -> str | None:
 
 def _allowed(kind: registry.Kind) -> str:
     return f"Allowed: {', '.join(registry.names(kind))}."
-
-
-def _origin(node: Node) -> str:
-    """Return where something was written, as it stands in messages."""
-    while isinstance(node, dict) and node:
-        node = next(iter(node.values()))
-    return f" ({node.origin})" if isinstance(node, Given) and node.origin else ""
 
 
 def _origins(tree: Any, node: Node | None, path: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from unlearn.errors import RecipeError, did_you_mean
+from unlearn.yaml_text import shorten
 
 Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator"]
 
@@ -76,18 +75,23 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
 def names(kind: Kind) -> list[str]:
     """Return the registered names of a kind, plugins included, sorted, without importing any component."""
-    return sorted(_table(kind))
+    return sorted({**COMPONENTS[kind], **_plugins(kind)})
+
+
+def is_registered(kind: Kind, name: str) -> bool:
+    """Whether a component or a plugin goes by this name."""
+    return name in COMPONENTS[kind] or name in _plugins(kind)
 
 
 def target(kind: Kind, name: str) -> str:
     """Return the ``module:class`` behind a name or a dotted path. Raises RecipeError for an unknown name."""
-    table = _table(kind)
-    if name in table:
-        return table[name]
+    if is_registered(kind, name):
+        return COMPONENTS[kind].get(name) or _plugins(kind)[name]
     if _PATH.fullmatch(name):
         return name if ":" in name else ":".join(name.rsplit(".", 1))
     raise RecipeError(
-        f"there is no {kind} {name!r}. {did_you_mean(name, table)} Your own class goes by its path: package.module:Class."
+        f"there is no {kind} {shorten(name)}. {did_you_mean(name, names(kind))} "
+        "Your own class goes by its path: package.module:Class."
     )
 
 
@@ -115,8 +119,8 @@ def _problem(cls: Any, base: type[Any]) -> str | None:
         return f"does not extend {base.__module__}.{base.__qualname__}"
     if "__dataclass_fields__" not in vars(cls):
         return "is no dataclass; put @dataclass above it"
-    if inspect.isabstract(cls):
-        return f"is abstract; it lacks {', '.join(sorted(cls.__abstractmethods__))}"
+    if abstract := getattr(cls, "__abstractmethods__", None):
+        return f"is abstract; it lacks {', '.join(sorted(abstract))}"
     if any(field.name == "name" for field in fields(cls)):
         return "has a field called name, which in a recipe names the component itself"
     return None
@@ -137,9 +141,8 @@ def _load(path: str, what: str) -> Any:
 
 
 @cache
-def _table(kind: Kind) -> dict[str, str]:
-    """Return name -> ``module:class``, own names before plugins (entry-point group ``unlearn.<kind>s``)."""
-    if kind not in get_args(Kind):
-        raise ValueError(f"there is no kind {kind!r}; the kinds are {', '.join(get_args(Kind))}")
-    plugins = {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=f"unlearn.{kind}s")}
-    return {**plugins, **COMPONENTS[kind]}
+def _plugins(kind: Kind) -> dict[str, str]:
+    """Return name -> ``module:class`` of other packages' components (entry-point group ``unlearn.<kind>s``)."""
+    from importlib.metadata import entry_points  # slow to import, and the command line's list does without
+
+    return {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=f"unlearn.{kind}s")}

@@ -63,6 +63,17 @@ class Optim:
     warmup: float = 0.0
     ema: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _at_least(1, steps=self.steps, batch=self.batch, forget_batch=self.forget_batch, accumulate=self.accumulate)
+        _at_least(0, weight_decay=self.weight_decay)
+        _positive(lr=self.lr, clip=self.clip)
+        _share(momentum=self.momentum, warmup=self.warmup, **{"betas[0]": self.betas[0], "betas[1]": self.betas[1]})
+        if self.steps >= 2**32:  # the counter of unlearn.randomness has 32 bits
+            raise ValueError(f"steps is {self.steps}; it must be below {2**32}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie between 0 and 1, or be null for none")
+
 
 @dataclass
 class Trainer:
@@ -92,6 +103,17 @@ class Trainer:
     tensorboard: bool | None = None
     wandb: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _at_least(1, devices=self.devices, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+        _at_least(1, threads=self.threads)
+        _at_least(0, workers=self.workers)
+        if self.precision == "16-mixed":
+            raise ValueError(
+                "precision is 16-mixed, which scales the loss and unscales inside the optimiser's step; here gradients "
+                "are combined before that, where scaled ones may overflow unnoticed. Take bf16-mixed"
+            )
+
 
 @dataclass
 class Pretrain:
@@ -106,6 +128,11 @@ class Pretrain:
     retrained: bool = True
     seed: int = 0
     optim: Optim = field(default_factory=Optim)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}; it must lie in 0 ... {2**31 - 1}")
 
 
 @dataclass
@@ -130,6 +157,13 @@ class Gate:
     max: float | None = None
     minus: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a threshold that nothing or everything would pass."""
+        if self.min is None and self.max is None:
+            raise ValueError("neither min nor max is given; give one of them")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}; min must not be above max")
+
 
 @dataclass
 class Recipe:
@@ -153,3 +187,21 @@ class Recipe:
     tree: dict[str, Any]
     origins: dict[str, str]
     hash: str
+
+
+def _at_least(bound: int, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= bound:
+            raise ValueError(f"{name} is {value}; it must be >= {bound}")
+
+
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be > 0")
+
+
+def _share(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; it must lie in [0, 1)")

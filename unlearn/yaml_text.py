@@ -12,7 +12,7 @@ import yaml
 
 from unlearn.errors import RecipeError
 
-Tree: TypeAlias = "str | None | list[Tree] | dict[str, Tree]"
+Tree: TypeAlias = "str | list[Tree] | dict[str, Tree] | None"
 
 MAX_CHARACTERS = 256 * 1024
 MAX_NODES = 20_000

@@ -1,0 +1,190 @@
+"""The command line: `python -m unlearn.run recipe=NAME key=value ...`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearn.errors import RecipeError, UnlearnError, did_you_mean
+
+if TYPE_CHECKING:
+    from unlearn.schema import Recipe
+
+HELP = """\
+usage: python -m unlearn.run recipe=NAME|FILE.yaml [key=value ...] [--show | --check]
+
+  python -m unlearn.run                                            list the recipes
+  python -m unlearn.run recipe=quickstart                          run one
+  python -m unlearn.run recipe=quickstart data.forget.label=5 --show
+  python -m unlearn.run resume=auto                                go on with the newest unfinished run
+
+  --show   print the resolved recipe, each value with its origin; --check   build everything, take one step
+  seed=[0,1,2] runs each seed; output=DIR names the run directory (default runs/<recipe>/...)
+  resume=DIR goes on with that run; recipe=NAME resume=auto with the newest of the same recipe, else starts one
+exit codes: 0 done, 1 failed, 2 recipe or data error, 3 a gate failed, 130 interrupted (state saved)
+"""
+
+FLAGS = ("--show", "--check", "--help", "--version", "-h")
+_RESUMED = "UNLEARN_RESUMED_FOLDER"
+"""Tells the other ranks, which are started on the same command line, what rank 0 decided to resume."""
+
+
+class _Request(NamedTuple):
+    recipe: str | None
+    resume: str | None
+    settings: list[str]
+    flags: set[str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _answer(_read(arguments), arguments)
+        sys.stdout.flush()
+        return 0
+    except UnlearnError as error:
+        if _is_first_rank():
+            print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, e.g. head, had enough; nothing more may be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _read(arguments: list[str]) -> _Request:
+    """Sort the arguments."""
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    for flag in sorted(flags):
+        if flag not in FLAGS:
+            raise RecipeError(f"there is no flag {flag}. {did_you_mean(flag, FLAGS)} Settings are written key=value.")
+    if {"--show", "--check"} <= flags:
+        raise RecipeError("--show and --check are both given; take one.")
+    own: dict[str, str] = {}
+    settings = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            continue
+        if not equals or not key:
+            hint = f" Did you mean recipe={argument}?" if not equals and argument and not own else ""
+            raise RecipeError(f"{argument!r} is no setting; write key=value, such as optim.lr=1e-4.{hint}")
+        if key not in ("recipe", "resume"):
+            settings.append(argument)
+        elif key in own or not value:
+            raise RecipeError(f"{key}= is given {'twice' if key in own else 'without a value'}; write one {key}=VALUE.")
+        else:
+            own[key] = value
+    return _Request(own.get("recipe"), own.get("resume"), settings, flags)
+
+
+def _answer(request: _Request, arguments: list[str]) -> None:
+    """Print, check, resume or run."""
+    if request.flags & {"--help", "-h"}:
+        print(HELP, end="")
+    elif "--version" in request.flags:
+        from unlearn import __version__
+
+        print(__version__)
+    elif not arguments:
+        from unlearn.listing import listing
+
+        print(listing())
+    elif request.recipe is None:
+        _resume(request)
+    else:
+        _work(request.recipe, request, arguments)
+
+
+def _work(name: str, request: _Request, arguments: list[str]) -> None:
+    """Show, check or carry out a recipe."""
+    from unlearn.recipe import load
+
+    if os.getcwd() not in sys.path and "" not in sys.path:  # as with `python -m`, so that both find a user's own class
+        sys.path.append(os.getcwd())
+    recipe = load(name, request.settings)
+    if "--show" in request.flags:
+        from unlearn.yaml_text import dump
+
+        print(dump(recipe.tree, recipe.origins), end="")
+        return
+    from unlearn import job
+
+    if "--check" in request.flags:
+        print(job.check(recipe))
+        return
+    folder = _folder_to_resume(request, recipe)
+    if folder is not None:
+        job.resume(folder)
+    else:
+        job.run(recipe, command=arguments)
+
+
+def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
+    """Return the run that ``recipe=NAME resume=auto`` goes on with, None to start one; every rank gives one answer."""
+    if request.resume is None:
+        return None
+    if request.resume != "auto":
+        raise RecipeError(
+            f"a run brings its own recipe: write resume={request.resume} alone, or recipe=... resume=auto."
+        )
+    if not _is_first_rank() and _RESUMED in os.environ:
+        return Path(os.environ[_RESUMED]) if os.environ[_RESUMED] else None
+    from unlearn.job import find_unfinished
+
+    folder = find_unfinished(recipe)
+    os.environ[_RESUMED] = str(folder or "")
+    if _is_first_rank():
+        print(f"resuming {folder}" if folder else f"no unfinished run of {recipe.name}: starting one", flush=True)
+    return folder
+
+
+def _resume(request: _Request) -> None:
+    """Go on with a run by its folder, or with the newest unfinished one."""
+    if request.resume is None:
+        raise RecipeError("no recipe is given; write recipe=NAME. The list of recipes: python -m unlearn.run")
+    if request.flags:
+        raise RecipeError(f"{', '.join(sorted(request.flags))} needs a recipe; write recipe=NAME.")
+    for setting in request.settings:
+        key, _, value = setting.partition("=")
+        if key != "output" or Path(value).absolute() != Path(request.resume).absolute():
+            raise RecipeError(
+                f"{setting}: a resumed run keeps its recipe and its folder; write resume={request.resume} alone."
+            )
+    from unlearn import job
+
+    if request.resume != "auto":
+        folder = Path(request.resume).expanduser()
+        if not folder.is_dir():
+            raise RecipeError(
+                f"there is no run directory {request.resume}; resume=auto takes the newest unfinished run."
+            )
+    elif not _is_first_rank() and os.environ.get(_RESUMED):
+        folder = Path(os.environ[_RESUMED])
+    else:
+        found = job.find_unfinished(None)
+        if found is None:
+            raise RecipeError("there is no unfinished run under runs/. Start one: python -m unlearn.run recipe=NAME")
+        folder = found
+        os.environ[_RESUMED] = str(folder)
+        print(f"resuming {folder}", flush=True)
+    job.resume(folder)
+
+
+def _is_first_rank() -> bool:
+    """Whether this process speaks: the other ranks are started with LOCAL_RANK (or RANK) above 0."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
