@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +54,8 @@ class FlowConfig(ModelConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             flow = self.transform(shape, levels)
-        settings = {key: value for key, value in asdict(self).items() if key not in ("pretrained", "train")}
+        of_the_engine = {field.name for field in fields(ModelConfig)}
+        settings = {key: value for key, value in asdict(self).items() if key not in of_the_engine}
         description = {"kind": self.kind, "config": settings, "info": {"shape": list(shape), "levels": levels}}
         return Flow(flow, shape, levels, self.temperature, description)
 
