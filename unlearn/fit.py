@@ -62,6 +62,7 @@ def fit(
     optim = module.primary.optim
     began = time.monotonic()
     before = [0.0]
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
         folder / "checkpoints", trainer.checkpoint_every, lambda: before[0] + time.monotonic() - began
     )
@@ -130,9 +131,12 @@ def quiet_lightning() -> None:
     """Keep Lightning's own notes out of the output; errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=r"The 'train_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")
-    warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller than the logging interval")
+    for note in (
+        r".*does not have many workers which may be a bottleneck",
+        r".*module\(s\) in eval mode at the start of training",  # on purpose: no dropout, no moving batch statistics
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=note)
 
 
 class _Prepare(lightning.Callback):

@@ -53,7 +53,11 @@ class UnlearningModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model.eval()
-        self.phases = list(phases)
+        self.phases: list[Phase] = []
+        self.states: dict[str, dict[str, Any]] = {}
+        self.combine_states: list[dict[str, Any]] = []
+        for phase in phases:
+            self.add_phase(phase)
         self.splits, self.reference, self.log_every = splits, reference, log_every
         self.stream = Randomness(seed)
         self.primary = next(phase for phase in self.phases if phase.primary)
@@ -61,14 +65,16 @@ class UnlearningModule(lightning.LightningModule):
         self.goal: str | None = None
         self.stop_asked = False
         self.row: dict[str, float] = {}
-        self.states: dict[str, dict[str, Any]] = {
-            f"{group}/{name}": {} for phase in self.phases for group, name, _ in phase.terms()
-        }
-        self.combine_states: list[dict[str, Any]] = [{} for _ in self.phases]
         self.masks: dict[str, Tensor] = {}
         self.held: HeldEntries | None = None
         self.average: dict[str, Tensor] = {}
         self.restored: dict[str, Any] | None = None
+
+    def add_phase(self, phase: Phase) -> None:
+        """Let another network step, after those that are there."""
+        self.phases.append(phase)
+        self.combine_states.append({})
+        self.states |= {f"{group}/{name}": {} for group, name, _ in phase.terms()}
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimiser a phase."""

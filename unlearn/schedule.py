@@ -11,15 +11,15 @@ def learning_rate(optim: Optim, step: int) -> float:
     ``onecycle`` rises by a cosine from lr / 25 over the first 30 % (or ``warmup``) and falls by a cosine to
     lr / 250,000 (Smith and Topin, Super-Convergence, 2018; rates as in PyTorch's OneCycleLR).
     """
-    onecycle = optim.schedule == "onecycle"
-    rise = (optim.warmup or (0.3 if onecycle else 0.0)) * optim.steps
+    if optim.schedule == "onecycle":
+        top = (optim.warmup or 0.3) * optim.steps - 1
+        if step <= top:
+            return _cosine(optim.lr / 25, optim.lr, step / top if top > 0 else 1.0)
+        return _cosine(optim.lr, optim.lr / 250_000, (step - top) / (optim.steps - 1 - top))
+    rise = optim.warmup * optim.steps
     if step < rise:
-        if onecycle:
-            return _cosine(optim.lr / 25, optim.lr, step / max(1.0, rise - 1))
         return optim.lr * (step + 1) / (rise + 1)
-    done = min(1.0, (step - rise) / max(1.0, optim.steps - rise))
-    if onecycle:
-        return _cosine(optim.lr, optim.lr / 250_000, done)
+    done = (step - rise) / (optim.steps - rise)
     return {
         "constant": optim.lr,
         "cosine": _cosine(optim.lr, 0.0, done),
@@ -28,4 +28,4 @@ def learning_rate(optim: Optim, step: int) -> float:
 
 
 def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
