@@ -92,11 +92,17 @@ class Flow(Wrapper):
 
     def dequantise(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Return the continuous inputs, (B, *shape), in the precision of the weights: images in [0, 1)."""
-        dtype = next((p.dtype for p in self.parameters()), torch.get_default_dtype())
+        name = "vector" if self.levels is None else "image"
+        given = tuple(batch[name].shape[1:]) if name in batch else None
+        if given != self.shape:
+            raise RecipeError(
+                f"The flow takes items {name!r} of shape {self.shape}; the data has {given or sorted(batch)}. "
+                "Give a model.pretrained and data of the same shape."
+            )
         if self.levels is None:
-            return batch["vector"].to(dtype)
-        noise = randomness.child("dequantise").uniform(batch["id"], self.shape, dtype)
-        return (batch["image"].to(dtype) + noise) / self.levels
+            return batch["vector"].to(self._dtype)
+        noise = randomness.child("dequantise").uniform(batch["id"], self.shape, self._dtype)
+        return (batch["image"].to(self._dtype) + noise) / self.levels
 
     @torch.no_grad()
     def sample(self, ids: Tensor, randomness: Randomness) -> Batch:
@@ -119,8 +125,7 @@ class Flow(Wrapper):
                 f"Samples are drawn from a StandardNormal base; this flow's is {type(base).__name__}. Fold its mean "
                 "and scale into the flow as a last transform (nflows.transforms.PointwiseAffineTransform)."
             )
-        dtype = next((p.dtype for p in self.parameters()), torch.get_default_dtype())
-        return self.temperature * randomness.child("latent").normal(ids, tuple(base._shape), dtype)
+        return self.temperature * randomness.child("latent").normal(ids, tuple(base._shape), self._dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Map latents (B, ...) to continuous items (B, *shape)."""
@@ -152,6 +157,10 @@ class Flow(Wrapper):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the direction from data to latents, the one that training runs."""
         self.flow._transform.compile(*args, **kwargs)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     def _density(self, inputs: Tensor) -> Tensor:
         return self.flow.log_prob(inputs)  # type: ignore[no-any-return]

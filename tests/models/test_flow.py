@@ -450,6 +450,15 @@ def test_settings_out_of_range(config: type[FlowConfig], settings: dict[str, Any
         config(**settings)
 
 
+def test_batches_that_do_not_fit() -> None:
+    config, info = KINDS["glow"]
+    flow = config.build(info, Randomness(0))
+    with pytest.raises(RecipeError, match=r"'image' of shape \(1, 4, 4\); the data has \(1, 8, 8\)"):
+        flow.log_prob(items({"shape": (1, 8, 8), "levels": 17}, 2), R)
+    with pytest.raises(RecipeError, match=r"the data has \['id', 'vector'\]"):
+        flow.log_prob(items(VECTOR, 2), R)
+
+
 # Flows that a user built
 
 
