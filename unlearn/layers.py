@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from os.path import abspath
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -108,7 +109,7 @@ class _Reader:
         is_file = name.endswith((".yaml", ".yml"))
         path = folder / Path(name).expanduser() if is_file else Path(f"{name}.yaml")
         origin = str(path)
-        identity = str(path.resolve()) if is_file else name
+        identity = abspath(path) if is_file else name
         if identity in chain:
             raise RecipeError(f"{origin}: 'base:' goes round in a circle: {' -> '.join((*chain, identity))}.")
         tree = parse(_text_of(path) if is_file else _packaged_text(name), origin)
@@ -167,7 +168,8 @@ def _text_of(path: Path) -> str:
             raise RecipeError(f"{path}: {path.stat().st_size} bytes are too many for a recipe.")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise RecipeError(f"the recipe {shorten(str(path))} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"the recipe {shorten(str(path))} cannot be read: {reason}.") from error
 
 
 def _given(tree: Tree, origin: str) -> Node:

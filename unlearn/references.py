@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
-from unlearn.errors import RecipeError, did_you_mean
+from unlearn.errors import RecipeError
 from unlearn.layers import Given, Node
 from unlearn.yaml_text import Tree, shorten
 
@@ -88,8 +89,9 @@ class _References:
         for part in key.split("."):
             target = target.get(part) if isinstance(target, dict) else None
         if not isinstance(target, Given):
-            where = ".".join(chain[-1])
-            raise RecipeError(f"{where}: the recipe gives no value under {key}. {did_you_mean(key, _keys(self.root))}")
+            near = get_close_matches(key, _keys(self.root), cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else "a default must be written out to be referred to."
+            raise RecipeError(f"{'.'.join(chain[-1])}: the recipe gives no value under {key}; {hint}")
         value = self.value(tuple(key.split(".")), target, chain)
         self.budget -= _size(value)
         if self.budget < 0:

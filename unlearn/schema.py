@@ -68,7 +68,9 @@ class Optim:
         _at_least(1, steps=self.steps, batch=self.batch, forget_batch=self.forget_batch, accumulate=self.accumulate)
         _at_least(0, weight_decay=self.weight_decay)
         _positive(lr=self.lr, clip=self.clip)
-        _share(momentum=self.momentum, warmup=self.warmup, **{"betas[0]": self.betas[0], "betas[1]": self.betas[1]})
+        _share(momentum=self.momentum, warmup=self.warmup)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; both must lie in [0, 1)")
         if self.steps >= 2**32:  # the counter of unlearn.randomness has 32 bits
             raise ValueError(f"steps is {self.steps}; it must be below {2**32}")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -43,7 +43,7 @@ def build(cls: type[Any], node: Node, key: str) -> Built:
     if cls not in _CONFIGS:
         _CONFIGS[cls] = _structured(cls)
     given = _fields(cls, node, key, "")
-    config = deepcopy(_CONFIGS[cls])  # a copy is four times as fast as a new one
+    config = deepcopy(_CONFIGS[cls]) if given else _CONFIGS[cls]  # a copy is four times as fast as a new one
     try:
         for name, value in given.items():
             OmegaConf.update(config, name, _protect(value))
@@ -135,7 +135,7 @@ def _one_of(value: Any, options: tuple[Any, ...], hint: Any, key: str, origin: s
     if value is None and NoneType in options:
         return None
     rest = [option for option in options if option is not NoneType]
-    if len(rest) == 1:
+    if len(rest) == 1 and rest[0] not in (bool, int, float, str):
         return convert(value, rest[0], key, origin)
     for option in sorted(rest, key=lambda option: option is str):
         try:

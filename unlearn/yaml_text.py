@@ -37,6 +37,9 @@ def parse(text: str, where: str) -> Tree:
         raise RecipeError(f"{where}: {len(text)} characters are too many for a recipe; at most {MAX_CHARACTERS}.")
     try:
         return _Document(yaml.parse(text, Loader=_Loader), where).read()
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
+        raise RecipeError(f"{where}{line} is no valid YAML: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
         raise RecipeError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
 
