@@ -19,7 +19,7 @@ from unlearn.errors import GateFailed, Interrupted, RecipeError
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
 from unlearn.feed import Feed
-from unlearn.fit import device_for, fit, peak_memory
+from unlearn.fit import device_for, fit, peak_memory, quiet_lightning
 from unlearn.materials import Materials, gather_materials, rehearse
 from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
@@ -80,6 +80,7 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
         model = recipe.model.wrapper.adopt(model, dataset.info)
     if recipe.trainer.threads is not None:
         torch.set_num_threads(recipe.trainer.threads)
+    quiet_lightning()
     launch(recipe.trainer.devices, recipe.trainer.accelerator)
     result = (_several if len(recipe.seeds) > 1 else _one)(recipe, command, model, dataset, folder)
     if result.failed_gates:

@@ -1,0 +1,1 @@
+"""Tests, acceptance checks and benchmarks."""

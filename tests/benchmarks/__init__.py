@@ -1,0 +1,1 @@
+"""Benchmarks: the reference way and ours, side by side, as a ratio."""

@@ -1,0 +1,215 @@
+"""Whole runs through the real command line: ranks, kills, errors, exit codes, the Python entry."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unlearn
+from tests.command import ROOT, environment
+from tests.command import unlearn as command
+from unlearn.errors import GateFailed, RecipeError
+from unlearn.models.flow import Flow
+
+SMALL = f"recipe={ROOT / 'tests' / 'recipes' / 'small.yaml'}"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """One uninterrupted run; it also fills the cache of trained models."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = command(SMALL, "output=run", cwd=folder, cache=cache)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_a_run_leaves_all_that_it_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "recipe.yaml", "command.txt", "environment.json", "metrics.json", "metrics.csv", "log.txt", "run.json",
+        "checkpoints", "samples", "model", "report.html",
+    }  # fmt: skip
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["schema"] == 1 and metrics["steps"] == 20
+    subjects = {record["subject"] for record in metrics["records"] if record["metric"] == "bits_per_dim"}
+    assert subjects == {"target", "unlearned", "retrained"}
+    assert (finished / "model" / "README.md").is_file()
+    assert json.loads((finished / "run.json").read_text())["status"] == "done"
+    checkpoint = (finished / "checkpoints" / "last.ckpt").stat().st_size
+    model = (finished / "model" / "model.safetensors").stat().st_size
+    assert checkpoint < 5 * model + 50_000  # weights, two Adam averages, buffers: no frozen target
+
+
+def test_it_forgets_more_than_it_loses(finished: Path) -> None:
+    """Even 20 steps on a small flow make the threes less likely by more than the rest."""
+    records = json.loads((finished / "metrics.json").read_text())["records"]
+    bits = {(r["subject"], r["split"]): r["value"] for r in records if r["metric"] == "bits_per_dim"}
+    lost_forget = bits["unlearned", "forget"] - bits["target", "forget"]
+    lost_retain = bits["unlearned", "retain"] - bits["target", "retain"]
+    assert lost_forget > 0.05 and lost_forget > 1.5 * lost_retain
+
+
+@pytest.mark.parametrize("combine", ["sum", "pcgrad", "one_sided", "gru", "mgda"])
+def test_two_ranks_are_one_rank(combine: str, tmp_path: Path, cache: Path, finished: Path) -> None:
+    """20 float64 steps with a global batch that does not divide by two; the saved weights are float32."""
+    settings = [SMALL, f"combine={combine}", "trainer.precision=64-true", "optim.batch=31"]
+    one = command(*settings, "output=one", cwd=tmp_path, cache=cache)
+    two = command(*settings, "output=two", "trainer.devices=2", cwd=tmp_path, cache=cache)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    first, second = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"][0]
+        for name in ("one", "two")
+    )
+    gap = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert next(iter(first.values())).dtype == torch.float64
+    assert gap < 1e-6
+    target = next(p.parent for p in (cache / "models").glob("*/trained.json") if '"target"' in p.read_text())
+    start = dict(Flow.from_pretrained(target).named_parameters())
+    moved = max(float((first[name].float() - start[name]).abs().max()) for name in first)
+    assert moved > 1e-4  # the control: there was something to differ in
+
+
+def test_killed_runs_end_in_the_same_weights(tmp_path: Path, cache: Path, finished: Path) -> None:
+    """kill -9 at three random moments, then resume=auto: bit for bit the uninterrupted run."""
+    whole = weights(finished)
+    chance = random.Random(0)
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        killed_at = kill_after(folder, cache, chance.uniform(2, 7))
+        again = command(SMALL, "resume=auto", cwd=folder, cache=cache)
+        assert again.returncode == 0, f"killed after {killed_at:.1f} s: {again.stderr}"
+        run = next(folder.glob("runs/**/report.html")).parent
+        assert all(torch.equal(value, whole[name]) for name, value in weights(run).items())
+
+
+def kill_after(folder: Path, cache: Path, seconds: float) -> float:
+    """Start a run and kill it without warning."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unlearn.run", SMALL],
+        cwd=folder,
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    return seconds
+
+
+def test_control_c_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path, finished: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unlearn.run", SMALL, "optim.steps=4000", "output=run"],
+        cwd=tmp_path,
+        env=environment(cache),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    curve = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not curve.is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "python -m unlearn.run resume=run" in errors
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["step"] > 0
+
+
+def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Path, finished: Path) -> None:
+    gate = "gate={cheap: {metric: bits_per_dim, split: retain, max: 0.1}, fine: {metric: bits_per_dim, split: retain, min: 0}}"
+    done = command(SMALL, gate, "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 3, done.stderr
+    assert "gate.cheap" in done.stderr and "gate.fine" not in done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["optim.lrr=1"], "lr"),
+        (["optim.lr=fast"], "optim.lr"),
+        (["recipe=flow/nothing"], "flow/nothing"),
+        (["model.pretrained=nowhere"], "nowhere"),
+        (["data.forget.label=33"], "33"),
+        (["data.forget={}"], "data.forget is empty"),
+        (["data.retain.label=[3,4]"], "disjoint"),
+        (["evaluate.rouge={}"], "rouge"),
+        (["model.pretrained=broken"], "broken"),
+        (["trainer.accelerator=gpu"], "GPU"),
+        (["forget.name=tests.plugin:NeedsText"], "text"),
+        (["resume=runs/none"], "none"),
+    ],
+)
+def test_wrong_input_is_one_message_and_leaves_nothing(
+    settings: list[str], message: str, tmp_path: Path, cache: Path, finished: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    (broken / "model.safetensors").write_bytes(b"not a model")
+    given = settings if settings[0].split("=")[0] in ("recipe", "resume") else [SMALL, *settings]
+    done = command(*given, cwd=tmp_path, cache=cache)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_corrupt_checkpoint_is_named(tmp_path: Path, cache: Path, finished: Path) -> None:
+    process = command(SMALL, "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    assert process.returncode == 0, process.stderr
+    status = tmp_path / "run" / "run.json"
+    status.write_text(status.read_text().replace('"done"', '"running"'))
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
+    again = command("resume=run", cwd=tmp_path, cache=cache)
+    assert again.returncode == 2 and "last.ckpt" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_several_seeds_are_summed_up(tmp_path: Path, cache: Path, finished: Path) -> None:
+    done = command(SMALL, "seed=[0,1]", "optim.steps=3", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "metrics.json").read_text())["records"]
+    parts = [json.loads((tmp_path / "run" / f"seed-{seed}" / "metrics.json").read_text())["records"] for seed in (0, 1)]
+    key = ("bits_per_dim", "unlearned", "forget")
+    values = [next(r["value"] for r in p if (r["metric"], r["subject"], r["split"]) == key) for p in parts]
+    mean = next(r["value"] for r in summary if (r["metric"], r["subject"], r["split"]) == key)
+    assert values[0] != values[1] and mean == pytest.approx(sum(values) / 2)
+
+
+def test_from_python_with_a_model_in_memory(
+    tmp_path: Path, cache: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNLEARN_CACHE", str(cache))
+    target = Flow.from_pretrained(finished / "model")
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    recipe = ROOT / "tests" / "recipes" / "small.yaml"
+    result = unlearn.unlearn(target, recipe=recipe, **{"optim.steps": 3, "data.forget.label": 5})
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in result.model.state_dict().items())
+    assert {record.subject for record in result.records} == {"target", "unlearned"}
+    by_path = unlearn.unlearn(finished / "model", recipe=recipe, optim={"steps": 3}, data={"forget": {"label": 5}})
+    assert all(torch.equal(value, result.model.state_dict()[name]) for name, value in by_path.model.state_dict().items())
+    with pytest.raises(RecipeError, match="optim.stepps"):
+        unlearn.unlearn(target, recipe=recipe, optim={"stepps": 3})
+    with pytest.raises(GateFailed) as missed:
+        unlearn.unlearn(target, recipe=recipe, **{"optim.steps": 1}, gate={"g": {"metric": "none", "min": 0}})
+    assert missed.value.result.folder.is_dir()
