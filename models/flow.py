@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import torch
 
 from unlearn.errors import RecipeError
 from unlearn.models.base import ModelConfig, Wrapper
-from unlearn.models.flow_parts import Coupling, autoregressive_flow, coupling_flow, glow
+from unlearn.models.flow_parts import Coupling, autoregressive_flow, coupling_flow, glow, shrink_factors
 from unlearn.models.flow_wrapper import Flow
 from unlearn.randomness import Randomness
 
@@ -78,7 +77,8 @@ class GlowConfig(FlowConfig):
     """Multiscale Glow for images.
 
     Args:
-        scales: number of scales; each halves height and width, which 2**scales must divide.
+        scales: number of scales, >= 1. Each divides height and width by their smallest common factor: 28 pixels
+            become 14, 7 and 1.
         coupling: affine couplings fit better, additive ones keep the volume.
         alpha: the logit's distance from 0 and 1, in (0, 0.5).
 
@@ -108,13 +108,12 @@ class GlowConfig(FlowConfig):
                 f"model glow takes images; the data has shape {shape}. Type model=spline_flow for vectors."
             )
         channels, height, width = shape
-        side = math.gcd(height, width)
-        most = (side & -side).bit_length() - 1
+        most = len(shrink_factors(height, width))
         if self.scales > most:
-            remedy = f"Type model.scales={most}." if most else "Choose an even size."
+            remedy = f"Type model.scales={most}." if most else "Choose sizes with a common factor, e.g. data.size=32."
             raise RecipeError(
-                f"model.scales is {self.scales}, and each scale halves the image; {height} x {width} pixels can be "
-                f"halved {most} times. {remedy}"
+                f"model.scales is {self.scales}, and each scale shrinks the image by a whole number; "
+                f"{height} x {width} pixels can be shrunk {most} times. {remedy}"
             )
         return glow((channels, height, width), self.scales, self.depth, self.width, self.coupling, self.alpha)
 

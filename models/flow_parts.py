@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -93,18 +95,38 @@ class InvertibleConvolution(transforms.OneByOneConvolution):  # type: ignore[mis
             return outputs, (-height * width * self.logabsdet()).expand(batch)
 
 
+class Squeeze(transforms.Transform):  # type: ignore[misc]
+    """Trade space for channels: (B, C, H, W) to (B, C f^2, H / f, W / f).
+
+    nflows' own inverse takes numbers of channels that 4 divides only.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fold blocks of f x f pixels into channels."""
+        return nn.functional.pixel_unshuffle(inputs, self.factor), inputs.new_zeros(len(inputs))
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unfold channels into blocks of f x f pixels."""
+        return nn.functional.pixel_shuffle(inputs, self.factor), inputs.new_zeros(len(inputs))
+
+
 class CouplingNet(nn.Module):
     """The small network of a coupling layer: (B, C, H, W) to (B, C', H, W), zero at first.
 
     Args:
         width: hidden channels.
+        kernel: of the first and last convolution: 3, or 1 where the image is a single pixel.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, width: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, width: int, kernel: int) -> None:
         super().__init__()
-        last = nn.Conv2d(width, channels_out, 3, padding=1)
+        last = nn.Conv2d(width, channels_out, kernel, padding=kernel // 2)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels_in, width, 3, padding=1),
+            nn.Conv2d(channels_in, width, kernel, padding=kernel // 2),
             nn.ReLU(),
             nn.Conv2d(width, width, 1),
             nn.ReLU(),
@@ -119,26 +141,31 @@ class CouplingNet(nn.Module):
         return outputs.to(inputs.dtype)
 
 
+def shrink_factors(height: int, width: int) -> list[int]:
+    """Return the factors by which the scales of a Glow shrink an image in turn: 2, 2, 7 for 28 x 28."""
+    factors, side = [], math.gcd(height, width)
+    while side > 1:
+        factors.append(next(f for f in range(2, side + 1) if side % f == 0))
+        side //= factors[-1]
+    return factors
+
+
 def glow(shape: tuple[int, int, int], scales: int, depth: int, width: int, coupling: Coupling, alpha: float) -> Any:
-    """Build a multiscale Glow over images in [0, 1] of shape (C, H, W); H and W divisible by 2**scales.
+    """Build a multiscale Glow over images in [0, 1] of shape (C, H, W), at most ``len(shrink_factors(H, W))`` scales.
 
     Reference:
         Kingma and Dhariwal, Glow, 2018. arXiv:1807.03039
     """
     kind = transforms.AffineCouplingTransform if coupling == "affine" else transforms.AdditiveCouplingTransform
     multiscale = transforms.MultiscaleCompositeTransform(scales)
-    channels, height, width_px = shape
-    for _ in range(scales):
-        channels, height, width_px = 4 * channels, height // 2, width_px // 2
-        layers: list[Any] = [transforms.SqueezeTransform()]
-        for _ in range(depth):
-            mask = torch.arange(channels) < channels // 2
-            layers += [
-                ActNorm(channels),
-                InvertibleConvolution(channels),
-                kind(mask.int(), lambda taken, given: CouplingNet(taken, given, width)),
-            ]
-        rest = multiscale.add_transform(transforms.CompositeTransform(layers), (channels, height, width_px))
+    channels, rows, columns = shape
+    for factor in shrink_factors(rows, columns)[:scales]:
+        channels, rows, columns = factor**2 * channels, rows // factor, columns // factor
+        net = partial(CouplingNet, width=width, kernel=1 if rows == columns == 1 else 3)
+        mask = (torch.arange(channels) < channels // 2).int()
+        steps = [(ActNorm(channels), InvertibleConvolution(channels), kind(mask, net)) for _ in range(depth)]
+        scale = transforms.CompositeTransform([Squeeze(factor), *chain.from_iterable(steps)])
+        rest = multiscale.add_transform(scale, (channels, rows, columns))
         channels = channels if rest is None else rest[0]
     transform = transforms.CompositeTransform([Logit(alpha), multiscale])
     return flows.Flow(transform, distributions.StandardNormal([math.prod(shape)]))

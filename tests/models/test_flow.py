@@ -25,7 +25,7 @@ from unlearn.models.flow import (
     GlowConfig,
     SplineFlowConfig,
 )
-from unlearn.models.flow_parts import ActNorm, InvertibleConvolution, Logit
+from unlearn.models.flow_parts import ActNorm, InvertibleConvolution, Logit, Squeeze, shrink_factors
 from unlearn.randomness import Randomness
 
 R = Randomness(3)
@@ -34,6 +34,7 @@ VECTOR = {"shape": (3,), "levels": None}
 KINDS = {
     "glow": (GlowConfig(scales=2, depth=2, width=5), IMAGE),
     "glow_additive": (GlowConfig(scales=1, depth=2, width=5, coupling="additive"), IMAGE),
+    "glow_odd": (GlowConfig(scales=2, depth=1, width=5), {"shape": (1, 6, 6), "levels": 256}),
     "coupling_flow": (CouplingFlowConfig(depth=3, width=6), VECTOR),
     "autoregressive_flow": (AutoregressiveFlowConfig(depth=2, width=6), VECTOR),
     "spline_flow": (SplineFlowConfig(depth=3, width=6, bins=4), VECTOR),
@@ -421,8 +422,8 @@ def test_truncated_weights_and_other_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "info", "message"),
     [
-        (GlowConfig(scales=3), {"shape": (1, 28, 28), "levels": 256}, r"halved 2 times. Type model.scales=2"),
-        (GlowConfig(), {"shape": (3, 7, 8), "levels": 256}, "Choose an even size"),
+        (GlowConfig(scales=4), {"shape": (1, 28, 28), "levels": 256}, r"shrunk 3 times. Type model.scales=3"),
+        (GlowConfig(), {"shape": (3, 7, 8), "levels": 256}, "Choose sizes with a common factor"),
         (GlowConfig(), VECTOR, "takes images"),
         (SplineFlowConfig(), IMAGE, "takes vectors"),
         (CouplingFlowConfig(), {"shape": (1,), "levels": None}, "2 values or more"),
@@ -540,6 +541,21 @@ def test_nflows_act_norm_sets_itself_and_survives_a_reload() -> None:
     again = transforms.ActNorm(2)
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again.train()(x + 100)[0], layer.eval()(x + 100)[0])
+
+
+def test_scales_shrink_by_the_smallest_common_factor() -> None:
+    assert [shrink_factors(side, side) for side in (8, 28, 9, 1)] == [[2, 2, 2], [2, 2, 7], [3, 3], []]
+    assert shrink_factors(32, 24) == [2, 2, 2]
+
+
+def test_squeeze_is_nflows_squeeze_without_its_limit() -> None:
+    """The same order of channels; blocks of 3 x 3 make 9 channels, which nflows cannot unfold (the control)."""
+    x = torch.arange(2 * 36.0).view(1, 2, 6, 6)
+    torch.testing.assert_close(Squeeze(2)(x), transforms.SqueezeTransform(2)(x))
+    folded, _ = Squeeze(3)(x[:, :1])
+    assert torch.equal(Squeeze(3).inverse(folded)[0], x[:, :1])
+    with pytest.raises(ValueError, match="channel"):
+        transforms.SqueezeTransform(3).inverse(folded)
 
 
 def test_nflows_squeeze_needs_whole_blocks() -> None:
