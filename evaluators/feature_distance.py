@@ -1,0 +1,115 @@
+"""Distance between samples and the real images that should remain, in the features of a small net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.distributed import map_ids
+from unlearn.errors import RecipeError
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.features import Features, features_for
+from unlearn.evaluators.measures import Z95, frechet, kernel_distance
+from unlearn.evaluators.shared import at_least, forgotten_names, samples
+from unlearn.metrics import Record
+from unlearn.randomness import Randomness
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDistance(Evaluator):
+    """Frechet and kernel distance of samples to real retain and test images without the forgotten categories.
+
+    Both carry the name of the net: they are not comparable with the FID and KID of an Inception net. The records with
+    ``score: floor`` compare two halves of the real images with each other: what chance alone gives.
+
+    Args:
+        samples: samples a subject.
+        items: at most so many real images, drawn by the seed; null takes all.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
+        bootstraps: resamples behind the interval of the Frechet distance.
+        batch_size: images at once; does not change the result.
+    """
+
+    samples: int = 2000
+    items: int | None = 2000
+    features: str | None = None
+    bootstraps: int = 50
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are too small."""
+        at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> Features:
+        """Return the net, or raise RecipeError where none fits the data; needs no model."""
+        net = features_for(splits["forget"].dataset.info, self.features)
+        if (n := len(real_ids(splits))) < 4:
+            raise RecipeError(
+                f"feature_distance compares with real images that are not forgotten; there are {n}, and 4 are needed. "
+                "Narrow data.forget, or drop it: evaluate.feature_distance=null."
+            )
+        return net
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``frechet_<features>`` and ``kernel_<features>`` for every subject, and their floor."""
+        net = self.check(evaluation.splits).to(evaluation.device)
+        ids = real_ids(evaluation.splits)
+        ids = ids[evaluation.randomness.child("real").permutation(len(ids))[: self.items]]
+        real = map_ids(lambda part: net.embed(evaluation.batch("retain", part)["image"]), ids, self.batch_size).cpu()
+        records = []
+        for subject in evaluation.models:
+            drawn = samples(evaluation, subject, self.samples, self.batch_size)
+            records += self._compare(evaluation, net, subject, {}, net.embed(drawn), real)
+        halves = real[::2], real[1::2]  # the order is random
+        records += self._compare(evaluation, net, "target", {"score": "floor"}, *halves)
+        return Findings(records)
+
+    def _compare(
+        self, evaluation: Evaluation, net: Features, subject: str, about: dict[str, str], a: Tensor, b: Tensor
+    ) -> list[Record]:
+        spread = self._bootstrap(evaluation.randomness, a, b)
+        value = frechet(a, b)
+        figures = {
+            "frechet": (value, (max(0.0, value - Z95 * spread), value + Z95 * spread)),
+            "kernel": kernel_distance(a, b),
+        }
+        return [
+            Record(
+                evaluator="feature_distance",
+                metric=f"{kind}_{net.name}",
+                subject=subject,
+                split="retain",
+                about=about,
+                value=distance,
+                ci95=ci95,
+                n=len(a),
+                seed=evaluation.seed,
+                direction="none" if about else "lower",
+            )
+            for kind, (distance, ci95) in figures.items()
+        ]
+
+    def _bootstrap(self, randomness: Randomness, a: Tensor, b: Tensor) -> float:
+        """Return the standard deviation of the Frechet distance over resamples of both sides."""
+        rows = torch.arange(self.bootstraps)
+        of_a = randomness.child("bootstrap a").integers(rows, len(a), (len(a),))
+        of_b = randomness.child("bootstrap b").integers(rows, len(b), (len(b),))
+        found = [frechet(a[i], b[j]) for i, j in zip(of_a, of_b, strict=True)]
+        return torch.tensor(found, dtype=torch.float64).std().item()
+
+
+def real_ids(splits: Mapping[str, Split]) -> Tensor:
+    """Return the ids of the retain and test items that carry no forgotten label or attribute."""
+    dataset = splits["retain"].dataset
+    ids = torch.cat([splits[name].ids for name in ("retain", "test") if name in splits])
+    gone = torch.zeros(len(dataset), dtype=torch.bool)
+    for name in forgotten_names(splits["forget"]):
+        gone |= dataset.having([name])
+    return ids[~gone[ids]]

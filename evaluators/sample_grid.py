@@ -1,0 +1,126 @@
+"""Pictures: samples of all models from the same noise, and what was forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.errors import RecipeError
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.features import Features, features_for
+from unlearn.evaluators.pictures import CELL, LARGE_CELL, Panel, panels
+from unlearn.evaluators.shared import at_least, forgotten_names, samples, some_of
+
+STRIP = 24
+"""Images a row of the pictures that are one strip wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleGrid(Evaluator):
+    """Samples from the same noise side by side; a frame marks what the classifier takes for a forgotten category.
+
+    Args:
+        side: images a row and a column of each grid.
+        search: samples of the target among which those of the forgotten category are looked for; 0 leaves that
+            picture out.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data, and no
+            frames where none does.
+        batch_size: samples drawn at once; does not change the result.
+    """
+
+    side: int = 8
+    search: int = 2000
+    features: str | None = None
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are too small."""
+        at_least(self, side=1, search=0, batch_size=1)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return the forget images, the grids, and what became of the noise that gave a forgotten category."""
+        forget = evaluation.splits["forget"]
+        net = self._net(evaluation)
+        forgotten = [name for name in forgotten_names(forget) if net is not None and name in net.labels]
+        grids = self._grids(evaluation, net, forgotten)  # first: it refuses models that draw no images
+        pictures = [self._forget_items(evaluation), grids]
+        if net is not None and forgotten and self.search:
+            pictures += self._became(evaluation, net, forgotten)
+        return Findings(pictures=pictures)
+
+    def _net(self, evaluation: Evaluation) -> Features | None:
+        try:
+            return features_for(evaluation.splits["forget"].dataset.info, self.features).to(evaluation.device)
+        except RecipeError:
+            if self.features is not None:
+                raise
+            return None
+
+    def _forget_items(self, evaluation: Evaluation) -> Picture:
+        split = evaluation.splits["forget"]
+        ids = some_of(evaluation, "forget", 3 * STRIP)
+        whole = "forget image" if len(split) == 1 else "forget images"
+        title = f"{len(ids)} of {len(split)} {whole}" if len(ids) < len(split) else f"{len(ids)} {whole}"
+        cell = CELL if len(ids) > STRIP // 2 else LARGE_CELL
+        panel = Panel(title, split.batch(ids)["image"], split.dataset.info["levels"], cell=cell)
+        return Picture(
+            name="forget",
+            title="What was forgotten",
+            caption="Training images whose influence is to be removed.",
+            png=panels([panel], STRIP),
+        )
+
+    def _grids(self, evaluation: Evaluation, net: Features | None, forgotten: list[str]) -> Picture:
+        levels = evaluation.splits["forget"].dataset.info["levels"]
+        content, n = [], self.side**2
+        for subject in evaluation.models:
+            images = samples(evaluation, subject, n, self.batch_size)
+            marked = _marked(net, forgotten, images)
+            title = subject if marked is None else f"{subject}: {int(marked.sum())} of {n} framed"
+            content.append(Panel(title, images, levels, marked))
+        frames = f" Framed: what the classifier takes for {_listed(forgotten)}." if forgotten else ""
+        return Picture(
+            name="samples",
+            title="Samples from the same noise",
+            caption=f"The same place in each grid is the same noise.{frames}",
+            png=panels(content, self.side),
+        )
+
+    def _became(self, evaluation: Evaluation, net: Features, forgotten: list[str]) -> list[Picture]:
+        marked = _marked(net, forgotten, samples(evaluation, "target", self.search, self.batch_size))
+        chosen = torch.nonzero(marked).flatten()[:STRIP] if marked is not None else torch.empty(0)
+        if len(chosen) == 0:
+            return []
+        levels = evaluation.splits["forget"].dataset.info["levels"]
+        content = []
+        for subject in evaluation.models:
+            images = samples(evaluation, subject, self.search, self.batch_size)[chosen]
+            content.append(Panel(subject, images, levels, _marked(net, forgotten, images)))
+        return [
+            Picture(
+                name="became",
+                title=f"What became of {_listed(forgotten)}",
+                caption=(
+                    f"Noise from which the target draws {_listed(forgotten)}, and what the other models draw from it. "
+                    "A frame marks what the classifier still takes for it."
+                ),
+                png=panels(content, STRIP, stacked=True),
+            )
+        ]
+
+
+def _marked(net: Features | None, forgotten: list[str], images: Tensor) -> Tensor | None:
+    """Return (n,) bool: the images that the classifier puts in a forgotten category; None where there is none."""
+    if net is None or not forgotten:
+        return None
+    classes = torch.tensor([net.labels.index(name) for name in forgotten])
+    return torch.isin(net.classify(images), classes)
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join(f"“{name}”" for name in names)

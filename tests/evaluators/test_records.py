@@ -1,0 +1,144 @@
+"""What all evaluators have in common: their records, their names, and a real flow from end to end."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.evaluators.models import evaluation_of, value
+from unlearn import registry
+from unlearn.data.base import Dataset, Split
+from unlearn.evaluators.base import Findings
+from unlearn.evaluators.cost import Cost
+from unlearn.evaluators.goal import Goal
+from unlearn.metrics import Record
+from unlearn.models.flow import GlowConfig
+from unlearn.randomness import Randomness
+
+DOCS = Path(__file__).parents[2] / "docs/metrics.md"
+ABOUT = {"category", "concept", "score", "budget", "request", "identity", "features"}
+SETTINGS = {
+    "bits_per_dim": {"items": 20, "draws": 2},
+    "likelihood_rank": {"items": 20, "reference_items": 20, "draws": 2},
+    "membership": {"items": 20, "draws": 2},
+    "sample_share": {"samples": 40},
+    "feature_distance": {"samples": 40, "items": 40},
+    "sample_grid": {"side": 2, "search": 40},
+}
+Splits = dict[str, Split]
+
+
+def evaluator(name: str) -> object:
+    module, attribute = registry.target("evaluator", name).split(":")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)(**SETTINGS.get(name, {}))
+
+
+@pytest.fixture(scope="module")
+def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
+    """Run every registered evaluator on three untrained Glows."""
+    with torch.no_grad():
+        models = {}
+        for number, subject in enumerate(("target", "unlearned", "retrained")):
+            models[subject] = GlowConfig(scales=1, depth=1, width=8).build(digits.info, Randomness(number)).eval()
+            models[subject].initialise(digits.batch(threes["retain"].ids[:64]), Randomness(number))
+        run = {
+            "steps": 7,
+            "seconds": 3.0,
+            "target_seconds": 60.0,
+            "peak_memory": 2**22,
+            "state": {"forget": {"reached": 1}},
+        }
+        return {
+            name: evaluator(name)(evaluation_of(models, threes, seed=5, **run))  # type: ignore[operator]
+            for name in registry.names("evaluator")
+        }
+
+
+def table() -> dict[str, tuple[str, str]]:
+    """Return metric -> (evaluator, direction column) as docs/metrics.md lists them."""
+    rows = re.findall(
+        r"^\| `([^`]+)` \|.*\| ([^|]*) \| `(\w+)` \| [^|]*\|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {metric: (name, direction) for metric, direction, name in rows}
+
+
+def listed(record: Record) -> str:
+    """Return the name a record's metric goes by in the table."""
+    return re.sub(r"^(frechet|kernel)_\w+$", r"\1_<features>", record.metric)
+
+
+def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[str, Findings]) -> None:
+    emitted = {(listed(r), r.evaluator) for found in findings.values() for r in found.records}
+    assert emitted == {(metric, name) for metric, (name, _) in table().items()}
+    assert ("sample_shares", "sample_share") not in emitted
+
+
+def test_directions_are_those_of_the_table(findings: dict[str, Findings]) -> None:
+    for record in (r for found in findings.values() for r in found.records if r.about != {"score": "floor"}):
+        assert f"`{record.direction}`" in table()[listed(record)][1], record
+
+
+def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
+    for name, found in findings.items():
+        keys = [(r.metric, r.subject, r.split, tuple(r.about.items())) for r in found.records]
+        assert len(keys) == len(set(keys)), name
+        for record in found.records:
+            assert record.evaluator == name
+            assert record.seed == 5
+            assert record.n >= 1
+            assert record.about.keys() <= ABOUT
+            assert math.isfinite(record.value), record
+            assert record.split in {"forget", "retain", "holdout", "test", ""}
+            if name not in ("cost", "goal"):
+                assert record.ci95 is not None, record
+                assert record.ci95[0] - 1e-9 <= record.value <= record.ci95[1] + 1e-9, record
+        for row in found.items:
+            assert row.keys() == {"subject", "split", "id", "metric", "value"}
+        assert all(p.png.startswith(b"\x89PNG") and p.title and p.caption for p in found.pictures)
+        names = [p.name for p in found.pictures]
+        assert len(names) == len(set(names))
+
+
+def test_subjects_and_splits(findings: dict[str, Findings]) -> None:
+    records = findings["bits_per_dim"].records
+    assert {(r.subject, r.split) for r in records} == {
+        (subject, split)
+        for subject in ("target", "unlearned", "retrained")
+        for split in ("forget", "retain", "holdout", "test")
+    }
+    assert {p.name for found in findings.values() for p in found.pictures} >= {
+        "likelihood",
+        "shares",
+        "forget",
+        "samples",
+    }
+
+
+def test_the_same_evaluation_gives_the_same_records(digits: Dataset, threes: Splits) -> None:
+    def records(seed: int) -> list[Record]:
+        model = GlowConfig(scales=1, depth=1, width=8).build(digits.info, Randomness(0)).eval()
+        model.initialise(digits.batch(threes["retain"].ids[:64]), Randomness(0))
+        evaluation = evaluation_of({"target": model, "unlearned": model}, threes, seed=seed)
+        return [r for name in ("membership", "feature_distance") for r in evaluator(name)(evaluation).records]  # type: ignore[operator]
+
+    assert records(0) == records(0)
+    assert [r.value for r in records(0)] != [r.value for r in records(1)]
+
+
+def test_cost(threes: Splits) -> None:
+    """9 s of 90 s are a tenth; 2^20 bytes are a MiB."""
+    run = {"steps": 60, "seconds": 9.0, "target_seconds": 90.0, "peak_memory": 3 * 2**20}
+    records = Cost()(evaluation_of({}, threes, **run)).records
+    assert {r.metric: r.value for r in records} == {"cost_seconds": 9, "cost_share": 0.1, "peak_memory": 3, "steps": 60}
+    unknown = Cost()(evaluation_of({}, threes, **{**run, "target_seconds": None})).records
+    assert {r.metric for r in unknown} == {"cost_seconds", "peak_memory", "steps"}
+
+
+def test_goal(threes: Splits) -> None:
+    state = {"taming": {"reached": torch.tensor(True)}, "debias": {"reached": False}, "retain": {"mean": 2.0}}
+    records = Goal()(evaluation_of({}, threes, state=state)).records
+    assert len(records) == 2
+    assert value(records, "reached", score="taming") == 1
+    assert value(records, "reached", score="debias") == 0
