@@ -306,6 +306,10 @@ def test_bases_are_merged_in_order_and_later_wins(tmp_path: Path) -> None:
     optim = load(child).optim
     assert (optim.lr, optim.steps, optim.batch) == (3.0, 2, 1)
     assert load({"base": str(child), "optim": {"steps": 9}}).optim.steps == 9
+    write(tmp_path, "parts/drop.yaml", "evaluate: {cost: null}\n")
+    lighter = {"base": [str(child), str(tmp_path / "parts/drop.yaml")]}
+    write(tmp_path, "parts/a.yaml", TEXT + "evaluate: {cost: {}, goal: {}}\n")
+    assert list(load(child).evaluate) == ["cost", "goal"] and list(load(lighter).evaluate) == ["goal"]
     assert load({"base": "quickstart"}).name == "quickstart"
 
 
@@ -322,6 +326,8 @@ def test_circles_and_missing_bases_are_refused(tmp_path: Path) -> None:
         below = "" if level == 0 else f"base: [{', '.join([f'l{level - 1}.yaml'] * 4)}]"
         write(tmp_path, f"l{level}.yaml", below or TEXT)
     assert "files are read through 'base:'" in refused(tmp_path / "l7.yaml")
+    assert "files are read through 'base:'" in refused({"base": ["quickstart"] * 40})
+    assert "there is no recipe file" in refused({"base": "~nobody_of_this_name/x.yaml"})
 
 
 def test_another_component_starts_from_its_own_defaults() -> None:

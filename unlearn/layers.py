@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from os.path import abspath
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,8 +60,8 @@ def read(recipe: str | Path | Mapping[str, object]) -> tuple[str, dict[str, Node
         tree = from_python(recipe, "the recipe")
         assert isinstance(tree, dict)
         base = tree.get("base")
-        return (_stem(base) if isinstance(base, str) else "recipe"), reader.layer(tree, "call", Path(), ())
-    return _stem(str(recipe)), reader.open(str(recipe), Path(), ())
+        return (_stem(base) if isinstance(base, str) else "recipe"), reader.lay({}, tree, "call", Path(), ())
+    return _stem(str(recipe)), reader.open({}, str(recipe), Path(), ())
 
 
 def override(node: dict[str, Node], arguments: Sequence[str]) -> dict[str, Node]:
@@ -96,18 +96,18 @@ def _refuse_hidden_term(node: dict[str, Node], path: list[str]) -> None:
 
 
 class _Reader:
-    """Reads files and their bases, every file at most once a chain and a bounded number in all."""
+    """Reads files and their bases, and lays each over what was read before; circles and floods are refused."""
 
     def __init__(self) -> None:
         self.read = 0
 
-    def open(self, name: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Node]:
-        """Return the values of a packaged recipe, or of a file relative to ``folder``."""
+    def open(self, under: dict[str, Node], name: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Node]:
+        """Lay a packaged recipe, or a file relative to ``folder``, over the values so far."""
         self.read += 1
         if self.read > _MAX_FILES:
-            raise RecipeError(f"{chain[0]}: over {_MAX_FILES} files are read through 'base:'; name fewer.")
+            raise RecipeError(f"over {_MAX_FILES} files are read through 'base:', the last {name}; name fewer.")
         is_file = name.endswith((".yaml", ".yml"))
-        path = folder / Path(name).expanduser() if is_file else Path(f"{name}.yaml")
+        path = folder / expanduser(name) if is_file else Path(f"{name}.yaml")
         origin = str(path)
         identity = abspath(path) if is_file else name
         if identity in chain:
@@ -115,18 +115,18 @@ class _Reader:
         tree = parse(_text_of(path) if is_file else _packaged_text(name), origin)
         if not isinstance(tree, dict):
             raise RecipeError(f"{origin} must hold a mapping (model: ..., data: ...), not {shorten(tree)}.")
-        return self.layer(tree, origin, path.parent if is_file else Path(), (*chain, identity))
+        return self.lay(under, tree, origin, path.parent if is_file else Path(), (*chain, identity))
 
-    def layer(self, tree: dict[str, Tree], origin: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Node]:
-        """Return a layer laid over its bases."""
+    def lay(
+        self, under: dict[str, Node], tree: dict[str, Tree], origin: str, folder: Path, chain: tuple[str, ...]
+    ) -> dict[str, Node]:
+        """Lay the bases of a tree, in order, and then the tree itself over the values so far."""
         base = tree.pop("base", None)
-        bases = base if isinstance(base, list) else [] if base is None else [base]
-        node: Node = {}
-        for name in bases:
+        for name in base if isinstance(base, list) else [] if base is None else [base]:
             if not isinstance(name, str):
                 raise RecipeError(f"{origin}: base is {shorten(base)}; it must be a recipe or a list of recipes.")
-            node = _merge(node, self.open(name, folder, chain), ())
-        return _merge(node, _given(tree, origin), ())  # type: ignore[return-value]
+            under = self.open(under, name, folder, chain)
+        return _merge(under, _given(tree, origin), ())  # type: ignore[return-value]
 
 
 def _stem(name: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ NOT_HASHED = ("name", "about", "output")
 NOT_HASHED_IN_TRAINER = ("workers", "log_every", "checkpoint_every", "tensorboard", "wandb")
 """Keys that cannot change a bit of the result, so that a run may be resumed under other values of them."""
 
-_FIXED = {"optim": Optim, "trainer": Trainer}
+_FIXED: dict[str, type[Optim | Trainer]] = {"optim": Optim, "trainer": Trainer}
 _DEFAULTS = {"combine": "sum", "scope": "all"}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 
@@ -55,7 +56,7 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     node = interpolate(layers.override(node, overrides))
     for key in node:
         if key not in PARTS:
-            longer = [f"{part}.{key}" for part in ("optim", "trainer") if hasattr(_FIXED[part], key)]
+            longer = [f"{part}.{key}" for part, cls in _FIXED.items() if key in {field.name for field in fields(cls)}]
             near = f"Did you mean: {', '.join(longer)}? " if longer else ""
             where = layers.written(node[key])
             raise RecipeError(f"a recipe has no part {shorten(key)}{where}. {near}{did_you_mean(key, PARTS)}")
