@@ -1,0 +1,146 @@
+"""Compare runs across methods and families: python -m unlearn.compare RUN RUN ... [--output DIR]."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unlearn.errors import RecipeError
+from unlearn.metrics import Record, find
+from unlearn.report.comparison import Compared, compared
+from unlearn.report.files import write_text
+from unlearn.report.folder import RunFolder, read_run
+from unlearn.report.page import environment, method_name
+from unlearn.report.panels import comparison_context
+from unlearn.report.table import Row
+from unlearn.report.verdict import judge
+from unlearn.report.words import about_text, duration, figure
+
+WORDS = {"met": "[green]reached[/]", "missed": "[red]missed[/]", "open": "no goal set", "unfinished": "unfinished"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearn.compare",
+        description="Put finished runs side by side: a table here, a page and a CSV file in the output folder.",
+        epilog="example: python -m unlearn.compare runs/quickstart/* runs/flow/likelihood_ascent/*",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, of one seed or of several")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("comparison"),
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        entries = compared(read_finished(chosen.runs))
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        page = write_comparison(entries, chosen.output)
+    except (RecipeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return RecipeError.exit_code
+    console = Console()
+    for entry in entries:
+        console.print(f"{entry.number}  {entry.label} ({method_name(entry.run)})", markup=False, highlight=False)
+    console.print(headlines(entries))
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def read_finished(folders: Sequence[Path]) -> list[RunFolder]:
+    """Read runs that came to their end, each once. Raises RecipeError for any other."""
+    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    for run in runs:
+        if run.status != "done":
+            raise RecipeError(
+                f"{run.path} is not finished (status: {run.status}). "
+                f"Finish it (python -m unlearn.run resume={run.path}), or leave it out."
+            )
+    return runs
+
+
+def write_comparison(entries: Sequence[Compared], output: Path) -> Path:
+    """Write ``comparison.csv`` and ``comparison.html`` into an existing folder, and return the page's path."""
+    with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [csv_row(entry, record) for entry in entries for record in entry.run.records]
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    page = output / "comparison.html"
+    write_text(page, environment().get_template("comparison.html.j2").render(comparison_context(entries)))
+    return page
+
+
+def headlines(entries: Sequence[Compared]) -> Table:
+    """Return one line a run: headline figures, time, verdict. A figure that a run lacks is a dash."""
+    rows = {column: row for entry in entries for row in (entry.forget, entry.kept) if row for column in [_column(row)]}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="unlearned ← target (retrained)", caption_justify="left")
+    table.add_column("run", justify="right")
+    for name in rows:
+        table.add_column(escape(name))
+    table.add_column("time", justify="right")
+    table.add_column("goals")
+    for entry in entries:
+        own = {_column(row): row for row in entry.rows}
+        own |= {_column(row): row for row in (entry.forget, entry.kept) if row}
+        cells = [_cell(own.get(column)) for column in rows]
+        seconds = find(entry.run.records, "cost_seconds")
+        texts = [str(entry.number), *cells, duration(seconds.value) if seconds else "–"]
+        table.add_row(*map(escape, texts), WORDS[judge(entry.run).level])
+    return table
+
+
+def _column(row: Row) -> str:
+    """Return the column of a headline figure, without what each run forgets."""
+    return f"{row.metric} {row.split}".strip()
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or "unlearned" not in row.cells:
+        return "–"
+    texts = {
+        name: figure(row.value(name), row.unit, row.metric)
+        for name in ("unlearned", "target", "retrained")
+        if name in row.cells
+    }
+    before = f" ← {texts['target']}" if "target" in texts else ""
+    gold = f" ({texts['retrained']})" if "retrained" in texts else ""
+    return texts["unlearned"] + before + gold
+
+
+def csv_row(entry: Compared, record: Record) -> dict[str, object]:
+    """Return a record as a row of the CSV file; what is undefined or unknown stays empty."""
+    low, high = record.ci95 or ("", "")
+    return {
+        "run": str(entry.run.path),
+        "recipe": entry.run.name,
+        "hash": entry.run.facts.get("hash") or "",
+        "seed": record.seed,
+        "evaluator": record.evaluator,
+        "metric": record.metric,
+        "split": record.split,
+        "about": about_text(record.about),
+        "subject": record.subject,
+        "value": "" if math.isnan(record.value) else record.value,
+        "low": low,
+        "high": high,
+        "n": record.n,
+        "unit": record.unit,
+        "direction": record.direction,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

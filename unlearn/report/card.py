@@ -1,0 +1,101 @@
+"""The model card beside an exported model: what was forgotten, how, the figures, and what was not tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from unlearn import __version__
+from unlearn.errors import RecipeError
+from unlearn.registry import resolve
+from unlearn.report.files import write_text
+from unlearn.report.folder import RunFolder, read_run
+from unlearn.report.limits import GUARANTEE, caveats, not_run
+from unlearn.report.page import deck, method_name
+from unlearn.report.table import Row, better, cell_text, groups, rows
+from unlearn.report.verdict import judge
+from unlearn.report.words import interval, ordered
+
+_SPECIAL = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\[", "]": "\\]"}
+)
+
+
+def write_model_card(folder: Path, load: str = "") -> Path:
+    """Write ``model/README.md`` of a finished run (YAML front matter for model hubs), and return its path.
+
+    Args:
+        folder: run directory that holds ``metrics.json``, ``recipe.yaml`` and ``model/``.
+        load: Python lines that load the model from a folder named ``model``; by default those of the recipe's wrapper.
+    """
+    run = read_run(folder)
+    path = folder / "model" / "README.md"
+    path.parent.mkdir(exist_ok=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown, not HTML: every value goes through the filter ``plain``
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "code": code}
+    write_text(path, environment.get_template("card.md.j2").render(_context(run, load)))
+    return path
+
+
+def plain(text: Any) -> str:
+    """Return a value as one line of text without any Markdown or HTML of its own."""
+    return " ".join(str(text).split()).translate(_SPECIAL)
+
+
+def code(text: Any) -> str:
+    """Return a value as one line that can stand in a code span."""
+    return " ".join(str(text).split()).replace("`", "'")
+
+
+def _context(run: RunFolder, load: str) -> dict[str, Any]:
+    measured = rows(run.records)
+    subjects = ordered([subject for row in measured for subject in row.cells])
+    return {
+        "front": yaml.safe_dump(_front_matter(run), sort_keys=False, allow_unicode=True).strip(),
+        "title": run.part("about").get("title") or run.name,
+        "deck": deck(run),
+        "verdict": judge(run),
+        "subjects": subjects,
+        "groups": groups(measured),
+        "cell": _cell,
+        "better": better,
+        "guarantee": GUARANTEE,
+        "not_run": not_run(run),
+        "caveats": caveats(run),
+        "load": load.strip() or loading_lines(run),
+        "command": run.command,
+        "recipe": run.name,
+        "hash": str(run.facts.get("hash") or "")[:12],
+        "version": __version__,
+    }
+
+
+def loading_lines(run: RunFolder) -> str:
+    """Return the lines that load the exported model with its wrapper; nothing where the recipe names none."""
+    try:
+        wrapper = resolve("model", str(run.part("model").get("name"))).wrapper
+    except RecipeError:
+        return ""
+    lines = ("from pathlib import Path", f"from {wrapper.__module__} import {wrapper.__name__}")
+    return "\n".join((*lines, "", f'model = {wrapper.__name__}.from_pretrained(Path("model"))'))
+
+
+def _front_matter(run: RunFolder) -> dict[str, Any]:
+    """Return the metadata that model hubs read; the licence is the user's to add."""
+    family = str(run.facts.get("family") or "")
+    tags = ["machine-unlearning", family, method_name(run)]
+    return {"library_name": "unlearnkit", "tags": [tag for tag in tags if tag]}
+
+
+def _cell(row: Row, subject: str) -> str:
+    text, ends = cell_text(row, subject), interval(row.cells[subject]) if subject in row.cells else ""
+    return f"{text} ({ends})" if ends else text

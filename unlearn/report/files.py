@@ -1,0 +1,35 @@
+"""Strict JSON and whole files: what a run writes is either complete or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def strict(value: Any) -> Any:
+    """Return ``value`` as JSON allows it: nan and infinity become null, paths and other objects text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [strict(item) for item in value]
+    return strict(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON (RFC 8259) in one step."""
+    write_text(path, json.dumps(strict(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)

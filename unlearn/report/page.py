@@ -1,0 +1,179 @@
+"""The report of one run, or of several seeds of it: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from unlearn import __version__
+from unlearn.report.drawings import same, strips, tradeoff, training_charts
+from unlearn.report.files import write_text
+from unlearn.report.folder import RunFolder, SavedPicture, read_run
+from unlearn.report.limits import GUARANTEE, caveats, not_run
+from unlearn.report.table import Row, better, cell, explain, groups, rows
+from unlearn.report.verdict import forget_row, judge, kept_row
+from unlearn.report.words import duration, forgotten, ordered
+
+SMALL_PICTURE = 400
+"""Pictures narrower than this many pixels are enlarged without smoothing."""
+FIRST_PICTURES = ("forget", "samples", "became")
+"""Pictures that come before the others: what was forgotten, and what the models make now."""
+
+
+def build_report(folder: Path) -> Path:
+    """Write ``report.html`` from what is in a run directory, and return its path.
+
+    Raises RecipeError where ``metrics.json`` or ``recipe.yaml`` is missing or corrupt; everything else may be
+    missing and is then left out.
+    """
+    run = read_run(folder)
+    path = folder / "report.html"
+    write_text(path, environment().get_template("report.html.j2").render(report_context(run)))
+    return path
+
+
+def environment() -> Environment:
+    """Return the template environment; every value is escaped."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(explain=explain, better=better, duration=duration, slug=_slug)
+    made.globals.update(
+        cell=cell, version=__version__, now=lambda: datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    )
+    return made
+
+
+def report_context(run: RunFolder) -> dict[str, Any]:
+    """Return everything that the template shows."""
+    measured = rows(run.records)
+    about, verdict = run.part("about"), judge(run)
+    subjects = ordered([subject for row in measured for subject in row.cells])
+    return {
+        "run": run,
+        "title": about.get("title") or run.name,
+        "deck": deck(run),
+        "verdict": verdict,
+        "strips": strips(run, measured),
+        "pictures": [_picture(picture) for picture in sorted(run.pictures, key=_picture_order)],
+        "tradeoff": tradeoff(run, measured),
+        "subjects": subjects,
+        "curves": training_charts(run),
+        "groups": groups(measured),
+        "seed_table": _seed_table(run, measured),
+        "seconds": _stages(run),
+        "guarantee": GUARANTEE,
+        "not_run": not_run(run),
+        "caveats": caveats(run),
+        "facts": _facts(run),
+    }
+
+
+def deck(run: RunFolder) -> list[tuple[str, str]]:
+    """Return the line under the title: what is forgotten, by which method, on which model and data."""
+    data = run.part("data")
+    selection = data.get("forget")
+    parts = [
+        ("forgets", forgotten(selection) if isinstance(selection, Mapping) else str(selection or "")),
+        ("method", str(run.part("about").get("method") or method_name(run))),
+        ("model", str(run.part("model").get("name") or "")),
+        ("data", str(data.get("name") or "")),
+        ("seeds" if run.seeds else "seed", _seeds(run)),
+    ]
+    return [(label, text) for label, text in parts if text]
+
+
+def method_name(run: RunFolder) -> str:
+    """Return the registry names of the forget objectives, of the edit or of the guard."""
+    for key in ("forget", "edit", "guard"):
+        part = run.part(key)
+        if part:
+            return str(part["name"]) if "name" in part else ", ".join(part)
+    return ""
+
+
+def _seed_table(run: RunFolder, measured: Sequence[Row]) -> dict[str, Any] | None:
+    """Return the headline figures of each seed, with the way to its own report."""
+    if not run.seeds:
+        return None
+    heads = [row for row in (forget_row(run, measured), kept_row(run, measured)) if row is not None]
+    lines = []
+    for seed in run.seeds:
+        own = rows(seed.records)
+        found = [next((row for row in own if same(row, head)), None) for head in heads]
+        cells = [cell(row, "unlearned") if row else None for row in found]
+        lines.append({"name": seed.path.name, "word": judge(seed).word, "cells": cells})
+    return {"heads": [row.phrase for row in heads], "lines": lines}
+
+
+def _picture_order(picture: SavedPicture) -> int:
+    name = picture.path.stem
+    return FIRST_PICTURES.index(name) if name in FIRST_PICTURES else len(FIRST_PICTURES)
+
+
+def _picture(picture: SavedPicture) -> dict[str, Any]:
+    """Return a picture as a data URI, with the size that its PNG header states."""
+    content = picture.path.read_bytes()
+    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    return {
+        "title": picture.title,
+        "caption": picture.caption,
+        "source": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+        "width": width,
+        "height": height,
+        "pixelated": width < SMALL_PICTURE,
+        "wide": width > 1.4 * height,
+    }
+
+
+def _stages(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the seconds of every stage, with its share of the longest for the bar."""
+    seconds = {name: float(value) for name, value in run.fact("seconds").items() if isinstance(value, int | float)}
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [
+        {"name": name.replace("_", " "), "text": duration(value), "width": round(100 * value / longest, 1)}
+        for name, value in seconds.items()
+        if math.isfinite(value)
+    ]
+
+
+def _facts(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the environment as headed lists of names and values."""
+    run_facts = {"recipe": run.name, "hash": run.facts.get("hash"), "status": run.status, "folder": run.path.name}
+    parts = {
+        "Run": run_facts,
+        "Device": run.fact("device"),
+        "Packages": run.fact("packages"),
+        "Environment": run.environment,
+    }
+    return [(head, flat) for head, tree in parts.items() if (flat := list(flatten(tree).items()))]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested mapping as dotted keys and texts; empty values are left out."""
+    found: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{name}.")
+        elif value not in (None, "", []):
+            found[f"{prefix}{name}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+def _seeds(run: RunFolder) -> str:
+    value = run.facts.get("seeds") or run.recipe.get("seed")
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")
