@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from unlearn.data.base import Batch
@@ -24,8 +25,13 @@ class Wrapper(nn.Module, ABC):
     family: ClassVar[str]
 
     @abstractmethod
-    def save_pretrained(self, folder: Path) -> None:
-        """Write weights and configuration in the family's own format into an existing folder."""
+    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write weights and configuration in the family's own format into an existing folder.
+
+        Args:
+            folder: where to.
+            dtype: float type of the stored weights, by default the model's own.
+        """
 
     @classmethod
     @abstractmethod

@@ -61,9 +61,12 @@ def test_splits_are_disjoint_and_nothing_is_lost(forget: Selection) -> None:
 def test_conditions_mean_what_they_say() -> None:
     assert draw(Selection(label=["odd"]))["forget"] == [n for n in range(40) if n % 4 == 1]
     assert draw(Selection(all_of=["even", "five"]))["forget"] == [0, 10, 20, 30]
-    assert draw(Selection(label=["odd", "five"]))["forget"] == [n for n in range(40) if n % 4 != 3 and (n % 2 or n % 5 == 0)]
+    assert draw(Selection(label=["odd", "five"]))["forget"] == [
+        n for n in range(40) if n % 4 != 3 and (n % 2 or n % 5 == 0)
+    ]
     assert all(16 <= n <= 24 for n in draw(Selection(likelihood_quantile=(0.4, 0.6)))["forget"])
-    assert draw(Selection(label=["odd"]))["holdout"] == [n for n in range(40) if n % 4 == 3]
+    assert draw(Selection(label=["five"]))["holdout"] == [15, 35]
+    assert draw(Selection(count=2))["holdout"] == [3, 11, 19, 27, 35]  # no label: every second test item stands for all
 
 
 def test_a_count_is_drawn_by_the_seed() -> None:

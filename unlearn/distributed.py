@@ -1,10 +1,9 @@
 """Ranks: who does which items, and how the parts come together in the same order on every rank."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist

@@ -24,7 +24,6 @@ from unlearn.feed import Feed
 from unlearn.module import UnlearningModule
 from unlearn.schema import Trainer
 
-
 Prepare = Callable[[UnlearningModule, Feed], None]
 
 

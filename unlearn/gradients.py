@@ -48,8 +48,7 @@ def take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm over all tensors, a scalar."""
-    norms: list[Tensor] = torch._foreach_norm(list(gradients))
-    return torch.stack(norms).norm()
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
 
 def _dense(parameter: nn.Parameter) -> Tensor:
@@ -65,11 +64,8 @@ class _Buckets:
         self.buckets: list[list[nn.Parameter]] = [[]]
         size = 0
         for parameter in reversed(parameters):  # backward reaches the last layers first
-            if (
-                size
-                and size + parameter.nbytes > _BUCKET_BYTES
-                or (self.buckets[-1] and self.buckets[-1][0].dtype != parameter.dtype)
-            ):
+            last = self.buckets[-1]
+            if last and (size + parameter.nbytes > _BUCKET_BYTES or last[0].dtype != parameter.dtype):
                 self.buckets.append([])
                 size = 0
             self.buckets[-1].append(parameter)

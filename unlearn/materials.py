@@ -83,6 +83,11 @@ def _without(splits: dict[str, Split]) -> Split:
     return Split("without", everything.dataset, everything.ids[keep])
 
 
+def training_items(recipe: Recipe, dataset: Dataset) -> Split:
+    """Return what the retrained model is trained on, for a recipe whose selections do not ask the target."""
+    return _without(make_splits(dataset, recipe.data, Randomness(recipe.seeds[0], "splits")))
+
+
 def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
     """Draw the splits before any model is there (quantiles unknown), so that wrong data is refused at once."""
     return make_splits(

@@ -222,7 +222,7 @@ def make_optimiser(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
     """Return the optimiser that a recipe's ``optim`` names."""
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
     return kind(parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay)
 
 

@@ -1,0 +1,82 @@
+"""`make models`: trains every model that ships with the package anew, and writes it to ``unlearn/assets``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from unlearn.data.base import Split
+from unlearn.data.splits import train_split
+from unlearn.distributed import map_ids
+from unlearn.materials import training_items
+from unlearn.models.base import Trains, Wrapper
+from unlearn.randomness import Randomness
+from unlearn.recipe import load
+from unlearn.report.files import write_json
+from unlearn.targets import find_or_train, training_key
+
+SHIPPED: dict[str, tuple[str, list[str]]] = {
+    **{f"digits_glow/without_{digit}": ("flow/category_digits", [f"data.forget.label={digit}"]) for digit in range(10)},
+    "digits_glow/target": ("flow/category_digits", []),
+    "mnist_glow/target": ("flow/taming_mnist", []),
+}
+"""Folder under ``unlearn/assets`` -> recipe and overrides; ``target`` is trained on everything."""
+
+TOLERANCE = 2e-3
+"""Largest change of the test loss for which weights are stored in half precision."""
+
+
+def make(name: str, assets: Path) -> str:
+    """Train one model, store it with its key and figures, and return a line about it."""
+    recipe_name, overrides = SHIPPED[name]
+    recipe = load(recipe_name, overrides)
+    dataset = recipe.data.load()
+    everything = train_split(dataset)
+    split = everything if name.endswith("/target") else training_items(recipe, dataset)
+    config = replace(recipe.model, train=True)
+    trained = find_or_train(config, recipe.pretrain, recipe.trainer, split, name)
+    folder = assets / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    test = Split("test", dataset, torch.nonzero(dataset.is_test).flatten())
+    model = config.wrapper.from_pretrained(trained.folder)
+    exact = mean_loss(model, test)
+    model.save_pretrained(folder, torch.float16)
+    stored = mean_loss(config.wrapper.from_pretrained(folder), test)
+    if abs(stored - exact) > TOLERANCE:
+        model.save_pretrained(folder)
+        stored = exact
+    figures = {"test_loss": stored, "test_loss_single_precision": exact}
+    record = {"key": training_key(recipe.model, recipe.pretrain, split), "seconds": trained.seconds}
+    write_json(folder / "trained.json", {**record, "recipe": recipe_name, "overrides": overrides, "metrics": figures})
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return f"{name:<28} {trained.seconds:6.1f} s  test loss {stored:.4f}  {size / 1024:.0f} KiB"
+
+
+def main(wanted: list[str]) -> None:
+    """Make the models whose name starts with one of ``wanted``, or all."""
+    assets = Path(str(files("unlearn"))) / "assets"
+    for name in _chosen(wanted):
+        print(make(name, assets), flush=True)
+
+
+def _chosen(wanted: list[str]) -> Iterator[str]:
+    return (name for name in SHIPPED if not wanted or any(name.startswith(start) for start in wanted))
+
+
+def mean_loss(model: Wrapper, split: Split) -> float:
+    """Return the mean training loss over a split, in the wrapper's unit; always the same noise."""
+    if not isinstance(model, Trains):
+        raise TypeError(f"{type(model).__name__} has no training loss, so it cannot be trained here")
+    loss = model.eval().training_loss
+    return map_ids(lambda ids: loss(split.batch(ids), Randomness(0, "shipped")), split.ids).mean().item()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
