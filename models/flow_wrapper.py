@@ -209,15 +209,15 @@ class Flow(Wrapper):
         path = Path(folder) / "model.safetensors"
         try:
             weights = load_file(path)
-            if any(value.dtype == torch.float64 for value in weights.values()):
-                self.double()
-            self.flow.load_state_dict(weights)
         except FileNotFoundError as error:
             raise RecipeError(f"{path} is missing. {_REMEDY}") from error
         except (SafetensorError, OSError) as error:
             raise RecipeError(f"{path} cannot be read ({error}). {_REMEDY}") from error
-        except RuntimeError as error:
-            raise RecipeError(f"{path} does not fit the flow. {error} {_REMEDY}") from error
+        if problem := _misfit(weights, self.flow.state_dict()):
+            raise RecipeError(f"{path} does not fit the flow: {problem}. {_REMEDY}")
+        if any(value.dtype == torch.float64 for value in weights.values()):
+            self.double()
+        self.flow.load_state_dict(weights)
         return self
 
 
@@ -234,6 +234,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RecipeError(f"{path} holds {type(found).__name__} instead of a mapping. {_REMEDY}")
     return found
+
+
+def _misfit(given: dict[str, Tensor], needed: dict[str, Tensor]) -> str:
+    """Say in one line how stored weights differ from the flow's in name or shape; nothing where they do not."""
+    shapes = [name for name in given.keys() & needed.keys() if given[name].shape != needed[name].shape]
+    faults = {
+        "missing": needed.keys() - given.keys(),
+        "unknown": given.keys() - needed.keys(),
+        "of another shape": shapes,
+    }
+    return ", ".join(f"{len(names)} weights {what} (e.g. {min(names)})" for what, names in faults.items() if names)
 
 
 def _set_from_data(layer: nn.Module, args: tuple[Any, ...]) -> None:

@@ -413,10 +413,14 @@ def test_truncated_weights_and_other_weights(tmp_path: Path) -> None:
         Flow.from_pretrained(tmp_path)
     saved(tmp_path)
     about = json.loads((tmp_path / "config.json").read_text())
-    about["config"]["depth"] += 1
-    (tmp_path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(RecipeError, match=r"does not fit the flow(.|\n)*Missing key"):
-        Flow.from_pretrained(tmp_path)
+    for change, message in (
+        ({"depth": 4}, r"\d+ weights missing \(e"),
+        ({"width": 7}, r"fit the flow: \d+ weights of another"),
+    ):
+        other = {**about, "config": {**about["config"], **change}}
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        with pytest.raises(RecipeError, match=message):
+            Flow.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
