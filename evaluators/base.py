@@ -46,6 +46,7 @@ class Evaluation:
         device: where the models live.
         run: facts about the run.
         seed: the run's seed, for the records.
+        cache: what several evaluators share (samples, likelihoods), computed once.
     """
 
     models: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Evaluation:
     device: torch.device
     run: Run = field(default_factory=Run)
     seed: int = 0
+    cache: dict[Any, Tensor] = field(default_factory=dict)
 
     def batch(self, split: str, ids: Tensor) -> Batch:
         """Return items of a split on the device."""
@@ -92,6 +94,9 @@ class Evaluator(ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that this evaluator cannot judge, before any work. Raises RecipeError with the remedy."""
 
     @abstractmethod
     def __call__(self, evaluation: Evaluation) -> Findings:

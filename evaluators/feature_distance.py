@@ -47,7 +47,11 @@ class FeatureDistance(Evaluator):
         """Refuse numbers that are too small."""
         at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
 
-    def check(self, splits: Mapping[str, Split]) -> Features:
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no feature net fits."""
+        self._net(splits)
+
+    def _net(self, splits: Mapping[str, Split]) -> Features:
         """Return the net, or raise RecipeError where none fits the data; needs no model."""
         net = features_for(splits["forget"].dataset.info, self.features)
         if (n := len(real_ids(splits))) < 4:
@@ -59,7 +63,7 @@ class FeatureDistance(Evaluator):
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``frechet_<features>`` and ``kernel_<features>`` for every subject, and their floor."""
-        net = self.check(evaluation.splits).to(evaluation.device)
+        net = self._net(evaluation.splits).to(evaluation.device)
         ids = real_ids(evaluation.splits)
         ids = ids[evaluation.randomness.child("real").permutation(len(ids))[: self.items]]
         real = map_ids(lambda part: net.embed(evaluation.batch("retain", part)["image"]), ids, self.batch_size).cpu()

@@ -40,7 +40,11 @@ class SampleShare(Evaluator):
         """Refuse numbers below 1."""
         at_least(self, samples=1, batch_size=1)
 
-    def check(self, splits: Mapping[str, Split]) -> Features:
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no feature net fits."""
+        self._net(splits)
+
+    def _net(self, splits: Mapping[str, Split]) -> Features:
         """Return the net, or raise RecipeError where none fits the data; needs no model."""
         dataset = splits["forget"].dataset
         net = features_for(dataset.info, self.features)
@@ -53,7 +57,7 @@ class SampleShare(Evaluator):
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``sample_share`` for every subject and category, the classifier's accuracy, and a bar chart."""
-        net = self.check(evaluation.splits).to(evaluation.device)
+        net = self._net(evaluation.splits).to(evaluation.device)
         dataset = evaluation.splits["forget"].dataset
         forgotten = [name for name in forgotten_names(evaluation.splits["forget"]) if name in net.labels]
         records, shares = [], {}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlearn.data.base import Split
 from unlearn.distributed import map_ids
@@ -20,17 +17,6 @@ from unlearn.randomness import Randomness
 
 LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
 """Splits whose likelihood is measured, in the order of the tables."""
-
-
-@dataclass
-class _Known:
-    """What is known of a model as long as it stays as it is."""
-
-    state: str
-    values: dict[Any, Tensor] = field(default_factory=dict)
-
-
-_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
 def at_least(component: Any, **least: int) -> None:
@@ -47,8 +33,8 @@ def samples(evaluation: Evaluation, subject: str, n: int, batch_size: int = 256)
     The noise is the same for every subject and every evaluator. A larger n later draws only what is missing.
     """
     model = evaluation.models[subject]
-    values, key = _values(model), ("samples", evaluation.seed)
-    drawn = values.get(key)
+    key = ("samples", subject)
+    drawn = evaluation.cache.get(key)
     start = 0 if drawn is None else len(drawn)
     if start < n:
         randomness = Randomness(evaluation.seed, "samples")
@@ -64,7 +50,7 @@ def samples(evaluation: Evaluation, subject: str, n: int, batch_size: int = 256)
 
         more = map_ids(draw, torch.arange(start, n, device=evaluation.device), batch_size).cpu()
         drawn = more if drawn is None else torch.cat((drawn, more))
-        values[key] = drawn
+        evaluation.cache[key] = drawn
     return drawn[:n]  # type: ignore[index]
 
 
@@ -77,8 +63,8 @@ def likelihoods(
     again.
     """
     model, dataset = evaluation.models[subject], evaluation.splits[split].dataset
-    values, key = _values(model), ("bits", evaluation.seed, draws, dataset.fingerprint)
-    bits = values.setdefault(key, torch.full((len(dataset),), torch.nan, dtype=torch.float64))
+    unknown = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
+    bits = evaluation.cache.setdefault(("bits", subject, draws), unknown)
     missing = ids[bits[ids].isnan()]
     if len(missing):
         randomness = Randomness(evaluation.seed, "likelihood")
@@ -117,29 +103,3 @@ def forgotten_names(split: Split) -> list[str]:
 
 def _share(chosen: Tensor, among: Tensor) -> float:
     return chosen[among].double().mean().item() if among.any() else 0.0
-
-
-def _values(model: nn.Module) -> dict[Any, Tensor]:
-    """Return what is known of a model, nothing if it changed since."""
-    state = _state(model)
-    known = _known.get(model)
-    if known is None or known.state != state:
-        known = _known[model] = _Known(state)
-    return known.values
-
-
-def _state(model: nn.Module) -> str:
-    """Return a hash of the weights, buffers and plain settings (e.g. the sampling temperature) of a model."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, module in model.named_modules():
-        settings = {key: value for key, value in vars(module).items() if _is_plain(value)}
-        digest.update(repr((name, sorted(settings.items()))).encode())
-        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(repr((key, tensor.dtype, tensor.shape)).encode())
-            digest.update(flat.numpy())
-    return digest.hexdigest()
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | tuple) or (is_dataclass(value) and not isinstance(value, type))

@@ -11,7 +11,7 @@ import yaml
 from unlearn.compare import main
 from unlearn.metrics import Record
 from unlearn.report.comparison import aligned, compared, differences
-from unlearn.report.files import write_json
+from unlearn.files import write_json
 from unlearn.report.folder import read_run
 from unlearn.report.panels import panels, pareto
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from unlearn.errors import RecipeError
 from unlearn.metrics import Record
-from unlearn.report.files import write_json
+from unlearn.files import write_json
 from unlearn.report.folder import read_run
 from unlearn.study import OVER_SEEDS, summarise, t_interval, write_summary
 

@@ -19,8 +19,8 @@ def unlearn(
     """Unlearn what a recipe names from a model.
 
     Args:
-        model_or_path: a model in memory (a wrapper, or what its wrapper's ``wrap`` takes; it is left as it is), the folder of a saved model, or None for the
-            recipe's own target.
+        model_or_path: a model in memory (a wrapper, or what its wrapper's ``adopt`` takes; it is left as it is), the
+            folder of a saved model, or None for the recipe's own target.
         recipe: name, path, or the recipe itself as a mapping.
         **overrides: recipe keys; nested ones as ``{"optim.lr": 1e-4}`` or as ``optim={"lr": 1e-4}``.
 

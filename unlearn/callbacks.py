@@ -16,8 +16,9 @@ import lightning
 from lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from unlearn.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.distributed import rank
+from unlearn.files import write_text
 from unlearn.module import UnlearningModule
 
 
@@ -92,7 +93,7 @@ class Curves(Callback):
             writer = csv.DictWriter(text, list(self.columns), restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-            write_atomically(self.path, text.getvalue().encode())
+            write_text(self.path, text.getvalue())
             self.started = True
 
 

@@ -23,7 +23,7 @@ def one_step(recipe: Recipe, module: UnlearningModule, scope: str, prepare: Prep
         f"data      {splits}",
         f"terms     {terms}; combined by {type(recipe.combine).__name__}",
         f"scope     {scope}",
-        f"one step  {seconds:.2f} s with set-up, on an untrained model; the recipe takes up to {recipe.optim.steps} steps",
+        f"one step  {seconds:.2f} s with set-up, on an untrained model; the recipe takes {recipe.optim.steps} at most",
         f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
         "The recipe is sound.",
     ]

@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.errors import RecipeError
+from unlearn.files import write_text
 from unlearn.metrics import Record, find
 from unlearn.report.comparison import Compared, compared
-from unlearn.report.files import write_text
 from unlearn.report.folder import RunFolder, read_run
 from unlearn.report.page import environment, method_name
 from unlearn.report.panels import comparison_context

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, Findings, Run
@@ -22,8 +23,9 @@ def evaluate(
     device = device_for(recipe.trainer)
     subjects = {name: load().eval().to(device=device, dtype=torch.float32) for name, load in models.items()}
     findings = Findings()
+    cache: dict[Any, Tensor] = {}
     for name, evaluator in recipe.evaluate.items():
-        evaluation = Evaluation(subjects, splits, Randomness(seed, f"evaluate/{name}"), device, run, seed)
+        evaluation = Evaluation(subjects, splits, Randomness(seed, f"evaluate/{name}"), device, run, seed, cache)
         found = evaluator(evaluation)
         findings.records.extend(found.records)
         findings.pictures.extend(found.pictures)

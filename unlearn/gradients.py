@@ -48,7 +48,8 @@ def take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm over all tensors, a scalar."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+    norms: tuple[Tensor, ...] = torch._foreach_norm(list(gradients))
+    return torch.stack(norms).square().sum().sqrt()
 
 
 def _dense(parameter: nn.Parameter) -> Tensor:

@@ -14,11 +14,11 @@ import torch
 from unlearn.data.base import Split
 from unlearn.data.splits import train_split
 from unlearn.distributed import map_ids
+from unlearn.files import write_json
 from unlearn.materials import training_items
 from unlearn.models.base import Trains, Wrapper
 from unlearn.randomness import Randomness
 from unlearn.recipe import load
-from unlearn.report.files import write_json
 from unlearn.targets import find_or_train, training_key
 
 SHIPPED: dict[str, tuple[str, list[str]]] = {

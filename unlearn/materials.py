@@ -90,6 +90,13 @@ def training_items(recipe: Recipe, dataset: Dataset) -> Split:
 
 def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
     """Draw the splits before any model is there (quantiles unknown), so that wrong data is refused at once."""
+    splits = _rehearsed(recipe, dataset)
+    for evaluator in recipe.evaluate.values():
+        evaluator.check(splits)
+    return splits
+
+
+def _rehearsed(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
     return make_splits(
         dataset, recipe.data, Randomness(recipe.seeds[0], "splits"), lambda ids: torch.full((len(ids),), 0.5)
     )

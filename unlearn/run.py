@@ -127,7 +127,7 @@ def _work(name: str, request: _Request, arguments: list[str]) -> None:
     if folder is not None:
         job.resume(folder)
     else:
-        job.run(recipe, command=arguments)
+        job.run(recipe, command=["python", "-m", "unlearn.run", *arguments])
 
 
 def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:

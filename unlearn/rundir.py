@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from unlearn.checkpoint import write_atomically
 from unlearn.distributed import barrier, gather_objects, rank
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Findings, Run
-from unlearn.report.files import write_json
+from unlearn.files import write_bytes, write_json, write_text
 from unlearn.schema import Recipe
+from unlearn.yaml_text import dump
 
 PACKAGES = ("unlearnkit", "torch", "lightning", "nflows", "omegaconf", "numpy", "scikit-learn", "safetensors")
 
@@ -79,10 +78,9 @@ class RunDir:
         """Write what is known before the first step; a folder that holds it already stays as it is."""
         if rank() == 0 and not self.status():
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(recipe.tree, sort_keys=False, allow_unicode=True, width=110)
-            write_atomically(self.folder / "recipe.yaml", text.encode())
+            write_text(self.folder / "recipe.yaml", dump(recipe.tree, recipe.origins))
             line = shlex.join(command)
-            write_atomically(self.folder / "command.txt", f"{line}\n".encode())
+            write_text(self.folder / "command.txt", f"{line}\n")
             write_json(self.folder / "environment.json", environment())
             status = {"status": "running", "recipe": recipe.name, "hash": recipe.hash, "command": list(command)}
             started = {"started": time.time(), "parent": str(self.parent) if self.parent else None}
@@ -101,7 +99,7 @@ class RunDir:
         samples = self.folder / "samples"
         samples.mkdir(exist_ok=True)
         for picture in findings.pictures:
-            write_atomically(samples / f"{picture.name}.png", picture.png)
+            write_bytes(samples / f"{picture.name}.png", picture.png)
         pictures = [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures]
         records = [record.to_dict() for record in findings.records]
         write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, "pictures": pictures})
@@ -110,7 +108,7 @@ class RunDir:
             writer = csv.DictWriter(text, list(dict.fromkeys(key for row in findings.items for key in row)))
             writer.writeheader()
             writer.writerows(findings.items)
-            write_atomically(self.folder / "items.csv", text.getvalue().encode())
+            write_text(self.folder / "items.csv", text.getvalue())
 
     def end(self, table: Table) -> None:
         """Show the figures, and mark the run as finished: the last thing that is written."""
@@ -125,6 +123,7 @@ def header(recipe: Recipe, seed: int, run: Run, seconds: dict[str, float], faile
         "recipe": recipe.name,
         "title": recipe.about.title,
         "method": recipe.about.method,
+        "family": recipe.model.wrapper.family,
         "hash": recipe.hash,
         "seed": seed,
         "status": "done",

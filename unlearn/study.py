@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from unlearn.files import write_json
 from unlearn.metrics import Record
-from unlearn.report.files import write_json
 from unlearn.report.folder import RunFolder, read_run
 from unlearn.report.page import build_report
 from unlearn.report.table import Key, key

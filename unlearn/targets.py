@@ -21,6 +21,7 @@ from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, rank
 from unlearn.errors import RecipeError
 from unlearn.feed import Feed
+from unlearn.files import write_json
 from unlearn.fit import fit
 from unlearn.models.base import InitialisesFromData, ModelConfig, Wrapper
 from unlearn.models.likelihood import Moments, bits_per_dim_of
@@ -28,7 +29,6 @@ from unlearn.module import UnlearningModule
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
-from unlearn.report.files import write_json
 from unlearn.schema import Pretrain, Trainer
 
 FORMAT = 1

@@ -142,7 +142,7 @@ def test_limits_draw_the_same_items_for_every_subject(threes: Splits) -> None:
     assert target != threes["retain"].ids[:10].tolist()
 
 
-def test_work_is_shared_among_evaluators_until_the_model_changes(threes: Splits) -> None:
+def test_work_is_shared_within_an_evaluation_and_not_beyond(threes: Splits) -> None:
     models = {"target": Pixels(5, 2), "unlearned": Pixels(6, 2)}
     evaluation = evaluation_of(models, threes)
     before = BitsPerDim(draws=1)(evaluation)
@@ -151,7 +151,7 @@ def test_work_is_shared_among_evaluators_until_the_model_changes(threes: Splits)
     Membership(draws=1)(evaluation)
     assert models["unlearned"].items == []
     models["unlearned"].mean += 1
-    after = BitsPerDim(draws=1)(evaluation)
+    after = BitsPerDim(draws=1)(evaluation_of(models, threes))
     assert len(models["unlearned"].items) == sum(r.n for r in after.records if r.subject == "unlearned")
     assert value(after.records, "bits_per_dim", subject="target", split="test") == value(
         before.records, "bits_per_dim", subject="target", split="test"

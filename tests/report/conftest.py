@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from unlearn.metrics import Direction, Record
-from unlearn.report.files import write_json, write_text
+from unlearn.files import write_json, write_text
 
 MakeRun = Callable[..., Path]
 SHARES = {"target": 0.098, "unlearned": 0.009, "retrained": 0.004}

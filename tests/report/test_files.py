@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unlearn.metrics import Record
-from unlearn.report.files import write_json
+from unlearn.files import write_json
 from unlearn.report.folder import read_curves, read_run
 
 

@@ -91,8 +91,8 @@ def _draw(
     wanted = set(selection.ids or ())
     if lost := sorted(wanted - set(ids.tolist())):
         raise RecipeError(
-            f"data.{randomness.purpose.rsplit('/', 1)[-1]}.ids: {lost[:5]} are test items or fail the other conditions; "
-            "only training items can be forgotten or retained."
+            f"data.{randomness.purpose.rsplit('/', 1)[-1]}.ids: {lost[:5]} are test items or fail the other "
+            "conditions; only training items can be forgotten or retained."
         )
     if selection.likelihood_quantile is not None and len(ids):
         if quantiles is None:

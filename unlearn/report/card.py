@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unlearn import __version__
 from unlearn.errors import RecipeError
+from unlearn.files import write_text
 from unlearn.registry import resolve
-from unlearn.report.files import write_text
 from unlearn.report.folder import RunFolder, read_run
 from unlearn.report.limits import GUARANTEE, caveats, not_run
 from unlearn.report.page import deck, method_name

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unlearn import __version__
+from unlearn.files import write_text
 from unlearn.report.drawings import same, strips, tradeoff, training_charts
-from unlearn.report.files import write_text
 from unlearn.report.folder import RunFolder, SavedPicture, read_run
 from unlearn.report.limits import GUARANTEE, caveats, not_run
 from unlearn.report.table import Row, better, cell, explain, groups, rows
