@@ -162,6 +162,7 @@ def _one(
     student = materials.load_target()
     reference = Reference(materials.load_target)
     module = build_module(recipe, student, materials.splits, seed, reference)
+    place.write_splits(materials.splits)
     place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}\n{_scope_lines(module)}")
     try:
         seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe))

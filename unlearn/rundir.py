@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from unlearn.data.base import Split
 from unlearn.distributed import barrier, gather_objects, rank
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Findings, Run
@@ -93,6 +94,11 @@ class RunDir:
             Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
             with (self.folder / "log.txt").open("a") as file:
                 file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def write_splits(self, splits: Mapping[str, Split]) -> None:
+        """Write which items are in which split, by id."""
+        if rank() == 0:
+            write_json(self.folder / "splits.json", {name: split.ids.tolist() for name, split in splits.items()})
 
     def write_findings(self, findings: Findings, header: dict[str, Any]) -> None:
         """Write records, pictures and item-level values."""

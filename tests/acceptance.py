@@ -1,0 +1,190 @@
+"""`make accept`: the long checks, run through the real command line, with their figures.
+
+``python -m tests.acceptance taming kills`` runs some of them by name. The exit code is 1 where a figure is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tests.command import ROOT
+
+SMALL = f"recipe={ROOT / 'tests' / 'recipes' / 'small.yaml'}"
+
+
+class Check:
+    """Prints a figure with its bound, and remembers whether all were met."""
+
+    def __init__(self) -> None:
+        self.missed: list[str] = []
+
+    def __call__(self, what: str, value: float, least: float | None = None, most: float | None = None) -> None:
+        met = (least is None or value >= least) and (most is None or value <= most)
+        bound = " and ".join(
+            part
+            for part in (f">= {least:.4g}" if least is not None else "", f"<= {most:.4g}" if most is not None else "")
+            if part
+        )
+        print(f"  {'ok  ' if met else 'MISS'} {what:<58} {value:9.4f}  {bound}", flush=True)
+        if not met:
+            self.missed.append(what)
+
+
+def demo(check: Check, folder: Path) -> None:
+    """The quick start, from the shipped models."""
+    began = time.monotonic()
+    run("recipe=quickstart", "output=demo", cwd=folder)
+    check("quick start, seconds", time.monotonic() - began, most=90)
+
+
+def taming(check: Check, folder: Path) -> None:
+    """Single images, three seeds; likelihood ascent on the same images is the control that must do worse."""
+    for count in (1, 4, 8):
+        for seed in range(3):
+            name = f"taming {count} images, seed {seed}"
+            settings = [f"data.forget.count={count}", f"seed={seed}", "pretrain.retrained=false"]
+            tamed = run("recipe=flow/taming_digits", *settings, f"output=t{count}-{seed}", cwd=folder)
+            check(f"{name}: reached", figure(tamed, "reached"), least=1)
+            drop = figure(tamed, "quantile_drop", split="forget", score="gaussian")
+            check(f"{name}: quantile drop on forget", drop, least=0.40)
+            drop = figure(tamed, "quantile_drop", split="test", score="gaussian")
+            check(f"{name}: |quantile drop| on test", abs(drop), most=0.03)
+            rise = difference(tamed, "bits_per_dim", split="retain")
+            check(f"{name}: retain bits/dim rise", rise, most=0.06)
+            if count == 8:
+                steps = [f"optim.steps={int(figure(tamed, 'steps'))}"]
+                ascent = run("recipe=flow/likelihood_ascent", *settings, *steps, f"output=a-{seed}", cwd=folder)
+                assert splits(tamed)["forget"] == splits(ascent)["forget"]
+                worse = difference(ascent, "bits_per_dim", split="retain")
+                check(f"{name}: ascent's retain rise over taming's", worse / max(rise, 1e-6), least=1.0)
+
+
+def category(check: Check, folder: Path) -> None:
+    """Each digit in turn against the model retrained without it."""
+    for digit in map(str, range(10)):
+        done = run("recipe=flow/category_digits", f"data.forget.label={digit}", f"output=c{digit}", cwd=folder)
+        share = {
+            s: figure(done, "sample_share", subject=s, category=digit) for s in ("target", "unlearned", "retrained")
+        }
+        bound = max(0.2 * share["target"], share["retrained"] + 0.02)
+        check(f"digit {digit}: share in samples (target {share['target']:.3f})", share["unlearned"], most=bound)
+        bits = {s: figure(done, "bits_per_dim", subject=s, split="retain") for s in ("unlearned", "retrained")}
+        check(f"digit {digit}: retain bits/dim over retrained's", bits["unlearned"] / bits["retrained"], most=1.03)
+
+
+def debias(check: Check, folder: Path) -> None:
+    """Shares of categories within five points of what was asked for, three seeds."""
+    for seed in range(3):
+        done = run("recipe=flow/debias_digits", f"seed={seed}", f"output=d{seed}", cwd=folder)
+        for name, asked in recipe(done)["forget"]["shares"].items():
+            gap = abs(figure(done, "sample_share", category=name) - asked)
+            check(f"seed {seed}: share of {name}, distance from {asked:.2f}", gap, most=0.05)
+
+
+def kills(check: Check, folder: Path) -> None:
+    """kill -9 at 20 random moments of a run of about 10 seconds, then resume=auto."""
+    settings = [SMALL, "optim.steps=150"]
+    began = time.monotonic()
+    whole = load_file(run(*settings, "output=whole", cwd=folder) / "model" / "model.safetensors")
+    length = time.monotonic() - began
+    same = 0
+    chance = random.Random(0)
+    for number in range(20):
+        place = folder / f"killed-{number}"
+        place.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unlearn.run", *settings],
+            cwd=place,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(1, length))
+        process.kill()
+        process.wait()
+        run(*settings, "resume=auto", cwd=place)
+        found = load_file(next(place.glob("runs/**/report.html")).parent / "model" / "model.safetensors")
+        same += all(torch.equal(value, found[name]) for name, value in whole.items())
+    check(f"killed runs (of {length:.0f} s) that end in the same weights", same, least=20)
+
+
+def start(check: Check, folder: Path) -> None:
+    """Help and listing against an empty Python."""
+
+    def seconds(*arguments: str) -> float:
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        return median(times)
+
+    bound = 5 * seconds("-c", "pass") + 0.2
+    check("seconds of --help", seconds("-m", "unlearn.run", "--help"), most=bound)
+    check("seconds of the listing", seconds("-m", "unlearn.run"), most=bound)
+
+
+def run(*arguments: str, cwd: Path) -> Path:
+    """Run the command line and return the run directory."""
+    done = subprocess.run([sys.executable, "-m", "unlearn.run", *arguments], cwd=cwd, capture_output=True, text=True)
+    if done.returncode not in (0, 3):
+        raise SystemExit(f"{' '.join(arguments)} failed with {done.returncode}:\n{done.stderr}")
+    output = next((a.partition("=")[2] for a in arguments if a.startswith("output=")), "")
+    return cwd / output
+
+
+def figure(folder: Path, metric: str, subject: str = "unlearned", split: str | None = None, **about: str) -> float:
+    """Return one figure of a run."""
+    for record in json.loads((folder / "metrics.json").read_text())["records"]:
+        if (record["metric"], record["subject"]) == (metric, subject) and split in (None, record["split"]):
+            if all(record["about"].get(key) == value for key, value in about.items()):
+                return float(record["value"])
+    raise SystemExit(f"{folder}: no {metric} of {subject} on {split} {about}")
+
+
+def difference(folder: Path, metric: str, split: str) -> float:
+    """Return unlearned minus target."""
+    return figure(folder, metric, split=split) - figure(folder, metric, "target", split=split)
+
+
+def splits(folder: Path) -> dict[str, list[int]]:
+    """Return the ids of each split."""
+    return json.loads((folder / "splits.json").read_text())  # type: ignore[no-any-return]
+
+
+def recipe(folder: Path) -> dict[str, Any]:
+    """Return the resolved recipe of a run."""
+    from unlearn.recipe import load
+
+    return load(folder / "recipe.yaml").tree
+
+
+CHECKS: dict[str, Callable[[Check, Path], None]] = {
+    check.__name__: check for check in (start, demo, taming, category, debias, kills)
+}
+
+
+def main(wanted: list[str]) -> int:
+    """Run the checks and say what was missed."""
+    check = Check()
+    for name in wanted or CHECKS:
+        print(f"{name}: {CHECKS[name].__doc__}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            CHECKS[name](check, Path(folder))
+    print(f"{len(check.missed)} figures missed" + "".join(f"\n  {what}" for what in check.missed))
+    return 1 if check.missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
