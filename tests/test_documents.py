@@ -1,0 +1,107 @@
+"""What the documents say holds: their examples run, their names and links exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unlearn import layers, registry
+from unlearn.recipe import load
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text()
+PAPERS = (ROOT / "docs" / "papers.md").read_text()
+
+
+def examples() -> dict[str, str]:
+    """Return the README's files: a block under a line that starts with a file name."""
+    return dict(re.findall(r"^`([\w.]+)`[^\n]*:\n\n```\w+\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+
+
+def commands() -> list[list[str]]:
+    """Return the arguments of every call of the command line in the README's blocks."""
+    lines = re.findall(r"^python -m unlearn\.run\b([^\n#]*)", README, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize("recipe", ["fading.yaml", "pixels.yaml"])
+def test_the_readmes_examples_run(recipe: str, tmp_path: Path) -> None:
+    for name, text in examples().items():
+        (tmp_path / name).write_text(text)
+    short = [
+        "optim.steps=3",
+        "pretrain.optim.steps=3",
+        "evaluate.feature_distance=null",
+        "evaluate.sample_share.samples=50",
+        "output=out",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", "unlearn.run", f"recipe={recipe}", *short, "gate=null", "output=out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "UNLEARN_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "out" / "report.html").is_file() and (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_the_examples_are_found() -> None:
+    assert set(examples()) == {"fading_ascent.py", "fading.yaml", "pixel_gaussian.py", "pixels.yaml"}
+
+
+def test_the_readmes_commands_are_accepted() -> None:
+    found = [arguments for arguments in commands() if any(a.startswith("recipe=") for a in arguments)]
+    assert len(found) >= 6
+    for arguments in found:
+        settings = [a for a in arguments if not a.startswith(("recipe=", "resume=", "--"))]
+        (recipe,) = (a.removeprefix("recipe=") for a in arguments if a.startswith("recipe="))
+        if recipe != "my_recipe.yaml":
+            load(recipe, settings)
+    call = re.search(r'recipe="([^"]+)", \*\*\{"([^"]+)": ([^}]+)\}', README)
+    assert call is not None
+    load(call[1], [f"{call[2]}={call[3]}"])
+
+
+def table(row: str) -> set[str]:
+    """Return the names in code type of a row of the README's table of choices."""
+    (line,) = re.findall(rf"^\| \*\*{row}\*\* \|(.*)\|$", README, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", line))
+
+
+def test_the_readmes_table_names_every_component() -> None:
+    assert table("model") - {"Flow"} == set(registry.COMPONENTS["model"])
+    assert table("forget") | table("retain") == set(registry.COMPONENTS["objective"])
+    assert table("combine") == set(registry.COMPONENTS["combination"])
+    assert table("scope") == set(registry.COMPONENTS["scope"])
+    assert table("data") == set(registry.COMPONENTS["data"])
+    assert table("evaluate") == set(registry.COMPONENTS["evaluator"])
+
+
+def test_the_paper_index_is_complete() -> None:
+    for path in (ROOT / "objectives").rglob("*.py"):
+        cited = set(re.findall(r"arXiv:(\d{4}\.\d{5})", path.read_text()))
+        assert cited <= set(re.findall(r"arXiv:(\d{4}\.\d{5})", PAPERS)), path
+    for name in registry.COMPONENTS["objective"] | registry.COMPONENTS["combination"]:
+        assert f"`{name}`" in PAPERS, name
+    for name in layers.names():
+        assert f"`{name}`" in PAPERS, name
+    for file in re.findall(r"`([\w/]+\.py)`", PAPERS):
+        assert (ROOT / file).is_file(), file
+
+
+def test_links_and_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+        assert set(re.findall(r"`make ([a-z]+)", text)) <= targets, document.name
