@@ -158,6 +158,12 @@ def test_a_checkout_without_links_builds_a_wheel_that_the_rule_refuses(tmp_path:
     assert "unlearn/models/base.py" in missing and "unlearn/errors.py" not in missing
 
 
+def test_packaged_models_are_small(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = [item.file_size for item in archive.infolist() if item.filename.startswith("unlearn/assets/")]
+    assert sizes and max(sizes) <= 5_000_000 and sum(sizes) <= 40_000_000
+
+
 def test_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (folder,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
