@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 
 from unlearn.errors import RecipeError
 from unlearn.models.base import ModelConfig, Wrapper
-from unlearn.models.flow_parts import Coupling, autoregressive_flow, coupling_flow, glow, shrink_factors
+from unlearn.models.flow_parts import Coupling, autoregressive_flow, coupling_flow, glow, shrink_factors, spline_flow
 from unlearn.models.flow_wrapper import Flow
 from unlearn.randomness import Randomness
 
@@ -53,10 +53,13 @@ class FlowConfig(ModelConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             flow = self.transform(shape, levels)
-        of_the_engine = {field.name for field in fields(ModelConfig)}
-        settings = {key: value for key, value in asdict(self).items() if key not in of_the_engine}
-        description = {"kind": self.kind, "config": settings, "info": {"shape": list(shape), "levels": levels}}
+        description = {"kind": self.kind, "config": self.settings(), "info": {"shape": list(shape), "levels": levels}}
         return Flow(flow, shape, levels, self.temperature, description)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes the flow, without the engine's own settings."""
+        of_the_engine = {field.name for field in fields(ModelConfig)}
+        return {key: value for key, value in asdict(self).items() if key not in of_the_engine}
 
     def transform(self, shape: tuple[int, ...], levels: int | None) -> Any:
         """Return the nflows flow with fresh weights from the global generator."""
@@ -79,7 +82,8 @@ class GlowConfig(FlowConfig):
     Args:
         scales: number of scales, >= 1. Each divides height and width by their smallest common factor: 28 pixels
             become 14, 7 and 1.
-        coupling: affine couplings fit better, additive ones keep the volume.
+        coupling: affine as nflows has it; bounded, an affine one by a factor of e at most, whose samples do not
+            explode and which fits better; additive keeps the volume.
         alpha: the logit's distance from 0 and 1, in (0, 0.5).
 
     Reference:
@@ -98,8 +102,8 @@ class GlowConfig(FlowConfig):
             raise ValueError(f"scales is {self.scales}; it must be >= 1")
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha is {self.alpha}; it must lie between 0 and 0.5")
-        if self.coupling not in ("affine", "additive"):
-            raise ValueError(f"coupling is {self.coupling!r}; it must be affine or additive")
+        if self.coupling not in get_args(Coupling):
+            raise ValueError(f"coupling is {self.coupling!r}; it must be affine, bounded or additive")
 
     def transform(self, shape: tuple[int, ...], levels: int | None) -> Any:
         """Return the Glow with fresh weights."""
@@ -126,7 +130,7 @@ class CouplingFlowConfig(FlowConfig):
 
     def transform(self, shape: tuple[int, ...], levels: int | None) -> Any:
         """Return the flow with fresh weights."""
-        return coupling_flow(self.features(shape, levels, 2), self.depth, self.width, None, 0.0)
+        return coupling_flow(self.features(shape, levels, 2), self.depth, self.width)
 
 
 @dataclass
@@ -161,7 +165,7 @@ class SplineFlowConfig(FlowConfig):
 
     def transform(self, shape: tuple[int, ...], levels: int | None) -> Any:
         """Return the flow with fresh weights."""
-        return coupling_flow(self.features(shape, levels, 2), self.depth, self.width, self.bins, self.tail)
+        return spline_flow(self.features(shape, levels, 2), self.depth, self.width, self.bins, self.tail)
 
 
 CONFIGS: dict[str, type[FlowConfig]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from nflows import distributions, flows, transforms
 from nflows.nn.nets import ResidualNet
 from torch import Tensor, nn
 
-Coupling = Literal["affine", "additive"]
+Coupling = Literal["affine", "bounded", "additive"]
+"""How a coupling acts: nflows' affine one, the affine one with a bounded factor, or a shift alone."""
 
 
 class Logit(transforms.Transform):  # type: ignore[misc]
@@ -114,6 +116,27 @@ class Squeeze(transforms.Transform):  # type: ignore[misc]
         return nn.functional.pixel_shuffle(inputs, self.factor), inputs.new_zeros(len(inputs))
 
 
+class BoundedCoupling(transforms.AffineCouplingTransform):  # type: ignore[misc]
+    """Affine coupling, y = exp(tanh s) x + t: by a factor of e at most, so that the inverse cannot explode.
+
+    nflows' own factor, a sigmoid, may shrink a thousandfold: far latents then decode to values of 1e20.
+
+    Reference:
+        Dinh et al., Density estimation using Real NVP, 2017, section 4.1 (the scale's tanh). arXiv:1605.08803
+    """
+
+    def _scale_and_shift(self, transform_params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = transform_params.split(self.num_transform_features, dim=1)
+        return torch.exp(torch.tanh(raw)), shift
+
+
+_COUPLINGS: dict[str, Any] = {
+    "affine": transforms.AffineCouplingTransform,
+    "bounded": BoundedCoupling,
+    "additive": transforms.AdditiveCouplingTransform,
+}
+
+
 class CouplingNet(nn.Module):
     """The small network of a coupling layer: (B, C, H, W) to (B, C', H, W), zero at first.
 
@@ -156,7 +179,7 @@ def glow(shape: tuple[int, int, int], scales: int, depth: int, width: int, coupl
     Reference:
         Kingma and Dhariwal, Glow, 2018. arXiv:1807.03039
     """
-    kind = transforms.AffineCouplingTransform if coupling == "affine" else transforms.AdditiveCouplingTransform
+    kind = _COUPLINGS[coupling]
     multiscale = transforms.MultiscaleCompositeTransform(scales)
     channels, rows, columns = shape
     for factor in shrink_factors(rows, columns)[:scales]:
@@ -171,28 +194,32 @@ def glow(shape: tuple[int, int, int], scales: int, depth: int, width: int, coupl
     return flows.Flow(transform, distributions.StandardNormal([math.prod(shape)]))
 
 
-def coupling_flow(features: int, depth: int, width: int, bins: int | None, tail: float) -> Any:
-    """Build a flow over vectors (D,), D >= 2, from affine couplings, or rational-quadratic ones with ``bins``.
+def coupling_flow(features: int, depth: int, width: int) -> Any:
+    """Build a flow over vectors (D,), D >= 2, from affine couplings.
 
-    References:
+    Reference:
         Dinh et al., Density estimation using Real NVP, 2017. arXiv:1605.08803
-        Durkan et al., Neural Spline Flows, 2019. arXiv:1906.04032
     """
-
-    def net(taken: int, given: int) -> Any:
-        return ResidualNet(taken, given, hidden_features=width)
-
     layers: list[Any] = [ActNorm(features)]
     for index in range(depth):
-        mask = (torch.arange(features) + index) % 2
-        if bins is None:
-            layers += [transforms.AffineCouplingTransform(mask, net), ActNorm(features)]
-        else:
-            layers.append(
-                transforms.PiecewiseRationalQuadraticCouplingTransform(
-                    mask, net, num_bins=bins, tails="linear", tail_bound=tail
-                )
+        mask, net = _alternating(features, index), _vector_net(width)
+        layers += [transforms.AffineCouplingTransform(mask, net), ActNorm(features)]
+    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+
+
+def spline_flow(features: int, depth: int, width: int, bins: int, tail: float) -> Any:
+    """Build a flow over vectors (D,), D >= 2, from rational-quadratic splines of ``bins`` pieces on [-tail, tail].
+
+    Reference:
+        Durkan et al., Neural Spline Flows, 2019. arXiv:1906.04032
+    """
+    layers: list[Any] = [ActNorm(features)]
+    for index in range(depth):
+        layers.append(
+            transforms.PiecewiseRationalQuadraticCouplingTransform(
+                _alternating(features, index), _vector_net(width), num_bins=bins, tails="linear", tail_bound=tail
             )
+        )
     return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
 
 
@@ -210,3 +237,12 @@ def autoregressive_flow(features: int, depth: int, width: int) -> Any:
             ActNorm(features),
         ]
     return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+
+
+def _alternating(features: int, index: int) -> Tensor:
+    """Return 0, 1, 0, ... or 1, 0, 1, ... in turn, (D,)."""
+    return (torch.arange(features) + index) % 2
+
+
+def _vector_net(width: int) -> Callable[[int, int], nn.Module]:
+    return lambda taken, given: ResidualNet(taken, given, hidden_features=width)

@@ -198,6 +198,8 @@ class Flow(Wrapper):
         if kind not in CONFIGS:
             raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, CONFIGS)}")
         try:
+            if lacking := CONFIGS[kind]().settings().keys() - about["config"].keys():
+                raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
             config = CONFIGS[kind](**about["config"])
             built = config.build({**about["info"], "shape": tuple(about["info"]["shape"])}, Randomness(0))
         except (KeyError, TypeError, ValueError) as error:
