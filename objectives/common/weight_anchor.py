@@ -1,0 +1,47 @@
+"""Squared distance to the target's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.errors import RecipeError
+from unlearn.objectives.base import Context, ParameterObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightAnchor(ParameterObjective):
+    """Keep every parameter that may move near its value in the target.
+
+    Args:
+        strength: alpha of the paper, > 0; the penalty is strength / 2 times the squared distance.
+
+    Reference:
+        Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks (L2-SP), 2018.
+        arXiv:1802.01483
+    """
+
+    strength: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.strength > 0:
+            raise ValueError(f"strength is {self.strength}; it must be > 0")
+
+    def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
+        """Return strength / 2 * sum of squared differences, a scalar; names are the model's parameter names."""
+        anchors: dict[str, Any] = dict(context.reference().named_parameters())
+        terms = []
+        for name, value in parameters.items():
+            if name not in anchors:
+                raise RecipeError(
+                    f"weight_anchor: the target has no parameter {name!r}. "
+                    "Drop weight_anchor, or let only the target's own parameters move (scope)."
+                )
+            terms.append((value - anchors[name].detach()).square().sum())
+        return self.strength / 2 * torch.stack(terms).sum()

@@ -1,0 +1,162 @@
+"""Debiasing of normalizing flows: change how often categories are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch
+from unlearn.errors import RecipeError, did_you_mean
+from unlearn.evaluators.features import features_for
+from unlearn.models.likelihood import bits_per_dim
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.flow.threshold import check_ranges, current, measure, refresh, two_sided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debias(Objective):
+    """Move the share that categories have among the model's samples.
+
+    ``controlled``: every image is to have the target's bits/dim plus a shift that all images of its category share,
+    in standard deviations of the retain images' bits/dim: positive makes the category rarer, negative more frequent.
+    The exact answer has this form: a model whose p(category) changes and whose p(image | category) stays gives each
+    image log p + log(new share / old share). How far a share really moves depends on the model, so a controller finds
+    the shift: every ``measure_every`` steps it samples, counts categories with a classifier of real images, and moves
+    the shift by ``gain`` times log(share / asked). The run ends when all shares are within ``tolerance`` twice in a
+    row. The weight bounds how far a share can rise against the likelihood of retain images.
+
+    ``paper``: the forget images (there: those that LACK an attribute) go to a fixed threshold, as in
+    ``category_taming``, and the retain images (those that have it) stay; no share is asked for or measured.
+
+    Args:
+        shares: asked share by label, each in (0, 1), at most 1 together; the labels of the forget images.
+        mode: see above.
+        threshold: ``paper``: delta, in standard deviations; ``controlled``: the largest shift either way. > 0.
+        measure_every: steps between two measurements of the shares, >= 1.
+        samples: how many samples a measurement takes, >= 1.
+        gain: standard deviations that the shift moves for a share e times too high, > 0.
+        tolerance: largest difference from the asked share that counts as reached, in (0, 1).
+        features: packaged feature net that classifies samples, or a folder with one; by default the one that fits.
+        refresh: ``paper``: steps between two measurements of the retain images' bits/dim, >= 1.
+        reference_images: how many random retain images are measured, >= 2.
+
+    State:
+        shifts, shares: by label in the order of ``shares``, (K,); what holds, and what was measured last.
+        within: measurements in a row that were within the tolerance.
+        reached: whether there were two.
+
+    Reference:
+        Malnick, Avidan and Fried, Taming Normalizing Flows, WACV 2024, arXiv:2211.16488; ``paper`` is
+        forget_attribute.py (``debias``) of the authors' research code. The controller is ours.
+    """
+
+    shares: dict[str, float] = field(default_factory=dict)
+    mode: Literal["controlled", "paper"] = "controlled"
+    threshold: float = 4.0
+    measure_every: int = 20
+    samples: int = 2000
+    gain: float = 0.5
+    tolerance: float = 0.02
+    features: str | None = None
+    refresh: int = 10
+    reference_images: int = 1024
+
+    needs = ("likelihood", "samples")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        least = {"measure_every": 1, "samples": 1, "refresh": 1, "reference_images": 2}
+        check_ranges(self, ("threshold", "gain"), least)
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}; it must lie between 0 and 1")
+        if not all(0 < share < 1 for share in self.shares.values()) or sum(self.shares.values()) > 1:
+            raise ValueError(
+                f"shares are {dict(self.shares)}; each must lie between 0 and 1, their sum must not exceed 1"
+            )
+        if bool(self.shares) != (self.mode == "controlled"):
+            raise ValueError("shares go with mode=controlled, e.g. shares: {'3': 0.3}; mode=paper takes none")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Check the labels, measure sigma, and start with no shift."""
+        if self.mode == "paper":
+            return
+        split = context.splits["forget"]
+        names = {split.dataset.labels[i] for i in split.ids.tolist()}
+        known = features_for(split.dataset.info, self.features).labels
+        for label in self.shares:
+            if label not in names or label not in known:
+                raise RecipeError(
+                    f"forget.shares: {label!r} is no label of the forget images that the classifier knows. "
+                    f"{did_you_mean(label, names & set(known))}"
+                )
+        if left := names - set(self.shares):
+            raise RecipeError(
+                f"forget.shares says nothing about {', '.join(sorted(left))}, which data.forget selects. "
+                f"Give each a share, or select {', '.join(sorted(self.shares))} only."
+            )
+        measure(model, context, self.reference_images)
+        zero = torch.zeros(len(self.shares), dtype=torch.float64)
+        context.state.update(shifts=zero, shares=zero.clone(), within=0, reached=False)
+
+    def before_step(self, model: Any, context: Context) -> bool:
+        """Measure the shares and move the shifts; stop when they are as asked twice in a row."""
+        if self.mode == "paper":
+            refresh(model, context, self.refresh, self.reference_images)
+            return False
+        if context.step % self.measure_every:
+            return False
+        state = context.state
+        asked = torch.tensor(list(self.shares.values()), dtype=torch.float64)
+        found = self.measured(model, context)
+        within = bool(((found - asked).abs() <= self.tolerance).all())
+        state["shares"], state["within"] = found, state["within"] + 1 if within else 0
+        state["reached"] = state["within"] >= 2
+        state["shifts"] = self.corrected(state["shifts"], found, asked)
+        return bool(state["reached"])
+
+    def corrected(self, shifts: Tensor, found: Tensor, asked: Tensor) -> Tensor:
+        """Return the shifts after one measurement: an integral controller on the logarithm of the share.
+
+        Args:
+            shifts: (K,), in standard deviations.
+            found: measured shares, (K,).
+            asked: asked shares, (K,).
+        """
+        floor = 1 / self.samples  # a category that no sample shows is not infinitely rare
+        error = torch.log((found + floor) / (asked + floor))
+        return (shifts + self.gain * error).clamp(-self.threshold, self.threshold)
+
+    def measured(self, model: Any, context: Context) -> Tensor:
+        """Return the share of each asked label among samples, (K,)."""
+        net = features_for(context.splits["forget"].dataset.info, self.features)
+        noise = context.randomness.child("samples")
+
+        def classify(ids: Tensor) -> Tensor:
+            return net.classify(model.sample(ids.to(context.device), noise)["image"].cpu())
+
+        classes = context.map_ids(classify, torch.arange(self.samples))
+        return torch.stack([(classes == net.labels.index(label)).double().mean() for label in self.shares])
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the loss of forget images, (B,), in standard deviations."""
+        bits = bits_per_dim(model, batch, context.randomness)
+        moments = current(context)
+        if self.mode == "paper":
+            z = moments.z(bits)
+            return Values(two_sided(z - self.threshold), {"z": z.detach()})
+        with torch.no_grad():
+            reference = bits_per_dim(context.reference(), batch, context.randomness)
+        shift = (bits - reference) / moments.std
+        return Values(two_sided(shift - self._asked_shift(batch, context)), {"shift": shift.detach()})
+
+    def _asked_shift(self, batch: Batch, context: Context) -> Tensor:
+        """Return the shift of each image's category, (B,)."""
+        names = context.splits["forget"].dataset.names
+        table = torch.zeros(len(names), dtype=torch.float32)
+        for label, shift in zip(self.shares, context.state["shifts"].tolist(), strict=True):
+            table[names.index(label)] = shift
+        return table.to(context.device)[batch["label"]]
