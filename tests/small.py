@@ -34,7 +34,9 @@ def small_glow(splits: dict[str, Split], dtype: torch.dtype = torch.float64) -> 
     model.initialise(splits["retain"].batch(splits["retain"].ids[:128]), Randomness(0, "initialise"))
     with torch.no_grad():  # away from the identity that zero-initialised couplings are
         for index, parameter in enumerate(model.parameters()):
-            parameter += 0.02 * Randomness(index, "jitter").normal(torch.zeros(1, dtype=torch.int64), tuple(parameter.shape))[0]
+            parameter += (
+                0.02 * Randomness(index, "jitter").normal(torch.zeros(1, dtype=torch.int64), tuple(parameter.shape))[0]
+            )
     return model.to(dtype)
 
 

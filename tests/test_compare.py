@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from unlearn.compare import main
+from unlearn.files import write_json
 from unlearn.metrics import Record
 from unlearn.report.comparison import aligned, compared, differences
-from unlearn.files import write_json
 from unlearn.report.folder import read_run
 from unlearn.report.panels import panels, pareto
 

@@ -135,7 +135,8 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path, fini
 
 
 def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Path, finished: Path) -> None:
-    gate = "gate={cheap: {metric: bits_per_dim, split: retain, max: 0.1}, fine: {metric: bits_per_dim, split: retain, min: 0}}"
+    bits = "metric: bits_per_dim, split: retain"
+    gate = f"gate={{cheap: {{{bits}, max: 0.1}}, fine: {{{bits}, min: 0}}}}"
     done = command(SMALL, gate, "output=run", cwd=tmp_path, cache=cache)
     assert done.returncode == 3, done.stderr
     assert "gate.cheap" in done.stderr and "gate.fine" not in done.stderr
@@ -150,7 +151,7 @@ def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Pat
         (["recipe=flow/nothing"], "flow/nothing"),
         (["model.pretrained=nowhere"], "nowhere"),
         (["data.forget.label=33"], "33"),
-        (["data.forget={}"], "data.forget is empty"),
+        (["data.forget=null"], "data.forget is empty"),
         (["data.retain.label=[3,4]"], "disjoint"),
         (["evaluate.rouge={}"], "rouge"),
         (["model.pretrained=broken"], "broken"),
@@ -210,7 +211,7 @@ def test_from_python_with_a_model_in_memory(
     assert all(
         torch.equal(value, result.model.state_dict()[name]) for name, value in by_path.model.state_dict().items()
     )
-    with pytest.raises(RecipeError, match="optim.stepps"):
+    with pytest.raises(RecipeError, match=r"optim\.stepps"):
         unlearn.unlearn(target, recipe=recipe, optim={"stepps": 3})
     with pytest.raises(GateFailed) as missed:
         unlearn.unlearn(target, recipe=recipe, **{"optim.steps": 1}, gate={"g": {"metric": "none", "min": 0}})

@@ -121,7 +121,9 @@ def test_a_saliency_mask_holds_entries_through_weight_decay(tmp_path: Path) -> N
     for name, parameter in module.model.named_parameters():
         mask = module.masks[name]
         assert torch.equal(parameter[~mask], before[name][~mask])
-    assert any(not torch.equal(p[module.masks[n]], before[n][module.masks[n]]) for n, p in module.model.named_parameters())
+    assert any(
+        not torch.equal(p[module.masks[n]], before[n][module.masks[n]]) for n, p in module.model.named_parameters()
+    )
 
 
 def test_one_forget_image_is_a_legal_set(tmp_path: Path) -> None:
@@ -158,7 +160,9 @@ def test_a_gradient_that_is_not_finite_stops_with_the_last_good_state(tmp_path: 
     module = small_module(forget={"explodes": Explodes()}, retain={}, optim=Optim(steps=5, batch=16))
     with pytest.raises(Diverged, match="Step 2"):
         run(module, tmp_path)
-    good = run(small_module(forget={"explodes": Explodes()}, retain={}, optim=Optim(steps=2, batch=16)), tmp_path / "good")
+    good = run(
+        small_module(forget={"explodes": Explodes()}, retain={}, optim=Optim(steps=2, batch=16)), tmp_path / "good"
+    )
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["step"] == 2
     assert all(torch.equal(value, good[name]) for name, value in state["parameters"][0].items())

@@ -50,7 +50,7 @@ def test_moments_of_the_draws() -> None:
     uniform = Randomness(5, "u").uniform(ids, (100,), torch.float64)
     assert abs(uniform.mean() - 0.5) < 5 * (1 / 12 / 2e5) ** 0.5
     assert abs(uniform.var() - 1 / 12) < 5 * (1 / 180 / 2e5) ** 0.5
-    assert 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.min() >= 0 and uniform.max() < 1
     normal = Randomness(5, "n").normal(ids, (100,), torch.float64)
     assert abs(normal.mean()) < 5 / 2e5**0.5
     assert abs(normal.var() - 1) < 5 * (2 / 2e5) ** 0.5

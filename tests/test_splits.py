@@ -14,7 +14,7 @@ from unlearn.randomness import Randomness
 
 
 class Numbers(Dataset):
-    """The numbers 0 ... 39: label by the last digit's parity, attribute for multiples of five, every fifth a test item."""
+    """The numbers 0 ... 39: label by parity, attribute for multiples of five, every fourth a test item."""
 
     def __init__(self) -> None:
         self.labels = ["even" if n % 2 == 0 else "odd" for n in range(40)]

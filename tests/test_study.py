@@ -9,8 +9,8 @@ import yaml
 from scipy import stats
 
 from unlearn.errors import RecipeError
-from unlearn.metrics import Record
 from unlearn.files import write_json
+from unlearn.metrics import Record
 from unlearn.report.folder import read_run
 from unlearn.study import OVER_SEEDS, summarise, t_interval, write_summary
 

@@ -40,7 +40,9 @@ def main() -> None:
     print(f"  engine {1e3 * ours:6.1f} ms   bare loop {1e3 * bare:6.1f} ms   ratio {ours / bare:.3f}")
     for combine in (PCGrad(), OneSided(), GRU(), MGDA()):
         other, plain = alternate(lambda c=combine: engine(splits, c), lambda: engine(splits, WeightedSum()))
-        print(f"  {type(combine).__name__:<10} {1e3 * other:6.1f} ms   sum {1e3 * plain:6.1f} ms   ratio {other / plain:.3f}")
+        print(
+            f"  {type(combine).__name__:<10} {1e3 * other:6.1f} ms   sum {1e3 * plain:6.1f} ms   ratio {other / plain:.3f}"
+        )
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float]) -> tuple[float, float]:

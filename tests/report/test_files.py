@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from unlearn.metrics import Record
 from unlearn.files import write_json
+from unlearn.metrics import Record
 from unlearn.report.folder import read_curves, read_run
 
 
