@@ -38,6 +38,9 @@ class Wrapper(nn.Module, ABC):
     def from_pretrained(cls, folder: Path) -> Self:
         """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
 
+    def check_fits(self, info: dict[str, Any]) -> None:
+        """Refuse data described by ``info`` that the model was not built for, with a RecipeError."""
+
     @classmethod
     def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
         """Wrap a user's own model in memory, for data described by ``info``; a backend that can overrides this."""

@@ -71,6 +71,20 @@ class Flow(Wrapper):
             )
         return cls(flow, shape, levels, temperature)
 
+    @classmethod
+    def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
+        """Wrap a user's nflows ``Flow`` for data described by ``info``."""
+        return cls.wrap(model, tuple(info["shape"]), info.get("levels"))
+
+    def check_fits(self, info: dict[str, Any]) -> None:
+        """Refuse data of another shape or another number of grey levels."""
+        wanted = (tuple(info.get("shape", ())), info.get("levels"))
+        if (tuple(self.shape), self.levels) != wanted:
+            raise RecipeError(
+                f"The model was built for shape {tuple(self.shape)} and {self.levels} grey levels; the data has shape "
+                f"{wanted[0]} and {wanted[1]}. Type another model.pretrained=FOLDER, or the data it was trained on."
+            )
+
     def forward(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Return ``log_prob``; nflows' own ``Flow.forward`` raises."""
         return self.log_prob(batch, randomness)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch
 from unlearn.distributed import map_ids
-from unlearn.errors import RecipeError
+from unlearn.errors import Diverged, RecipeError
 from unlearn.models.base import HasLikelihood
 from unlearn.randomness import Randomness
 
@@ -59,10 +59,17 @@ class Moments:
 
     @classmethod
     def of(cls, bits: Tensor) -> Moments:
-        """Return the moments of bits (N,). Raises RecipeError below two items or where all are equal."""
+        """Return the moments of bits (N,).
+
+        Raises:
+            RecipeError: there are fewer than two items, or all are equal.
+            Diverged: a value is not finite.
+        """
+        if not bits.isfinite().all():
+            raise Diverged("The bits/dim of some retain image are no longer finite. Type a smaller optim.lr.")
         if len(bits) < 2 or not (std := bits.double().std().item()) > 0:
             raise RecipeError(
-                f"the spread of bits/dim over {len(bits)} item(s) is zero or unknown; "
+                f"the spread of bits/dim over {len(bits)} item(s) is zero; "
                 "give the set at least two items that differ (data.retain)."
             )
         return cls(bits.double().mean().item(), std)

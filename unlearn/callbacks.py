@@ -48,8 +48,8 @@ class Checkpoints(Callback):
         self.save(module)
 
     def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
-        """Save the last good state: a step that failed was not taken."""
-        if isinstance(exception, Exception):
+        """Save the last state, as a step that failed was not taken; never weights that are not finite."""
+        if isinstance(exception, Exception) and all(p.isfinite().all() for p in module.parameters()):
             self.save(module)
 
     def save(self, module: UnlearningModule) -> None:

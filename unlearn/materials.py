@@ -56,6 +56,8 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     else:
         target = _target(recipe, dataset)
         load_target = partial(config.wrapper.from_pretrained, target.folder)
+    if target is None or target.origin == "given":
+        load_target().check_fits(dataset.info)
     quantiles = None
     if recipe.data.forget.likelihood_quantile is not None:
         quantiles = likelihood_quantiles(load_target().eval(), dataset, Randomness(recipe.pretrain.seed, "quantile"))

@@ -132,13 +132,13 @@ class Debias(Objective):
 
     def measured(self, model: Any, context: Context) -> Tensor:
         """Return the share of each asked label among samples, (K,)."""
-        net = features_for(context.splits["forget"].dataset.info, self.features)
+        net = features_for(context.splits["forget"].dataset.info, self.features).to(context.device)
         noise = context.randomness.child("samples")
 
         def classify(ids: Tensor) -> Tensor:
-            return net.classify(model.sample(ids.to(context.device), noise)["image"].cpu())
+            return net.classify(model.sample(ids, noise)["image"])
 
-        classes = context.map_ids(classify, torch.arange(self.samples))
+        classes = context.map_ids(classify, torch.arange(self.samples, device=context.device)).cpu()
         return torch.stack([(classes == net.labels.index(label)).double().mean() for label in self.shares])
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
