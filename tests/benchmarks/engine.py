@@ -35,7 +35,8 @@ OPTIM = Optim(steps=STEPS, batch=64, lr=1e-5)
 def main() -> None:
     """Print the ratios; each is the median over rounds that alternate the two sides."""
     splits = digits()
-    print(f"digits Glow of the default recipe, batch 64 + 64, median step over {ROUNDS} rounds, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"digits Glow of the default recipe, batch 64 + 64, median step over {ROUNDS} rounds, {threads} threads")
     ours, bare = alternate(lambda: engine(splits, WeightedSum()), lambda: bare_loop(splits))
     print(f"  engine {1e3 * ours:6.1f} ms   bare loop {1e3 * bare:6.1f} ms   ratio {ours / bare:.3f}")
     for combine in (PCGrad(), OneSided(), GRU(), MGDA()):
