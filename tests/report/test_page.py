@@ -84,7 +84,7 @@ def test_report_shows_everything(make_run):
     for text in (
         "Make a flow forget how to draw one digit",
         "items labelled ‘3’",
-        "All 3 goals were reached",
+        "All goals were reached",
         "Share of ‘3’ in the samples fell from 9.8 % to 0.9 % (retrained without it: 0.4 %).",
         "What was to be forgotten",
         "Forgetting against utility",

@@ -55,7 +55,7 @@ def _level(status: str, goals: Sequence[Goal]) -> tuple[Level, str]:
     if not goals:
         return "open", "The recipe sets no goal; judge by the figures"
     if not missed:
-        return "met", "The goal was reached" if len(goals) == 1 else f"All {len(goals)} goals were reached"
+        return "met", "The goal was reached" if len(goals) == 1 else "All goals were reached"
     return "missed", "The goal was not reached" if len(
         goals
     ) == 1 else f"{len(missed)} of {len(goals)} goals were not reached"
