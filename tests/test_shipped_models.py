@@ -35,7 +35,7 @@ def test_recipes_find_their_shipped_models(name: str, tmp_path: Path, monkeypatc
 
 
 def test_training_anew_gives_the_shipped_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine's arithmetic differs in the last bits, and a training amplifies that: within 0.03 bits/dim."""
+    """Another machine's arithmetic differs in the last bits, and a training amplifies that: within 0.05 bits/dim."""
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
     recipe = load("quickstart", ["model.train=true", "trainer.accelerator=cpu", "trainer.tensorboard=false"])
     dataset = recipe.data.load()
@@ -45,5 +45,5 @@ def test_training_anew_gives_the_shipped_figures(tmp_path: Path, monkeypatch: py
     folder = next(folder for folder in shipped() if (folder.parent.name, folder.name) == ("digits_glow", "target"))
     figures = json.loads((folder / "trained.json").read_text())["metrics"]
     anew = mean_loss(recipe.model.wrapper.from_pretrained(trained.folder), test)
-    assert anew == pytest.approx(figures["test_loss"], abs=0.03)
+    assert anew == pytest.approx(figures["test_loss"], abs=0.05)
     assert anew < 2.4  # the control: an independent-pixel histogram reaches 2.43 bits/dim
