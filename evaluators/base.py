@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from unlearn.data.base import Batch, Split
@@ -22,9 +23,9 @@ class Run:
 
     Attributes:
         steps: steps taken.
-        seconds: wall time of unlearning (selection and preparation included, evaluation not).
+        seconds: wall time of the steps, preparation included; selection and evaluation are not.
         target_seconds: wall time of the target's training, None where it is unknown.
-        peak_memory: peak memory of unlearning in bytes.
+        peak_memory: peak memory in bytes: of the GPU during the steps, or of the process so far.
         state: the objectives' last states by term name, e.g. ``{"forget": {"reached": True}}``.
     """
 
@@ -104,11 +105,11 @@ class Evaluator(ABC):
 
 
 def mean_ci95(values: Tensor) -> tuple[float, tuple[float, float] | None]:
-    """Return mean and normal 95 % interval of values (n,); no interval below two values."""
+    """Return mean and Student-t 95 % interval of values (n,); no interval below two values."""
     mean = values.double().mean().item()
     if len(values) < 2:
         return mean, None
-    half = 1.959964 * values.double().std().item() / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * values.double().std().item() / math.sqrt(len(values))
     return mean, (mean - half, mean + half)
 
 

@@ -24,7 +24,8 @@ def placement(values: Tensor, reference: Tensor) -> Tensor:
 def auc(members: Tensor, others: Tensor) -> tuple[float, tuple[float, float] | None]:
     """Return the probability that a member (m,) scores above a non-member (n,), ties half, and its 95 % interval.
 
-    The interval is normal with DeLong's variance, cut at 0 and 1; None where a side has fewer than two.
+    The interval is normal with DeLong's variance, cut at 0 and 1; None where a side has fewer than two, and where
+    the two sides do not mix at all (the variance is then 0, whatever their sizes).
 
     Reference:
         DeLong, DeLong and Clarke-Pearson, Comparing the Areas under Two or More Correlated ROC Curves, 1988.
@@ -35,6 +36,8 @@ def auc(members: Tensor, others: Tensor) -> tuple[float, tuple[float, float] | N
         return value, None
     of_others = 1 - placement(others, members)
     half = Z95 * math.sqrt(of_members.var().item() / len(members) + of_others.var().item() / len(others))
+    if half == 0:
+        return value, None
     return value, (max(0.0, value - half), min(1.0, value + half))
 
 

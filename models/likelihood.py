@@ -22,11 +22,10 @@ def bits_per_dim(model: HasLikelihood, batch: Batch, randomness: Randomness, dra
     Args:
         model: gives log p(x) in nats and the number of dimensions.
         batch: B items.
-        randomness: stream of the dequantisation noise; the same stream and draws give two models the same noise.
+        randomness: stream of the dequantisation noise; the same stream gives two models the same noise.
         draws: how many draws of the noise are averaged, >= 1.
     """
-    noise = randomness.child("draw0")  # the stream under which the shipped models were trained
-    nats = torch.stack([model.log_prob(_with_draw(batch, index, draws), noise) for index in range(draws)])
+    nats = torch.stack([model.log_prob(batch, randomness.child(f"draw{index}")) for index in range(draws)])
     return -nats.mean(0) / (math.log(2) * model.dimensions(batch))
 
 
@@ -38,28 +37,17 @@ def bits_per_dim_of(
     draws: int = 1,
     map_ids: Callable[..., Tensor] = map_ids,
 ) -> Tensor:
-    """Return what ``bits_per_dim`` gives for many items, (N,), without gradient and shared among ranks.
+    """Return the bits/dim of many items, (N,), without gradient and shared among ranks.
 
     Args:
         model: as for ``bits_per_dim``.
         fetch: returns the items with given ids, e.g. ``partial(context.batch, "retain")``.
         ids: (N,) int64, N >= 1.
-        randomness: as for ``bits_per_dim``.
+        randomness: stream of the dequantisation noise.
         draws: how many draws of the noise are averaged, >= 1.
         map_ids: shares the ids among ranks (unlearn.distributed.map_ids).
     """
-
-    def single_draws(rows: Tensor) -> Tensor:
-        """Row r is draw r % draws of item r // draws, so that few items with many draws fill one forward pass."""
-        batch = fetch(ids[rows // draws])
-        return bits_per_dim(model, _with_draw(batch, (rows % draws).to(batch["id"].device), draws), randomness)
-
-    return map_ids(single_draws, torch.arange(len(ids) * draws)).view(len(ids), draws).mean(1)
-
-
-def _with_draw(batch: Batch, draw: int | Tensor, draws: int) -> Batch:
-    """Return the batch with ids, which noise is drawn by, that tell the draws apart."""
-    return {**batch, "id": batch["id"] * draws + draw}
+    return map_ids(lambda part: bits_per_dim(model, fetch(part), randomness, draws), ids)
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,11 @@ def debias(check: Check, folder: Path) -> None:
 def kills(check: Check, folder: Path) -> None:
     """kill -9 at 20 random moments of a run of about 10 seconds, then resume=auto."""
     settings = [SMALL, "optim.steps=150"]
+    run(*settings, "output=first", cwd=folder)  # trains what is cached
     began = time.monotonic()
     whole = load_file(run(*settings, "output=whole", cwd=folder) / "model" / "model.safetensors")
     length = time.monotonic() - began
-    same = 0
+    same = midway = 0
     chance = random.Random(0)
     for number in range(20):
         place = folder / f"killed-{number}"
@@ -113,9 +114,12 @@ def kills(check: Check, folder: Path) -> None:
         time.sleep(chance.uniform(1, length))
         process.kill()
         process.wait()
+        reports = len(list(place.glob("runs/**/report.html")))
+        midway += reports == 0 and len(list(place.glob("runs/**/last.ckpt")))
         run(*settings, "resume=auto", cwd=place)
         found = load_file(next(place.glob("runs/**/report.html")).parent / "model" / "model.safetensors")
         same += all(torch.equal(value, found[name]) for name, value in whole.items())
+    check("kills between the first checkpoint and the report", midway, least=5)
     check(f"killed runs (of {length:.0f} s) that end in the same weights", same, least=20)
 
 

@@ -87,35 +87,45 @@ def test_two_ranks_are_one_rank(combine: str, tmp_path: Path, cache: Path, finis
 
 
 def test_killed_runs_end_in_the_same_weights(tmp_path: Path, cache: Path, finished: Path) -> None:
-    """kill -9 at three random moments, then resume=auto: bit for bit the uninterrupted run."""
-    whole = weights(finished)
+    """kill -9 at three random moments between the first checkpoint and the end, then resume=auto: bit for bit."""
+    long = [SMALL, "optim.steps=80"]
+    done = command(*long, "output=whole", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    whole = weights(tmp_path / "whole")
     chance = random.Random(0)
     for number in range(3):
         folder = tmp_path / str(number)
         folder.mkdir()
-        killed_at = kill_after(folder, cache, chance.uniform(2, 7))
-        again = command(SMALL, "resume=auto", cwd=folder, cache=cache)
-        assert again.returncode == 0, f"killed after {killed_at:.1f} s: {again.stderr}"
+        step = kill_after_a_checkpoint(long, folder, cache, chance.uniform(0, 1))
+        assert 0 < step < 80
+        again = command(*long, "resume=auto", cwd=folder, cache=cache)
+        assert again.returncode == 0, f"killed after step {step}: {again.stderr}"
         run = next(folder.glob("runs/**/report.html")).parent
         assert all(torch.equal(value, whole[name]) for name, value in weights(run).items())
 
 
-def kill_after(folder: Path, cache: Path, seconds: float) -> float:
-    """Start a run and kill it without warning."""
+def kill_after_a_checkpoint(arguments: list[str], folder: Path, cache: Path, seconds: float) -> int:
+    """Start a run, kill it without warning some time after its first checkpoint, and return the last one's step."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "unlearn.run", SMALL],
+        [sys.executable, "-m", "unlearn.run", *arguments],
         cwd=folder,
         env=environment(cache),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    deadline = time.monotonic() + 120
+    while not (found := list(folder.glob("runs/**/last.ckpt"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
     time.sleep(seconds)
     process.kill()
     process.wait()
-    return seconds
+    return int(torch.load(found[0], weights_only=True)["step"])
 
 
-def test_control_c_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path, finished: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path, cache: Path, finished: Path
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "unlearn.run", SMALL, "optim.steps=4000", "output=run"],
         cwd=tmp_path,
@@ -127,11 +137,18 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path, fini
     deadline = time.monotonic() + 120
     while not curve.is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "python -m unlearn.run resume=run" in errors
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["step"] > 0
+
+
+def test_a_saliency_mask_on_a_term_with_moving_statistics(tmp_path: Path, cache: Path, finished: Path) -> None:
+    scope = ["scope=saliency", "scope.share=0.3", "combine=pcgrad"]
+    done = command(SMALL, *scope, "optim.steps=3", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "may move: 326 of 1,088" in done.stderr
 
 
 def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Path, finished: Path) -> None:

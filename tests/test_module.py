@@ -159,7 +159,7 @@ class Explodes(Objective):
 def test_a_gradient_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path) -> None:
     module = small_module(forget={"explodes": Explodes()}, retain={}, optim=Optim(steps=5, batch=16))
     with pytest.raises(Diverged, match="Step 2"):
-        run(module, tmp_path)
+        run(module, tmp_path, checkpoint_every=2)
     good = run(
         small_module(forget={"explodes": Explodes()}, retain={}, optim=Optim(steps=2, batch=16)), tmp_path / "good"
     )

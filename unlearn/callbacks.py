@@ -47,11 +47,6 @@ class Checkpoints(Callback):
         """Save the last state, also after a stop."""
         self.save(module)
 
-    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
-        """Save the last state, as a step that failed was not taken; never weights that are not finite."""
-        if isinstance(exception, Exception) and all(p.isfinite().all() for p in module.parameters()):
-            self.save(module)
-
     def save(self, module: UnlearningModule) -> None:
         """Write the state; only rank 0 writes, as every rank holds the same."""
         if rank() == 0:
@@ -147,15 +142,17 @@ class Bar(Callback):
 class CleanStop(Callback):
     """The first Ctrl-C or SIGTERM ends the run after the current step; a second one ends it at once."""
 
-    def setup(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
-        """Catch the signals (in the main thread only, where Python allows it)."""
+    def __init__(self) -> None:
+        self.former: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        """Catch the signals (in the main thread only, where Python allows it), after Lightning's own handlers."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             if getattr(module, "stop_asked", False):
                 raise KeyboardInterrupt
             module.stop_asked = True  # type: ignore[assignment]
 
-        self.former: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.former[number] = signal.signal(number, ask)
@@ -164,5 +161,5 @@ class CleanStop(Callback):
 
     def teardown(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
+        while self.former:
+            signal.signal(*self.former.popitem())

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from unlearn.errors import RecipeError
@@ -93,4 +92,10 @@ def launch(devices: int, accelerator: str) -> None:
             f"trainer.devices={devices} works from the command line, which each rank runs again. "
             "Type python -m unlearn.run ... trainer.devices=N, or start your script with torchrun."
         )
-    Fabric(accelerator=accelerator, devices=devices, strategy="ddp").launch()
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"  # small figures travel between CPUs
+    strategy = DDPStrategy(process_group_backend=backend)
+    Fabric(accelerator=accelerator, devices=devices, strategy=strategy).launch()

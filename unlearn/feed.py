@@ -35,6 +35,7 @@ class Feed(Dataset[StepBatches]):
         self.sizes = {name: min(size, len(splits[name])) for name, size in sizes.items()}
         self.randomness = randomness
         self.accumulate = accumulate
+        self.rank, self.ranks = rank(), world_size()  # asked here, as a data worker does not know them
 
     def ids(self, name: str, step: int) -> Tensor:
         """Return the ids of a step's global batch."""
@@ -47,7 +48,7 @@ class Feed(Dataset[StepBatches]):
         """Return the micro-batches of this rank."""
         batches: StepBatches = {}
         for name in self.sizes:
-            mine = self.ids(name, step)[rank() :: world_size()]
+            mine = self.ids(name, step)[self.rank :: self.ranks]
             parts = mine.tensor_split(self.accumulate) if self.accumulate > 1 else (mine,)
             batches[name] = [self.splits[name].batch(part) if len(part) else {"id": part} for part in parts]
         return batches

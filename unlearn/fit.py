@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import resource
 import sys
@@ -18,8 +19,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from unlearn.callbacks import Bar, Checkpoints, CleanStop, Curves
-from unlearn.distributed import rank, world_size
-from unlearn.errors import Interrupted, RecipeError
+from unlearn.distributed import gather_objects, rank, world_size
+from unlearn.errors import Interrupted, RecipeError, UnlearnError
 from unlearn.feed import Feed
 from unlearn.module import UnlearningModule
 from unlearn.schema import Trainer
@@ -94,6 +95,8 @@ def fit(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     if trainer.compile:
         module.model.compile()
     try:
@@ -103,10 +106,21 @@ def fit(
             module.load_weights(state or {})
     except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
         raise KeyboardInterrupt from stop
-    if module.stop_asked:
+    if module.stop_asked and module.step_count < optim.steps:
         raise Interrupted(f"Stopped at step {module.step_count} of {optim.steps}; the state is saved.")
     module.use_average()
+    _same_on_every_rank(module)
     return before[0] + time.monotonic() - began
+
+
+def _same_on_every_rank(module: UnlearningModule) -> None:
+    """Refuse a result on which the ranks do not agree bit for bit: they would have drifted apart."""
+    if world_size() > 1:
+        digest = hashlib.sha256()
+        for parameter in module.parameters():
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        if len(set(gather_objects(digest.hexdigest()))) > 1:
+            raise UnlearnError("The ranks' weights differ at the end of the run; this is a defect, please report it.")
 
 
 def device_for(trainer: Trainer) -> torch.device:

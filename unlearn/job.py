@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from unlearn.checking import one_step
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, launch, rank
-from unlearn.errors import GateFailed, Interrupted, RecipeError
+from unlearn.errors import Diverged, GateFailed, Interrupted, RecipeError
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
 from unlearn.feed import Feed
@@ -93,6 +95,10 @@ def resume(folder: Path) -> Result:
     status = RunDir(folder).status()
     if not status:
         raise RecipeError(f"{folder} holds no run (it has no run.json). Type resume=auto, or the folder of a run.")
+    if status["in_memory"]:
+        raise RecipeError(
+            f"{folder} began from a model in memory, which is not stored. Call unlearn.unlearn(model, ...) again."
+        )
     if status["status"] == "done":
         raise RecipeError(
             f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html"
@@ -107,7 +113,8 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
     for path in (path for root in roots for path in root.glob("**/run.json")):
         status = RunDir(path.parent).status()
         same = recipe is None or status.get("hash") == recipe.hash
-        if same and status.get("status") == "running" and not status.get("parent"):
+        open_ = status.get("status") == "running" and not status.get("in_memory") and not status.get("parent")
+        if same and open_:
             found.append((status["started"], path.parent))
     return max(found)[1] if found else None
 
@@ -119,15 +126,15 @@ def check(recipe: Recipe) -> str:
     splits = rehearse(recipe, dataset)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
     short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
-    module = build_module(short, model, splits, recipe.seeds[0], Reference(lambda: model))
-    return one_step(recipe, module, _scope_lines(module), _prepare_masks(recipe))
+    module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))
+    return one_step(recipe, module, _scope_lines(module), _prepare_masks(recipe, print))
 
 
 def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
     """Carry out a recipe once a seed, then sum up."""
     parent = folder or new_folder(recipe)
     place = RunDir(parent)
-    place.begin(recipe, command)
+    place.begin(recipe, command, in_memory=model is not None)
     results = []
     for seed in recipe.seeds:
         single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
@@ -154,20 +161,27 @@ def _one(
     """Carry out one seed."""
     seed = recipe.seeds[0]
     began = time.monotonic()
-    materials = gather_materials(recipe, seed, model, dataset)
+    try:
+        materials = gather_materials(recipe, seed, model, dataset)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop} To go on, type the same command again.") from None
     seconds = {"materials": time.monotonic() - began}
     folder = folder or new_folder(recipe)
     place = RunDir(folder, parent)
-    place.begin(recipe, command)
+    place.begin(recipe, command, in_memory=model is not None)
     student = materials.load_target()
     reference = Reference(materials.load_target)
     module = build_module(recipe, student, materials.splits, seed, reference)
     place.write_splits(materials.splits)
     place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}\n{_scope_lines(module)}")
     try:
-        seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe))
+        seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe, place.say))
     except Interrupted as stop:
-        raise Interrupted(f"{stop} To go on, type: python -m unlearn.run resume={parent or folder}") from None
+        again = "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
+        raise Interrupted(f"{stop} To go on, {again}") from None
+    except Diverged:
+        place.fail()
+        raise
     facts = Run(
         steps=module.step_count,
         seconds=seconds["unlearning"],
@@ -229,7 +243,7 @@ def build_module(
     return UnlearningModule(model, [phase], splits, seed, reference, recipe.trainer.log_every)
 
 
-def _prepare_masks(recipe: Recipe) -> Callable[[UnlearningModule, Feed], None] | None:
+def _prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:
     """Return what makes the masks of a scope that asks for the forget gradient, at the target's weights."""
     if not recipe.scope.needs_gradient:
         return None
@@ -239,13 +253,14 @@ def _prepare_masks(recipe: Recipe) -> Callable[[UnlearningModule, Feed], None] |
             passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
             gradients = module.forget_gradient([feed[index] for index in range(min(passes, 50))])
             module.masks = recipe.scope.masks(gradients)
+            say(_scope_lines(module))
         module.held = HeldEntries(module.primary.parameters, module.masks)
 
     return prepare
 
 
 def _scope_lines(module: UnlearningModule) -> str:
-    rows = scope_table(module.model, list(module.primary.parameters), {})
+    rows = scope_table(module.model, list(module.primary.parameters), module.masks)
     free, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
     lines = [f"  {place:<40} {moving:>12,} of {all_:>12,}" for place, moving, all_ in rows if moving]
     return "\n".join((f"may move: {free:,} of {total:,} parameters", *lines))

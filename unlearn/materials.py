@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -99,6 +99,7 @@ def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
 
 
 def _rehearsed(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
-    return make_splits(
-        dataset, recipe.data, Randomness(recipe.seeds[0], "splits"), lambda ids: torch.full((len(ids),), 0.5)
-    )
+    source = replace(recipe.data)
+    for name in ("forget", "retain", "holdout"):
+        setattr(source, name, replace(getattr(source, name), likelihood_quantile=None))
+    return make_splits(dataset, source, Randomness(recipe.seeds[0], "splits"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -99,12 +100,17 @@ class UnlearningModule(lightning.LightningModule):
         if asked > 0:
             self.stop_asked = True
             return -1
+        if self.goal is None:  # a run that is resumed after its goal must not ask again: the answer may differ
+            self.goal = next(iter([*self._goals()]), None)
+        return None if self.goal is None else -1
+
+    @torch.no_grad()
+    def _goals(self) -> Iterator[str]:
+        """Run what each term does before a step; yield the terms that reached their goal."""
         for phase in self.phases:
             for group, name, objective in phase.terms():
-                with torch.no_grad():
-                    if objective.before_step(self.model, self._context(f"{group}/{name}")):
-                        self.goal = f"{group}/{name}"
-        return None if self.goal is None else -1
+                if objective.before_step(self.model, self._context(f"{group}/{name}")):
+                    yield f"{group}/{name}"
 
     def training_step(self, batch: StepBatches, batch_idx: int) -> None:
         """Take one step of every phase that is due."""
@@ -122,7 +128,7 @@ class UnlearningModule(lightning.LightningModule):
             if not torch.isfinite(size):
                 raise Diverged(
                     f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the last "
-                    "good state is kept. Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
+                    "checkpoint is kept. Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
                 )
             rate = learning_rate(phase.optim, step)
             optimiser = optimisers[index]
@@ -140,7 +146,13 @@ class UnlearningModule(lightning.LightningModule):
         self.step_count += 1
 
     def forget_gradient(self, batches: Sequence[StepBatches]) -> dict[str, Tensor]:
-        """Return the forget loss's gradient summed over some steps' batches, for a saliency mask."""
+        """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
+
+        What the terms measure before a step is measured on a copy of their states, so that the run starts unmoved.
+        """
+        kept, self.states = self.states, copy.deepcopy(self.states)
+        for _ in self._goals():
+            pass
         parameters = list(self.primary.parameters.values())
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in batches:
@@ -148,6 +160,7 @@ class UnlearningModule(lightning.LightningModule):
             lazy: list[LazyLoss] = Losses(self.primary, self.model, moved, self._context).group("forget")
             torch._foreach_add_(total, fresh_gradients(lazy, parameters))
         take_gradients(parameters)
+        self.states = kept
         return dict(zip(self.primary.parameters, total, strict=True))
 
     def use_average(self) -> None:
@@ -168,6 +181,7 @@ class UnlearningModule(lightning.LightningModule):
             "combine": self.combine_states,
             "average": self.average,
             "masks": self.masks,
+            "goal": self.goal,
         }
 
     @torch.no_grad()
@@ -183,6 +197,7 @@ class UnlearningModule(lightning.LightningModule):
         self.combine_states = _moved(state["combine"], self.device)
         self.average = _moved(state["average"], self.device)
         self.masks = _moved(state["masks"], self.device)
+        self.goal = state["goal"]
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.load_weights(state)

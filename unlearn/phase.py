@@ -129,7 +129,8 @@ class Losses:
                 loss = part if loss is None else loss + part
                 for key, value in outcome.diagnostics.items():
                     share = weights / self._totals[group, name]
-                    self._note(f"{group}/{key}", (value.detach() * share).sum())
+                    place = group if len(terms) == 1 else f"{group}/{name}"
+                    self._note(f"{place}/{key}", (value.detach() * share).sum())
         return loss
 
     def _penalty(self, group: str, terms: dict[str, ParameterObjective]) -> Tensor:

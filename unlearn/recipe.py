@@ -23,7 +23,7 @@ PARTS += ["optim", "trainer", "evaluate", "gate", "seed", "output"]
 """The keys of a recipe, in the order in which a resolved recipe shows them."""
 
 NOT_HASHED = ("name", "about", "output")
-NOT_HASHED_IN_TRAINER = ("workers", "log_every", "checkpoint_every", "tensorboard", "wandb")
+NOT_HASHED_IN_TRAINER = ("workers", "checkpoint_every", "tensorboard", "wandb")
 """Keys that cannot change a bit of the result, so that a run may be resumed under other values of them."""
 
 _FIXED: dict[str, type[Optim | Trainer]] = {"optim": Optim, "trainer": Trainer}

@@ -75,7 +75,7 @@ class RunDir:
             raise RecipeError(f"{path} is broken ({error}). Delete the folder, or resume another run.") from error
         return status if isinstance(status, dict) else {}
 
-    def begin(self, recipe: Recipe, command: Sequence[str]) -> None:
+    def begin(self, recipe: Recipe, command: Sequence[str], in_memory: bool) -> None:
         """Write what is known before the first step; a folder that holds it already stays as it is."""
         if rank() == 0 and not self.status():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,11 @@ class RunDir:
             write_text(self.folder / "command.txt", f"{line}\n")
             write_json(self.folder / "environment.json", environment())
             status = {"status": "running", "recipe": recipe.name, "hash": recipe.hash, "command": list(command)}
-            started = {"started": time.time(), "parent": str(self.parent) if self.parent else None}
+            started = {
+                "started": time.time(),
+                "parent": str(self.parent) if self.parent else None,
+                "in_memory": in_memory,
+            }
             write_json(self.folder / "run.json", {**status, **started})
         barrier()
 
@@ -115,6 +119,11 @@ class RunDir:
             writer.writeheader()
             writer.writerows(findings.items)
             write_text(self.folder / "items.csv", text.getvalue())
+
+    def fail(self) -> None:
+        """Mark the run as failed, so that ``resume=auto`` does not take it up: it would fail again."""
+        if rank() == 0:
+            write_json(self.folder / "run.json", {**self.status(), "status": "failed"})
 
     def end(self, table: Table) -> None:
         """Show the figures, and mark the run as finished: the last thing that is written."""

@@ -31,6 +31,9 @@ from unlearn.phase import Phase
 from unlearn.randomness import Randomness
 from unlearn.schema import Pretrain, Trainer
 
+_trained_here: set[str] = set()
+"""Keys trained anew by this process: several seeds share one target, also under ``model.train=true``."""
+
 FORMAT = 1
 """Part of every cache key: raised when a change of the code makes trained models differ."""
 
@@ -65,12 +68,12 @@ def find_or_train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, spl
     Args:
         config: shapes the model; ``config.train`` passes over what ships or is cached.
         pretrain: how it is trained.
-        trainer: where it is trained.
+        trainer: where it is trained; always in single precision, which every precision of unlearning starts from.
         split: the training items.
         subject: target or retrained, for the progress bar.
     """
     key = training_key(config, pretrain, split)
-    if not config.train:
+    if not config.train or key in _trained_here:
         for folder in (*shipped(), cache_folder() / key):
             record = _record(folder)
             if record.get("key") == key:
@@ -103,7 +106,7 @@ def train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Spli
             return Trained(folder, "cached", _record(folder)["seconds"])
         model = new_model(config, pretrain, split)
         module = UnlearningModule(model, [training_phase(model, pretrain)], {"retain": split}, pretrain.seed)
-        seconds = fit(module, _precision(trainer), working, f"training the {subject} model")
+        seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
         if rank() == 0:
             finished = cache_folder() / f".{key}.partial"
             shutil.rmtree(finished, ignore_errors=True)
@@ -114,6 +117,7 @@ def train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Spli
             finished.replace(folder)
             shutil.rmtree(working, ignore_errors=True)
         barrier()
+    _trained_here.add(key)
     return Trained(folder, "trained", seconds)
 
 
@@ -167,11 +171,6 @@ def _record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record
-
-
-def _precision(trainer: Trainer) -> Trainer:
-    """Targets are trained in single precision where the run asks for double, so that they are the same for both."""
-    return replace(trainer, precision="32") if trainer.precision == "64-true" else trainer
 
 
 class _one_process:
