@@ -8,7 +8,7 @@ from typing import Any
 from unlearn.data.base import Batch
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.flow.threshold import check_ranges, current, forget_z, refresh, two_sided
+from unlearn.objectives.flow.threshold import Unit, check_ranges, current, distance_loss, forget_z, refresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class CategoryTaming(Objective):
 
     Args:
         threshold: delta, in standard deviations of the retain images' bits/dim, > 0.
+        distance: unit of d in the loss; ``bits_per_dim`` is the released code's loss, sigmoid(d^2).
         refresh: steps between two measurements of mu and sigma (and stop tests), >= 1.
         reference_images: how many random retain images they are measured on, >= 2.
         stop: end the run when the category's mean z is inside the band.
@@ -37,6 +38,7 @@ class CategoryTaming(Objective):
     """
 
     threshold: float = 4.0
+    distance: Unit = "sigma"
     refresh: int = 10
     reference_images: int = 1024
     stop: bool = False
@@ -70,4 +72,4 @@ class CategoryTaming(Objective):
         """Return the loss of forget images, (B,), in standard deviations."""
         moments = current(context)
         z = moments.z(bits_per_dim(model, batch, context.randomness))
-        return Values(two_sided(z - self.threshold), {"z": z.detach()})
+        return Values(distance_loss(z - self.threshold, moments, self.distance), {"z": z.detach()})

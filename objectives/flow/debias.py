@@ -13,7 +13,7 @@ from unlearn.errors import RecipeError, did_you_mean
 from unlearn.evaluators.features import features_for
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.flow.threshold import check_ranges, current, measure, refresh, two_sided
+from unlearn.objectives.flow.threshold import Unit, check_ranges, current, distance_loss, measure, refresh, two_sided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Debias(Objective):
         shares: asked share by label, each in (0, 1), at most 1 together; the labels of the forget images.
         mode: see above.
         threshold: ``paper``: delta, in standard deviations; ``controlled``: the largest shift either way. > 0.
+        distance: ``paper``: unit of d in the loss; ``bits_per_dim`` is the released code's loss, sigmoid(d^2).
         measure_every: steps between two measurements of the shares, >= 1.
         samples: how many samples a measurement takes, >= 1.
         gain: standard deviations that the shift moves for a share e times too high, > 0.
@@ -56,6 +57,7 @@ class Debias(Objective):
     shares: dict[str, float] = field(default_factory=dict)
     mode: Literal["controlled", "paper"] = "controlled"
     threshold: float = 4.0
+    distance: Unit = "sigma"
     measure_every: int = 20
     samples: int = 2000
     gain: float = 0.5
@@ -147,7 +149,7 @@ class Debias(Objective):
         moments = current(context)
         if self.mode == "paper":
             z = moments.z(bits)
-            return Values(two_sided(z - self.threshold), {"z": z.detach()})
+            return Values(distance_loss(z - self.threshold, moments, self.distance), {"z": z.detach()})
         with torch.no_grad():
             reference = bits_per_dim(context.reference(), batch, context.randomness)
         shift = (bits - reference) / moments.std

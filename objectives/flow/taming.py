@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from unlearn.data.base import Batch
 from unlearn.models.likelihood import Moments, bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.flow.threshold import check_ranges, current, forget_z, measure, refresh, two_sided
+from unlearn.objectives.flow.threshold import Unit, check_ranges, current, distance_loss, forget_z, measure, refresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Taming(Objective):
     """
 
     threshold: float = 4.0
-    distance: Literal["sigma", "bits_per_dim"] = "sigma"
+    distance: Unit = "sigma"
     epsilon: float = 0.15
     refresh: int = 10
     reference_images: int = 1024
@@ -91,6 +89,5 @@ class Taming(Objective):
         moments = current(context)
         z = moments.z(bits_per_dim(model, batch, context.randomness))
         distance = z - self.threshold
-        raw = self.distance == "bits_per_dim" or self.variant == "released"
-        values = torch.sigmoid((moments.std * distance).square()) if raw else two_sided(distance)
+        values = distance_loss(distance, moments, "bits_per_dim" if self.variant == "released" else self.distance)
         return Values(values, {"z": z.detach(), "mu": z.new_tensor(moments.mean), "sigma": z.new_tensor(moments.std)})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unlearn.models.likelihood import Moments, bits_per_dim_of
 from unlearn.objectives.base import Context, Objective
+
+Unit = Literal["sigma", "bits_per_dim"]
+"""Unit of the distance in the loss."""
 
 
 def measure(model: Any, context: Context, images: int) -> Moments:
@@ -45,6 +48,14 @@ def forget_z(model: Any, context: Context, moments: Moments, draws: int, purpose
     fetch = partial(context.batch, "forget")
     bits = bits_per_dim_of(model, fetch, context.splits["forget"].ids, noise, draws, context.map_ids)
     return moments.z(bits).cpu()
+
+
+def distance_loss(distance: Tensor, moments: Moments, unit: Unit) -> Tensor:
+    """Return the two-sided loss of distances (B,) in standard deviations.
+
+    ``sigma`` is ``two_sided``; ``bits_per_dim`` is the released code's sigmoid(d^2) with d in raw bits/dim.
+    """
+    return torch.sigmoid((moments.std * distance).square()) if unit == "bits_per_dim" else two_sided(distance)
 
 
 def two_sided(distance: Tensor) -> Tensor:
