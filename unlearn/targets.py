@@ -143,7 +143,7 @@ def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -
     2024): 1 is the most likely.
     """
     split = train_split(dataset)
-    bits = bits_per_dim_of(model, split.batch, split.ids, randomness, draws=5)
+    bits = bits_per_dim_of(model, split.batch, split.ids, randomness, draws=10)
     moments = Moments.of(bits)
     quantile_of = dict(zip(split.ids.tolist(), torch.special.ndtr(-moments.z(bits)).tolist(), strict=True))
 
