@@ -32,7 +32,8 @@ class Debias(Objective):
     ``category_taming``, and the retain images (those that have it) stay; no share is asked for or measured.
 
     Args:
-        shares: asked share by label, each in (0, 1), at most 1 together; the labels of the forget images.
+        shares: asked share by label, each in (0, 1), at most 1 together; the labels of the forget images. null drops a
+            label that a base recipe names.
         mode: see above.
         threshold: ``paper``: delta, in standard deviations; ``controlled``: the largest shift either way. > 0.
         distance: ``paper``: unit of d in the loss; ``bits_per_dim`` is the released code's loss, sigmoid(d^2).
@@ -54,7 +55,7 @@ class Debias(Objective):
         forget_attribute.py (``debias``) of the authors' research code. The controller is ours.
     """
 
-    shares: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float | None] = field(default_factory=dict)
     mode: Literal["controlled", "paper"] = "controlled"
     threshold: float = 4.0
     distance: Unit = "sigma"
@@ -75,12 +76,15 @@ class Debias(Objective):
         check_ranges(self, ("threshold", "gain"), least)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; it must lie between 0 and 1")
-        if not all(0 < share < 1 for share in self.shares.values()) or sum(self.shares.values()) > 1:
-            raise ValueError(
-                f"shares are {dict(self.shares)}; each must lie between 0 and 1, their sum must not exceed 1"
-            )
-        if bool(self.shares) != (self.mode == "controlled"):
+        if not all(0 < share < 1 for share in self.asked.values()) or sum(self.asked.values()) > 1:
+            raise ValueError(f"shares are {self.asked}; each must lie between 0 and 1, their sum must not exceed 1")
+        if bool(self.asked) != (self.mode == "controlled"):
             raise ValueError("shares go with mode=controlled, e.g. shares: {'3': 0.3}; mode=paper takes none")
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """The shares without those that were dropped."""
+        return {label: share for label, share in self.shares.items() if share is not None}
 
     def prepare(self, model: Any, context: Context) -> None:
         """Check the labels, measure sigma, and start with no shift."""
@@ -89,19 +93,19 @@ class Debias(Objective):
         split = context.splits["forget"]
         names = {split.dataset.labels[i] for i in split.ids.tolist()}
         known = features_for(split.dataset.info, self.features).labels
-        for label in self.shares:
+        for label in self.asked:
             if label not in names or label not in known:
                 raise RecipeError(
                     f"forget.shares: {label!r} is no label of the forget images that the classifier knows. "
                     f"{did_you_mean(label, names & set(known))}"
                 )
-        if left := names - set(self.shares):
+        if left := names - set(self.asked):
             raise RecipeError(
                 f"forget.shares says nothing about {', '.join(sorted(left))}, which data.forget selects. "
-                f"Give each a share, or select {', '.join(sorted(self.shares))} only."
+                f"Give each a share, or select {', '.join(sorted(self.asked))} only."
             )
         measure(model, context, self.reference_images)
-        zero = torch.zeros(len(self.shares), dtype=torch.float64)
+        zero = torch.zeros(len(self.asked), dtype=torch.float64)
         context.state.update(shifts=zero, shares=zero.clone(), within=0, reached=False)
 
     def before_step(self, model: Any, context: Context) -> bool:
@@ -112,7 +116,7 @@ class Debias(Objective):
         if context.step % self.measure_every:
             return False
         state = context.state
-        asked = torch.tensor(list(self.shares.values()), dtype=torch.float64)
+        asked = torch.tensor(list(self.asked.values()), dtype=torch.float64)
         found = self.measured(model, context)
         within = bool(((found - asked).abs() <= self.tolerance).all())
         state["shares"], state["within"] = found, state["within"] + 1 if within else 0
@@ -141,7 +145,7 @@ class Debias(Objective):
             return net.classify(model.sample(ids, noise)["image"])
 
         classes = context.map_ids(classify, torch.arange(self.samples, device=context.device)).cpu()
-        return torch.stack([(classes == net.labels.index(label)).double().mean() for label in self.shares])
+        return torch.stack([(classes == net.labels.index(label)).double().mean() for label in self.asked])
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss of forget images, (B,), in standard deviations."""
@@ -159,6 +163,6 @@ class Debias(Objective):
         """Return the shift of each image's category, (B,)."""
         names = context.splits["forget"].dataset.names
         table = torch.zeros(len(names), dtype=torch.float32)
-        for label, shift in zip(self.shares, context.state["shifts"].tolist(), strict=True):
+        for label, shift in zip(self.asked, context.state["shifts"].tolist(), strict=True):
             table[names.index(label)] = shift
         return table.to(context.device)[batch["label"]]

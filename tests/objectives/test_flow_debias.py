@@ -121,6 +121,16 @@ def test_labels_must_be_those_of_the_forget_images(shares, label, message):
         Debias(shares=shares).prepare(DigitMixture(splits["forget"].dataset), context(splits))
 
 
+def test_a_share_of_null_drops_a_label_that_a_base_recipe_names():
+    term = Debias(shares={"1": 0.2, "3": None})
+    splits = digit_splits("1")
+    here = context(splits)
+    term.prepare(DigitMixture(splits["forget"].dataset), here)
+    assert term.asked == {"1": 0.2} and here.state["shifts"].shape == (1,)
+    with pytest.raises(ValueError, match="shares"):
+        Debias(shares={"3": None})
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
