@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from nflows import distributions, flows, transforms
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unlearn.data.base import Batch
@@ -74,7 +75,17 @@ class Flow(Wrapper):
     @classmethod
     def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
         """Wrap a user's nflows ``Flow`` for data described by ``info``."""
-        return cls.wrap(model, tuple(info["shape"]), info.get("levels"))
+        wrapped = cls.wrap(model, tuple(info["shape"]), info.get("levels"))
+        key, dtype = ("vector", torch.float32) if wrapped.levels is None else ("image", torch.uint8)
+        example = {"id": torch.zeros(2, dtype=torch.int64), key: torch.zeros(2, *info["shape"], dtype=dtype)}
+        try:
+            with torch.no_grad():
+                copy.deepcopy(wrapped).eval().log_prob(example, Randomness(0, "adopt"))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise RecipeError(
+                f"The flow does not take data of shape {tuple(info['shape'])}: {error}. Give one built for that shape."
+            ) from error
+        return wrapped
 
     def check_fits(self, info: dict[str, Any]) -> None:
         """Refuse data of another shape or another number of grey levels."""
@@ -192,7 +203,7 @@ class Flow(Wrapper):
         }
         about = self.description or {"kind": "wrapped", "shape": list(self.shape), "levels": self.levels}
         folder = Path(folder)
-        save_file(weights, folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(weights))
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

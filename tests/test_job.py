@@ -233,3 +233,14 @@ def test_from_python_with_a_model_in_memory(
     with pytest.raises(GateFailed) as missed:
         unlearn.unlearn(target, recipe=recipe, **{"optim.steps": 1}, gate={"g": {"metric": "none", "min": 0}})
     assert missed.value.result.folder.is_dir()
+
+
+def test_a_run_whose_recipe_was_changed_is_not_resumed(tmp_path: Path, cache: Path, finished: Path) -> None:
+    done = command(SMALL, "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    status = tmp_path / "run" / "run.json"
+    status.write_text(status.read_text().replace('"done"', '"running"'))
+    text = tmp_path / "run" / "recipe.yaml"
+    text.write_text(text.read_text().replace("steps: 2 ", "steps: 9 "))
+    again = command("resume=run", cwd=tmp_path, cache=cache)
+    assert again.returncode == 2 and "was changed" in again.stderr

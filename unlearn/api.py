@@ -31,11 +31,17 @@ def unlearn(
         RecipeError: something is wrong with the recipe or the data; nothing was written.
         GateFailed: a figure misses a threshold of the recipe; ``error.result`` holds the result all the same.
     """
-    settings = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    settings = [f"{key}={_text(value)}" for key, value in _flat(overrides)]
     if isinstance(model_or_path, str | Path):
-        settings.append(f"model.pretrained={json.dumps(str(model_or_path))}")
+        settings.append(f"model.pretrained={_text(model_or_path)}")
         model_or_path = None
     return run(load(recipe, settings), ["unlearn.unlearn", str(recipe), *settings], model_or_path)
+
+
+def _text(value: Any) -> str:
+    """Return a Python value as recipe text; characters that a recipe reads as a reference stand for themselves."""
+    text = json.dumps(value, ensure_ascii=False, default=lambda item: getattr(item, "item", item.__str__)())
+    return text.replace("${", "$${")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

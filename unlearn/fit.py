@@ -140,6 +140,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
+def check_machine(trainer: Trainer) -> None:
+    """Refuse, before any work, what this machine or installation lacks."""
+    device_for(trainer)
+    if trainer.wandb is not None and find_spec("wandb") is None:
+        raise RecipeError("trainer.wandb is set, but wandb is not installed. Type: pip install wandb")
+
+
 def quiet_lightning() -> None:
     """Keep Lightning's own notes out of the output; errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -177,7 +184,5 @@ def _loggers(trainer: Trainer, folder: Path) -> list[Logger]:
     if wanted or (wanted is None and find_spec("tensorboard") is not None):
         loggers.append(TensorBoardLogger(save_dir=str(folder), name="tensorboard", version=""))
     if trainer.wandb is not None:
-        if find_spec("wandb") is None:
-            raise RecipeError("trainer.wandb is set, but wandb is not installed. Type: pip install wandb")
         loggers.append(WandbLogger(project=trainer.wandb, save_dir=str(folder)))
     return loggers

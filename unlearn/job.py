@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from unlearn.errors import Diverged, GateFailed, Interrupted, RecipeError
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
 from unlearn.feed import Feed
-from unlearn.fit import device_for, fit, peak_memory, quiet_lightning
+from unlearn.fit import check_machine, fit, peak_memory, quiet_lightning
 from unlearn.materials import Materials, gather_materials, rehearse
 from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
@@ -75,7 +76,9 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
         GateFailed: a figure misses its threshold; the run is complete.
     """
     check_capabilities(recipe, type(model) if isinstance(model, Wrapper) else recipe.model.wrapper)
-    device_for(recipe.trainer)
+    check_machine(recipe.trainer)
+    if folder is None:
+        new_folder(recipe)  # says now what is wrong with ``output``, not after the work
     dataset = recipe.data.load()
     rehearse(recipe, dataset)
     if model is not None and not isinstance(model, Wrapper):
@@ -103,7 +106,15 @@ def resume(folder: Path) -> Result:
         raise RecipeError(
             f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html"
         )
-    return run(load(folder / "recipe.yaml"), status["command"], folder=folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(f"{folder} lacks its recipe.yaml, so it cannot go on. Start the recipe anew.")
+    recipe = load(folder / "recipe.yaml")
+    if recipe.hash != status["hash"]:
+        raise RecipeError(
+            f"{folder}/recipe.yaml was changed since the run began, so the two halves would not belong together. "
+            f"Put it back, or start a new run: python -m unlearn.run recipe={folder}/recipe.yaml output=FOLDER"
+        )
+    return run(recipe, status["command"], folder=folder)
 
 
 def find_unfinished(recipe: Recipe | None) -> Path | None:
@@ -111,7 +122,11 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
     roots = [Path("runs")] + ([Path(recipe.output).expanduser()] if recipe and recipe.output else [])
     found = []
     for path in (path for root in roots for path in root.glob("**/run.json")):
-        status = RunDir(path.parent).status()
+        try:
+            status = RunDir(path.parent).status()
+        except RecipeError as broken:
+            print(f"passed over: {broken}", file=sys.stderr)
+            continue
         same = recipe is None or status.get("hash") == recipe.hash
         open_ = status.get("status") == "running" and not status.get("in_memory") and not status.get("parent")
         if same and open_:
@@ -122,6 +137,7 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
 def check(recipe: Recipe) -> str:
     """Build everything and take one step on an untrained model; return what a person wants to know before a run."""
     check_capabilities(recipe, recipe.model.wrapper)
+    check_machine(recipe.trainer)
     dataset = recipe.data.load()
     splits = rehearse(recipe, dataset)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
@@ -182,6 +198,8 @@ def _one(
     except Diverged:
         place.fail()
         raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped. To go on, type: python -m unlearn.run resume={parent or folder}") from None
     facts = Run(
         steps=module.step_count,
         seconds=seconds["unlearning"],

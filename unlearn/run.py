@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, e.g. head, had enough; nothing more may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # no space, no permission: a fault of the machine, not of the program
+        if _is_first_rank():
+            print(f"{error}. What was saved stays; a run that had begun goes on by resume=auto.", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

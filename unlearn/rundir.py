@@ -43,6 +43,9 @@ def new_folder(recipe: Recipe) -> Path:
                 f"output={recipe.output} is not an empty folder. Type another one, or resume={recipe.output} to go on "
                 "with the run in it."
             )
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK) or folder.is_symlink():
+            raise RecipeError(f"output={recipe.output} cannot be made: {parent} is no folder that can be written to.")
     else:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = Path("runs") / recipe.name / f"{stamp}-{recipe.hash[:6]}"
@@ -73,7 +76,9 @@ class RunDir:
             status = json.loads(path.read_text())
         except ValueError as error:
             raise RecipeError(f"{path} is broken ({error}). Delete the folder, or resume another run.") from error
-        return status if isinstance(status, dict) else {}
+        if not isinstance(status, dict) or not {"status", "recipe", "hash", "command", "started"} <= status.keys():
+            raise RecipeError(f"{path} is broken (it lacks entries). Delete the folder, or resume another run.")
+        return status
 
     def begin(self, recipe: Recipe, command: Sequence[str], in_memory: bool) -> None:
         """Write what is known before the first step; a folder that holds it already stays as it is."""

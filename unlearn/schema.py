@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from unlearn.errors import did_you_mean
+
 if TYPE_CHECKING:
     from unlearn.data.base import Source
     from unlearn.evaluators.base import Evaluator
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from unlearn.models.scope import Scope
     from unlearn.objectives.base import Objective
     from unlearn.objectives.surgery import Combination
+
+
+SUBJECTS = ("target", "unlearned", "retrained", "clean", "corrupted", "target_latent")
+SPLITS = ("forget", "retain", "holdout", "test", "same_person", "neighbours", "strangers", "cross_domain")
 
 
 @dataclass
@@ -164,6 +170,10 @@ class Gate:
         """Refuse a threshold that nothing or everything would pass."""
         if self.min is None and self.max is None:
             raise ValueError("neither min nor max is given; give one of them")
+        for name, allowed in (("split", ("", *SPLITS)), ("subject", SUBJECTS), ("minus", (None, *SUBJECTS))):
+            if (given := getattr(self, name)) not in allowed:
+                known = did_you_mean(str(given), [entry for entry in allowed if entry])
+                raise ValueError(f"{name} is {given!r}. {known}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min is {self.min} and max is {self.max}; min must not be above max")
 

@@ -123,7 +123,7 @@ def read_image(file: Path, size: int, channels: int) -> Tensor:
 def _open(source: Path | BytesIO, file: Path) -> Image.Image:
     try:
         return Image.open(source)
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise RecipeError(f"{file}: not an image. Replace or remove the file.") from error
     except OSError as error:
         raise RecipeError(f"{file}: cannot be read ({error}). Replace or remove the file.") from error
