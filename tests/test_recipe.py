@@ -169,9 +169,9 @@ def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[st
 
 def test_the_hash_is_of_what_can_change_the_result(tmp_path: Path) -> None:
     recipe = load(SMALL)
-    for argument in ("output=/tmp/x", "name=other", "about.title=t", "trainer.workers=2", "trainer.log_every=3"):
+    for argument in ("output=/tmp/x", "name=other", "about.title=t", "trainer.workers=2"):
         assert load(SMALL, [argument]).hash == recipe.hash, argument
-    for argument in ("seed=1", "optim.lr=1", "trainer.devices=2", "trainer.precision=64-true", "forget.weight=0.61"):
+    for argument in ("seed=1", "optim.lr=1", "trainer.devices=2", "trainer.log_every=3", "forget.weight=0.61"):
         assert load(SMALL, [argument]).hash != recipe.hash, argument
     assert load(write(tmp_path, "a.yaml", TEXT)).hash == recipe.hash
     assert re.fullmatch("[0-9a-f]{64}", recipe.hash)
