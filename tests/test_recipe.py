@@ -332,9 +332,11 @@ def test_circles_and_missing_bases_are_refused(tmp_path: Path) -> None:
 
 def test_another_component_starts_from_its_own_defaults() -> None:
     base = {"base": "flow/category_digits"}
-    assert load(base).forget["category_taming"].weight == 0.6
-    assert load({**base, "forget": {"threshold": 2}}).forget["category_taming"].weight == 0.6, "same: merged"
-    assert load({**base, "forget": {"name": "category_taming", "threshold": 2}}).forget["category_taming"].weight == 0.6
+    assert load(base).forget["category_taming"].weight == 0.03
+    assert load({**base, "forget": {"threshold": 2}}).forget["category_taming"].weight == 0.03, "same: merged"
+    assert (
+        load({**base, "forget": {"name": "category_taming", "threshold": 2}}).forget["category_taming"].weight == 0.03
+    )
     assert load({**base, "forget": "category_taming"}).forget["category_taming"].weight == 1.0, "bare: its defaults"
     for other in ("likelihood_ascent", {"name": "likelihood_ascent"}, {"likelihood_ascent": {}}):
         assert load({**base, "forget": other}).forget["likelihood_ascent"].weight == 1.0

@@ -38,7 +38,8 @@ def test_bits_per_dim_in_closed_form(threes: Splits) -> None:
     findings = BitsPerDim(items=None)(evaluation)
     record = next(r for r in findings.records if r.subject == "unlearned" and r.split == "forget")
     assert record.value == pytest.approx(each.mean().item(), rel=1e-6)
-    half = 1.959964 * each.std().item() / math.sqrt(len(each))
+    half = 1.976346 * each.std().item() / math.sqrt(len(each))  # t of .975 at 146 degrees of freedom
+    assert len(each) == 147
     assert record.ci95 == pytest.approx((record.value - half, record.value + half), rel=1e-5)
     assert record.n == len(threes["forget"])
     rows = [row["value"] for row in findings.items if (row["subject"], row["split"]) == ("unlearned", "forget")]
