@@ -65,6 +65,10 @@ class ModelConfig(ABC):
 
     wrapper: ClassVar[type[Wrapper]]
 
+    def load(self, folder: Path) -> Wrapper:
+        """Read a trained model; what the folder says of its shape counts, not this configuration."""
+        return self.wrapper.from_pretrained(folder)
+
     @abstractmethod
     def build(self, info: dict[str, Any], randomness: Randomness) -> Wrapper:
         """Build the untrained model for data described by ``info`` (see Dataset.info)."""
@@ -110,4 +114,5 @@ CAPABILITIES: dict[str, type] = {
     "likelihood": HasLikelihood,
     "samples": Samples,
 }
-"""Capabilities that objectives and evaluators ask for, by the name used in error messages."""
+"""Capabilities that objectives and evaluators ask for, by the name used in error messages. A new family adds its own
+protocol here; a plugin does so when its module is imported."""

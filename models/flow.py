@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -12,6 +14,8 @@ from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.flow_parts import Coupling, autoregressive_flow, coupling_flow, glow, shrink_factors, spline_flow
 from unlearn.models.flow_wrapper import Flow
 from unlearn.randomness import Randomness
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "CONFIGS",
@@ -55,6 +59,16 @@ class FlowConfig(ModelConfig):
             flow = self.transform(shape, levels)
         description = {"kind": self.kind, "config": self.settings(), "info": {"shape": list(shape), "levels": levels}}
         return Flow(flow, shape, levels, self.temperature, description)
+
+    def load(self, folder: Path) -> Flow:
+        """Read a trained flow; where its shape is not this configuration's, the folder counts, and a line says so."""
+        flow = Flow.from_pretrained(folder)
+        stored = (flow.description or {}).get("config", {})
+        if other := [f"{key}={stored[key]}" for key, mine in self.settings().items() if stored.get(key, mine) != mine]:
+            log.warning(
+                "%s holds a flow of %s; the recipe's model settings shape new models only", folder, ", ".join(other)
+            )
+        return flow
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the flow, without the engine's own settings."""

@@ -1,6 +1,7 @@
 """The engine's promises: the same result for every way of cutting the work, exact resume, nothing else moves."""
 
 import csv
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -242,3 +243,13 @@ def test_data_workers_do_not_change_the_order(tmp_path: Path) -> None:
     assert steps == [feed[step]["retain"][0]["id"].tolist() for step in range(2, 6)]
     epoch = [item for step in range(len(module.splits["forget"]) // 8) for item in feed.ids("forget", step).tolist()]
     assert len(epoch) == len(set(epoch))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inside PyTorch's compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_model_takes_the_same_steps(tmp_path: Path) -> None:
+    optim = Optim(name="sgd", steps=2, batch=8, lr=1e-3)
+    compiled = run(small_module(**terms(), optim=optim), tmp_path / "compiled", compile=True)
+    plain = run(small_module(**terms(), optim=optim), tmp_path / "plain")
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-9)

@@ -58,7 +58,7 @@ def plugin(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     info = tmp_path / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[unlearn.combinations]\ntheirs = {own}:Mine\nsum = {own}:Mine\n")
+    (info / "entry_points.txt").write_text(f"[unlearn.combination]\ntheirs = {own}:Mine\nsum = {own}:Mine\n")
     registry._plugins.cache_clear()
     yield own
     monkeypatch.undo()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -190,16 +191,28 @@ def _one(
     module = build_module(recipe, student, materials.splits, seed, reference)
     place.write_splits(materials.splits)
     place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}\n{_scope_lines(module)}")
-    try:
-        seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe, place.say))
-    except Interrupted as stop:
-        again = "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
-        raise Interrupted(f"{stop} To go on, {again}") from None
-    except Diverged:
-        place.fail()
-        raise
-    except KeyboardInterrupt:
-        raise Interrupted(f"Stopped. To go on, type: python -m unlearn.run resume={parent or folder}") from None
+    with _resumable(
+        "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
+    ):
+        try:
+            seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe, place.say))
+        except Diverged:
+            place.fail()
+            raise
+        return _judge(recipe, place, module, materials, reference, seed, seconds)
+
+
+def _judge(
+    recipe: Recipe,
+    place: RunDir,
+    module: UnlearningModule,
+    materials: Materials,
+    reference: Reference,
+    seed: int,
+    seconds: dict[str, float],
+) -> Result:
+    """Measure what the steps left, and write it."""
+    student: Any = module.model
     facts = Run(
         steps=module.step_count,
         seconds=seconds["unlearning"],
@@ -219,7 +232,18 @@ def _one(
     if rank() == 0:
         _write(recipe, place, student, findings, header(recipe, seed, facts, seconds, failed))
     barrier()
-    return Result(folder, findings.records, student, failed)
+    return Result(place.folder, findings.records, student, failed)
+
+
+@contextmanager
+def _resumable(again: str) -> Iterator[None]:
+    """Say how to go on after a stop, whether the steps saved their state or the measuring was cut off."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop} To go on, {again}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped. To go on, {again}") from None
 
 
 def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:

@@ -55,7 +55,7 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
         load_target = partial(copy.deepcopy, model)
     else:
         target = _target(recipe, dataset)
-        load_target = partial(config.wrapper.from_pretrained, target.folder)
+        load_target = partial(config.load, target.folder)
     if target is None or target.origin == "given":
         load_target().check_fits(dataset.info)
     quantiles = None
@@ -64,17 +64,17 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
     retrained: Trained | None = None
     if config.retrained is not None:
-        retrained = given(config.retrained, config.wrapper)
+        retrained = given("retrained", config)
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
         retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
-    load_retrained = None if retrained is None else partial(config.wrapper.from_pretrained, retrained.folder)
+    load_retrained = None if retrained is None else partial(config.load, retrained.folder)
     return Materials(dataset, splits, load_target, load_retrained, target)
 
 
 def _target(recipe: Recipe, dataset: Dataset) -> Trained:
     config = recipe.model
     if config.pretrained is not None:
-        return given(config.pretrained, config.wrapper)
+        return given("pretrained", config)
     return find_or_train(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
 
 

@@ -142,7 +142,7 @@ def _load(path: str, what: str) -> Any:
 
 @cache
 def _plugins(kind: Kind) -> dict[str, str]:
-    """Return name -> ``module:class`` of other packages' components (entry-point group ``unlearn.<kind>s``)."""
+    """Return name -> ``module:class`` of other packages' components (entry-point group ``unlearn.<kind>``)."""
     from importlib.metadata import entry_points  # slow to import, and the command line's list does without
 
-    return {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=f"unlearn.{kind}s")}
+    return {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=f"unlearn.{kind}")}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from unlearn.data.base import Dataset, Split
@@ -53,12 +54,13 @@ class Trained:
     seconds: float | None = None
 
 
-def given(path: str, wrapper: type[Wrapper]) -> Trained:
-    """Return the model in a folder, or of a hub id where the backend takes one."""
+def given(key: str, config: ModelConfig) -> Trained:
+    """Return the model that ``config.pretrained`` or ``config.retrained`` names."""
+    path = getattr(config, key)
     folder = Path(path).expanduser()
     if not folder.exists():
-        raise RecipeError(f"model.pretrained or model.retrained: there is no folder {path!r}. Type an existing folder.")
-    wrapper.from_pretrained(folder)  # says what is wrong with it before any work
+        raise RecipeError(f"model.{key}: there is no folder {path!r}. Type an existing folder.")
+    config.load(folder)  # says what is wrong with it before any work
     return Trained(folder, "given")
 
 
@@ -181,7 +183,11 @@ class _one_process:
 
     def __enter__(self) -> None:
         if rank() == 0:
-            self.lock.acquire()
+            try:
+                self.lock.acquire(timeout=1)
+            except Timeout:
+                print("waiting for another process that trains this model", file=sys.stderr, flush=True)
+                self.lock.acquire()
         barrier()
 
     def __exit__(self, *error: object) -> None:
