@@ -58,9 +58,11 @@ class Evaluation:
     seed: int = 0
     cache: dict[Any, Tensor] = field(default_factory=dict)
 
-    def batch(self, split: str, ids: Tensor) -> Batch:
-        """Return items of a split on the device."""
-        return {key: value.to(self.device) for key, value in self.splits[split].batch(ids.cpu()).items()}
+    def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
+        """Return items of a split on the device, in another form where one is named (a paraphrase, the prompt)."""
+        data = self.splits[split]
+        found = data.dataset.form(form, ids.cpu()) if form else data.batch(ids.cpu())
+        return {key: value.to(self.device) for key, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Dataset
 from unlearn.errors import RecipeError
 from unlearn.randomness import Randomness
 
@@ -65,6 +65,10 @@ class ModelConfig(ABC):
 
     wrapper: ClassVar[type[Wrapper]]
 
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
+        return dataset
+
     def load(self, folder: Path) -> Wrapper:
         """Read a trained model; what the folder says of its shape counts, not this configuration."""
         return self.wrapper.from_pretrained(folder)
@@ -101,6 +105,69 @@ class Samples(Protocol):
         """Draw one item an id, (B,) int64; the same id and randomness give the same latent in every model."""
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a language model says of the answer tokens of a batch, N of them in all.
+
+    Args:
+        logits: (N, V), in single precision or better, with gradient: of the position before each answer token.
+        targets: (N,) int64, the answer tokens.
+        row: (N,) int64, ascending: which item of the batch each belongs to.
+        size: number of items, B; an item without answer tokens has no row.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    row: Tensor
+    size: int
+
+    def log_probs(self) -> Tensor:
+        """Return log p of each answer token, (N,), in nats."""
+        chosen: Tensor = self.logits.gather(1, self.targets[:, None]).squeeze(1)
+        return chosen - self.logits.logsumexp(dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Return the number of answer tokens an item, (B,) int64."""
+        return torch.bincount(self.row, minlength=self.size)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum of values (N,) an item, (B,)."""
+        return values.new_zeros(self.size).index_add(0, self.row, values)
+
+    def means(self, values: Tensor) -> Tensor:
+        """Return the mean of values (N,) an item, (B,); 0 for an item without answer tokens."""
+        return self.sums(values) / self.lengths.clamp(min=1)
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """Predicts tokens: a language model."""
+
+    def answers(self, batch: Batch) -> Answers:
+        """Return the logits at the answer tokens only."""
+
+    def answer_states(self, batch: Batch) -> Tensor:
+        """Return the last hidden states before each answer token, (N, D), in the order of ``answers``."""
+
+    def head(self) -> nn.Module:
+        """Return what turns ``answer_states`` into logits: (N, D) to (N, V)."""
+
+    def generate(self, batch: Batch, new_tokens: int) -> Tensor:
+        """Continue each prompt (form ``prompt``) greedily: (B, new_tokens) int64, -1 after the end."""
+
+    def text(self, tokens: Tensor) -> list[str]:
+        """Return generated tokens, (B, T), as text without special tokens, one an item."""
+
+
+@runtime_checkable
+class HasHiddenStates(Protocol):
+    """Shows what a layer hands on."""
+
+    def hidden(self, batch: Batch, layer: int) -> Tensor:
+        """Return the hidden states after a layer (1 is the first, -1 the last), (B, T, D); 0 gives the embeddings."""
+
+
 @runtime_checkable
 class InitialisesFromData(Protocol):
     """Sets some of its parameters from the first batch (ActNorm)."""
@@ -113,6 +180,8 @@ CAPABILITIES: dict[str, type] = {
     "training_loss": Trains,
     "likelihood": HasLikelihood,
     "samples": Samples,
+    "continues": Continues,
+    "hidden_states": HasHiddenStates,
 }
 """Capabilities that objectives and evaluators ask for, by the name used in error messages. A new family adds its own
 protocol here; a plugin does so when its module is imported."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch, Split
 from unlearn.randomness import Randomness
+from unlearn.remembered import Remembered
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Context:
         map_ids: applies a function (ids -> rows) to many ids without gradient, shared among ranks
             (unlearn.distributed.map_ids).
         device: where batches live.
+        remembered: the target's values that ``remember`` keeps.
     """
 
     step: int
@@ -37,10 +39,33 @@ class Context:
     reference: Callable[[], Any]
     map_ids: Callable[..., Tensor]
     device: torch.device
+    remembered: Remembered | None = None
 
-    def batch(self, split: str, ids: Tensor) -> Batch:
-        """Return items of a split on the device."""
-        return {key: value.to(self.device) for key, value in self.splits[split].batch(ids.cpu()).items()}
+    def remember(self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
+        """Compute once, in ``prepare``, values of the target for the items of a split.
+
+        Before the first step the model still is the target, so no second copy of it is needed.
+
+        Args:
+            name: e.g. ``log_prob``; terms that ask for the same name share the values.
+            split: whose items.
+            compute: batch -> (rows (n, ...) of all items in their order, number of rows of each (B,)).
+        """
+        if self.remembered is None:
+            raise RuntimeError("there is no place for the target's values: the module was given none")
+        self.remembered.put(f"{split}.{name}", self.splits[split].ids, lambda ids: compute(self.batch(split, ids)))
+
+    def recall(self, name: str, split: str, ids: Tensor) -> Tensor:
+        """Return the remembered rows of items, one after the other, on the device."""
+        if self.remembered is None:
+            raise RuntimeError("there is no place for the target's values: the module was given none")
+        return self.remembered.get(f"{split}.{name}", ids)
+
+    def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
+        """Return items of a split on the device, in another form where one is named (a refusal, a paraphrase)."""
+        data = self.splits[split]
+        found = data.dataset.form(form, ids.cpu()) if form else data.batch(ids.cpu())
+        return {key: value.to(self.device) for key, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,12 @@ class Objective(ABC):
     def before_step(self, model: Any, context: Context) -> bool:
         """Run before each step, without gradient; return True to stop the run (the goal is reached)."""
         return False
+
+    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+        """Run after each step, if ``follows``, with the means of this term's diagnostics over the whole batch."""
+
+    follows: ClassVar[bool] = False
+    """Whether ``after_step`` is called: a dual variable moves with what is measured."""
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:

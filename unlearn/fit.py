@@ -23,6 +23,7 @@ from unlearn.distributed import gather_objects, rank, world_size
 from unlearn.errors import Interrupted, RecipeError, UnlearnError
 from unlearn.feed import Feed
 from unlearn.module import UnlearningModule
+from unlearn.remembered import Remembered
 from unlearn.schema import Trainer
 
 Prepare = Callable[[UnlearningModule, Feed], None]
@@ -74,6 +75,7 @@ def fit(
     sizes = {group: optim.batch for phase in module.phases for group in phase.groups}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
+    module.remembered = Remembered(folder / "reference")
     feed = Feed(module.splits, sizes, module.stream.child("order"), optim.accumulate)
     callbacks: list[lightning.Callback] = [Curves(folder / "metrics.csv", first), checkpoints, CleanStop()]
     if prepare is not None:

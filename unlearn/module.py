@@ -17,10 +17,11 @@ from unlearn.errors import Diverged
 from unlearn.feed import StepBatches
 from unlearn.gradients import LazyLoss, fresh_gradients, norm, take_gradients
 from unlearn.models.scope import HeldEntries
-from unlearn.objectives.base import Context
+from unlearn.objectives.base import Context, Objective
 from unlearn.phase import Losses, Phase
 from unlearn.randomness import Randomness
 from unlearn.reference import Reference
+from unlearn.remembered import Remembered
 from unlearn.schedule import learning_rate
 from unlearn.schema import Optim
 
@@ -70,6 +71,7 @@ class UnlearningModule(lightning.LightningModule):
         self.held: HeldEntries | None = None
         self.average: dict[str, Tensor] = {}
         self.restored: dict[str, Any] | None = None
+        self.remembered: Remembered | None = None
 
     def add_phase(self, phase: Phase) -> None:
         """Let another network step, after those that are there."""
@@ -136,6 +138,8 @@ class UnlearningModule(lightning.LightningModule):
                 settings["lr"] = rate
             # only primary steps count as Lightning's global steps
             (optimiser if phase.primary else optimiser.optimizer).step()
+            for term, measured in losses.followed().items():
+                self._objective(term).after_step(measured, self._context(term))
             if measure:
                 prefix = "" if phase.primary else f"{phase.name}/"
                 row = {**losses.reduced_log(), "grad_norm": float(size), "lr": rate}
@@ -208,6 +212,9 @@ class UnlearningModule(lightning.LightningModule):
         optimisers: Any = self.optimizers(use_pl_optimizer=False)
         return optimisers if isinstance(optimisers, list) else [optimisers]
 
+    def _objective(self, term: str) -> Objective:
+        return next(o for phase in self.phases for group, name, o in phase.terms() if f"{group}/{name}" == term)
+
     def _context(self, term: str) -> Context:
         return Context(
             step=self.step_count,
@@ -217,6 +224,7 @@ class UnlearningModule(lightning.LightningModule):
             reference=self._reference,
             map_ids=map_ids,
             device=self.device,
+            remembered=self.remembered,
         )
 
     def _reference(self) -> Any:

@@ -90,6 +90,23 @@ class Losses:
                 total[key] = total.get(key, 0.0) + value
         return total
 
+    def followed(self) -> dict[str, dict[str, float]]:
+        """Return the mean diagnostics of the terms that follow them, by ``group/name``; the same on all ranks."""
+        terms = [(group, name) for group, name, term in self.phase.terms() if term.follows]
+        if not terms:
+            return {}
+        log = self.reduced_log()
+        prefixes = {f"{group}/{name}": f"{self._place(group, name)}/" for group, name in terms}
+        return {
+            term: {key.removeprefix(prefix): value for key, value in log.items() if key.startswith(prefix)}
+            for term, prefix in prefixes.items()
+        }
+
+    def _place(self, group: str, name: str) -> str:
+        """Return what stands before the names of a term's diagnostics in the log."""
+        sampled = [term for term in self.phase.groups[group].values() if not isinstance(term, ParameterObjective)]
+        return group if len(sampled) == 1 else f"{group}/{name}"
+
     def group(self, group: str) -> list[LazyLoss]:
         """Return one lazy loss a micro-batch, and one for the terms over parameters."""
         terms = self.phase.groups.get(group, {})
@@ -129,8 +146,7 @@ class Losses:
                 loss = part if loss is None else loss + part
                 for key, value in outcome.diagnostics.items():
                     share = weights / self._totals[group, name]
-                    place = group if len(terms) == 1 else f"{group}/{name}"
-                    self._note(f"{place}/{key}", (value.detach() * share).sum())
+                    self._note(f"{self._place(group, name)}/{key}", (value.detach() * share).sum())
         return loss
 
     def _penalty(self, group: str, terms: dict[str, ParameterObjective]) -> Tensor:

@@ -39,6 +39,14 @@ class Dataset(ABC):
     def batch(self, ids: Tensor) -> Batch:
         """Return the items ``ids`` (B,) on the CPU; always holds ``id``, (B,) int64."""
 
+    def form(self, name: str, ids: Tensor) -> Batch:
+        """Return the items in another form (a paraphrase, a refusal); data that has such forms overrides this."""
+        raise RecipeError(f"{type(self).__name__} has no form {name!r} of its items.")
+
+    def having_form(self, name: str) -> Tensor:
+        """Return (N,) bool: the items that have a form."""
+        return torch.zeros(len(self), dtype=torch.bool)
+
     @property
     def names(self) -> list[str]:
         """All labels and attributes that occur, sorted."""

@@ -1,0 +1,135 @@
+"""Text items (a question and its answer, or a passage), in the tokens of the model that reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Dataset
+
+OWN_FORMS = ("prompt", "refusal")
+"""Forms that every question has, whatever its source."""
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """A question with its answer, or, where the question is empty, a passage.
+
+    Args:
+        question: what is asked.
+        answer: what is to be said, or the passage.
+        label: whom or what the item is about; what ``data.forget.label`` selects by.
+        attributes: further labels.
+        forms: other wordings by name, as (question, answer): ``paraphrased_answer``, ``paraphrased_question``,
+            ``perturbed_0`` ... (the same question with a wrong answer), ``alternate`` (another plausible answer).
+    """
+
+    question: str
+    answer: str
+    label: str = ""
+    attributes: frozenset[str] = frozenset()
+    forms: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class Encoder(Protocol):
+    """Turns text into the tokens of a model."""
+
+    fingerprint: str
+    """A hash of everything that decides how text becomes tokens."""
+
+    def encode(self, question: str, answer: str | None) -> tuple[list[int], list[int]]:
+        """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question."""
+
+
+class TextDataset(Dataset):
+    """Text items; their batches need the encoder of a model (``encoded_by``).
+
+    A batch is ``id`` (B,), ``tokens`` (B, T) int64, padded on the right with 0, ``mask`` (B, T) bool, True at real
+    tokens, and ``answer`` (B, T) bool, True at the tokens that are to be predicted: those of the answer with its end,
+    or all but the first of a passage. ``label`` (B,) is an index into ``names``.
+
+    Args:
+        items: the training items first, so that what follows does not change the key of a trained model.
+        is_test: (N,) bool, items that no model is trained on.
+        is_corrupt: (N,) bool, items with wrong content that only a corruption trains on; none by default.
+        encoder: of the model that is to read them.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[TextItem],
+        is_test: Tensor,
+        is_corrupt: Tensor | None = None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.items = items
+        self.labels = [item.label for item in items]
+        self.attributes = [item.attributes for item in items]
+        self.is_corrupt = torch.zeros(len(items), dtype=torch.bool) if is_corrupt is None else is_corrupt
+        self.is_test = is_test
+        self.encoder = encoder
+        self.info = {"text": encoder.fingerprint if encoder else None}
+        trained = [item for item, out in zip(items, (is_test | self.is_corrupt).tolist(), strict=True) if not out]
+        self.fingerprint = hashlib.sha256(repr([(i.question, i.answer, i.label) for i in trained]).encode()).hexdigest()
+        self.forms = frozenset(OWN_FORMS).union(*(item.forms for item in items))
+        number = {name: index for index, name in enumerate(self.names)}
+        self._numbers = torch.tensor([number.get(label, -1) for label in self.labels], dtype=torch.int64)
+        self._encoded: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
+
+    def encoded_by(self, encoder: Encoder) -> TextDataset:
+        """Return the same items for a model."""
+        return TextDataset(self.items, self.is_test, self.is_corrupt, encoder)
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the items as they are."""
+        return self.form("", ids)
+
+    def form(self, name: str, ids: Tensor) -> Batch:
+        """Return the items in another form; every one of them must have it (see ``having_form``)."""
+        pairs = [self.tokens(index, name) for index in ids.tolist()]
+        width = max((len(prompt) + len(answer) for prompt, answer in pairs), default=0)
+        tokens = torch.zeros(len(pairs), width, dtype=torch.int64)
+        mask, scored = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
+        for row, (prompt, answer) in enumerate(pairs):
+            whole = prompt + answer
+            tokens[row, : len(whole)] = torch.tensor(whole)
+            mask[row, : len(whole)] = True
+            scored[row, max(1, len(prompt)) : len(whole)] = True  # nothing predicts the first token
+        return {"id": ids, "tokens": tokens, "mask": mask, "answer": scored, "label": self._numbers[ids]}
+
+    def having_form(self, name: str) -> Tensor:
+        """Return (N,) bool: the items that have a form."""
+        if name in ("", *OWN_FORMS):
+            return torch.tensor([name == "" or bool(item.question) for item in self.items], dtype=torch.bool)
+        return torch.tensor([name in item.forms for item in self.items], dtype=torch.bool)
+
+    def tokens(self, index: int, name: str = "") -> tuple[list[int], list[int]]:
+        """Return the tokens of one item's prompt and answer."""
+        if self.encoder is None:
+            raise RuntimeError("text has no tokens before a model's encoder is known: call encoded_by")
+        if (index, name) not in self._encoded:
+            question, answer = self.words(index, name)
+            self._encoded[index, name] = self.encoder.encode(question, None if name == "prompt" else answer)
+        return self._encoded[index, name]
+
+    def words(self, index: int, name: str = "") -> tuple[str, str]:
+        """Return the question and the answer of one item in a form."""
+        item = self.items[index]
+        if name in ("", "prompt"):
+            return item.question, item.answer
+        if name == "refusal":
+            return item.question, refusals()[index % len(refusals())]
+        return item.forms[name]
+
+
+@cache
+def refusals() -> list[str]:
+    """Return sentences that decline to answer."""
+    return (files("unlearn") / "data" / "refusals.txt").read_text(encoding="utf-8").splitlines()
