@@ -101,3 +101,62 @@ def test_a_quantile_asks_for_a_likelihood() -> None:
 
 def test_the_training_split_holds_no_test_item() -> None:
     assert train_split(Numbers()).ids.tolist() == [n for n in range(40) if n % 4 != 3]
+
+
+class MarkedNumbers(Numbers):
+    """The same, where 3, 7 and 11 are marked as holdout, and 39 asks something of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        marks = {3: "holdout", 7: "holdout", 11: "holdout", 39: "evaluation"}
+        self.attributes = [
+            more | {marks[n]} if n in marks else more for n, more in zip(range(40), self.attributes, strict=True)
+        ]
+
+
+class CorruptedNumbers(Numbers):
+    """The same, where 0, 1 and 2 have wrong content, which contradicts 4, 5 and 6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_corrupt = torch.arange(40) < 3
+
+    def having_form(self, name: str) -> Tensor:
+        numbers = torch.arange(40)
+        return (numbers >= 4) & (numbers <= 7) if name == "corrupted" else numbers < 0
+
+
+def splits_of(dataset: Dataset, **selections: Selection) -> dict[str, list[int]]:
+    source = NumberSource(**selections)
+    return {name: split.ids.tolist() for name, split in make_splits(dataset, source, Randomness(0, "splits")).items()}
+
+
+def test_a_marked_holdout_is_taken() -> None:
+    """All marked items are test items and odd; only conditions that some of them meet narrow them down."""
+    data = MarkedNumbers()
+    assert splits_of(data, forget=Selection(label=["odd"]))["holdout"] == [3, 7, 11]
+    assert splits_of(data, forget=Selection(label=["even"]))["holdout"] == [3, 7, 11]
+    assert splits_of(data, forget=Selection(ids=[0]))["holdout"] == [3, 7, 11]
+    named = splits_of(data, forget=Selection(label=["five"]), holdout=Selection(label=["evaluation"]))
+    assert named["holdout"] == [39] and 3 in named["test"]
+
+
+def test_questions_of_another_distribution_are_no_holdout() -> None:
+    data = MarkedNumbers()
+    data.attributes = [frozenset({"evaluation"}) if out else frozenset() for out in data.is_test.tolist()]
+    assert "holdout" not in splits_of(data, forget=Selection(label=["odd"]))
+    assert "holdout" not in splits_of(data, forget=Selection(ids=[0]))
+    data.attributes = Numbers().attributes  # the control: unmarked, they stand for the forget set
+    assert splits_of(data, forget=Selection(label=["odd"]))["holdout"]
+
+
+def test_corrupted_items_are_forgotten_or_nowhere() -> None:
+    data = CorruptedNumbers()
+    assert train_split(data).ids.tolist() == [n for n in range(3, 40) if n % 4 != 3]
+    splits = splits_of(data, forget=Selection(ids=[0, 1]))
+    assert splits["forget"] == [0, 1] and splits["probe"] == [4, 5, 6]
+    assert not {0, 1, 2, 4, 5, 6} & {*splits["retain"], *splits["holdout"], *splits["test"]}
+    assert splits_of(data, forget=Selection(ids=[0]), retain=Selection(ids=[5, 8]))["retain"] == [5, 8]
+    assert 4 in splits_of(Numbers(), forget=Selection(ids=[0]))["retain"]  # the control: nothing contradicts it
+    with pytest.raises(RecipeError, match="only training items"):
+        splits_of(data, forget=Selection(ids=[0]), retain=Selection(ids=[2]))

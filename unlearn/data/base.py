@@ -22,6 +22,7 @@ class Dataset(ABC):
         labels: one label an item, as text ("" where there is none).
         attributes: further labels an item may carry beside its own, as text.
         is_test: (N,) bool, the items that no model is ever trained on.
+        is_corrupt: (N,) bool, items with wrong content, which only a corruption trains on; None for none.
         fingerprint: a hash of the content; part of the key under which trained models are cached.
         info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``.
     """
@@ -29,6 +30,7 @@ class Dataset(ABC):
     labels: Sequence[str]
     attributes: Sequence[frozenset[str]]
     is_test: Tensor
+    is_corrupt: Tensor | None = None
     fingerprint: str
     info: dict[str, Any]
 
@@ -46,6 +48,11 @@ class Dataset(ABC):
     def having_form(self, name: str) -> Tensor:
         """Return (N,) bool: the items that have a form."""
         return torch.zeros(len(self), dtype=torch.bool)
+
+    @property
+    def is_trained(self) -> Tensor:
+        """(N,) bool: the items that a target may be trained on."""
+        return ~self.is_test if self.is_corrupt is None else ~(self.is_test | self.is_corrupt)
 
     @property
     def names(self) -> list[str]:
@@ -115,7 +122,9 @@ class Source(ABC):
         forget: the items whose influence is to be removed, chosen among the training items.
         retain: the items to keep, chosen among the training items; by default all that are not forgotten.
         holdout: items of the forget distribution that were never trained on; by default the test items that
-            the label conditions of ``forget`` select, or all test items where there are none.
+            the label conditions of ``forget`` select, or all test items where there are none. Where a source marks
+            test items with the attribute ``holdout``, it is those of them that the conditions select, or all of them;
+            test items with the attribute ``evaluation`` (questions of another distribution) are in it only when named.
     """
 
     forget: Selection = field(default_factory=Selection)

@@ -17,13 +17,16 @@ Quantiles = Callable[[Tensor], Tensor]
 
 def train_split(dataset: Dataset) -> Split:
     """Return everything that a target may be trained on."""
-    return Split("train", dataset, torch.nonzero(~dataset.is_test).flatten())
+    return Split("train", dataset, torch.nonzero(dataset.is_trained).flatten())
 
 
 def make_splits(
     dataset: Dataset, source: Source, randomness: Randomness, quantiles: Quantiles | None = None
 ) -> dict[str, Split]:
     """Draw the splits that ``source`` describes.
+
+    Corrupted items can be in the forget set only. Where there are any, ``probe`` holds the true training items that
+    they contradict (those with the form ``corrupted``), and these are not retained unless ``data.retain`` says so.
 
     Args:
         dataset: all items.
@@ -41,8 +44,8 @@ def make_splits(
             "data.forget is empty: nothing says what is to be forgotten. "
             f"Type e.g. data.forget.label={(dataset.names or ['NAME'])[0]}, or data.forget.ids=[0]."
         )
-    train, test = ~dataset.is_test, dataset.is_test
-    forget = _draw(dataset, source.forget, train, randomness.child("forget"), quantiles)
+    train, test = dataset.is_trained, dataset.is_test
+    forget = _draw(dataset, source.forget, ~test, randomness.child("forget"), quantiles)
     if len(forget) == 0:
         raise RecipeError(
             f"data.forget selects no training item ({_describe(source.forget)}); the forget set is empty. "
@@ -50,8 +53,9 @@ def make_splits(
         )
     chosen = torch.zeros(len(dataset), dtype=torch.bool)
     chosen[forget] = True
+    contradicted = train & ~chosen & dataset.having_form("corrupted")
     retain = (
-        torch.nonzero(train & ~chosen).flatten()
+        torch.nonzero(train & ~chosen & ~contradicted).flatten()
         if source.retain.is_empty
         else _draw(dataset, source.retain, train, randomness.child("retain"), quantiles)
     )
@@ -62,7 +66,8 @@ def make_splits(
     rest = test.clone()
     rest[holdout] = False
     others = torch.nonzero(rest).flatten()
-    splits = {"forget": forget, "retain": retain, "holdout": holdout, "test": others}
+    probe = torch.nonzero(contradicted).flatten()
+    splits = {"forget": forget, "retain": retain, "probe": probe, "holdout": holdout, "test": others}
     return {name: Split(name, dataset, ids) for name, ids in splits.items() if len(ids)}
 
 
@@ -72,9 +77,14 @@ def _holdout(
     """Return test items of the forget distribution; any training item in them is an error."""
     if source.holdout.is_empty:
         by_name = replace(source.forget, ids=None, likelihood_quantile=None, count=None)
-        found = torch.nonzero(test & _having(dataset, by_name)).flatten()
+        candidates = test & ~dataset.having(["evaluation"])
+        marked = candidates & dataset.having(["holdout"])
+        if marked.any():
+            matching = marked & _having(dataset, by_name)
+            return torch.nonzero(matching if matching.any() else marked).flatten()
+        found = torch.nonzero(candidates & _having(dataset, by_name)).flatten()
         # single images without a label stand for the whole distribution: half of the test items judge them
-        return found if len(found) < int(test.sum()) else found[::2]
+        return found if len(found) < int(candidates.sum()) else found[::2]
     everything = torch.ones(len(dataset), dtype=torch.bool)
     drawn = _draw(
         dataset, source.holdout, everything if source.holdout.ids else test, randomness.child("holdout"), quantiles

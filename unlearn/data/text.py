@@ -72,11 +72,11 @@ class TextDataset(Dataset):
         self.items = items
         self.labels = [item.label for item in items]
         self.attributes = [item.attributes for item in items]
-        self.is_corrupt = torch.zeros(len(items), dtype=torch.bool) if is_corrupt is None else is_corrupt
+        self.is_corrupt: Tensor = torch.zeros(len(items), dtype=torch.bool) if is_corrupt is None else is_corrupt
         self.is_test = is_test
         self.encoder = encoder
         self.info = {"text": encoder.fingerprint if encoder else None}
-        trained = [item for item, out in zip(items, (is_test | self.is_corrupt).tolist(), strict=True) if not out]
+        trained = [item for item, kept in zip(items, self.is_trained.tolist(), strict=True) if kept]
         self.fingerprint = hashlib.sha256(repr([(i.question, i.answer, i.label) for i in trained]).encode()).hexdigest()
         self.forms = frozenset(OWN_FORMS).union(*(item.forms for item in items))
         number = {name: index for index, name in enumerate(self.names)}
