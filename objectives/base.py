@@ -30,6 +30,7 @@ class Context:
             (unlearn.distributed.map_ids).
         device: where batches live.
         remembered: the target's values that ``remember`` keeps.
+        split: whose items this term reads: the split of its group.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Context:
     map_ids: Callable[..., Tensor]
     device: torch.device
     remembered: Remembered | None = None
+    split: str = "forget"
 
     def remember(self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
         """Compute once, in ``prepare``, values of the target for the items of a split.

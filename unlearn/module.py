@@ -225,6 +225,7 @@ class UnlearningModule(lightning.LightningModule):
             map_ids=map_ids,
             device=self.device,
             remembered=self.remembered,
+            split=term.partition("/")[0],
         )
 
     def _reference(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +14,7 @@ from torch import Tensor
 from unlearn.distributed import barrier, gather_objects, rank, world_size
 from unlearn.errors import RecipeError
 
+Made = TypeVar("Made")
 Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps ids (b,) to rows (n, ...) of all of them, in their order, and the number of rows of each, (b,)."""
 
@@ -27,6 +29,7 @@ class Remembered:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: dict[str, tuple[Tensor, Tensor, dict[int, int]]] = {}
+        self._made: dict[str, Any] = {}
 
     @torch.no_grad()
     def put(self, name: str, ids: Tensor, compute: Compute, batch_size: int = 16) -> None:
@@ -66,6 +69,13 @@ class Remembered:
         found = [place[item] for item in ids.tolist()]
         pieces = [rows[ends[index] : ends[index + 1]] for index in found]
         return (torch.cat(pieces) if pieces else rows[:0]).to(ids.device)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` gave when ``name`` was first asked for; it lives as long as the run, in no checkpoint."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: Made = self._made[name]
+        return made
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
