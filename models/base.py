@@ -38,6 +38,10 @@ class Wrapper(nn.Module, ABC):
     def from_pretrained(cls, folder: Path) -> Self:
         """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
 
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
+        return dataset
+
     def check_fits(self, info: dict[str, Any]) -> None:
         """Refuse data described by ``info`` that the model was not built for, with a RecipeError."""
 
@@ -68,6 +72,13 @@ class ModelConfig(ABC):
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
         return dataset
+
+    def fetch(self, path: str) -> Path:
+        """Return the folder that ``pretrained`` or ``retrained`` names; a backend with a hub overrides this."""
+        folder = Path(path).expanduser()
+        if not folder.exists():
+            raise RecipeError(f"there is no folder {path!r}. Type an existing folder.")
+        return folder
 
     def load(self, folder: Path) -> Wrapper:
         """Read a trained model; what the folder says of its shape counts, not this configuration."""

@@ -25,7 +25,7 @@ def test_recipes_find_their_shipped_models(name: str, tmp_path: Path, monkeypatc
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
     recipe_name, overrides = SHIPPED[name]
     recipe = load(recipe_name, overrides)
-    dataset = recipe.data.load()
+    dataset = recipe.model.read(recipe.data.load())
     split = train_split(dataset) if name.endswith("/target") else training_items(recipe, dataset)
     found = find_or_train(recipe.model, recipe.pretrain, recipe.trainer, split, "target")
     assert found.origin == "shipped" and f"{found.folder.parent.name}/{found.folder.name}" == name
@@ -38,7 +38,7 @@ def test_training_anew_gives_the_shipped_figures(tmp_path: Path, monkeypatch: py
     """Another machine's arithmetic differs in the last bits, and a training amplifies that: within 0.05 bits/dim."""
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
     recipe = load("quickstart", ["model.train=true", "trainer.accelerator=cpu", "trainer.tensorboard=false"])
-    dataset = recipe.data.load()
+    dataset = recipe.model.read(recipe.data.load())
     trained = find_or_train(recipe.model, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
     assert trained.origin == "trained"
     test = Split("test", dataset, torch.nonzero(dataset.is_test).flatten())

@@ -46,3 +46,9 @@ def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def models_cache() -> Path:
+    """Return where trained and converted models are kept: $UNLEARN_CACHE, or the user's cache folder."""
+    base = os.environ.get("UNLEARN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "unlearn")
+    return Path(base).expanduser() / "models"

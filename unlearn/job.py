@@ -81,9 +81,10 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
     if folder is None:
         new_folder(recipe)  # says now what is wrong with ``output``, not after the work
     dataset = recipe.data.load()
-    rehearse(recipe, dataset)
     if model is not None and not isinstance(model, Wrapper):
         model = recipe.model.wrapper.adopt(model, dataset.info)
+    dataset = (recipe.model if model is None else model).read(dataset)
+    rehearse(recipe, dataset)
     if recipe.trainer.threads is not None:
         torch.set_num_threads(recipe.trainer.threads)
     quiet_lightning()
@@ -139,7 +140,7 @@ def check(recipe: Recipe) -> str:
     """Build everything and take one step on an untrained model; return what a person wants to know before a run."""
     check_capabilities(recipe, recipe.model.wrapper)
     check_machine(recipe.trainer)
-    dataset = recipe.data.load()
+    dataset = recipe.model.read(recipe.data.load())
     splits = rehearse(recipe, dataset)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
     short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))

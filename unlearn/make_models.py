@@ -36,7 +36,7 @@ def make(name: str, assets: Path) -> str:
     """Train one model, store it with its key and figures, and return a line about it."""
     recipe_name, overrides = SHIPPED[name]
     recipe = load(recipe_name, overrides)
-    dataset = recipe.data.load()
+    dataset = recipe.model.read(recipe.data.load())
     everything = train_split(dataset)
     split = everything if name.endswith("/target") else training_items(recipe, dataset)
     config = replace(recipe.model, train=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.yaml_text import shorten
 
-Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator"]
+Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit"]
 
 BASES: dict[str, str] = {
     "model": "unlearn.models.base:ModelConfig",
@@ -20,6 +20,7 @@ BASES: dict[str, str] = {
     "combination": "unlearn.objectives.surgery:Combination",
     "scope": "unlearn.models.scope:Scope",
     "evaluator": "unlearn.evaluators.base:Evaluator",
+    "edit": "unlearn.objectives.edits.base:Edit",
 }
 """The class that every component of a kind extends."""
 
@@ -29,6 +30,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "coupling_flow": "unlearn.models.flow:CouplingFlowConfig",
         "autoregressive_flow": "unlearn.models.flow:AutoregressiveFlowConfig",
         "spline_flow": "unlearn.models.flow:SplineFlowConfig",
+        "causal_lm": "unlearn.models.language:CausalLM",
+        "llama": "unlearn.models.language:SmallLlama",
+        "smollm2": "unlearn.models.language:SmolLM2",
     },
     "data": {
         "digits": "unlearn.data.digits:Digits",
@@ -67,6 +71,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "cost": "unlearn.evaluators.cost:Cost",
         "goal": "unlearn.evaluators.goal:Goal",
     },
+    "edit": {},
 }
 """Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, rank
 from unlearn.errors import RecipeError
 from unlearn.feed import Feed
-from unlearn.files import write_json
+from unlearn.files import models_cache, write_json
 from unlearn.fit import fit
 from unlearn.models.base import InitialisesFromData, ModelConfig, Wrapper
 from unlearn.models.likelihood import Moments, bits_per_dim_of
@@ -56,10 +55,10 @@ class Trained:
 
 def given(key: str, config: ModelConfig) -> Trained:
     """Return the model that ``config.pretrained`` or ``config.retrained`` names."""
-    path = getattr(config, key)
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        raise RecipeError(f"model.{key}: there is no folder {path!r}. Type an existing folder.")
+    try:
+        folder = config.fetch(getattr(config, key))
+    except RecipeError as error:
+        raise RecipeError(f"model.{key}: {error}") from error
     config.load(folder)  # says what is wrong with it before any work
     return Trained(folder, "given")
 
@@ -76,10 +75,10 @@ def find_or_train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, spl
     """
     key = training_key(config, pretrain, split)
     if not config.train or key in _trained_here:
-        for folder in (*shipped(), cache_folder() / key):
+        for folder in (*shipped(), models_cache() / key):
             record = _record(folder)
             if record.get("key") == key:
-                return Trained(folder, "shipped" if folder.parent != cache_folder() else "cached", record["seconds"])
+                return Trained(folder, "shipped" if folder.parent != models_cache() else "cached", record["seconds"])
     return train(config, pretrain, trainer, split, subject, key)
 
 
@@ -101,16 +100,16 @@ def training_key(config: ModelConfig, pretrain: Pretrain, split: Split) -> str:
 
 def train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Split, subject: str, key: str) -> Trained:
     """Train a model into the cache; a training that was cut off goes on where it stood."""
-    folder, working = cache_folder() / key, cache_folder() / f"{key}.training"
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with _one_process(cache_folder() / f"{key}.lock"):
+    folder, working = models_cache() / key, models_cache() / f"{key}.training"
+    models_cache().mkdir(parents=True, exist_ok=True)
+    with _one_process(models_cache() / f"{key}.lock"):
         if not config.train and _record(folder).get("key") == key:  # another process made it meanwhile
             return Trained(folder, "cached", _record(folder)["seconds"])
         model = new_model(config, pretrain, split)
         module = UnlearningModule(model, [training_phase(model, pretrain)], {"retain": split}, pretrain.seed)
         seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
         if rank() == 0:
-            finished = cache_folder() / f".{key}.partial"
+            finished = models_cache() / f".{key}.partial"
             shutil.rmtree(finished, ignore_errors=True)
             finished.mkdir()
             model.float().cpu().save_pretrained(finished)
@@ -153,12 +152,6 @@ def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -
         return torch.tensor([quantile_of[item] for item in ids.tolist()])
 
     return quantiles
-
-
-def cache_folder() -> Path:
-    """Return where trained models are kept: $UNLEARN_CACHE, or the user's cache folder."""
-    base = os.environ.get("UNLEARN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "unlearn")
-    return Path(base).expanduser() / "models"
 
 
 def shipped() -> list[Path]:
