@@ -94,15 +94,7 @@ class TextDataset(Dataset):
     def form(self, name: str, ids: Tensor) -> Batch:
         """Return the items in another form; every one of them must have it (see ``having_form``)."""
         pairs = [self.tokens(index, name) for index in ids.tolist()]
-        width = max((len(prompt) + len(answer) for prompt, answer in pairs), default=0)
-        tokens = torch.zeros(len(pairs), width, dtype=torch.int64)
-        mask, scored = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
-        for row, (prompt, answer) in enumerate(pairs):
-            whole = prompt + answer
-            tokens[row, : len(whole)] = torch.tensor(whole)
-            mask[row, : len(whole)] = True
-            scored[row, max(1, len(prompt)) : len(whole)] = True  # nothing predicts the first token
-        return {"id": ids, "tokens": tokens, "mask": mask, "answer": scored, "label": self._numbers[ids]}
+        return {**collate(pairs, ids), "label": self._numbers[ids]}
 
     def having_form(self, name: str) -> Tensor:
         """Return (N,) bool: the items that have a form."""
@@ -127,6 +119,19 @@ class TextDataset(Dataset):
         if name == "refusal":
             return item.question, refusals()[index % len(refusals())]
         return item.forms[name]
+
+
+def collate(pairs: Sequence[tuple[list[int], list[int]]], ids: Tensor) -> Batch:
+    """Return the batch of B items ``ids``, without labels, given the tokens of each one's prompt and answer."""
+    width = max((len(prompt) + len(answer) for prompt, answer in pairs), default=0)
+    tokens = torch.zeros(len(pairs), width, dtype=torch.int64)
+    mask, scored = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(pairs):
+        whole = prompt + answer
+        tokens[row, : len(whole)] = torch.tensor(whole)
+        mask[row, : len(whole)] = True
+        scored[row, max(1, len(prompt)) : len(whole)] = True  # nothing predicts the first token
+    return {"id": ids, "tokens": tokens, "mask": mask, "answer": scored}
 
 
 @cache
