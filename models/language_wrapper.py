@@ -115,10 +115,10 @@ class Language(Wrapper):
         return -self.log_prob(batch, randomness) / self.dimensions(batch).clamp(min=1)
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
-        """Return the hidden states after a layer, (B, T, D): -1 is the last, 0 the embeddings. Later ones do not run."""
+        """Return the hidden states after a layer, (B, T, D): -1 the last, 0 the embeddings. Later ones do not run."""
         if layer == 0:
-            embedded: nn.Module = self.model.get_input_embeddings()
-            return embedded(batch["tokens"])  # type: ignore[no-any-return]
+            embed: Any = self.model.get_input_embeddings()
+            return embed(batch["tokens"])  # type: ignore[no-any-return]
         if not -len(self.layers) <= layer <= len(self.layers):
             raise RecipeError(
                 f"There is no layer {layer}: the model has {len(self.layers)} (1 ... {len(self.layers)})."
@@ -145,7 +145,8 @@ class Language(Wrapper):
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=self.ends, use_cache=True
         )
-        whole = self.model.generate(input_ids=tokens, attention_mask=mask.long(), generation_config=settings)
+        continue_: Any = self.model.generate
+        whole = continue_(input_ids=tokens, attention_mask=mask.long(), generation_config=settings)
         new = whole[:, tokens.shape[1] :]
         ended = torch.isin(new, torch.tensor(self.ends, device=new.device)).cumsum(dim=1) > 0
         result = torch.full((len(tokens), new_tokens), -1, dtype=torch.int64, device=tokens.device)

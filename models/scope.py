@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.errors import RecipeError, did_you_mean
+from unlearn.randomness import Randomness
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -25,7 +29,21 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 class Scope(ABC):
     """Chooses parameters by name, and optionally single entries of them by a mask."""
 
-    needs_gradient = False
+    needs_gradient: ClassVar[bool] = False
+    """Whether ``masks`` asks for the forget loss's gradient."""
+
+    is_adapter: ClassVar[bool] = False
+    """Whether the target's own weights stay, so that ``off`` gives the target back."""
+
+    def attach(self, model: nn.Module, randomness: Randomness) -> None:
+        """Add what is to move, where the scope brings parameters of its own (an adapter)."""
+
+    def detach(self, model: nn.Module, folder: Path) -> None:
+        """Merge what ``attach`` added into the weights; ``folder`` is the run directory."""
+
+    def off(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which the moving model is the target again, for a scope that ``is_adapter``."""
+        return nullcontext()
 
     @abstractmethod
     def select(self, model: nn.Module) -> list[str]:
@@ -127,7 +145,7 @@ class Saliency(Scope):
 
     share: float = 0.5
     include: list[str] = field(default_factory=lambda: [".*"])
-    needs_gradient = True
+    needs_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a share out of range."""

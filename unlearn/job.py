@@ -31,8 +31,9 @@ from unlearn.models.scope import HeldEntries, scope_table
 from unlearn.module import UnlearningModule
 from unlearn.needs import check_capabilities
 from unlearn.phase import Phase
+from unlearn.randomness import Randomness
 from unlearn.recipe import load
-from unlearn.reference import Reference
+from unlearn.reference import Reference, WithoutAdapter
 from unlearn.report.card import write_model_card
 from unlearn.report.folder import read_run
 from unlearn.report.page import build_report
@@ -188,8 +189,8 @@ def _one(
     place = RunDir(folder, parent)
     place.begin(recipe, command, in_memory=model is not None)
     student = materials.load_target()
-    reference = Reference(materials.load_target)
-    module = build_module(recipe, student, materials.splits, seed, reference)
+    target = Reference(materials.load_target)
+    module = build_module(recipe, student, materials.splits, seed, target)
     place.write_splits(materials.splits)
     place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}\n{_scope_lines(module)}")
     with _resumable(
@@ -200,7 +201,8 @@ def _one(
         except Diverged:
             place.fail()
             raise
-        return _judge(recipe, place, module, materials, reference, seed, seconds)
+        recipe.scope.detach(module.model, folder)
+        return _judge(recipe, place, module, materials, target, seed, seconds)
 
 
 def _judge(
@@ -208,7 +210,7 @@ def _judge(
     place: RunDir,
     module: UnlearningModule,
     materials: Materials,
-    reference: Reference,
+    target: Reference,
     seed: int,
     seconds: dict[str, float],
 ) -> Result:
@@ -223,7 +225,7 @@ def _judge(
     )
     place.say(f"took {module.step_count} steps in {facts.seconds:.1f} s; measuring")
     began = time.monotonic()
-    models: dict[str, Callable[[], Any]] = {"target": reference, "unlearned": lambda: student}
+    models: dict[str, Callable[[], Any]] = {"target": target, "unlearned": lambda: student}
     if materials.load_retrained is not None:
         models["retrained"] = materials.load_retrained
     findings = evaluate(recipe, models, materials.splits, facts, seed)
@@ -273,9 +275,11 @@ def _read(recipe: Recipe, folder: Path) -> Result:
 
 
 def build_module(
-    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, reference: Any
+    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, target: Reference
 ) -> UnlearningModule:
     """Return the module that a recipe describes, around a model that moves."""
+    recipe.scope.attach(model, Randomness(seed, "scope"))
+    reference = WithoutAdapter(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
     names = recipe.scope.select(model)
     chosen = set(names)
     for name, parameter in model.named_parameters():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,3 +39,39 @@ class Reference:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return itself: whoever copies a module must not copy the target."""
         return self
+
+
+class WithoutAdapter(Reference):
+    """The moving model itself, with what a scope attached to it switched off: the target at no cost.
+
+    Args:
+        model: the model that moves.
+        off: returns a context in which it is the target again.
+    """
+
+    def __init__(self, model: nn.Module, off: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__(lambda: model)
+        self._view = _View(model, off)
+
+    def __call__(self) -> Any:
+        """Return the model, whose methods run with the adapter off and without gradients."""
+        return self._view
+
+    def to(self, like: Tensor) -> None:
+        """Do nothing: it lives where the moving model lives."""
+
+
+class _View:
+    def __init__(self, model: nn.Module, off: Callable[[], AbstractContextManager[None]]) -> None:
+        self._model, self._off = model, off
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._model, name)
+        if not callable(found) or isinstance(found, nn.Module):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._off(), torch.no_grad():
+                return found(*args, **kwargs)
+
+        return call

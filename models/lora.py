@@ -1,0 +1,118 @@
+"""Low-rank adapters: the weights stay, and only small matrices beside them move."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import nn
+
+from unlearn.errors import RecipeError
+from unlearn.models.scope import Scope
+from unlearn.randomness import Randomness
+
+ADAPTED = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Lora(Scope):
+    """A low-rank update of linear and convolution layers, W + (alpha / rank) B A; B starts at zero.
+
+    The model without its adapter is the frozen target, so no second copy of it is needed. After the run the update is
+    merged into the weights; ``keep_adapter`` also writes it apart, as peft reads it.
+
+    Args:
+        rank: of the update, >= 1.
+        alpha: its scale; null takes twice the rank.
+        include: regular expressions searched in the layer's name; any match adapts it.
+        exclude: expressions; any match leaves it alone. By default the head, which has a row a token.
+        keep_adapter: write ``adapter/`` beside ``model/``.
+
+    Reference:
+        Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2022, eq. 3. arXiv:2106.09685
+    """
+
+    rank: int = 16
+    alpha: int | None = None
+    include: list[str] = field(default_factory=lambda: [".*"])
+    exclude: list[str] = field(default_factory=lambda: ["lm_head", "embed_out"])
+    keep_adapter: bool = False
+
+    is_adapter: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; it must be >= 1")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be > 0")
+        for expression in (*self.include, *self.exclude):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+
+    def attach(self, model: nn.Module, randomness: Randomness) -> None:
+        """Put the matrices beside the chosen layers; the model's outputs do not change."""
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ADAPTED)}
+        chosen = [name for name in layers if _any(self.include, name) and not _any(self.exclude, name)]
+        if not chosen:
+            raise RecipeError(
+                f"scope=lora: include={self.include} exclude={self.exclude} matches no linear or convolution layer. "
+                f"Their names look like: {', '.join(list(layers)[:: max(1, len(layers) // 8)]) or 'there is none'}."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.child("adapter").generator().initial_seed())
+            inject_adapter_in_model(self._config(chosen), model)
+
+    def select(self, model: nn.Module) -> list[str]:
+        """Return the names of the adapter's matrices."""
+        return [name for name, _ in model.named_parameters() if ".lora_" in name]
+
+    @contextmanager
+    def off(self, model: nn.Module) -> Iterator[None]:
+        """Let the model be the target while the body runs."""
+        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def detach(self, model: nn.Module, folder: Path) -> None:
+        """Merge the update into the weights and take the matrices away; first write them where asked for."""
+        adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        if self.keep_adapter:
+            self._write(model, list(adapted), folder / "adapter")
+        for name, layer in adapted.items():
+            layer.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, layer.get_base_layer())
+
+    def _config(self, layers: list[str]) -> LoraConfig:
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)
+
+    def _write(self, model: nn.Module, layers: list[str], folder: Path) -> None:
+        """Write the adapter in peft's layout; names are those inside of the transformers model."""
+        folder.mkdir(exist_ok=True)
+        state = {
+            f"base_model.model.{name.removeprefix('model.').replace('.default', '')}": parameter.detach().cpu().clone()
+            for name, parameter in model.named_parameters()
+            if ".lora_" in name
+        }
+        save_file(state, folder / "adapter_model.safetensors")
+        self._config([name.removeprefix("model.") for name in layers]).save_pretrained(str(folder))
+
+
+def _any(expressions: list[str], name: str) -> bool:
+    return any(re.search(expression, name) for expression in expressions)
