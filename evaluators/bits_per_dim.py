@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
 from unlearn.evaluators.pictures import likelihood_histograms
-from unlearn.evaluators.shared import at_least, likelihoods, present, some_of
+from unlearn.evaluators.shared import at_least, item_rows, likelihoods, present, some_of
 from unlearn.metrics import Direction, Record
 
 DIRECTIONS: dict[str, Direction] = {"forget": "higher", "holdout": "retrained", "retain": "lower", "test": "lower"}
@@ -74,11 +74,3 @@ class BitsPerDim(Evaluator):
             png=likelihood_histograms(found),
         )
         return Findings(records, [picture], rows)
-
-
-def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:
-    """Return one row an item for the item-level file."""
-    return [
-        {"subject": subject, "split": split, "id": item, "metric": metric, "value": value}
-        for item, value in zip(ids.tolist(), values.tolist(), strict=True)
-    ]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
-from unlearn.evaluators.bits_per_dim import item_rows
 from unlearn.evaluators.measures import placement
-from unlearn.evaluators.shared import at_least, likelihoods, present, some_of
+from unlearn.evaluators.shared import at_least, item_rows, likelihoods, present, some_of
 from unlearn.metrics import Direction, Record
 
 DIRECTIONS: dict[str, dict[str, Direction]] = {

@@ -77,11 +77,23 @@ def likelihoods(
 
 def some_of(evaluation: Evaluation, split: str, limit: int | None) -> Tensor:
     """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order."""
-    ids = evaluation.splits[split].ids
+    return limited(evaluation.splits[split].ids, limit, evaluation.seed, split)
+
+
+def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
+    """Return ids (n,), or ``limit`` of them drawn by the seed and the name of the set, in their order."""
     if limit is None or len(ids) <= limit:
         return ids
-    order = Randomness(evaluation.seed, f"items/{split}").permutation(len(ids))
+    order = Randomness(seed, f"items/{name}").permutation(len(ids))
     return ids[order[:limit].sort().values]
+
+
+def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:
+    """Return one row an item for the item-level file."""
+    return [
+        {"subject": subject, "split": split, "id": item, "metric": metric, "value": value}
+        for item, value in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def present(evaluation: Evaluation) -> list[str]:
