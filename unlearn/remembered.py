@@ -71,7 +71,7 @@ class Remembered:
         return (torch.cat(pieces) if pieces else rows[:0]).to(ids.device)
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
-        """Return what ``make`` gave when ``name`` was first asked for; it lives as long as the run, in no checkpoint."""
+        """Return what ``make`` gave when first asked for ``name``; it lives as long as the run, in no checkpoint."""
         if name not in self._made:
             self._made[name] = make()
         made: Made = self._made[name]
