@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 20  # elements turned to float64 at a time
+_DEPENDENT = 1e-5  # share of a sample's gradient below which what is left is rounding in single precision
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,24 @@ class Combination(ABC):
     separate: ClassVar[bool] = True
     """Whether the two gradients are needed apart (one extra copy of the moving parameters)."""
 
+    per_sample: ClassVar[bool] = False
+    """Whether the gradient of every retain sample alone is needed too (one extra copy a sample)."""
+
     @abstractmethod
-    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
         """Overwrite ``retain`` with the combined gradient; ``forget`` may be overwritten too.
 
         Args:
             forget: gradient of the forget loss, a tensor a parameter.
             retain: gradient of the retain loss, same shapes.
             state: what the method carries from step to step; it is in the checkpoint.
+            samples: gradient of each retain sample alone, for a combination that is ``per_sample``.
         """
 
 
@@ -41,7 +52,13 @@ class WeightedSum(Combination):
 
     separate: ClassVar[bool] = False
 
-    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
         """Overwrite ``retain`` with g_f + g_r."""
         _add(forget, retain, 1.0, 1.0)
 
@@ -55,7 +72,13 @@ class PCGrad(Combination):
         released code averages). arXiv:2001.06782
     """
 
-    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
         """Overwrite ``retain`` with PCGrad's sum."""
         dot, norm_f, norm_r = gram(forget, retain)
         conflict = dot.clamp(max=0)
@@ -72,7 +95,13 @@ class OneSided(Combination):
         the projection of Chaudhry et al., Efficient Lifelong Learning with A-GEM, 2019, eq. 11. arXiv:1812.00420
     """
 
-    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
         """Overwrite ``retain`` with proj(g_f) + g_r."""
         dot, _, norm_r = gram(forget, retain)
         _add(forget, retain, 1.0, 1 - _divide(dot.clamp(max=0), norm_r))
@@ -101,7 +130,13 @@ class GRU(Combination):
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
 
-    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
         """Overwrite ``retain`` with proj(g_f), plus g_r where asked for."""
         average = state.get("average")
         if average is None:
@@ -123,11 +158,82 @@ class MGDA(Combination):
         Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, 2018, eq. 6. arXiv:1810.04650
     """
 
-    def __call__(self, forget: Sequence[Tensor], retain: Sequence[Tensor], state: dict[str, Any]) -> None:
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
         """Overwrite ``retain`` with w g_f + (1 - w) g_r, w = clip((g_r - g_f).g_r / |g_f - g_r|^2, 0, 1)."""
         dot, norm_f, norm_r = gram(forget, retain)
         weight = _divide(norm_r - dot, norm_f + norm_r - 2 * dot).clamp(0, 1)
         _add(forget, retain, weight, 1 - weight)
+
+
+@dataclass(frozen=True)
+class OrthoGrad(Combination):
+    """Take from the forget gradient all that lies in the span of the retain samples' gradients, then average.
+
+    With g_f the gradient of the forget loss (to be lowered, as all losses here), the update descends along
+    alpha g_r + (1 - alpha) g_f', g_f' = g_f - Q Q^T g_f, Q an orthonormal basis of the samples' gradients: to first
+    order the forget part changes the loss of no retain sample. Samples that depend on others (within rounding) add no
+    direction. The paper writes g_u for the gradient of the loss to be raised, hence minus there.
+
+    Args:
+        alpha: weight of the retain gradient, in [0, 1]; 0 leaves the projection alone.
+
+    Reference:
+        Shamsian et al., Go Beyond Your Means: Unlearning with Per-Sample Gradient Orthogonalization, 2025.
+        arXiv:2503.02312. The basis is built by modified Gram-Schmidt, twice over, rather than by QR of one long matrix.
+    """
+
+    alpha: float = 0.5
+
+    per_sample: ClassVar[bool] = True
+    """Whether the gradient of every retain sample is needed (one extra copy of the moving parameters a sample)."""
+
+    def __post_init__(self) -> None:
+        """Refuse an alpha out of range."""
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}; it must lie in [0, 1]")
+
+    def __call__(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        state: dict[str, Any],
+        samples: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
+        """Overwrite ``retain`` with alpha g_r + (1 - alpha) g_f'.
+
+        Args:
+            forget: gradient of the forget loss; overwritten.
+            retain: gradient of the retain loss.
+            state: not used.
+            samples: gradient of each retain sample, at any scale; overwritten.
+        """
+        if not samples:
+            raise ValueError("orthograd needs the gradient of every retain sample")
+        basis: list[tuple[Sequence[Tensor], Tensor]] = []
+        for sample in samples:
+            before = gram(sample, sample)[1]
+            _remove(sample, basis)
+            _remove(sample, basis)  # once is not enough where gradients are nearly parallel (Giraud et al. 2005)
+            after = gram(sample, sample)[1]
+            if after > (_DEPENDENT**2) * before:
+                basis.append((sample, after))
+        _remove(forget, basis)
+        _remove(forget, basis)
+        _add(forget, retain, 1 - self.alpha, self.alpha)
+
+
+def _remove(vector: Sequence[Tensor], basis: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:
+    """Take the part along each direction (with its squared norm) from a vector, one after the other, in place."""
+    for direction, square in basis:
+        share = gram(vector, direction)[0] / square
+        for v, d in zip(vector, direction, strict=True):
+            v.sub_(d * share.to(d.dtype))
 
 
 def gram(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

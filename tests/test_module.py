@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.small import digits_splits, run, small_module
 from unlearn.data.base import Batch, Selection
-from unlearn.errors import Diverged, Interrupted
+from unlearn.errors import Diverged, Interrupted, RecipeError
 from unlearn.models.scope import HeldEntries, Saliency
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.common.training_loss import TrainingLoss
@@ -253,3 +253,12 @@ def test_a_compiled_model_takes_the_same_steps(tmp_path: Path) -> None:
     plain = run(small_module(**terms(), optim=optim), tmp_path / "plain")
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-9)
+
+
+def test_a_parameter_that_no_loss_reaches_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    module = small_module(**terms(), optim=Optim(steps=2, batch=8))
+    idle = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    module.model.register_parameter("idle", idle)
+    module.primary.parameters["idle"] = idle
+    with pytest.raises(RecipeError, match="no loss reaches 1 of .*: idle"):
+        run(module, tmp_path)

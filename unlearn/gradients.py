@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,22 @@ def fresh_gradients(losses: Sequence[LazyLoss], parameters: Sequence[nn.Paramete
         elif loss is not None:
             torch.autograd.backward(loss)
     return [_dense(parameter) for parameter in parameters]
+
+
+@contextmanager
+def watched(parameters: Mapping[str, nn.Parameter]) -> Iterator[set[str]]:
+    """Collect, while the body runs, the names of the parameters that a backward pass reaches."""
+    reached: set[str] = set()
+
+    def note(name: str) -> Callable[[Tensor], None]:
+        return lambda _: reached.add(name)
+
+    hooks = [p.register_post_accumulate_grad_hook(note(name)) for name, p in parameters.items()]
+    try:
+        yield reached
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -198,7 +198,7 @@ def _one(
     ):
         try:
             seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe, place.say))
-        except Diverged:
+        except (Diverged, RecipeError):
             place.fail()
             raise
         recipe.scope.detach(module.model, folder)

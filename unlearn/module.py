@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlearn.data.base import Split
-from unlearn.distributed import map_ids, sum_over_ranks
-from unlearn.errors import Diverged
+from unlearn.distributed import gather_objects, map_ids, sum_over_ranks
+from unlearn.errors import Diverged, RecipeError
 from unlearn.feed import StepBatches
-from unlearn.gradients import LazyLoss, fresh_gradients, norm, take_gradients
+from unlearn.gradients import LazyLoss, fresh_gradients, norm, take_gradients, watched
 from unlearn.models.scope import HeldEntries
 from unlearn.objectives.base import Context, Objective
 from unlearn.phase import Losses, Phase
@@ -125,7 +125,12 @@ class UnlearningModule(lightning.LightningModule):
             if step % phase.every:
                 continue
             losses = Losses(phase, self.model, batch, self._context)
-            gradients = losses.gradient(self.combine_states[index], measure)
+            if step == 0:
+                with watched(phase.parameters) as reached:
+                    gradients = losses.gradient(self.combine_states[index], measure)
+                _refuse_unreached(phase, reached)
+            else:
+                gradients = losses.gradient(self.combine_states[index], measure)
             size = clip(gradients, phase.optim.clip)
             if not torch.isfinite(size):
                 raise Diverged(
@@ -240,6 +245,17 @@ class UnlearningModule(lightning.LightningModule):
             # a short run's average must not remember the start: Tarvainen and Valpola's rising decay
             decay = min(decay, (1 + self.step_count) / (10 + self.step_count))
             torch._foreach_lerp_(list(self.average.values()), list(self.primary.parameters.values()), 1 - decay)
+
+
+def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
+    """Refuse parameters that may move but that no loss reaches on any rank: a run would leave them silently."""
+    everywhere = set[str]().union(*gather_objects(reached))
+    if lost := [name for name in phase.parameters if name not in everywhere]:
+        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise RecipeError(
+            f"Phase {phase.name!r}: no loss reaches {len(lost)} of {len(phase.parameters)} parameters that may move: "
+            f"{shown}. Take them out (scope.name=pattern scope.exclude=[...]), or add a loss that reaches them."
+        )
 
 
 def make_optimiser(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,8 +79,37 @@ class Losses:
         retain_gradient = fresh_gradients(retain, parameters)
         if log:
             self.log["cosine"] = cosine(forget_gradient, retain_gradient) / world_size()  # the same on every rank
+        if self.phase.combine.per_sample:
+            held = take_gradients(parameters)
+            samples = self._per_sample("retain", parameters)
+            for parameter, gradient in zip(parameters, held, strict=True):
+                parameter.grad = gradient
+            self.phase.combine(forget_gradient, held, state, samples)
+            return held
         self.phase.combine(forget_gradient, retain_gradient, state)
         return retain_gradient
+
+    def _per_sample(self, group: str, parameters: list[nn.Parameter]) -> list[list[Tensor]]:
+        """Return the gradient of every sample of the global batch alone, the same on every rank."""
+        batches = [batch for batch in self.batches[group] if len(batch["id"])]
+        mine = [{key: value[row : row + 1] for key, value in b.items()} for b in batches for row in range(len(b["id"]))]
+        counts = gather_objects(len(mine))
+        terms = {n: t for n, t in self.phase.groups[group].items() if not isinstance(t, ParameterObjective)}
+        samples = []
+        for owner, count in enumerate(counts):
+            for index in range(count):
+                lazy = partial(self._alone, group, terms, mine[index]) if owner == rank() else lambda: None
+                fresh_gradients([lazy], parameters)
+                samples.append(take_gradients(parameters))
+        return samples
+
+    def _alone(self, group: str, terms: dict[str, Objective], batch: Batch) -> Tensor:
+        """Return the weighted sum of the terms' values of one sample, as a scalar."""
+        loss = torch.zeros((), device=batch["id"].device)
+        for name, term in terms.items():
+            values = term(self.model, batch, self.context(f"{group}/{name}")).values
+            loss = loss + (term.weight * values).sum()
+        return loss
 
     def reduced_log(self) -> dict[str, float]:
         """Return losses and diagnostics, summed over ranks (a rank without items lacks some)."""
