@@ -1,0 +1,48 @@
+"""Answer preservation: go on answering retain questions rather than declining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import check_form
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPreservation(Objective):
+    """Keep the answer of a retain question more likely than a refusal; the retain half of IDK + AP.
+
+    L = -(1 / beta) log sigmoid(-beta log(p(refusal | x) / p(y | x))), log p summed over tokens. No reference is needed.
+
+    Args:
+        beta: inverse temperature, > 0.
+
+    Reference:
+        Yuan et al., A Closer Look at Machine Unlearning for Large Language Models, 2025, the AP loss. arXiv:2410.08109;
+        checked against the released losses.py.
+    """
+
+    beta: float = 0.1
+
+    needs = ("likelihood",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; it must be > 0")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Refuse items that have no refusal."""
+        check_form(context, "refusal", "answer_preservation")
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the loss an item, (B,), in nats / beta."""
+        answer = model.log_prob(batch, context.randomness)
+        refusal = model.log_prob(context.batch(context.split, batch["id"], "refusal"), context.randomness)
+        preference = answer - refusal
+        return Values(-F.logsigmoid(self.beta * preference) / self.beta, {"preference": preference.detach()})

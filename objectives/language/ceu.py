@@ -1,0 +1,59 @@
+"""Cross-entropy unlearning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch
+from unlearn.models.base import Answers
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEU(Objective):
+    """Teach the model its own distribution without the forget token.
+
+    L = mean_t CE(softmax(z with z_y = -inf), softmax(z)), with no gradient through the first.
+
+    Args:
+        ignore_first: how many first tokens of an answer do not count, >= 0; they follow from the question's form more
+            than from what is known. An answer without further tokens has the value 0.
+
+    Reference:
+        Yang, CE-U: Cross Entropy Unlearning, 2025. arXiv:2503.01224; leaving out the first token is a footnote of its
+        training settings. The code in OpenUnlearning averages over all tokens of a batch rather than an answer's.
+    """
+
+    ignore_first: int = 1
+
+    needs = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.ignore_first < 0:
+            raise ValueError(f"ignore_first is {self.ignore_first}; it must be >= 0")
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the cross-entropy an item, (B,), in nats a token."""
+        answers = later(model.answers(batch), self.ignore_first)
+        wanted = answers.logits.detach().scatter(1, answers.targets[:, None], -torch.inf).softmax(dim=1)
+        values = answers.means(cross_entropy(answers.logits, wanted))
+        return Values(values, {"nll": -answers.means(answers.log_probs().detach())})
+
+
+def later(answers: Answers, skip: int) -> Answers:
+    """Return the answers without the first ``skip`` tokens of each."""
+    kept = _position(answers) >= skip
+    return Answers(answers.logits[kept], answers.targets[kept], answers.row[kept], answers.size)
+
+
+def _position(answers: Answers) -> Tensor:
+    """Return each token's place in its answer, (N,), from 0."""
+    starts = answers.lengths.cumsum(0) - answers.lengths
+    return torch.arange(len(answers.row), device=answers.row.device) - starts[answers.row]

@@ -1,0 +1,63 @@
+"""Direct preference optimisation of another answer over the forget answer: IdkDPO and AltPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import Instead, check_form, recall_log_prob, remember_log_prob
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO(Objective):
+    """Prefer another answer to the forget answer, relative to the target.
+
+    L = -log sigmoid(beta (log(p(y') / p_target(y')) - log(p(y) / p_target(y)))), y the forget answer and y' what is to
+    be said instead, log p summed over tokens. ``refusal`` is IdkDPO, ``alternate`` AltPO.
+
+    Two numbers an item are remembered of the target; no second model is held.
+
+    Args:
+        instead: which other answer.
+        beta: inverse temperature, > 0.
+        variant: ``paper`` is the formula above; ``released`` has the factor 2 / beta of the unlearning codes
+            (SimNPO's, OpenUnlearning), by which it becomes NPO where y' drops out.
+
+    Reference:
+        Rafailov et al., Direct Preference Optimization: Your Language Model is Secretly a Reward Model, 2023, eq. 7.
+        arXiv:2305.18290. For unlearning: Maini et al., TOFU, 2024 (preference optimisation), arXiv:2401.06121, and
+        Mekala et al., Alternate Preference Optimization for Unlearning Factual Knowledge in Large Language Models,
+        2024, arXiv:2409.13474.
+    """
+
+    instead: Instead = "refusal"
+    beta: float = 0.1
+    variant: Literal["paper", "released"] = "paper"
+
+    needs = ("likelihood",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; it must be > 0")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Keep the target's log-probs of both answers."""
+        check_form(context, self.instead, "dpo")
+        remember_log_prob(model, context)
+        remember_log_prob(model, context, self.instead)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the loss an item, (B,)."""
+        ids = batch["id"]
+        lose = model.log_prob(batch, context.randomness) - recall_log_prob(context, ids)
+        other = context.batch(context.split, ids, self.instead)
+        win = model.log_prob(other, context.randomness) - recall_log_prob(context, ids, self.instead)
+        factor = 1.0 if self.variant == "paper" else 2 / self.beta
+        values = -factor * F.logsigmoid(self.beta * (win - lose))
+        return Values(values, {"log_ratio": lose.detach(), "log_ratio_instead": win.detach()})

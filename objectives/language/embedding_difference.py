@@ -1,0 +1,63 @@
+"""Squared distance to the target's hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import Tokens, token_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingDifference(Objective):
+    """Keep the hidden states after a layer where they were in the target: the retain half of RMU.
+
+    L = mean over an item's tokens of |h - h_target|^2 / D. The target's states are remembered on disk (D numbers a
+    token); no second model is held. At the target itself the gradient is 0.
+
+    Args:
+        layer: after which layer, 1 is the first and -1 the last. Layers above it get no gradient from this term.
+        tokens: ``answer`` counts the answer's tokens, ``all`` every real one.
+
+    Reference:
+        Li et al., The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning, 2024, the retain loss
+        of RMU. arXiv:2403.03218. There the square is summed over D; the released code divides by D, and so do we.
+    """
+
+    layer: int = 2
+    tokens: Tokens = "answer"
+
+    needs = ("hidden_states",)
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Keep the target's hidden states."""
+
+        def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+            mask = token_mask(batch, self.tokens)
+            return model.hidden(batch, self.layer)[mask], mask.sum(dim=1)
+
+        context.remember(self._name, context.split, compute)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the mean squared difference an item, (B,)."""
+        mask = token_mask(batch, self.tokens)
+        difference = model.hidden(batch, self.layer)[mask] - context.recall(self._name, context.split, batch["id"])
+        values = token_means(difference.square().mean(dim=1), mask)
+        return Values(values, {"distance": values.detach()})
+
+    @property
+    def _name(self) -> str:
+        return f"hidden_{self.layer}_{self.tokens}"
+
+
+def token_means(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of values (N,) of the True tokens of a mask (B, T) an item, (B,); 0 where there are none."""
+    row = mask.nonzero(as_tuple=True)[0]
+    sums = values.new_zeros(len(mask)).index_add(0, row, values)
+    counts: Tensor = mask.sum(dim=1).clamp(min=1)
+    return torch.div(sums, counts)

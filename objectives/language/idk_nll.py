@@ -1,0 +1,39 @@
+"""Learn to decline: the negative log-likelihood of an I-don't-know line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import Instead, check_form
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdkNLL(Objective):
+    """Train on another answer to the forget questions.
+
+    L = -log p(y' | x) / |y'|. With ``answer_preservation`` on the retain items this is IDK + AP.
+
+    Args:
+        instead: which other answer, a refusal or an alternate one.
+
+    Reference:
+        Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 ("I don't know" optimisation).
+        arXiv:2401.06121
+    """
+
+    instead: Instead = "refusal"
+
+    needs = ("training_loss",)
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Refuse items that have no such answer."""
+        check_form(context, self.instead, "idk_nll")
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the negative log-likelihood of the other answer, (B,), in nats a token."""
+        other = context.batch(context.split, batch["id"], self.instead)
+        nll = model.training_loss(other, context.randomness)
+        return Values(nll, {"nll_instead": nll.detach()})

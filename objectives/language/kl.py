@@ -1,0 +1,70 @@
+"""Divergence from the target on answer tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.data.base import Batch
+from unlearn.models.base import Answers
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.target_logits import (
+    bucketed,
+    recall_logits,
+    recall_top,
+    remember_logits,
+    remember_top,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(Objective):
+    """Keep the distribution at each answer token near the target's.
+
+    L = mean_t KL(p_target || p) over the answer's tokens. The target's distribution comes from remembered last states
+    through a frozen copy of its head, exact and without its body; or, with ``top_k``, from remembered log-probs.
+
+    Args:
+        top_k: remember only the target's k most likely tokens, k >= 1, and take all others as one. The value is then
+            too small by p_rest KL(rest of the target || rest of the model), where p_rest is the target's probability of
+            all other tokens: never negative, and 0 where p_rest is 0. null is exact.
+
+    Reference:
+        Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 (KL minimisation). arXiv:2401.06121. TOFU's
+        and OpenUnlearning's codes count question and padding tokens too; that is not offered.
+    """
+
+    top_k: int | None = None
+
+    needs = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be >= 1, or null for the exact divergence")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Keep what the target's distribution follows from."""
+        if self.top_k is None:
+            remember_logits(model, context)
+        else:
+            remember_top(model, context, self.top_k)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the divergence an item, (B,), in nats a token."""
+        answers = model.answers(batch)
+        target, own = self._log_probs(model, answers, context, batch["id"])
+        divergence = F.kl_div(own, target, reduction="none", log_target=True).sum(dim=1)
+        values = answers.means(divergence)
+        return Values(values, {"kl": values.detach()})
+
+    def _log_probs(self, model: Any, answers: Answers, context: Context, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probs of the target and of the model, both (N, V) or (N, top_k + 1)."""
+        if self.top_k is None:
+            return recall_logits(model, context, ids).log_softmax(dim=1), answers.logits.log_softmax(dim=1)
+        target, tokens = recall_top(context, ids, self.top_k)
+        return target, bucketed(answers.logits, tokens)

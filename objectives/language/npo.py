@@ -1,0 +1,50 @@
+"""Negative preference optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import recall_log_prob, remember_log_prob
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPO(Objective):
+    """Push forget answers below the target's likelihood, with a gradient that fades as they fall.
+
+    L = -(2 / beta) log sigmoid(-beta log(p(y | x) / p_target(y | x))), log p summed over the answer's tokens. Its
+    gradient is that of ascent on the summed log-likelihood times 2 p^beta / (p^beta + p_target^beta); as beta goes to
+    0 that weight goes to 1. At equal models the loss is (2 / beta) log 2.
+
+    One number an item is remembered of the target; no second model is held.
+
+    Args:
+        beta: inverse temperature, > 0.
+
+    Reference:
+        Zhang et al., Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning, 2024,
+        eq. 3. arXiv:2404.05868. MUSE's released code puts raw logits in place of log p; it is not followed.
+    """
+
+    beta: float = 0.1
+
+    needs = ("likelihood",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; it must be > 0. For its limit 0 take gradient_ascent")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Keep the target's log-probs."""
+        remember_log_prob(model, context)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the loss an item, (B,), in nats / beta."""
+        log_ratio = model.log_prob(batch, context.randomness) - recall_log_prob(context, batch["id"])
+        return Values(-2 / self.beta * F.logsigmoid(-self.beta * log_ratio), {"log_ratio": log_ratio.detach()})

@@ -1,0 +1,105 @@
+"""Primal-dual unlearning: the forget term, and a retain term whose weight follows a limit on the retain loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class PDU(Objective):
+    """Flatten the logits at forget tokens.
+
+    L = mean_t (max_v z_v - mean_v z_v)^2 over the answer's tokens. No softmax, so the gradient does not vanish. The
+    retain half is ``pdu_retain``.
+
+    Reference:
+        Entesari et al., Constrained Entropic Unlearning: A Primal-Dual Framework for Large Language Models, 2025, the
+        logit-margin flattening loss. arXiv:2506.05314. OpenUnlearning's code masks logits by unshifted labels, one
+        position late: it leaves out the distribution of the first answer token and takes one behind the last. It is not
+        offered.
+    """
+
+    needs = ("continues",)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the squared margin an item, (B,)."""
+        answers = model.answers(batch)
+        margin = answers.logits.amax(dim=1) - answers.logits.mean(dim=1)
+        return Values(answers.means(margin.square()), {"margin": answers.means(margin.detach())})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PDURetain(Objective):
+    """Keep the retain loss below a limit, by a weight that rises while it is above and falls while it is below.
+
+    L = lambda * NLL, and after each step lambda <- max(0, lambda + rate (NLL of the batch - epsilon)); the constant
+    -lambda epsilon of the paper's Lagrangian has no gradient and is left out of the value.
+
+    Args:
+        epsilon: the limit, in nats a token, > 0; by default it follows from ``tolerance``.
+        tolerance: epsilon is (1 + tolerance) times the target's mean retain loss, > 0; the paper's natural choice.
+        rate: step size of the dual variable, >= 0; 0 holds it.
+        start: lambda at the first step, >= 0. The forget loss is a squared logit, hence large; the authors advise 50 or
+            100 for models of billions of weights.
+        warmup: number of first steps in which lambda does not move, >= 0 (the authors: 3 to 5 passes over the data).
+
+    State:
+        dual: lambda.
+        epsilon: the limit.
+
+    Reference:
+        Entesari et al., 2025 (see PDU): the primal-dual algorithm, and epsilon = (1 + alpha) L_retain(target).
+    """
+
+    epsilon: float | None = None
+    tolerance: float = 0.5
+    rate: float = 1.0
+    start: float = 50.0
+    warmup: int = 0
+
+    needs = ("training_loss",)
+    follows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.epsilon is not None and not self.epsilon > 0:
+            raise ValueError(f"epsilon is {self.epsilon}; it must be > 0")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}; it must be > 0")
+        for name in ("rate", "start", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Set the limit from the target's loss, where none is given."""
+        context.state.update(dual=self.start, epsilon=self.epsilon)
+        if self.epsilon is None:
+
+            def loss(ids: Tensor) -> Tensor:
+                values: Tensor = model.training_loss(context.batch(context.split, ids), context.randomness)
+                return values.double()
+
+            with torch.no_grad():
+                mean = context.map_ids(loss, context.splits[context.split].ids, batch_size=16).mean()
+            context.state["epsilon"] = (1 + self.tolerance) * mean.item()
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return lambda times the negative log-likelihood, (B,), in nats a token."""
+        nll = model.training_loss(batch, context.randomness)
+        dual = context.state["dual"]
+        return Values(dual * nll, {"nll": nll.detach(), "dual": torch.full_like(nll.detach(), dual)})
+
+    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+        """Move lambda."""
+        if context.step >= self.warmup:
+            moved = context.state["dual"] + self.rate * (measured["nll"] - context.state["epsilon"])
+            context.state["dual"] = max(0.0, moved)

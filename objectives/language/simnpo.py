@@ -1,0 +1,46 @@
+"""Simple negative preference optimisation: without a reference, by length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNPO(Objective):
+    """Push forget answers below a fixed likelihood a token, with a gradient that fades as they fall.
+
+    L = -(2 / beta) log sigmoid(-(beta / |y|) log p(y | x) - margin).
+
+    Args:
+        beta: inverse temperature, > 0.
+        margin: the reward margin, gamma of the paper; a larger one keeps the gradient longer.
+        scaled_margin: multiply the margin by beta, as the released code does (and OpenUnlearning, there called delta).
+
+    Reference:
+        Fan et al., Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning, 2024, eq. 4.
+        arXiv:2410.07163
+    """
+
+    beta: float = 4.5
+    margin: float = 0.0
+    scaled_margin: bool = False
+
+    needs = ("likelihood",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; it must be > 0")
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the loss an item, (B,), in nats a token / beta."""
+        nll = -model.log_prob(batch, context.randomness) / model.dimensions(batch).clamp(min=1)
+        margin = self.beta * self.margin if self.scaled_margin else self.margin
+        return Values(-2 / self.beta * F.logsigmoid(self.beta * nll - margin), {"nll": nll.detach()})

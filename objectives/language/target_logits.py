@@ -1,0 +1,88 @@
+"""The target's distribution at answer tokens without the target: its remembered last states, and its frozen head."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.data.base import Batch
+from unlearn.errors import RecipeError
+from unlearn.objectives.base import Context
+from unlearn.remembered import Remembered
+
+
+def remember_logits(model: Any, context: Context) -> None:
+    """Keep, in ``prepare``, what the target's logits at the answer tokens of this term's items follow from.
+
+    On disk: the last hidden states, (tokens, D), and once a run the head's weights. In memory afterwards: the head.
+    """
+
+    def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+        return model.answer_states(batch), batch["answer"].sum(dim=1)
+
+    context.remember("answer_states", context.split, compute)
+    place = _place(context)
+    for name, value in model.head().state_dict().items():
+        place.put(f"head.{name}", torch.zeros(1, dtype=torch.int64), partial(_one_row, value))
+
+
+def recall_logits(model: Any, context: Context, ids: Tensor) -> Tensor:
+    """Return the target's logits at the answer tokens of items, (N, V), without gradient, in the order of answers."""
+    place = _place(context)
+    head = place.once("head", lambda: _frozen_head(model.head(), place, context.device))
+    with torch.no_grad():
+        logits: Tensor = head(context.recall("answer_states", context.split, ids))
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def remember_top(model: Any, context: Context, k: int) -> None:
+    """Keep, in ``prepare``, the target's ``k`` largest log-probs at each answer token, and that of all others together.
+
+    Raises:
+        RecipeError: the vocabulary has no more than ``k`` tokens.
+    """
+
+    def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = model.answers(batch).logits
+        if not k < logits.shape[1]:
+            raise RecipeError(f"top_k is {k}; it must be smaller than the vocabulary, {logits.shape[1]} tokens.")
+        tokens = logits.topk(k, dim=1).indices
+        # both in one row: the numbers of tokens stay exact in single precision up to 2^24
+        return torch.cat((bucketed(logits, tokens), tokens.to(logits.dtype)), dim=1), batch["answer"].sum(dim=1)
+
+    context.remember(f"top_{k}", context.split, compute)
+
+
+def recall_top(context: Context, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return (N, k + 1) log-probs, the last of all other tokens together, and (N, k) the tokens."""
+    rows = context.recall(f"top_{k}", context.split, ids)
+    return rows[:, : k + 1], rows[:, k + 1 :].long()
+
+
+def bucketed(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return log-probs of ``tokens`` (N, k) and of all others together, (N, k + 1), of logits (N, V)."""
+    total = logits.logsumexp(dim=1, keepdim=True)
+    others = logits.scatter(1, tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat((logits.gather(1, tokens), others), dim=1) - total
+
+
+def _frozen_head(head: nn.Module, place: Remembered, device: torch.device) -> nn.Module:
+    """Return a copy of the head with the target's weights: those of the model may have moved, or be tied to others."""
+    first = torch.zeros(1, dtype=torch.int64, device=device)
+    frozen = copy.deepcopy(head)
+    frozen.load_state_dict({name: place.get(f"head.{name}", first)[0] for name in head.state_dict()})
+    return frozen.requires_grad_(False).eval()
+
+
+def _one_row(value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return value.detach()[None], torch.ones(1, dtype=torch.int64)
+
+
+def _place(context: Context) -> Remembered:
+    if context.remembered is None:
+        raise RuntimeError("there is no place for the target's values: the module was given none")
+    return context.remembered

@@ -1,0 +1,54 @@
+"""Unlearning by self-distillation on adjusted logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.target_logits import recall_logits, remember_logits
+from unlearn.objectives.language.terms import cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNDIAL(Objective):
+    """Teach the model the target's distribution with the forget token's logit lowered.
+
+    L = mean_t CE(softmax(z_target - beta onehot(y_t)), softmax(z)), over the answer's tokens. The teacher is fixed, so
+    there is a minimum to reach. Its logits come from remembered states through a frozen copy of the target's head.
+
+    Args:
+        beta: by how much the logit is lowered, >= 0; 0 is distillation of the target.
+
+    Reference:
+        Dong et al., UNDIAL: Self-Distillation with Adjusted Logits for Robust Unlearning in Large Language Models,
+        2025. arXiv:2402.10052. OpenUnlearning's code also counts question and padding tokens (there the label -100
+        lowers the logit of the 100th token from the end of the vocabulary) and divides by all of them; that is not
+        offered.
+    """
+
+    beta: float = 10.0
+
+    needs = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta}; it must be >= 0")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Keep the target's last states and its head."""
+        remember_logits(model, context)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the cross-entropy an item, (B,), in nats a token."""
+        answers = model.answers(batch)
+        teacher = recall_logits(model, context, batch["id"])
+        lowered = torch.full_like(teacher[:, :1], -self.beta)
+        wanted = teacher.scatter_add(1, answers.targets[:, None], lowered).softmax(dim=1)
+        values = answers.means(cross_entropy(answers.logits, wanted))
+        return Values(values, {"nll": -answers.means(answers.log_probs().detach())})

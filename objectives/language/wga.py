@@ -1,0 +1,46 @@
+"""Weighted gradient ascent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.terms import Reduction, reduced
+
+
+@dataclass(frozen=True, kw_only=True)
+class WGA(Objective):
+    """Lower the likelihood of forget tokens, each weighted by a power of it, so that what is forgotten is left alone.
+
+    L = mean_t p_t^beta log p_t, with no gradient through the weight p_t^beta.
+
+    Args:
+        beta: the power, >= 0; 0 is gradient ascent.
+        reduction: ``mean`` over the tokens of an answer, or the paper's ``sum``; the released code takes the mean over
+            all tokens of a batch.
+
+    Reference:
+        Wang et al., Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond, 2025, the WGA objective
+        (there the power is alpha). arXiv:2502.19301
+    """
+
+    beta: float = 1.0
+    reduction: Reduction = "mean"
+
+    needs = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta}; it must be >= 0")
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the weighted log-likelihood an item, (B,), in nats a token."""
+        answers = model.answers(batch)
+        log_prob = answers.log_probs()
+        weight = (self.beta * log_prob.detach()).exp()
+        diagnostics = {"nll": -answers.means(log_prob.detach()), "token_weight": answers.means(weight)}
+        return Values(reduced(answers, weight * log_prob, self.reduction), diagnostics)
