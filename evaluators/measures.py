@@ -41,6 +41,31 @@ def auc(members: Tensor, others: Tensor) -> tuple[float, tuple[float, float] | N
     return value, (max(0.0, value - half), min(1.0, value + half))
 
 
+def auc_change(
+    subject: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]
+) -> tuple[float, tuple[float, float] | None]:
+    """Return (A - A_0) / A_0 with A and A_0 the AUCs (``auc``) of two models over the same items, and its interval.
+
+    The interval is normal; its variance is that of the linearised ratio, with DeLong's covariance of the two AUCs, as
+    they share their items. nan where A_0 is 0; no interval below two items a side, or where the variance is 0.
+
+    Args:
+        subject: scores of members (m,) and of non-members (n,) under one model.
+        reference: scores of the same members and non-members under the other.
+    """
+    a, a_0 = (placement(members, others).mean().item() for members, others in (subject, reference))
+    if a_0 == 0 or math.isnan(a) or math.isnan(a_0):
+        return math.nan, None
+    value, variance = (a - a_0) / a_0, 0.0
+    for side in (0, 1):
+        if len(subject[side]) < 2:
+            return value, None
+        own, other = (placement(scores[side], scores[1 - side]) for scores in (subject, reference))
+        variance += (own / a_0 - a * other / a_0**2).var().item() / len(own)  # signs of a side cancel in the square
+    half = Z95 * math.sqrt(variance)
+    return value, (value - half, value + half) if half else None
+
+
 def frechet(a: Tensor, b: Tensor) -> float:
     """Return the squared Frechet distance between Gaussians fitted to features a (n, D) and b (m, D).
 
