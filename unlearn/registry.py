@@ -38,6 +38,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "digits": "unlearn.data.digits:Digits",
         "mnist": "unlearn.data.mnist:Mnist",
         "image_folder": "unlearn.data.image_folder:ImageFolder",
+        "factbook": "unlearn.data.factbook:Factbook",
     },
     "objective": {
         "taming": "unlearn.objectives.flow.taming:Taming",
