@@ -63,6 +63,10 @@ class TextEncoder:
         space = "" if text[-1:].isspace() or self.template == CHAT else " "
         return prompt, [*self._tokens(space + answer), self.end][: self.max_length - len(prompt)]
 
+    def length(self, passage: str) -> int:
+        """Return the tokens of a passage, with those that begin and end it, before anything is cut."""
+        return len(self.start) + len(self._tokens(passage)) + 1
+
     @property
     def start(self) -> list[int]:
         """The beginning token, where there is one."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -44,6 +45,12 @@ class Encoder(Protocol):
     fingerprint: str
     """A hash of everything that decides how text becomes tokens."""
 
+    max_length: int
+    """Tokens an item at most; what is longer is cut at the end."""
+
+    def length(self, passage: str) -> int:
+        """Return the tokens of a passage, with those that begin and end it, before anything is cut."""
+
     def encode(self, question: str, answer: str | None) -> tuple[list[int], list[int]]:
         """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question."""
 
@@ -60,7 +67,12 @@ class TextDataset(Dataset):
         is_test: (N,) bool, items that no model is trained on.
         is_corrupt: (N,) bool, items with wrong content that only a corruption trains on; none by default.
         encoder: of the model that is to read them.
+
+    Attributes:
+        in_context: questions with answers that may be shown before an item is asked, by the attribute of such items.
     """
+
+    in_context: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -86,6 +98,10 @@ class TextDataset(Dataset):
     def encoded_by(self, encoder: Encoder) -> TextDataset:
         """Return the same items for a model."""
         return TextDataset(self.items, self.is_test, self.is_corrupt, encoder)
+
+    def content(self, ids: Tensor) -> str:
+        """Return a hash of the words of these items; what else the data holds does not matter."""
+        return hashlib.sha256(repr([self.words(index) for index in ids.tolist()]).encode()).hexdigest()
 
     def batch(self, ids: Tensor) -> Batch:
         """Return the items as they are."""
