@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
-from unlearn.evaluators.shared import at_least, item_rows, some_of
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.shared import at_least, item_rows, mean_share, some_of
 from unlearn.evaluators.text_measures import exact_memorization, extraction_strength
 from unlearn.evaluators.text_scores import answer_scores
 from unlearn.metrics import Direction, Record
@@ -54,7 +54,7 @@ class Memorization(Evaluator):
                 said = scores.tokens > 0
                 for metric, field in METRICS.items() if said.any() else ():
                     values = getattr(scores, field)[said]
-                    mean, ci95 = mean_ci95(values)
+                    mean, ci95 = mean_share(values)
                     records.append(
                         Record(
                             evaluator="memorization",

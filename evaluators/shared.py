@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearn.data.base import Split
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, mean_ci95
 from unlearn.models.likelihood import bits_per_dim_of
 from unlearn.randomness import Randomness
 
@@ -86,6 +86,12 @@ def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
         return ids
     order = Randomness(seed, f"items/{name}").permutation(len(ids))
     return ids[order[:limit].sort().values]
+
+
+def mean_share(values: Tensor) -> tuple[float, tuple[float, float] | None]:
+    """Return mean and Student-t 95 % interval of shares (n,), cut at 0 and 1."""
+    mean, ci95 = mean_ci95(values)
+    return mean, None if ci95 is None else (max(0.0, ci95[0]), min(1.0, ci95[1]))
 
 
 def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:

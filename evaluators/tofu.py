@@ -12,10 +12,10 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.generation import generated
 from unlearn.evaluators.measures import Z95
-from unlearn.evaluators.shared import at_least, item_rows, limited
+from unlearn.evaluators.shared import at_least, item_rows, limited, mean_share
 from unlearn.evaluators.text_measures import log_truth_ratio, rouge_l
 from unlearn.evaluators.text_scores import answer_scores, texts
 from unlearn.metrics import Record
@@ -147,7 +147,7 @@ class Tofu(Evaluator):
 
 
 def _record(evaluation: Evaluation, subject: str, questions: Questions, metric: str, values: Tensor) -> Record:
-    mean, ci95 = mean_ci95(values)
+    mean, ci95 = mean_share(values)
     return Record(
         evaluator="tofu",
         metric=metric,
