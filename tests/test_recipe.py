@@ -245,7 +245,7 @@ def test_numbers_are_read_from_text() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("forgt.weight=1", "a recipe has no part 'forgt' (command line). Did you mean: forget?"),
+        ("forgt.weight=1", "a recipe has no part 'forgt' (command line). Did you mean: forget, corrupt?"),
         ("lr=1", "Did you mean: optim.lr?"),
         ("optim.lrr=1", "there is no key 'optim.lrr' (command line). Did you mean: lr?"),
         ("forget.treshold=1", "there is no key 'forget.treshold' (command line). Did you mean: threshold"),

@@ -6,27 +6,39 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Findings, Run
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Run
 from unlearn.fit import device_for
 from unlearn.randomness import Randomness
 from unlearn.schema import Recipe
 
 
-@torch.no_grad()
 def evaluate(
     recipe: Recipe, models: Mapping[str, Callable[[], Any]], splits: Mapping[str, Split], run: Run, seed: int
 ) -> Findings:
     """Measure every subject with every evaluator; in single precision, on every rank."""
     device = device_for(recipe.trainer)
     subjects = {name: load().eval().to(device=device, dtype=torch.float32) for name, load in models.items()}
+    return measured(recipe.evaluate, subjects, splits, Randomness(seed, "evaluate"), device, run, seed)
+
+
+@torch.no_grad()
+def measured(
+    evaluators: Mapping[str, Evaluator],
+    subjects: Mapping[str, Any],
+    splits: Mapping[str, Split],
+    randomness: Randomness,
+    device: torch.device,
+    run: Run | None = None,
+    seed: int = 0,
+) -> Findings:
+    """Run evaluators over models that stand on the device."""
     findings = Findings()
-    cache: dict[Any, Tensor] = {}
-    for name, evaluator in recipe.evaluate.items():
-        evaluation = Evaluation(subjects, splits, Randomness(seed, f"evaluate/{name}"), device, run, seed, cache)
-        found = evaluator(evaluation)
+    cache: dict[Any, Any] = {}
+    for name, evaluator in evaluators.items():
+        stream = randomness.child(name)
+        found = evaluator(Evaluation(subjects, splits, stream, device, run or Run(), seed, cache))
         findings.records.extend(found.records)
         findings.pictures.extend(found.pictures)
         findings.items.extend(found.items)

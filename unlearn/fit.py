@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,7 @@ def fit(
     folder: Path,
     title: str,
     prepare: Prepare | None = None,
+    beside: Sequence[lightning.Callback] = (),
 ) -> float:
     """Run the module's primary steps to their end, from the last checkpoint in ``folder`` where there is one.
 
@@ -51,6 +52,7 @@ def fit(
         folder: where ``checkpoints/`` and ``metrics.csv`` go.
         title: for the progress bar.
         prepare: called with (module, feed) once the module stands on its device, before the first step.
+        beside: what else happens after each step, before the checkpoint.
 
     Returns:
         Seconds spent in all, those before a resume included.
@@ -77,7 +79,7 @@ def fit(
         sizes["forget"] = optim.forget_batch
     module.remembered = Remembered(folder / "reference")
     feed = Feed(module.splits, sizes, module.stream.child("order"), optim.accumulate)
-    callbacks: list[lightning.Callback] = [Curves(folder / "metrics.csv", first), checkpoints, CleanStop()]
+    callbacks: list[lightning.Callback] = [*beside, Curves(folder / "metrics.csv", first), checkpoints, CleanStop()]
     if prepare is not None:
         callbacks.insert(0, _Prepare(prepare, feed))
     if rank() == 0:
@@ -110,7 +112,7 @@ def fit(
         raise KeyboardInterrupt from stop
     if module.stop_asked and module.step_count < optim.steps:
         raise Interrupted(f"Stopped at step {module.step_count} of {optim.steps}; the state is saved.")
-    module.use_average()
+    module.use_kept()
     _same_on_every_rank(module)
     return before[0] + time.monotonic() - began
 

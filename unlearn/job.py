@@ -13,27 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from unlearn.change import Changed, build_module, change, prepare_masks, scope_lines
 from unlearn.checking import one_step
-from unlearn.data.base import Dataset, Split
+from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, launch, rank
 from unlearn.errors import Diverged, GateFailed, Interrupted, RecipeError
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
-from unlearn.feed import Feed
-from unlearn.fit import check_machine, fit, peak_memory, quiet_lightning
+from unlearn.fit import check_machine, peak_memory, quiet_lightning
 from unlearn.materials import Materials, gather_materials, rehearse
 from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
-from unlearn.models.scope import HeldEntries, scope_table
-from unlearn.module import UnlearningModule
 from unlearn.needs import check_capabilities
-from unlearn.phase import Phase
-from unlearn.randomness import Randomness
 from unlearn.recipe import load
-from unlearn.reference import Reference, WithoutAdapter
+from unlearn.reference import Reference
 from unlearn.report.card import write_model_card
 from unlearn.report.folder import read_run
 from unlearn.report.page import build_report
@@ -146,7 +141,7 @@ def check(recipe: Recipe) -> str:
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
     short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
     module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))
-    return one_step(recipe, module, _scope_lines(module), _prepare_masks(recipe, print))
+    return one_step(recipe, module, scope_lines(module), prepare_masks(recipe, print))
 
 
 def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
@@ -188,47 +183,41 @@ def _one(
     folder = folder or new_folder(recipe)
     place = RunDir(folder, parent)
     place.begin(recipe, command, in_memory=model is not None)
-    student = materials.load_target()
-    target = Reference(materials.load_target)
-    module = build_module(recipe, student, materials.splits, seed, target)
     place.write_splits(materials.splits)
-    place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}\n{_scope_lines(module)}")
+    place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}")
     with _resumable(
         "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
     ):
         try:
-            seconds["unlearning"] = fit(module, recipe.trainer, folder, "unlearning", _prepare_masks(recipe, place.say))
+            changed = change(recipe, materials, seed, place)
         except (Diverged, RecipeError):
             place.fail()
             raise
-        recipe.scope.detach(module.model, folder)
-        return _judge(recipe, place, module, materials, target, seed, seconds)
+        return _judge(recipe, place, changed, materials, seed, seconds)
 
 
 def _judge(
-    recipe: Recipe,
-    place: RunDir,
-    module: UnlearningModule,
-    materials: Materials,
-    target: Reference,
-    seed: int,
-    seconds: dict[str, float],
+    recipe: Recipe, place: RunDir, changed: Changed, materials: Materials, seed: int, seconds: dict[str, float]
 ) -> Result:
-    """Measure what the steps left, and write it."""
-    student: Any = module.model
+    """Measure what the change left, and write it."""
+    student = changed.student
+    seconds |= changed.seconds
     facts = Run(
-        steps=module.step_count,
+        steps=changed.steps,
         seconds=seconds["unlearning"],
         target_seconds=materials.target_seconds,
         peak_memory=peak_memory(),
-        state=module.states,
+        state=changed.states,
     )
-    place.say(f"took {module.step_count} steps in {facts.seconds:.1f} s; measuring")
+    place.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
     began = time.monotonic()
-    models: dict[str, Callable[[], Any]] = {"target": target, "unlearned": lambda: student}
-    if materials.load_retrained is not None:
-        models["retrained"] = materials.load_retrained
-    findings = evaluate(recipe, models, materials.splits, facts, seed)
+    models: dict[str, Callable[[], Any]] = {"target": changed.target, "unlearned": lambda: student}
+    others = {"retrained": materials.load_retrained, "clean": materials.load_clean}
+    models |= {name: load for name, load in others.items() if load is not None}
+    splits = dict(materials.splits)
+    if recipe.select is not None:
+        splits["forget"] = splits["forget"].halves()[1]
+    findings = evaluate(recipe, models, splits, facts, seed)
     seconds["evaluation"] = time.monotonic() - began
     student = student.float().cpu()
     failed = missed_gates(recipe, findings.records)
@@ -272,45 +261,6 @@ def _read(recipe: Recipe, folder: Path) -> Result:
     return Result(
         folder, records, recipe.model.wrapper.from_pretrained(folder / "model"), missed_gates(recipe, records)
     )
-
-
-def build_module(
-    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, target: Reference
-) -> UnlearningModule:
-    """Return the module that a recipe describes, around a model that moves."""
-    recipe.scope.attach(model, Randomness(seed, "scope"))
-    reference = WithoutAdapter(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
-    names = recipe.scope.select(model)
-    chosen = set(names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
-    phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
-    phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
-    return UnlearningModule(model, [phase], splits, seed, reference, recipe.trainer.log_every)
-
-
-def _prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:
-    """Return what makes the masks of a scope that asks for the forget gradient, at the target's weights."""
-    if not recipe.scope.needs_gradient:
-        return None
-
-    def prepare(module: UnlearningModule, feed: Feed) -> None:
-        if not module.masks:
-            passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
-            gradients = module.forget_gradient([feed[index] for index in range(min(passes, 50))])
-            module.masks = recipe.scope.masks(gradients)
-            say(_scope_lines(module))
-        module.held = HeldEntries(module.primary.parameters, module.masks)
-
-    return prepare
-
-
-def _scope_lines(module: UnlearningModule) -> str:
-    rows = scope_table(module.model, list(module.primary.parameters), module.masks)
-    free, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    lines = [f"  {place:<40} {moving:>12,} of {all_:>12,}" for place, moving, all_ in rows if moving]
-    return "\n".join((f"may move: {free:,} of {total:,} parameters", *lines))
 
 
 def _sizes(materials: Materials) -> str:

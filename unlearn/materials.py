@@ -11,9 +11,10 @@ import torch
 
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import make_splits, train_split
+from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.randomness import Randomness
-from unlearn.schema import Recipe
+from unlearn.schema import Pretrain, Recipe
 from unlearn.targets import Trained, find_or_train, given, likelihood_quantiles
 
 
@@ -27,6 +28,7 @@ class Materials:
         load_target: reads the target afresh.
         load_retrained: reads the retrained model afresh, None where there is none.
         target: where the target came from, None for a model in memory.
+        load_clean: reads the model that the target was corrupted from, None where there is none.
     """
 
     dataset: Dataset
@@ -34,6 +36,7 @@ class Materials:
     load_target: Callable[[], Wrapper]
     load_retrained: Callable[[], Wrapper] | None
     target: Trained | None
+    load_clean: Callable[[], Wrapper] | None = None
 
     @property
     def origin(self) -> str:
@@ -49,12 +52,14 @@ class Materials:
 def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> Materials:
     """Find or train the target, draw the splits, then find or train the retrained model."""
     config = recipe.model
-    target = None
+    target = clean = None
     load_target: Callable[[], Wrapper]
     if model is not None:
         load_target = partial(copy.deepcopy, model)
     else:
-        target = _target(recipe, dataset)
+        target = clean = _target(recipe, dataset)
+        if recipe.corrupt is not None:
+            target = _corrupted(recipe, clean, dataset)
         load_target = partial(config.load, target.folder)
     if target is None or target.origin == "given":
         load_target().check_fits(dataset.info)
@@ -68,7 +73,8 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
         retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
     load_retrained = None if retrained is None else partial(config.load, retrained.folder)
-    return Materials(dataset, splits, load_target, load_retrained, target)
+    load_clean = partial(config.load, clean.folder) if clean and recipe.corrupt else None
+    return Materials(dataset, splits, load_target, load_retrained, target, load_clean)
 
 
 def _target(recipe: Recipe, dataset: Dataset) -> Trained:
@@ -76,6 +82,15 @@ def _target(recipe: Recipe, dataset: Dataset) -> Trained:
     if config.pretrained is not None:
         return given("pretrained", config)
     return find_or_train(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
+
+
+def _corrupted(recipe: Recipe, clean: Trained, dataset: Dataset) -> Trained:
+    """Return the clean model, trained further on the items with wrong content."""
+    ids = torch.empty(0) if dataset.is_corrupt is None else torch.nonzero(dataset.is_corrupt).flatten()
+    if recipe.corrupt is None or len(ids) == 0:
+        raise RecipeError("corrupt: the data has no corrupted items. Type data.corrupt=[NAME, ...], or corrupt=null.")
+    further = Pretrain(seed=recipe.corrupt.seed, optim=recipe.corrupt.optim)
+    return find_or_train(recipe.model, further, recipe.trainer, Split("corrupted", dataset, ids), "corrupted", clean)
 
 
 def _without(splits: dict[str, Split]) -> Split:

@@ -70,6 +70,7 @@ class UnlearningModule(lightning.LightningModule):
         self.masks: dict[str, Tensor] = {}
         self.held: HeldEntries | None = None
         self.average: dict[str, Tensor] = {}
+        self.best: dict[str, Any] = {}
         self.restored: dict[str, Any] | None = None
         self.remembered: Remembered | None = None
 
@@ -172,9 +173,9 @@ class UnlearningModule(lightning.LightningModule):
         self.states = kept
         return dict(zip(self.primary.parameters, total, strict=True))
 
-    def use_average(self) -> None:
-        """Put the averaged weights in place of the last ones, where an average was kept."""
-        for name, value in self.average.items():
+    def use_kept(self) -> None:
+        """Put the best or the averaged weights in place of the last ones, where such were kept."""
+        for name, value in self.best.get("parameters", self.average).items():
             self.primary.parameters[name].data.copy_(value)
 
     def snapshot(self) -> dict[str, Any]:
@@ -191,6 +192,7 @@ class UnlearningModule(lightning.LightningModule):
             "average": self.average,
             "masks": self.masks,
             "goal": self.goal,
+            "best": self.best,
         }
 
     @torch.no_grad()
@@ -206,7 +208,7 @@ class UnlearningModule(lightning.LightningModule):
         self.combine_states = _moved(state["combine"], self.device)
         self.average = _moved(state["average"], self.device)
         self.masks = _moved(state["masks"], self.device)
-        self.goal = state["goal"]
+        self.goal, self.best = state["goal"], state["best"]
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.load_weights(state)

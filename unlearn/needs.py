@@ -14,6 +14,8 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
         (f"{group}={name}", term) for group in ("forget", "retain") for name, term in getattr(recipe, group).items()
     ]
     parts += [(f"evaluate.{name}", evaluator) for name, evaluator in recipe.evaluate.items()]
+    if recipe.edit is not None:
+        parts.append(("edit", recipe.edit))
     if recipe.data.forget.likelihood_quantile is not None:
         _require("data.forget.likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:

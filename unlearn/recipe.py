@@ -14,12 +14,12 @@ from unlearn import layers, registry
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.layers import Given, Node, bare
 from unlearn.references import escape, interpolate
-from unlearn.schema import About, Gate, Optim, Pretrain, Recipe, Trainer
+from unlearn.schema import About, Corrupt, Gate, Optim, Pretrain, Recipe, Select, Trainer
 from unlearn.typed import Built, build, convert
 from unlearn.yaml_text import shorten
 
 PARTS = ["name", "about", "model", "data", "pretrain", "forget", "retain", "combine", "scope"]
-PARTS += ["optim", "trainer", "evaluate", "gate", "seed", "output"]
+PARTS += ["edit", "corrupt", "select", "optim", "trainer", "evaluate", "gate", "seed", "output"]
 """The keys of a recipe, in the order in which a resolved recipe shows them."""
 
 NOT_HASHED = ("name", "about", "output")
@@ -68,17 +68,25 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     retain, retain_tree = _terms("retain", _part(node, "retain"))
     combine = _component("combination", _part(node, "combine"), "combine")
     scope = _component("scope", _part(node, "scope"), "scope")
+    edit = _component("edit", node["edit"], "edit") if _part(node, "edit") else None
+    corrupt = build(Corrupt, _part(node, "corrupt"), "corrupt") if _part(node, "corrupt") else None
     optim = build(Optim, _part(node, "optim"), "optim")
     trainer = build(Trainer, _part(node, "trainer"), "trainer")
     evaluate = {
         key: _component("evaluator", entry, f"evaluate.{key}", key) for key, entry in _entries(node, "evaluate")
     }
+    select = build(Select, _part(node, "select"), "select") if _part(node, "select") else None
     gate = {key: build(Gate, entry, f"gate.{key}") for key, entry in _entries(node, "gate")}
     name = _name(node, name)
     seed, seeds = _seeds(node)
     output = _output(node)
-    if not forget:
-        raise RecipeError(f"the recipe has no forget part; write forget=NAME. {_allowed('objective')}")
+    if bool(forget) == bool(edit):
+        what = "both a forget and an edit part; take one, and write null for the other" if edit else "no forget part"
+        raise RecipeError(f"the recipe has {what}; write forget=NAME, or edit=NAME. {_allowed('objective')}")
+    if select is not None and select.value.evaluator not in evaluate:
+        raise RecipeError(
+            f"select.evaluator is {select.value.evaluator!r}; it must be an entry of evaluate: {', '.join(evaluate)}."
+        )
     tree = {
         "name": name,
         "about": about.tree,
@@ -89,6 +97,9 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         "retain": retain_tree,
         "combine": combine.tree(),
         "scope": scope.tree(),
+        **({"edit": edit.tree()} if edit else {}),
+        **({"corrupt": corrupt.tree} if corrupt else {}),
+        **({"select": select.tree} if select else {}),
         "optim": optim.tree,
         "trainer": trainer.tree,
         "evaluate": {key: evaluator.tree(key) for key, evaluator in evaluate.items()},
@@ -106,6 +117,9 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         retain=retain,
         combine=combine.built.value,
         scope=scope.built.value,
+        edit=edit.built.value if edit else None,
+        corrupt=corrupt.value if corrupt else None,
+        select=select.value if select else None,
         optim=optim.value,
         trainer=trainer.value,
         evaluate={key: evaluator.built.value for key, evaluator in evaluate.items()},

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unlearn.models.base import ModelConfig
     from unlearn.models.scope import Scope
     from unlearn.objectives.base import Objective
+    from unlearn.objectives.edits.base import Edit
     from unlearn.objectives.surgery import Combination
 
 
@@ -179,6 +180,51 @@ class Gate:
 
 
 @dataclass
+class Select:
+    """Keeps the weights of the best step, judged on every second item of forget; the figures are of the others.
+
+    Args:
+        evaluator: entry of ``evaluate`` that measures.
+        metric: its figure on forget.
+        about: required entries of the record's ``about``.
+        aim: lower, higher, or retrained: as near as possible to the retrained model's.
+        every: steps between measurements, >= 1.
+        limit: a threshold that a step must meet to be kept; the name of its metric comes from the same evaluator.
+        patience: the run ends after so many measurements in a row that miss the limit; null never ends it.
+
+    Reference:
+        the stop rule of Shi et al., MUSE, 2024, section 4.1 (utility below the retrained model's). arXiv:2407.06460
+    """
+
+    evaluator: str = ""
+    metric: str = ""
+    about: dict[str, str] = field(default_factory=dict)
+    aim: Literal["lower", "higher", "retrained"] = "retrained"
+    every: int = 20
+    limit: Gate | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _at_least(1, every=self.every, patience=self.patience)
+        if bool(self.evaluator) != bool(self.metric):
+            raise ValueError("evaluator and metric go together, e.g. memorization and exact_memorization")
+
+
+@dataclass
+class Corrupt:
+    """How the target is made from a clean model: trained further on the data's corrupted items (RESTOR).
+
+    Args:
+        seed: of the data order.
+        optim: as for unlearning.
+    """
+
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
 class Recipe:
     """A recipe with every component built; made by ``unlearn.recipe.load``."""
 
@@ -193,6 +239,9 @@ class Recipe:
     scope: Scope
     optim: Optim
     trainer: Trainer
+    edit: Edit | None
+    corrupt: Corrupt | None
+    select: Select | None
     evaluate: dict[str, Evaluator]
     gate: dict[str, Gate]
     seeds: list[int]

@@ -29,7 +29,7 @@ from unlearn.module import UnlearningModule
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
-from unlearn.schema import Pretrain, Trainer
+from unlearn.schema import Optim, Pretrain, Trainer
 
 _trained_here: set[str] = set()
 """Keys trained anew by this process: several seeds share one target, also under ``model.train=true``."""
@@ -46,11 +46,13 @@ class Trained:
         folder: what ``from_pretrained`` reads.
         origin: given, shipped, cached or trained.
         seconds: what its training took, None where unknown.
+        key: hash of everything that shaped it, or of the files of a given one.
     """
 
     folder: Path
     origin: str
     seconds: float | None = None
+    key: str = ""
 
 
 def given(key: str, config: ModelConfig) -> Trained:
@@ -60,10 +62,17 @@ def given(key: str, config: ModelConfig) -> Trained:
     except RecipeError as error:
         raise RecipeError(f"model.{key}: {error}") from error
     config.load(folder)  # says what is wrong with it before any work
-    return Trained(folder, "given")
+    return Trained(folder, "given", key=_content(folder))
 
 
-def find_or_train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Split, subject: str) -> Trained:
+def find_or_train(
+    config: ModelConfig,
+    pretrain: Pretrain,
+    trainer: Trainer,
+    split: Split,
+    subject: str,
+    start: Trained | None = None,
+) -> Trained:
     """Return a model trained on ``split``: the shipped copy, the cached one, or a new one.
 
     Args:
@@ -72,17 +81,20 @@ def find_or_train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, spl
         trainer: where it is trained; always in single precision, which every precision of unlearning starts from.
         split: the training items.
         subject: target or retrained, for the progress bar.
+        start: the model whose training goes on; by default a new one.
     """
-    key = training_key(config, pretrain, split)
+    key = training_key(config, pretrain, split, start)
     if not config.train or key in _trained_here:
         for folder in (*shipped(), models_cache() / key):
             record = _record(folder)
             if record.get("key") == key:
-                return Trained(folder, "shipped" if folder.parent != models_cache() else "cached", record["seconds"])
-    return train(config, pretrain, trainer, split, subject, key)
+                return Trained(
+                    folder, "shipped" if folder.parent != models_cache() else "cached", record["seconds"], key
+                )
+    return train(config, pretrain, trainer, split, subject, key, start)
 
 
-def training_key(config: ModelConfig, pretrain: Pretrain, split: Split) -> str:
+def training_key(config: ModelConfig, pretrain: Pretrain, split: Split, start: Trained | None = None) -> str:
     """Return the hash of everything that shapes a trained model."""
     model = {name: value for name, value in asdict(config).items() if name not in ("pretrained", "retrained", "train")}
     shape = {
@@ -91,22 +103,30 @@ def training_key(config: ModelConfig, pretrain: Pretrain, split: Split) -> str:
         "model": model,
         "optim": asdict(pretrain.optim),
         "seed": pretrain.seed,
-        "data": split.dataset.fingerprint,
+        "data": split.dataset.content(split.ids),
         "info": split.dataset.info,
-        "ids": hashlib.sha256(split.ids.numpy().tobytes()).hexdigest(),
+        "start": start.key if start else None,
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Split, subject: str, key: str) -> Trained:
+def train(
+    config: ModelConfig,
+    pretrain: Pretrain,
+    trainer: Trainer,
+    split: Split,
+    subject: str,
+    key: str,
+    start: Trained | None,
+) -> Trained:
     """Train a model into the cache; a training that was cut off goes on where it stood."""
     folder, working = models_cache() / key, models_cache() / f"{key}.training"
     models_cache().mkdir(parents=True, exist_ok=True)
     with _one_process(models_cache() / f"{key}.lock"):
         if not config.train and _record(folder).get("key") == key:  # another process made it meanwhile
-            return Trained(folder, "cached", _record(folder)["seconds"])
-        model = new_model(config, pretrain, split)
-        module = UnlearningModule(model, [training_phase(model, pretrain)], {"retain": split}, pretrain.seed)
+            return Trained(folder, "cached", _record(folder)["seconds"], key)
+        model = config.load(start.folder) if start else new_model(config, pretrain, split)
+        module = UnlearningModule(model, [training_phase(model, pretrain.optim)], {"retain": split}, pretrain.seed)
         seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
         if rank() == 0:
             finished = models_cache() / f".{key}.partial"
@@ -119,7 +139,7 @@ def train(config: ModelConfig, pretrain: Pretrain, trainer: Trainer, split: Spli
             shutil.rmtree(working, ignore_errors=True)
         barrier()
     _trained_here.add(key)
-    return Trained(folder, "trained", seconds)
+    return Trained(folder, "trained", seconds, key)
 
 
 def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
@@ -132,9 +152,9 @@ def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
     return model
 
 
-def training_phase(model: Wrapper, pretrain: Pretrain) -> Phase:
+def training_phase(model: Wrapper, optim: Optim) -> Phase:
     """Return the one phase that trains a model: its own training loss on all items."""
-    return Phase(dict(model.named_parameters()), {"retain": {"training_loss": TrainingLoss()}}, pretrain.optim)
+    return Phase(dict(model.named_parameters()), {"retain": {"training_loss": TrainingLoss()}}, optim)
 
 
 def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -> Callable[[Tensor], Tensor]:
@@ -158,6 +178,15 @@ def shipped() -> list[Path]:
     """Return the folders of the models that ship with the package."""
     root = Path(str(files("unlearn"))) / "assets"
     return sorted(path.parent for path in root.glob("*/*/trained.json"))
+
+
+def _content(folder: Path) -> str:
+    """Return a hash of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _record(folder: Path) -> dict[str, Any]:

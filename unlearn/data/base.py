@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,10 @@ class Dataset(ABC):
     @abstractmethod
     def batch(self, ids: Tensor) -> Batch:
         """Return the items ``ids`` (B,) on the CPU; always holds ``id``, (B,) int64."""
+
+    def content(self, ids: Tensor) -> str:
+        """Return a hash of what a model trained on these items sees."""
+        return f"{self.fingerprint} {hashlib.sha256(ids.numpy().tobytes()).hexdigest()}"
 
     def form(self, name: str, ids: Tensor) -> Batch:
         """Return the items in another form (a paraphrase, a refusal); data that has such forms overrides this."""
@@ -112,6 +117,10 @@ class Split:
     def batch(self, ids: Tensor) -> Batch:
         """Return the items with these ids."""
         return self.dataset.batch(ids)
+
+    def halves(self) -> tuple[Split, Split]:
+        """Return every second item, for stopping and tuning, and the others, for the figures."""
+        return replace(self, ids=self.ids[::2]), replace(self, ids=self.ids[1::2])
 
 
 @dataclass

@@ -1,0 +1,141 @@
+"""How a model is changed: step by step on the recipe's losses, or by an edit."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from unlearn.data.base import Split
+from unlearn.evaluate import measured
+from unlearn.feed import Feed
+from unlearn.fit import device_for, fit
+from unlearn.keep_best import KeepBest
+from unlearn.materials import Materials
+from unlearn.metrics import Record
+from unlearn.models.base import Wrapper
+from unlearn.models.scope import HeldEntries, scope_table
+from unlearn.module import UnlearningModule
+from unlearn.objectives.edits.base import Edit
+from unlearn.phase import Phase
+from unlearn.randomness import Randomness
+from unlearn.reference import Reference, WithoutAdapter
+from unlearn.rundir import RunDir
+from unlearn.schema import Optim, Recipe
+from unlearn.targets import training_phase
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a change leaves.
+
+    Args:
+        student: the unlearned model.
+        target: loads the model as it was.
+        steps: optimiser steps taken.
+        seconds: of the steps, and of the measurements between them.
+        states: the objectives' last states.
+    """
+
+    student: Any
+    target: Reference
+    steps: int
+    seconds: dict[str, float]
+    states: Mapping[str, Mapping[str, Any]]
+
+
+def change(recipe: Recipe, materials: Materials, seed: int, place: RunDir) -> Changed:
+    """Change the target as the recipe says; a change that was cut off goes on where it stood."""
+    target = Reference(materials.load_target)
+    if recipe.edit is not None:
+        return _edit(recipe, recipe.edit, materials, target, seed, place)
+    module = build_module(recipe, materials.load_target(), materials.splits, seed, target)
+    place.say(scope_lines(module))
+    prepare, beside = prepare_masks(recipe, place.say), _keep_best(recipe, materials, target, seed, place.say)
+    whole = fit(module, recipe.trainer, place.folder, "unlearning", prepare, beside)
+    selection = sum(callback.seconds for callback in beside)
+    recipe.scope.detach(module.model, place.folder)
+    seconds = {"unlearning": whole - selection, "selection": selection}
+    return Changed(module.model, target, module.step_count, seconds, module.states)
+
+
+def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
+    """Apply an edit, which may ask for the model trained further on a split."""
+    began = time.monotonic()
+    steps = 0
+
+    def train(model: Wrapper, split: str, optim: Optim) -> Wrapper:
+        nonlocal steps
+        further = copy.deepcopy(model).requires_grad_(True)
+        phase = training_phase(further, optim)
+        module = UnlearningModule(further, [phase], {"retain": materials.splits[split]}, seed)
+        fit(module, recipe.trainer, place.folder / f"trained-on-{split}", f"training on {split}")
+        steps += module.step_count
+        return further
+
+    student = edit(materials.load_target(), train, materials.splits)
+    return Changed(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
+
+
+def build_module(
+    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, target: Reference
+) -> UnlearningModule:
+    """Return the module that a recipe describes, around a model that moves."""
+    recipe.scope.attach(model, Randomness(seed, "scope"))
+    reference = WithoutAdapter(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
+    names = recipe.scope.select(model)
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
+    phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
+    phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
+    return UnlearningModule(model, [phase], splits, seed, reference, recipe.trainer.log_every)
+
+
+def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:
+    """Return what makes the masks of a scope that asks for the forget gradient, at the target's weights."""
+    if not recipe.scope.needs_gradient:
+        return None
+
+    def prepare(module: UnlearningModule, feed: Feed) -> None:
+        if not module.masks:
+            passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
+            gradients = module.forget_gradient([feed[index] for index in range(min(passes, 50))])
+            module.masks = recipe.scope.masks(gradients)
+            say(scope_lines(module))
+        module.held = HeldEntries(module.primary.parameters, module.masks)
+
+    return prepare
+
+
+def _keep_best(
+    recipe: Recipe, materials: Materials, target: Reference, seed: int, say: Callable[[str], None]
+) -> list[KeepBest]:
+    """Return what keeps the best weights, judged on the half of forget that the figures do not show."""
+    select = recipe.select
+    if select is None:
+        return []
+    evaluator = {select.evaluator: recipe.evaluate[select.evaluator]}
+    splits = {**materials.splits, "forget": materials.splits["forget"].halves()[0]}
+
+    def measure(models: Mapping[str, Any], splits: Mapping[str, Split]) -> list[Record]:
+        return measured(evaluator, models, splits, Randomness(seed, "select"), device_for(recipe.trainer)).records
+
+    asked = {select.limit.minus if select.limit else None, "retrained" if select.aim == "retrained" else None}
+    known: dict[str, Callable[[], Any] | None] = {"target": target, "retrained": materials.load_retrained}
+    fixed = {name: load for name, load in known.items() if name in asked and load is not None}
+    return [KeepBest(select, measure, splits, fixed, say)]
+
+
+def scope_lines(module: UnlearningModule) -> str:
+    """Return the table of what may move, as text."""
+    rows = scope_table(module.model, list(module.primary.parameters), module.masks)
+    free, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    lines = [f"  {place:<40} {moving:>12,} of {all_:>12,}" for place, moving, all_ in rows if moving]
+    return "\n".join((f"may move: {free:,} of {total:,} parameters", *lines))
