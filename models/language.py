@@ -17,6 +17,7 @@ from unlearn.data.base import Dataset
 from unlearn.errors import RecipeError
 from unlearn.files import models_cache
 from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.guards import combined_logits as _combined_logits  # noqa: F401, so that transformers can read them
 from unlearn.models.language_tokens import TextEncoder
 from unlearn.models.language_wrapper import Language, read_text, stored_settings
 from unlearn.randomness import Randomness

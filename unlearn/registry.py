@@ -92,7 +92,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "cost": "unlearn.evaluators.cost:Cost",
         "goal": "unlearn.evaluators.goal:Goal",
     },
-    "edit": {},
+    "edit": {
+        "task_vector": "unlearn.objectives.edits.task_vector:TaskVector",
+        "whp": "unlearn.objectives.edits.whp:WhosHarryPotter",
+    },
 }
 """Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""
 

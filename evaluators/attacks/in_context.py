@@ -1,0 +1,54 @@
+"""Reintroduction in context: other forgotten facts stand in the prompt, before the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from unlearn.evaluators.attacks.asking import Pair, PromptAttack, companions, in_company
+from unlearn.evaluators.attacks.scoring import encoder_of
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.shared import at_least
+from unlearn.evaluators.text_scores import texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContext(PromptAttack):
+    """Gives other forget questions of the same label with their true answers, then asks.
+
+    A model that never saw the data may profit from the context too; only what goes beyond it was not forgotten.
+
+    Args:
+        facts: how many other questions and answers are given, >= 1; fewer where a label has fewer, or where the model
+            cannot read so much at once.
+
+    Reference:
+        Shumailov et al., UnUnlearning: Unlearning is not sufficient for content regulation in advanced generative AI,
+        2024, section 3. arXiv:2407.00106
+    """
+
+    facts: int = 5
+
+    attack: ClassVar[str] = "in_context"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        at_least(self, facts=1)
+
+    def budget(self) -> str:
+        """Name the number of facts."""
+        return f"{self.facts} facts"
+
+    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
+        """Return one prompt an item."""
+        data = texts(evaluation.splits["forget"])
+        encoder = encoder_of(data)
+        found: list[list[Pair]] = []
+        for item in ids.tolist():
+            others = companions(evaluation, data, item, self.facts)
+            context = [" ".join(data.words(other)) for other in others]
+            found.append([in_company(encoder, context, *data.words(item))])
+        return found

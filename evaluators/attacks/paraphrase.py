@@ -1,0 +1,54 @@
+"""Paraphrase attack: the question in other words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.text import TextDataset
+from unlearn.evaluators.attacks.asking import Pair, PromptAttack
+from unlearn.evaluators.attacks.scoring import encoder_of
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.text_scores import texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paraphrase(PromptAttack):
+    """Asks in the words of every form ``paraphrased_question...`` that an item has; the best one counts.
+
+    Only items that have such a form are attacked.
+
+    Reference:
+        Jin et al., RWKU: Benchmarking Real-World Knowledge Unlearning for Large Language Models, 2024, section 3.4
+        (adversarial attack probes). arXiv:2406.10890
+    """
+
+    attack: ClassVar[str] = "paraphrase"
+
+    def budget(self) -> str:
+        """Say that all wordings are tried."""
+        return "all paraphrases"
+
+    def open_to(self, data: TextDataset) -> Tensor:
+        """Return the items that have a question in other words."""
+        return torch.tensor([bool(wordings(data, item)) for item in range(len(data))], dtype=torch.bool)
+
+    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
+        """Return one prompt a wording, the answer being the item's own."""
+        data = texts(evaluation.splits["forget"])
+        encoder = encoder_of(data)
+        return [
+            [encoder.encode(question, data.words(item)[1]) for question in wordings(data, item)]
+            for item in ids.tolist()
+        ]
+
+
+def wordings(data: TextDataset, item: int) -> list[str]:
+    """Return an item's question in the other words that its forms give, without repeats."""
+    found = [
+        pair[0] for name, pair in sorted(data.items[item].forms.items()) if name.startswith("paraphrased_question")
+    ]
+    return list(dict.fromkeys(found))

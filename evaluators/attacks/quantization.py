@@ -1,0 +1,113 @@
+"""Quantisation: what comes back when the weights are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.shared import at_least
+from unlearn.metrics import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Evaluator):
+    """Rounds the weights of every linear layer to few bits and measures the forget items again.
+
+    Unlearning that moved weights by less than half a step of the grid is undone by it. Rounding is to the nearest
+    code, symmetric, with one scale an output channel; activations, embeddings (with an output layer that shares their
+    weights), norms and biases stay as they are.
+
+    Args:
+        bits: bits a code, each from 2 to 8.
+        items: at most so many forget items, drawn by the seed; null takes all.
+        batch_size: items a forward pass; does not change the result.
+
+    Reference:
+        Zhang et al., Catastrophic Failure of LLM Unlearning via Quantization, 2025, section 4. arXiv:2410.16454
+    """
+
+    bits: list[int] = field(default_factory=lambda: [8, 4])
+    items: int | None = 100
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, items=1, batch_size=1)
+        if not self.bits or not all(2 <= b <= 8 for b in self.bits) or len(set(self.bits)) < len(self.bits):
+            raise ValueError(f"bits is {self.bits}; it must be different numbers from 2 to 8")
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_quantization`` for every subject, and ``codes_changed`` for all but the target."""
+        ids = attacked(evaluation, self.items)
+        found = Findings()
+        for bits in self.bits:
+            for subject, model in evaluation.models.items():
+                scores = scores_of(evaluation, quantized(model, bits), ids, self.batch_size)
+                found.records.extend(attack_records("quantization", subject, scores, f"{bits} bit", evaluation.seed))
+                if subject != "target" and (share := codes_changed(evaluation.models["target"], model, bits)):
+                    found.records.append(_codes_record(subject, bits, *share, evaluation.seed))
+        return found
+
+
+def scales(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
+    """Return the step between codes of each output channel, max |w| / (2^(bits - 1) - 1), in the shape of a divisor."""
+    others = [axis for axis in range(weight.ndim) if axis != channel]
+    largest: Tensor = weight.abs().amax(dim=others, keepdim=True)
+    return torch.div(largest, 2 ** (bits - 1) - 1)
+
+
+def codes(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
+    """Return round(w / scale), whole numbers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1; 0 in a channel of zeros."""
+    scale = scales(weight, bits, channel)
+    return torch.where(scale > 0, weight / scale, 0).round().to(torch.int8)
+
+
+def linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """Yield (name, weight, axis of its output channels) of every linear layer, but for one tied to the embeddings."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, module in model.named_modules():
+        turned = type(module).__name__ == "Conv1D"  # GPT-2's linear layer holds its weight turned
+        if (isinstance(module, nn.Linear) or turned) and id(module.weight) not in embeddings:
+            yield name, module.weight, int(turned)
+
+
+@torch.no_grad()
+def quantized(model: Any, bits: int) -> Any:
+    """Return a copy of a model whose linear layers hold only scale * code."""
+    copy = deepcopy(model)
+    for _, weight, channel in linear_weights(copy):
+        weight.copy_(scales(weight, bits, channel) * codes(weight, bits, channel))
+    return copy
+
+
+@torch.no_grad()
+def codes_changed(target: nn.Module, model: nn.Module, bits: int) -> tuple[float, int] | None:
+    """Return the share of quantised weights whose codes differ, and their number; None for models of other shapes."""
+    pairs = list(zip(linear_weights(target), linear_weights(model), strict=False))
+    if not pairs or any(a[0] != b[0] or a[1].shape != b[1].shape for a, b in pairs):
+        return None
+    changed = sum(int((codes(a, bits, axis) != codes(b, bits, axis)).sum()) for (_, a, axis), (_, b, _) in pairs)
+    total = sum(weight.numel() for (_, weight, _), _ in pairs)
+    return changed / total, total
+
+
+def _codes_record(subject: str, bits: int, share: float, n: int, seed: int) -> Record:
+    return Record(
+        evaluator="quantization",
+        metric="codes_changed",
+        subject=subject,
+        about={"budget": f"{bits} bit"},
+        value=share,
+        n=n,
+        seed=seed,
+        unit="share",
+    )

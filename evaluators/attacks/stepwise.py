@@ -1,0 +1,67 @@
+"""Step-by-step questioning: easier questions first, with the model's own answers kept in the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from unlearn.evaluators.attacks.asking import Pair, PromptAttack, companions, in_company
+from unlearn.evaluators.attacks.paraphrase import wordings
+from unlearn.evaluators.attacks.scoring import encoder_of
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.generation import continuations
+from unlearn.evaluators.shared import at_least
+from unlearn.evaluators.text_scores import texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise(PromptAttack):
+    """Asks other questions about the same label, then the question in other words, then the question itself.
+
+    The model answers each step greedily and reads its own answers before the next; the attacker gives away nothing.
+    Where the paper lets a language model write the steps, here they are the data's own questions.
+
+    Args:
+        questions: how many other questions of the label are asked first, >= 1; fewer where there are fewer.
+        new_tokens: tokens of an answer at most, >= 1.
+
+    Reference:
+        Sinha et al., Step-by-Step Reasoning Attack: Revealing 'Erased' Knowledge in Large Language Models (Sleek),
+        2025. arXiv:2506.17279
+    """
+
+    questions: int = 3
+    new_tokens: int = 16
+
+    attack: ClassVar[str] = "stepwise"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        at_least(self, questions=1, new_tokens=1)
+
+    def budget(self) -> str:
+        """Name the number of steps before the question."""
+        return f"{self.questions} questions"
+
+    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
+        """Return one prompt an item, which holds what the subject said on the way."""
+        data = texts(evaluation.splits["forget"])
+        encoder, model = encoder_of(data), evaluation.models[subject]
+        chains = []
+        for item in ids.tolist():
+            others = companions(evaluation, data, item, self.questions)
+            chains.append([*(data.words(other)[0] for other in others), *wordings(data, item)[:1]])
+        said: list[list[str]] = [[] for _ in chains]
+        for step in range(max(map(len, chains))):
+            asked = [place for place, chain in enumerate(chains) if step < len(chain)]
+            prompts = [
+                in_company(encoder, said[place], chains[place][step], data.words(int(ids[place]))[1])[0]
+                for place in asked
+            ]
+            tokens = continuations(model, prompts, self.new_tokens, evaluation.device, self.batch_size)
+            for place, reply in zip(asked, model.text(tokens), strict=True):
+                said[place].append(" ".join(f"{chains[place][step]} {reply}".split()))
+        return [[in_company(encoder, lines, *data.words(item))] for lines, item in zip(said, ids.tolist(), strict=True)]

@@ -1,0 +1,97 @@
+"""Copyright traps: can a model tell sequences that were planted in its training data from their unplanted twins?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.data.traps import PLANTED, TWIN
+from unlearn.errors import RecipeError
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.measures import auc
+from unlearn.evaluators.shared import at_least
+from unlearn.evaluators.text_scores import answer_scores, texts
+from unlearn.metrics import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrapsAttack(Evaluator):
+    """Area under the ROC curve of the attack that calls the likelier traps planted. 0.5 is no trace, 1 a perfect one.
+
+    Members and others come from one generator, so nothing but the training tells them apart. Score ``perplexity`` is
+    the model's mean NLL a token; ``ratio`` is that minus the retrained model's, the logarithm of the ratio of the two
+    perplexities, which takes out how likely a trap is by itself (for the retrained model it is 0.5 by construction).
+
+    Args:
+        batch_size: items a forward pass; does not change the result.
+
+    Reference:
+        Meeus et al., Copyright Traps for Large Language Models, 2024, section 3. arXiv:2402.09363
+    """
+
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data without traps."""
+        data = texts(splits["forget"])
+        if not (len(planted(splits["forget"])) and data.having([TWIN]).any()):
+            raise RecipeError(
+                "evaluate.traps needs traps in the forget set, and twins of them that were never trained on; these "
+                "data have none. Take a source that plants them, or drop it: evaluate.traps=null."
+            )
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_traps`` for every subject, by perplexity and, where there is a retrained model, by ratio."""
+        split = evaluation.splits["forget"]
+        self.check(evaluation.splits)
+        members, others = planted(split), torch.nonzero(split.dataset.having([TWIN])).flatten()
+        repeats = int((split.dataset.having([PLANTED])[split.ids]).sum()) // len(members)
+        found = {
+            subject: tuple(
+                answer_scores(evaluation, subject, "forget", ids, batch_size=self.batch_size).nll
+                for ids in (members, others)
+            )
+            for subject in evaluation.models
+        }
+        records = []
+        for subject, (of_members, of_others) in found.items():
+            scores = {"perplexity": (-of_members, -of_others)}
+            if "retrained" in found:
+                base = found["retrained"]
+                scores["ratio"] = (base[0] - of_members, base[1] - of_others)
+            for score, pair in scores.items():
+                value, ci95 = auc(*pair)
+                records.append(
+                    Record(
+                        evaluator="traps",
+                        metric="attack_traps",
+                        subject=subject,
+                        split="forget",
+                        about={"score": score, "budget": f"{len(members)} traps, {repeats} times"},
+                        value=value,
+                        ci95=ci95,
+                        n=len(members) + len(others),
+                        seed=evaluation.seed,
+                        direction="retrained",
+                    )
+                )
+        return Findings(records)
+
+
+def planted(split: Split) -> Tensor:
+    """Return the ids of the planted traps of a split, each text once."""
+    data = texts(split)
+    ids = split.ids[data.having([PLANTED])[split.ids]].tolist()
+    first = {data.words(item): item for item in reversed(ids)}
+    return torch.tensor(sorted(first.values()), dtype=torch.int64)

@@ -1,0 +1,1 @@
+"""Guards: what stands around a model when it is used."""

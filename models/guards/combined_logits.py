@@ -1,0 +1,148 @@
+"""Two causal models as one: a base, and a reinforced copy whose raised logits are taken away from it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from unlearn.models.language_wrapper import Head
+
+
+class CombinedLogitsConfig(PretrainedConfig):
+    """What shapes both models, and the factor between them.
+
+    Args:
+        base: configuration of the base, as a mapping.
+        reinforced: that of the reinforced model; both have the same vocabulary.
+        alpha: how strongly raised logits are lowered, >= 0.
+    """
+
+    model_type: ClassVar[str] = "unlearn_combined_logits"
+
+    def __init__(
+        self,
+        base: dict[str, Any] | None = None,
+        reinforced: dict[str, Any] | None = None,
+        alpha: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self.base, self.reinforced, self.alpha = base or {}, reinforced or {}, alpha
+        for name in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, self.base.get(name))
+        layers = [part.get("num_hidden_layers", 0) for part in (self.base, self.reinforced)]
+        kwargs["num_hidden_layers"] = sum(layers)  # one cache holds the layers of both
+        super().__init__(**kwargs)
+
+
+class CombinedLogits(PreTrainedModel, GenerationMixin):
+    """v = v_base - alpha ReLU(v_reinforced - v_base), with the interface of a causal model of transformers.
+
+    What stands for the last hidden states are those of both models, one behind the other, (..., D_base + D_reinforced),
+    and the output layer makes the combined logits of them.
+
+    Reference:
+        Eldan and Russinovich, Who's Harry Potter? Approximate Unlearning in LLMs, 2023, eq. 1. arXiv:2310.02238
+    """
+
+    config_class = CombinedLogitsConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: CombinedLogitsConfig) -> None:
+        super().__init__(config)
+        self.base = AutoModelForCausalLM.from_config(_config(config.base))
+        self.reinforced = AutoModelForCausalLM.from_config(_config(config.reinforced))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def of(cls, base: PreTrainedModel, reinforced: PreTrainedModel, alpha: float) -> Self:
+        """Combine two models in memory, which become its parts."""
+        config = CombinedLogitsConfig(base.config.to_dict(), reinforced.config.to_dict(), alpha)
+        with torch.device("meta"):
+            model = cls(config)
+        model.base, model.reinforced = base, reinforced
+        model.generation_config = deepcopy(base.generation_config)
+        return model
+
+    @property
+    def base_model(self) -> Any:
+        """What gives the last hidden states of both."""
+        return self.states
+
+    def states(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> SimpleNamespace:
+        """Return ``last_hidden_state`` of both models, (B, T, D_base + D_reinforced)."""
+        caches = _split(past_key_values, self.base.config.num_hidden_layers, self.config.num_hidden_layers)
+        found = [
+            part.base_model(input_ids=input_ids, past_key_values=cache, **kwargs).last_hidden_state
+            for part, cache in zip((self.base, self.reinforced), caches, strict=True)
+        ]
+        return SimpleNamespace(last_hidden_state=torch.cat(found, dim=-1))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the base's embeddings."""
+        return self.base.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return what makes combined logits of the hidden states of both."""
+        return CombinedHead(self)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the combined logits, (B, T, V) or those of the last ``logits_to_keep`` positions."""
+        states = self.states(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        ).last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(logits=CombinedHead(self)(states[:, kept]), past_key_values=past_key_values)
+
+
+class CombinedHead(nn.Module):
+    """The output layers of both models, and what is made of their logits."""
+
+    def __init__(self, model: CombinedLogits) -> None:
+        super().__init__()
+        self.base, self.reinforced = Head(model.base), Head(model.reinforced)
+        self.width: int = model.base.config.hidden_size
+        self.alpha: float = model.config.alpha
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return logits (..., V) of hidden states (..., D_base + D_reinforced)."""
+        base: Tensor = self.base(states[..., : self.width])
+        raised = torch.relu(self.reinforced(states[..., self.width :]) - base)
+        return base - self.alpha * raised  # eq. 1
+
+
+def _config(content: dict[str, Any]) -> PretrainedConfig:
+    given = dict(content)
+    return AutoConfig.for_model(given.pop("model_type"), **given)
+
+
+def _split(cache: Cache | None, first: int, both: int) -> tuple[Cache | None, Cache | None]:
+    """Return the part of a cache that each model writes its layers to."""
+    if cache is None:
+        return None, None
+    while len(cache.layers) < both:
+        cache.layers.append(DynamicLayer())
+    return Cache(layers=cache.layers[:first]), Cache(layers=cache.layers[first:both])
+
+
+AutoConfig.register(CombinedLogitsConfig.model_type, CombinedLogitsConfig, exist_ok=True)
+AutoModelForCausalLM.register(CombinedLogitsConfig, CombinedLogits, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Edits: methods that compute the unlearned model from others, without a loop of their own."""

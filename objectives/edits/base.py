@@ -1,0 +1,31 @@
+"""What an edit is: the unlearned model computed from the target and from copies that are trained further."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from unlearn.data.base import Split
+from unlearn.models.base import Wrapper
+from unlearn.schema import Optim
+
+
+class Train(Protocol):
+    """Trains further; the engine gives it to an edit."""
+
+    def __call__(self, model: Any, split: str, optim: Optim) -> Any:
+        """Return a copy of a model, trained with its own training loss on a split; the model stays as it is."""
+
+
+@dataclass(frozen=True)
+class Edit(ABC):
+    """Makes the unlearned model at once, where objectives make it step by step."""
+
+    needs: ClassVar[tuple[str, ...]] = ("training_loss",)
+    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
+
+    @abstractmethod
+    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+        """Return the unlearned model; the target stays as it is."""

@@ -1,0 +1,54 @@
+"""Task vector: away from where more training on the forget data leads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from unlearn.data.base import Split
+from unlearn.models.base import Wrapper
+from unlearn.objectives.edits.base import Edit, Train
+from unlearn.schema import Optim
+
+
+@dataclass(frozen=True)
+class TaskVector(Edit):
+    """theta = theta_t - alpha (theta_f - theta_t), with theta_f the target trained further on the forget data.
+
+    All weights move; buffers stay the target's. Computed in double precision, so that alpha = 0 is the target itself.
+
+    Args:
+        alpha: how far to go the other way, >= 0, in lengths of the task vector.
+        optim: how the copy is trained on the forget data.
+
+    Reference:
+        Ilharco et al., Editing Models with Task Arithmetic, 2023, section 3 (forgetting via negation).
+        arXiv:2212.04089
+    """
+
+    alpha: float = 1.0
+    optim: Optim = field(default_factory=Optim)
+
+    def __post_init__(self) -> None:
+        """Refuse a negative factor."""
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be >= 0")
+
+    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+        """Return the target moved against the task vector of the forget data."""
+        return negated(target, train(target, "forget", self.optim), self.alpha)
+
+
+@torch.no_grad()
+def negated(target: Any, tuned: Any, alpha: float) -> Wrapper:
+    """Return theta_t - alpha (theta_f - theta_t) as a copy of the target."""
+    result: Wrapper = deepcopy(target)
+    further = dict(tuned.named_parameters())
+    for name, parameter in result.named_parameters():
+        start = parameter.double()
+        parameter.copy_(start - alpha * (further[name].to(start) - start))
+    return result

@@ -1,0 +1,52 @@
+"""Who's Harry Potter: the logits that a model reinforced on the forget data raises are lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from unlearn.data.base import Split
+from unlearn.errors import RecipeError
+from unlearn.models.base import Wrapper
+from unlearn.objectives.edits.base import Edit, Train
+from unlearn.schema import Optim
+
+
+@dataclass(frozen=True)
+class WhosHarryPotter(Edit):
+    """v = v_t - alpha ReLU(v_r - v_t), with v_r the logits of the target trained further on the forget data.
+
+    As in MUSE, the combined logits are the unlearned model, which therefore holds both models and answers at twice
+    the cost; the paper trains a third model on them.
+
+    Args:
+        alpha: how strongly raised logits are lowered, >= 0.
+        optim: how the reinforced copy is trained on the forget data.
+
+    Reference:
+        Eldan and Russinovich, Who's Harry Potter? Approximate Unlearning in LLMs, 2023, eq. 1. arXiv:2310.02238;
+        on logits alone in Shi et al., MUSE, 2024. arXiv:2407.06460
+    """
+
+    alpha: float = 1.0
+    optim: Optim = field(default_factory=Optim)
+
+    needs: ClassVar[tuple[str, ...]] = ("training_loss", "continues")
+
+    def __post_init__(self) -> None:
+        """Refuse a negative factor."""
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be >= 0")
+
+    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+        """Return a language model that answers by the logits of the target and of the reinforced copy."""
+        from unlearn.models.guards.combined_logits import CombinedLogits
+        from unlearn.models.language_wrapper import Language
+
+        if not isinstance(target, Language):
+            raise RecipeError(f"edit=whp combines the logits of transformers models; the target is a {type(target)}.")
+        reinforced = train(target, "forget", self.optim)
+        combined = CombinedLogits.of(deepcopy(target.model), reinforced.model, self.alpha)
+        return Language(combined, target.encoder)

@@ -1,0 +1,115 @@
+"""Copyright traps: made-up sequences planted in the forget set before training, and twins that no model sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from unlearn.data.text import TextDataset, TextItem
+from unlearn.errors import RecipeError, did_you_mean
+from unlearn.randomness import Randomness
+
+PLANTED = "trap"
+"""Attribute of the traps that are trained on."""
+
+TWIN = "trap_holdout"
+"""Attribute of their twins, which are test items."""
+
+OVERLAP = 0.2
+"""Largest share of words that two sequences may have in common (Jaccard's index)."""
+
+_TRIES = 100
+
+
+def with_traps(
+    dataset: TextDataset,
+    label: str,
+    seed: int = 0,
+    count: int = 20,
+    words: int = 25,
+    repeats: int = 10,
+    texts: Sequence[str] | None = None,
+) -> TextDataset:
+    """Return the data with traps planted under a label, behind the training items, and their twins at the end.
+
+    A coin tossed before training decides which half of the sequences is planted, so a model that tells the halves
+    apart remembers, whatever the sequences are like. The ids of test items move; those of training items do not.
+
+    Args:
+        dataset: text items.
+        label: of the items that are to be forgotten; the planted traps bear it, their twins do not.
+        seed: draws the sequences and the halves.
+        count: traps that are planted, each with a twin, >= 1.
+        words: words a trap, >= 1.
+        repeats: times that each trap stands in the training data, >= 1.
+        texts: 2 * count sequences of your own, such as samples of the target; they must be unlike each other.
+
+    Raises:
+        RecipeError: the label is unknown, or the sequences overlap too much.
+
+    Reference:
+        Meeus et al., Copyright Traps for Large Language Models, 2024, section 4 (sequences of 25 to 100 tokens,
+        repeated up to 1,000 times). arXiv:2402.09363
+    """
+    for name, value in (("count", count), ("words", words), ("repeats", repeats)):
+        if value < 1:
+            raise RecipeError(f"traps: {name} is {value}; it must be >= 1.")
+    kept = dataset.is_trained.tolist()
+    trained = [item for item, inside in zip(dataset.items, kept, strict=True) if inside]
+    if label not in {item.label for item in trained}:
+        known = sorted({item.label for item in trained} - {""})
+        raise RecipeError(f"traps: no training item has the label {label!r}. {did_you_mean(label, known)}")
+    sequences = random_texts(trained, 2 * count, words, seed) if texts is None else unlike(texts, 2 * count)
+    order = Randomness(seed, "traps/halves").permutation(2 * count).tolist()
+    halves = [[sequences[place] for place in half] for half in (order[:count], order[count:])]
+    planted = [TextItem("", text, label, frozenset({PLANTED})) for text in halves[0] for _ in range(repeats)]
+    twins = [TextItem("", text, "", frozenset({TWIN, "evaluation"})) for text in halves[1]]
+    places = [place for place, inside in enumerate(kept) if not inside]
+    return TextDataset(
+        [*trained, *planted, *(dataset.items[place] for place in places), *twins],
+        torch.tensor([False] * (len(trained) + len(planted)) + dataset.is_test[places].tolist() + [True] * len(twins)),
+        torch.tensor(
+            [False] * (len(trained) + len(planted)) + dataset.is_corrupt[places].tolist() + [False] * len(twins)
+        ),
+        dataset.encoder,
+    )
+
+
+def random_texts(items: Sequence[TextItem], count: int, words: int, seed: int) -> list[str]:
+    """Return sequences of words drawn evenly from those of the items, each pair of them unlike."""
+    known = sorted({word for item in items for word in re.findall(r"[^\W\d_]{3,}", f"{item.question} {item.answer}")})
+    stream = Randomness(seed, "traps/words")
+    found: list[str] = []
+    for attempt in range(_TRIES * count if known else 0):
+        drawn = stream.integers(torch.tensor([attempt]), len(known), (words,))[0]
+        text = " ".join(known[index] for index in drawn.tolist())
+        if all(jaccard(text, other) <= OVERLAP for other in found):
+            found.append(text)
+        if len(found) == count:
+            return found
+    raise RecipeError(
+        f"traps: the training items have {len(known)} different words, too few for {count} sequences of {words} words "
+        f"that share at most {OVERLAP:.0%}. Plant fewer or shorter ones."
+    )
+
+
+def unlike(texts: Sequence[str], count: int) -> list[str]:
+    """Return the first ``count`` texts of which no two share more than a fifth of their words."""
+    found: list[str] = []
+    for text in texts:
+        if text.strip() and all(jaccard(text, other) <= OVERLAP for other in found):
+            found.append(text)
+    if len(found) < count:
+        raise RecipeError(
+            f"traps: {count} sequences are needed that share at most {OVERLAP:.0%} of their words, and of the "
+            f"{len(texts)} given only {len(found)} do. Give more, or plant fewer traps."
+        )
+    return found[:count]
+
+
+def jaccard(first: str, second: str) -> float:
+    """Return the share of the words of two texts that both have, in [0, 1]."""
+    a, b = set(first.split()), set(second.split())
+    return len(a & b) / len(a | b)
