@@ -17,7 +17,7 @@ class Record:
         evaluator: registry name of the evaluator.
         metric: its name, listed in docs/metrics.md.
         subject: target, unlearned, retrained, clean, corrupted or target_latent.
-        split: forget, retain, holdout, test, same_person, neighbours, strangers, cross_domain, or empty.
+        split: forget, retain, holdout, test, probe, same_person, neighbours, strangers, cross_domain, or empty.
         about: what else varies (category, concept, score, budget, request, identity, features).
         value: the figure; nan where it is undefined.
         ci95: lower and upper end of the 95 % interval, where one is known.

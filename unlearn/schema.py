@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 SUBJECTS = ("target", "unlearned", "retrained", "clean", "corrupted", "target_latent")
-SPLITS = ("forget", "retain", "holdout", "test", "same_person", "neighbours", "strangers", "cross_domain")
+SPLITS = ("forget", "retain", "holdout", "test", "probe", "same_person", "neighbours", "strangers", "cross_domain")
 
 
 @dataclass

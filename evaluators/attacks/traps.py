@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -56,7 +56,8 @@ class TrapsAttack(Evaluator):
         split = evaluation.splits["forget"]
         self.check(evaluation.splits)
         members, others = planted(split), torch.nonzero(split.dataset.having([TWIN])).flatten()
-        repeats = int((split.dataset.having([PLANTED])[split.ids]).sum()) // len(members)
+        everywhere = torch.nonzero(split.dataset.having([PLANTED])).flatten()
+        repeats = len(everywhere) // len(planted(replace(split, ids=everywhere)))
         found = {
             subject: tuple(
                 answer_scores(evaluation, subject, "forget", ids, batch_size=self.batch_size).nll

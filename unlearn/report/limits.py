@@ -48,7 +48,7 @@ CHECKS = (
     ),
     Check(
         "Prompt search",
-        ("prompt_search", "jailbreak", "adversarial_prompt"),
+        ("prompt_search", "jailbreak", "adversarial_prompt", "prefix", "paraphrase", "stepwise", "in_context"),
         "other wordings, or prompts made to attack, may still bring it out.",
         ("diffusion", "language"),
     ),

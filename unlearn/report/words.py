@@ -41,6 +41,7 @@ _SPLITS = {
     "retain": "the retain data",
     "holdout": "the holdout data",
     "test": "the test data",
+    "probe": "the facts that were contradicted",
 }
 YES_NO = ("reached",)
 """Metrics whose value 1 or 0 means yes or no."""
