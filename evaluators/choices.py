@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearn.data.json_lines import read_rows, text_of, texts_of
 from unlearn.data.text import TextDataset
 from unlearn.errors import RecipeError
 
@@ -34,42 +35,19 @@ def perturbed_choices(data: TextDataset, ids: Tensor) -> list[Question]:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Return the questions of a JSONL file. Raises RecipeError, naming the line, where one is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"evaluate.lm_eval.questions={path} cannot be read ({error}).") from error
+    """Return the questions of a file of JSON lines. Raises RecipeError, naming the line, where one is wrong."""
     found = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecipeError(f"{path}, line {number}: no JSON ({error.msg}, column {error.colno}).") from error
-            if not _is_question(entry):
-                raise RecipeError(
-                    f"{path}, line {number}: a question has the keys question (text), choices (two texts or more) and "
-                    "answer (index of the right one, from 0)."
-                )
-            found.append({key: entry[key] for key in ("question", "choices", "answer")})
-    if not found:
-        raise RecipeError(f"{path} holds no question.")
+    for place, row in read_rows(path):
+        question, choices, answer = text_of(place, row, "question"), texts_of(place, row, "choices"), row.get("answer")
+        if len(choices) < 2:
+            raise RecipeError(f'{place}: "choices" has {len(choices)} texts; a choice needs two or more.')
+        if type(answer) is not int or not 0 <= answer < len(choices):
+            raise RecipeError(
+                f'{place}: "answer" is {json.dumps(answer)}; it must be the index of the right choice, '
+                f"0 ... {len(choices) - 1}."
+            )
+        found.append({"question": question, "choices": choices, "answer": answer})
     return found
-
-
-def _is_question(entry: Any) -> bool:
-    if not (isinstance(entry, dict) and {"question", "choices", "answer"} <= entry.keys()):
-        return False
-    question, choices, answer = entry["question"], entry["choices"], entry["answer"]
-    return (
-        isinstance(question, str)
-        and bool(question)
-        and isinstance(choices, list)
-        and len(choices) > 1
-        and all(isinstance(choice, str) for choice in choices)
-        and type(answer) is int
-        and 0 <= answer < len(choices)
-    )
 
 
 def multiple_choice(name: str, questions: Sequence[Question], encoder: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.evaluators.models import evaluation_of, value
+from tests.language_small import tiny, tiny_splits
 from unlearn import registry
 from unlearn.data.base import Dataset, Split
 from unlearn.evaluators.base import Findings
@@ -18,7 +19,7 @@ from unlearn.models.flow import GlowConfig
 from unlearn.randomness import Randomness
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
-ABOUT = {"category", "concept", "score", "budget", "request", "identity", "features"}
+ABOUT = {"category", "concept", "score", "budget", "request", "identity", "features", "set", "parts", "task"}
 SETTINGS = {
     "bits_per_dim": {"items": 20, "draws": 2},
     "likelihood_rank": {"items": 20, "reference_items": 20, "draws": 2},
@@ -26,7 +27,11 @@ SETTINGS = {
     "sample_share": {"samples": 40},
     "feature_distance": {"samples": 40, "items": 40},
     "sample_grid": {"side": 2, "search": 40},
+    "tofu": {"new_tokens": 4},
+    "muse": {"prompt_tokens": 8, "verbatim_tokens": 4, "knowledge_tokens": 4},
 }
+SUBJECTS = ("target", "unlearned", "retrained")
+RUN = {"steps": 7, "seconds": 3.0, "target_seconds": 60.0, "peak_memory": 2**22, "state": {"forget": {"reached": 1}}}
 Splits = dict[str, Split]
 
 
@@ -37,47 +42,46 @@ def evaluator(name: str) -> object:
 
 @pytest.fixture(scope="module")
 def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
-    """Run every registered evaluator on three untrained Glows."""
+    """Run every registered evaluator on three untrained models of a family that it can judge: Glows, or Llamas."""
     with torch.no_grad():
-        models = {}
-        for number, subject in enumerate(("target", "unlearned", "retrained")):
-            models[subject] = GlowConfig(scales=1, depth=1, width=8).build(digits.info, Randomness(number)).eval()
-            models[subject].initialise(digits.batch(threes["retain"].ids[:64]), Randomness(number))
-        run = {
-            "steps": 7,
-            "seconds": 3.0,
-            "target_seconds": 60.0,
-            "peak_memory": 2**22,
-            "state": {"forget": {"reached": 1}},
-        }
-        return {
-            name: evaluator(name)(evaluation_of(models, threes, seed=5, **run))  # type: ignore[operator]
-            for name in registry.names("evaluator")
-        }
+        flows = {}
+        for number, subject in enumerate(SUBJECTS):
+            flows[subject] = GlowConfig(scales=1, depth=1, width=8).build(digits.info, Randomness(number)).eval()
+            flows[subject].initialise(digits.batch(threes["retain"].ids[:64]), Randomness(number))
+        on_images = evaluation_of(flows, threes, seed=5, **RUN)
+        on_text = evaluation_of({s: tiny(n) for n, s in enumerate(SUBJECTS)}, tiny_splits(), seed=5, **RUN)
+        found = {}
+        for name in registry.names("evaluator"):
+            judge = evaluator(name)
+            family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
+            found[name] = judge(family)  # type: ignore[operator]
+        return found
 
 
-def table() -> dict[str, tuple[str, str]]:
-    """Return metric -> (evaluator, direction column) as docs/metrics.md lists them."""
+def table() -> dict[tuple[str, str], str]:
+    """Return (metric, evaluator) -> direction column as docs/metrics.md lists them."""
     rows = re.findall(
         r"^\| `([^`]+)` \|.*\| ([^|]*) \| `(\w+)` \| [^|]*\|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE
     )
-    return {metric: (name, direction) for metric, direction, name in rows}
+    return {(metric, name): direction for metric, direction, name in rows}
 
 
 def listed(record: Record) -> str:
     """Return the name a record's metric goes by in the table."""
-    return re.sub(r"^(frechet|kernel)_\w+$", r"\1_<features>", record.metric)
+    return re.sub(
+        r"^lm_eval_\w+$", "lm_eval_<metric>", re.sub(r"^(frechet|kernel)_\w+$", r"\1_<features>", record.metric)
+    )
 
 
 def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[str, Findings]) -> None:
     emitted = {(listed(r), r.evaluator) for found in findings.values() for r in found.records}
-    assert emitted == {(metric, name) for metric, (name, _) in table().items()}
+    assert emitted == table().keys()
     assert ("sample_shares", "sample_share") not in emitted
 
 
 def test_directions_are_those_of_the_table(findings: dict[str, Findings]) -> None:
     for record in (r for found in findings.values() for r in found.records if r.about != {"score": "floor"}):
-        assert f"`{record.direction}`" in table()[listed(record)][1], record
+        assert f"`{record.direction}`" in table()[listed(record), record.evaluator], record
 
 
 def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
@@ -91,8 +95,11 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
             assert record.about.keys() <= ABOUT
             assert math.isfinite(record.value), record
             assert record.split in {"forget", "retain", "holdout", "test", ""}
-            if name not in ("cost", "goal"):
+            without = name in ("cost", "goal") or record.metric == "forget_quality"
+            without |= record.n == 1 or record.value in (0, 1, -100)  # nothing varies
+            if not without:
                 assert record.ci95 is not None, record
+            if record.ci95 is not None:
                 assert record.ci95[0] - 1e-9 <= record.value <= record.ci95[1] + 1e-9, record
         for row in found.items:
             assert row.keys() == {"subject", "split", "id", "metric", "value"}
