@@ -38,7 +38,7 @@ class WeightAnchor(ParameterObjective):
         anchors: dict[str, Any] = dict(context.reference().named_parameters())
         terms = []
         for name, value in parameters.items():
-            if name not in anchors:
+            if name not in anchors or anchors[name] is value:  # under an adapter the target is the same model
                 raise RecipeError(
                     f"weight_anchor: the target has no parameter {name!r}. "
                     "Drop weight_anchor, or let only the target's own parameters move (scope)."

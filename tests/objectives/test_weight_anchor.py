@@ -32,13 +32,14 @@ def test_penalty_and_gradient_are_those_of_half_the_squared_distance():
 def test_only_parameters_that_may_move_count_and_none_at_the_target():
     model, here = moved()
     assert WeightAnchor(strength=0.2).penalty({"mean": model.mean}, here).item() == pytest.approx(0.9)
-    target = here.reference()
-    assert WeightAnchor().penalty(dict(target.named_parameters()), here).item() == 0
+    assert WeightAnchor().penalty(dict(PixelGaussian().named_parameters()), here).item() == 0
 
 
 def test_a_parameter_that_the_target_lacks_and_a_strength_of_zero_are_refused():
     model, here = moved()
     with pytest.raises(RecipeError, match="no parameter 'adapter'"):
         WeightAnchor().penalty({"adapter": model.mean}, here)
+    with pytest.raises(RecipeError, match="no parameter 'mean'"):  # the target is the model itself, as under an adapter
+        WeightAnchor().penalty(dict(here.reference().named_parameters()), here)
     with pytest.raises(ValueError, match="strength"):
         WeightAnchor(strength=0.0)

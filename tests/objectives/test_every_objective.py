@@ -1,0 +1,160 @@
+"""Truths for every registered objective with every combination and scope, on a small model of its family."""
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.language_small import tiny, tiny_splits
+from tests.small import digits_splits, small_glow
+from unlearn.data.base import Split
+from unlearn.errors import RecipeError
+from unlearn.feed import Feed
+from unlearn.models.scope import HeldEntries, Scope
+from unlearn.module import UnlearningModule
+from unlearn.objectives.base import Objective
+from unlearn.objectives.common.training_loss import TrainingLoss
+from unlearn.objectives.common.weight_anchor import WeightAnchor
+from unlearn.objectives.surgery import Combination, WeightedSum
+from unlearn.phase import Losses, Phase
+from unlearn.randomness import Randomness
+from unlearn.reference import Reference, WithoutAdapter
+from unlearn.registry import COMPONENTS, names, resolve
+from unlearn.remembered import Remembered
+from unlearn.schema import Optim
+
+SETTINGS: dict[str, dict[str, Any]] = {"debias": {"shares": {"3": 0.3}, "samples": 64}}
+"""What an objective cannot do without."""
+
+ABOVE = ["model.model.norm.weight", "model.lm_head.weight"]
+UNREACHED = {"rmu": ABOVE, "embedding_difference": ABOVE}
+"""Hidden states after the last layer do not depend on the norm and the head behind it."""
+
+COMBINATIONS, SCOPES = names("combination"), names("scope")
+BATCH = {"flow": 16, "language": 4}
+
+
+def cases() -> list[tuple[str, str]]:
+    """Return (objective, family): those of every family run on each; a second name of the same class is left out."""
+    first = {path: name for name, path in reversed(COMPONENTS["objective"].items())}
+    home = {name: path.split(".")[2] for path, name in first.items()}
+    return [(name, family) for name in sorted(home) for family in BATCH if home[name] in (family, "common")]
+
+
+@cache
+def splits_of(family: str) -> dict[str, Split]:
+    """Digits, or questions (a passage has no refusal, and objectives that need one refuse it)."""
+    if family == "flow":
+        return digits_splits()
+    data = tiny_splits()["forget"].dataset
+    return {"forget": Split("forget", data, torch.arange(4)), "retain": Split("retain", data, torch.arange(4, 10))}
+
+
+@cache
+def untouched(family: str) -> nn.Module:
+    return small_glow(splits_of("flow")) if family == "flow" else tiny(dtype=torch.float64)
+
+
+def objective(name: str, **settings: Any) -> Objective:
+    found: Objective = resolve("objective", name)(**SETTINGS.get(name, {}), **settings)
+    return found
+
+
+def prepared(family: str, groups: dict[str, dict[str, Objective]], folder: Path, scope: Scope) -> UnlearningModule:
+    """Return the module as a run has it once its terms are prepared, then moved: at the target distances are flat."""
+    model, target = copy.deepcopy(untouched(family)), copy.deepcopy(untouched(family))
+    scope.attach(model, Randomness(0, "scope"))
+    reference = WithoutAdapter(model, lambda: scope.off(model)) if scope.is_adapter else Reference(lambda: target)
+    chosen = set(scope.select(model))
+    moving = {key: parameter for key, parameter in model.named_parameters() if key in chosen}
+    phase = Phase(moving, groups, Optim(steps=1, batch=BATCH[family]), WeightedSum())
+    module = UnlearningModule(model, [phase], splits_of(family), 0, reference)
+    module.remembered = Remembered(folder)
+    module.on_fit_start()
+    with torch.no_grad():
+        for index, parameter in enumerate(moving.values()):
+            generator = torch.Generator().manual_seed(index)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return module
+
+
+def gradient_of(module: UnlearningModule, combine: Combination) -> dict[str, Tensor]:
+    """Return the gradient of one step."""
+    module.primary.combine = combine
+    sizes = dict.fromkeys(module.primary.groups, module.primary.optim.batch)
+    feed = Feed(module.splits, sizes, module.stream.child("order"))
+    for _ in module._goals():
+        pass
+    gradients = Losses(module.primary, module.model, feed[0], module._context).gradient({}, log=True)
+    return dict(zip(module.primary.parameters, [g.clone() for g in gradients], strict=True))
+
+
+def alone(name: str, family: str, folder: Path, **settings: Any) -> UnlearningModule:
+    return prepared(family, {"forget": {name: objective(name, **settings)}}, folder, resolve("scope", "all")())
+
+
+def test_every_objective_is_found() -> None:
+    assert {name for name, _ in cases()} == set(names("objective")) - {"nll"}  # another name of training_loss
+    assert COMPONENTS["objective"]["nll"] == COMPONENTS["objective"]["training_loss"]
+
+
+@pytest.mark.parametrize(("name", "family"), cases())
+def test_gradients_are_finite_and_reach_every_parameter(name: str, family: str, tmp_path: Path) -> None:
+    gradients = gradient_of(alone(name, family, tmp_path), WeightedSum())
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert [key for key, gradient in gradients.items() if not gradient.any()] == UNREACHED.get(name, [])
+
+
+@pytest.mark.parametrize(("name", "family"), cases())
+def test_the_weight_scales_the_gradient(name: str, family: str, tmp_path: Path) -> None:
+    once, often, never = (
+        gradient_of(alone(name, family, tmp_path / str(weight), weight=weight), WeightedSum())
+        for weight in (1.0, 4.0, 0.0)  # a power of two, which single precision inside of a model scales exactly
+    )
+    assert all(torch.allclose(4 * once[key], often[key], atol=1e-9) for key in once)
+    assert not any(gradient.any() for gradient in never.values())
+
+
+@pytest.mark.parametrize(("name", "family"), cases())
+def test_a_negative_weight_is_refused(name: str, family: str) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        objective(name, weight=-1.0)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("name", "family"), cases())
+def test_every_objective_with_every_combination_and_scope(name: str, family: str, scope: str, tmp_path: Path) -> None:
+    """Finite gradients on all that the scope lets move, none of them zero; one step moves that and nothing else."""
+    chosen: Scope = resolve("scope", scope)()
+    groups = {"forget": {name: objective(name)}, "retain": {"training_loss": TrainingLoss()}}
+    module = prepared(family, groups, tmp_path, chosen)
+    if chosen.is_adapter and isinstance(groups["forget"][name], WeightAnchor):
+        with pytest.raises(RecipeError, match="the target has no parameter"):  # an adapter's matrices are new
+            gradient_of(module, WeightedSum())
+        return
+    start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
+    for combine in COMBINATIONS:
+        gradients = gradient_of(module, resolve("combination", combine)())
+        assert all(gradient.isfinite().all() for gradient in gradients.values()), combine
+        zero = {key for key, gradient in gradients.items() if not gradient.any()}
+        assert zero <= set(UNREACHED.get(name, [])), combine
+        _check_step(module, chosen, gradients, start)
+
+
+def _check_step(module: UnlearningModule, scope: Scope, gradients: dict[str, Tensor], start: dict[str, Tensor]) -> None:
+    masks = scope.masks(gradients)
+    held = HeldEntries(module.primary.parameters, masks)
+    with torch.no_grad():
+        for key, parameter in module.primary.parameters.items():
+            parameter -= 1e-3 * gradients[key]
+        held.restore()
+        moved = {key for key, value in module.model.named_parameters() if not torch.equal(value, start[key])}
+        assert moved and moved <= set(module.primary.parameters)
+        for key, mask in masks.items():
+            assert torch.equal(module.primary.parameters[key][~mask], start[key][~mask])
+        for key, value in module.model.named_parameters():
+            value.copy_(start[key])
