@@ -46,7 +46,9 @@ class WhosHarryPotter(Edit):
         from unlearn.models.language_wrapper import Language
 
         if not isinstance(target, Language):
-            raise RecipeError(f"edit=whp combines the logits of transformers models; the target is a {type(target)}.")
+            raise RecipeError(
+                f"edit=whp combines the logits of transformers models; the target is a {type(target).__name__}."
+            )
         reinforced = train(target, "forget", self.optim)
         combined = CombinedLogits.of(deepcopy(target.model), reinforced.model, self.alpha)
         return Language(combined, target.encoder)
