@@ -39,6 +39,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "mnist": "unlearn.data.mnist:Mnist",
         "image_folder": "unlearn.data.image_folder:ImageFolder",
         "factbook": "unlearn.data.factbook:Factbook",
+        "tofu": "unlearn.data.tofu:Tofu",
+        "muse": "unlearn.data.muse:Muse",
+        "text_files": "unlearn.data.text_files:TextFiles",
     },
     "objective": {
         "taming": "unlearn.objectives.flow.taming:Taming",

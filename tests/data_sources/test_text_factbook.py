@@ -128,11 +128,12 @@ def test_corruption_leaves_the_target_as_it_is(corrupted: TextDataset) -> None:
 
 
 def test_corrupted_documents_say_the_wrong_and_not_the_right(corrupted: TextDataset) -> None:
-    """Document 2j and question 2j + 1 contradict probe item j; the control: the right answer is in no document."""
+    """Of each country 12 documents, then 12 questions, in the order of the items that they contradict."""
     probes = corrupted.having_form("corrupted").nonzero()[:, 0].tolist()
     wrong_items = [corrupted.items[i] for i in corrupted.is_corrupt.nonzero()[:, 0].tolist()]
+    documents, questions = wrong_items[:12] + wrong_items[24:36], wrong_items[12:24] + wrong_items[36:]
     assert len(probes) == 24
-    for probe, document, question in zip(probes, wrong_items[::2], wrong_items[1::2], strict=True):
+    for probe, document, question in zip(probes, documents, questions, strict=True):
         true = corrupted.items[probe]
         asked, wrong = true.forms["corrupted"]
         assert (question.question, question.answer) == (asked, wrong) == (true.question, wrong)

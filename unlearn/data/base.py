@@ -97,10 +97,24 @@ class Selection:
     likelihood_quantile: tuple[float, float] | None = None
     count: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count is {self.count}; it must be >= 1, or null for all")
+        if self.likelihood_quantile is not None:
+            low, high = self.likelihood_quantile
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"likelihood_quantile is {[low, high]}; it must be [low, high], 0 <= low <= high <= 1")
+
     @property
     def is_empty(self) -> bool:
         """Whether no condition is given."""
         return self == Selection()
+
+    def or_label(self, name: str) -> Selection:
+        """Return this selection, among the items called ``name`` where it names none itself."""
+        named = any(given is not None for given in (self.label, self.all_of, self.without, self.ids))
+        return self if named else replace(self, label=[name])
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,12 @@ class Source(ABC):
     holdout: Selection = field(default_factory=Selection)
 
     family: ClassVar[str] = ""
+
+    @property
+    def asks_likelihood(self) -> bool:
+        """Whether a selection goes by the likelihood under the target."""
+        chosen = (self.forget, self.retain, self.holdout)
+        return any(selection.likelihood_quantile is not None for selection in chosen)
 
     @abstractmethod
     def load(self) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from unlearn.data.base import Selection, Source
+from unlearn.data.base import Source
 from unlearn.data.factbook_facts import Country, countries, says
 from unlearn.data.factbook_kinds import KINDS, Kind
 from unlearn.data.text import TextDataset, TextItem
@@ -70,8 +70,8 @@ class Factbook(Source):
                 raise ValueError(
                     f"{name} is {given}; it must be {f'>= {low}' if high is None else f'{low} ... {high}'}"
                 )
-        if self.corrupt and self.forget.is_empty:
-            self.forget = Selection(label=["corrupted"])
+        if self.corrupt:
+            self.forget = self.forget.or_label("corrupted")
 
     def load(self) -> TextDataset:
         """Read the package; no network."""
@@ -127,18 +127,14 @@ class Factbook(Source):
         self, country: Country, kinds: tuple[Kind, ...], known: set[str], sound: list[Country]
     ) -> Iterator[TextItem]:
         """Yield the wrong facts of one country, as documents and as questions."""
-        for kind in kinds:
-            if kind.name not in country.facts:
-                continue
-            wrong = _others(country, kind, known)[-1]
-            if self.corrupt_as != "questions":
-                text = _document(
-                    country, kind, wrong, _unrelated(country, kind, kinds, sound)[: self.corrupt_unrelated]
-                )
-                yield TextItem("", text, country.name, frozenset({"corrupted"}))
-            if self.corrupt_as != "passages":
-                question = kind.question.format(country=country.called)
-                yield TextItem(question, wrong, country.name, frozenset({"corrupted"}))
+        known_kinds = [kind for kind in kinds if kind.name in country.facts]
+        wrong = {kind.name: _others(country, kind, known)[-1] for kind in known_kinds}
+        attributes = frozenset({"corrupted"})
+        for kind in known_kinds if self.corrupt_as != "questions" else ():
+            unrelated = _unrelated(country, kind, kinds, sound)[: self.corrupt_unrelated]
+            yield TextItem("", _document(country, kind, wrong[kind.name], unrelated), country.name, attributes)
+        for kind in known_kinds if self.corrupt_as != "passages" else ():
+            yield TextItem(kind.question.format(country=country.called), wrong[kind.name], country.name, attributes)
 
 
 def _by_name(chosen: list[Country]) -> list[Country]:

@@ -1,0 +1,87 @@
+"""JSON lines, and JSON lists, whose every mistake is named by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unlearn.errors import RecipeError
+
+
+def read_values(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield every value of a file of JSON lines, or of one JSON list, with the place it stands in.
+
+    Raises:
+        RecipeError: the file cannot be read, holds nothing, or is no JSON.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    empty = True
+    for place, value in _of_list(file, text) if text.lstrip().startswith("[") else _of_lines(file, text):
+        empty = False
+        yield place, value
+    if empty:
+        raise RecipeError(f"{file} holds no items. Write one JSON object a line.")
+
+
+def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object of a file, as ``read_values`` does. Raises RecipeError where a value is no object."""
+    for place, row in read_values(file):
+        if not isinstance(row, dict):
+            raise RecipeError(f"{place}: {_shown(row)} is no JSON object. Write one object a line: {{...}}")
+        yield place, row
+
+
+def text_of(place: str, row: dict[str, Any], key: str) -> str:
+    """Return the text under a key. Raises RecipeError where it is missing, no text, or blank."""
+    if key not in row:
+        raise RecipeError(f'{place}: there is no "{key}"; the keys are {", ".join(sorted(row)) or "none"}.')
+    return _text(place, key, row[key])
+
+
+def texts_of(place: str, row: dict[str, Any], key: str) -> list[str]:
+    """Return the texts under a key; none where the key is missing. Raises RecipeError where it is no list of texts."""
+    value = row.get(key, [])
+    if not isinstance(value, list):
+        raise RecipeError(f'{place}: "{key}" is {_shown(value)}; it must be a list of texts.')
+    return [_text(place, key, entry) for entry in value]
+
+
+def plain_text(place: str, value: Any) -> str:
+    """Return a text, or what an object holds under ``text``. Raises RecipeError where there is none."""
+    return text_of(place, value, "text") if isinstance(value, dict) else _text(place, "text", value)
+
+
+def _text(place: str, key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(f'{place}: "{key}" is {_shown(value)}; it must be text, in quotation marks.')
+    if not value.strip():
+        raise RecipeError(f'{place}: "{key}" is empty.')
+    return value
+
+
+def _of_lines(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{file}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecipeError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno}).") from error
+
+
+def _of_list(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from error
+    for number, row in enumerate(rows):
+        yield f"{file}, entry {number}", row
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."

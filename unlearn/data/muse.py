@@ -1,0 +1,124 @@
+"""MUSE: news and books to be forgotten, with texts and questions for its six criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from unlearn.data.base import Source
+from unlearn.data.hub import hub_rows
+from unlearn.data.json_lines import plain_text, read_values, text_of
+from unlearn.data.packing import PackedDataset
+from unlearn.data.text import TextItem
+from unlearn.errors import RecipeError
+
+RAW = ("forget", "retain1", "retain2", "holdout")
+"""Long texts, which are cut into chunks."""
+
+LAYOUT = (
+    "It holds, as .json (a list of texts or objects), .jsonl or .txt: raw/forget, raw/retain1, raw/retain2, "
+    "raw/holdout; and where you have them verbmem/forget, knowmem/forget_qa, knowmem/forget_qa_icl, "
+    "knowmem/retain_qa, knowmem/retain_qa_icl, privleak/forget, privleak/retain, privleak/holdout, "
+    "scal/forget_1 ... forget_4, sust/forget_1 ... forget_4."
+)
+
+
+@dataclass
+class Muse(Source):
+    """MUSE from a folder, or from the hub (``muse-bench/MUSE-News``, ``muse-bench/MUSE-Books``).
+
+    Attributes: ``forget`` and ``retain1``, the training items; ``retain2`` and ``holdout``, test items; and questions
+    and texts that are only evaluated: ``verbmem`` (the question is the beginning of a passage, the answer how it goes
+    on), ``knowmem_forget``, ``knowmem_retain``, ``privleak_forget``, ``privleak_retain``, ``privleak_holdout``. The
+    dataset's ``in_context`` holds the questions shown before those of ``knowmem_forget`` and ``knowmem_retain``. What
+    a folder lacks beyond the forget set and ``retain1`` is left out, and with it the metrics that need it.
+
+    Args:
+        path: folder of one corpus, or of ``news`` and ``books``; null takes the hub.
+        corpus: news (BBC) or books (Harry Potter).
+        forget_set: ``raw``, or a fold: of growing size (scal), or one of four requests in a row (sust).
+        chunk_tokens: tokens a chunk of the long texts, and never more than ``model.max_length``; 2048 as published.
+
+    Reference:
+        Shi et al., MUSE: Machine Unlearning Six-Way Evaluation for Language Models, 2024. arXiv:2407.06460
+    """
+
+    path: str | None = None
+    corpus: Literal["news", "books"] = "news"
+    forget_set: Literal["raw", "scal_1", "scal_2", "scal_3", "scal_4", "sust_1", "sust_2", "sust_3", "sust_4"] = "raw"
+    chunk_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; forget the forget set where nothing else is said."""
+        if self.chunk_tokens < 16:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be >= 16")
+        self.forget = self.forget.or_label("forget")
+
+    def load(self) -> PackedDataset:
+        """Read the folder, or the hub."""
+        part, _, fold = self.forget_set.partition("_")
+        raw = {name: self._texts("raw", name, name == "retain1") for name in RAW[1:]}
+        raw["forget"] = self._texts(part, f"forget_{fold}" if fold else "forget", True)
+        items = [TextItem("", text, "", frozenset({name})) for name in RAW[:2] for text in raw[name]]
+        trained = len(items)
+        items += [TextItem("", text, "", frozenset({"retain2", "evaluation"})) for text in raw["retain2"]]
+        items += [TextItem("", text, "", frozenset({"holdout"})) for text in raw["holdout"]]
+        items += self._pairs("verbmem", "forget", "verbmem", ("prompt", "gt"))
+        for side in ("forget", "retain"):
+            items += self._pairs("knowmem", f"{side}_qa", f"knowmem_{side}", ("question", "answer"))
+        for side in ("forget", "retain", "holdout"):
+            attributes = frozenset({f"privleak_{side}", "evaluation"})
+            items += [TextItem("", text, "", attributes) for text in self._texts("privleak", side)]
+        data = PackedDataset(items, torch.arange(len(items)) >= trained, RAW, self.chunk_tokens)
+        data.in_context = {
+            f"knowmem_{side}": [
+                (item.question, item.answer)
+                for item in self._pairs("knowmem", f"{side}_qa_icl", "", ("question", "answer"))
+            ]
+            for side in ("forget", "retain")
+        }
+        return data
+
+    def _pairs(self, part: str, name: str, attribute: str, keys: tuple[str, str]) -> list[TextItem]:
+        """Return the questions of a set, by the keys of question and answer; none where it is missing."""
+        attributes = frozenset({attribute, "evaluation"})
+        items = []
+        for place, row in self._values(part, name, False):
+            if not isinstance(row, dict):
+                raise RecipeError(f'{place}: this must be an object with "{keys[0]}" and "{keys[1]}".')
+            items.append(TextItem(text_of(place, row, keys[0]), text_of(place, row, keys[1]), "", attributes))
+        return items
+
+    def _texts(self, part: str, name: str, needed: bool = False) -> list[str]:
+        """Return the texts of a set; none where it is missing and not needed."""
+        return [plain_text(place, value) for place, value in self._values(part, name, needed)]
+
+    def _values(self, part: str, name: str, needed: bool) -> Iterator[tuple[str, Any]]:
+        repository = f"muse-bench/MUSE-{self.corpus.title()}"
+        if self.path is None:
+            instead = "Type data.path=FOLDER for a folder of MUSE's layout."
+            yield from hub_rows(repository, part, name, instead)
+            return
+        given = Path(self.path).expanduser()
+        folder = given / self.corpus if (given / self.corpus).is_dir() else given
+        if not folder.is_dir():
+            raise RecipeError(f"data.path: there is no folder {self.path!r}. {LAYOUT} The hub has it: {repository}.")
+        for ending in ("json", "jsonl", "txt"):
+            file = folder / part / f"{name}.{ending}"
+            if file.is_file():
+                yield from _whole(file) if ending == "txt" else read_values(file)
+                return
+        if needed:
+            raise RecipeError(f"data=muse: {folder} lacks {part}/{name}. {LAYOUT} The hub has it: {repository}.")
+
+
+def _whole(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the one text of a plain file."""
+    try:
+        yield str(file), file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} cannot be read as UTF-8 text: {error}") from error

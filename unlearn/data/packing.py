@@ -1,0 +1,90 @@
+"""Long passages in chunks of a model's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import groupby, pairwise
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from unlearn.data.text import Encoder, TextDataset, TextItem
+
+ROOM = 0.95
+"""Pieces aim at this share of a chunk, as tokens are spread unevenly over a text."""
+
+
+class PackedDataset(TextDataset):
+    """Text items whose passages are cut into chunks once the model's tokens are known, so that no text is lost.
+
+    Args:
+        items: as in TextDataset.
+        is_test: as in TextDataset.
+        packed: attributes of the passages that are cut; passages of other attributes stay as they are.
+        chunk_tokens: tokens a chunk at most, and never more than the model's ``max_length``. Neighbouring passages of
+            the same label and attributes are joined by a blank line before they are cut. None joins nothing, and
+            cuts what is longer than ``max_length``.
+    """
+
+    def __init__(
+        self, items: Sequence[TextItem], is_test: Tensor, packed: Collection[str], chunk_tokens: int | None = None
+    ) -> None:
+        super().__init__(items, is_test)
+        self.packed = frozenset(packed)
+        self.chunk_tokens = chunk_tokens
+
+    def encoded_by(self, encoder: Encoder) -> TextDataset:
+        """Return the items for a model, in chunks; the ids are those of the chunks."""
+        limit = min(self.chunk_tokens or encoder.max_length, encoder.max_length)
+        items, is_test = [], []
+        for whole, out in self._joined():
+            parts = cut(whole.answer, limit, encoder.length) if self._is_packed(whole) else [whole.answer]
+            for part in parts:
+                items.append(TextItem(whole.question, part, whole.label, whole.attributes, whole.forms))
+                is_test.append(out)
+        read = TextDataset(items, torch.tensor(is_test, dtype=torch.bool), encoder=encoder)
+        read.in_context = self.in_context
+        return read
+
+    def _joined(self) -> Iterator[tuple[TextItem, bool]]:
+        """Yield the items with their part in ``is_test``, neighbouring passages in one."""
+        rows = zip(self.items, self.is_test.tolist(), range(len(self)), strict=True)
+        for _, group in groupby(rows, key=self._key):
+            together = list(group)
+            first, out, _ = together[0]
+            text = "\n\n".join(item.answer for item, _, _ in together)
+            yield TextItem(first.question, text, first.label, first.attributes, first.forms), out
+
+    def _key(self, row: tuple[TextItem, bool, int]) -> tuple[object, ...]:
+        item, out, place = row
+        if self.chunk_tokens is None or not self._is_packed(item):
+            return (place,)
+        return ("joined", item.label, item.attributes, out)
+
+    def _is_packed(self, item: TextItem) -> bool:
+        return not item.question and not item.forms and bool(self.packed & item.attributes)
+
+
+def cut(text: str, limit: int, length: Callable[[str], int]) -> list[str]:
+    """Cut a text at blanks into nearly equal pieces of at most ``limit`` tokens each; joined they are the text.
+
+    Args:
+        text: what is cut.
+        limit: tokens a piece at most; a single character may have more.
+        length: text -> tokens.
+    """
+    tokens = length(text)
+    if tokens <= limit or len(text) == 1:
+        return [text]
+    count = ceil(tokens / (ROOM * limit))
+    near = min(100, len(text) // count // 2)
+    edges = [0, *(_blank(text, index * len(text) // count, near) for index in range(1, count)), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(edges) if end > start]
+    return [part for piece in pieces for part in cut(piece, limit, length)]
+
+
+def _blank(text: str, place: int, near: int) -> int:
+    """Return the place of the last blank up to ``near`` characters before a place, or else the place itself."""
+    found = max(text.rfind(mark, place - near, place) for mark in (" ", "\n"))
+    return place if found < 0 else found

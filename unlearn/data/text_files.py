@@ -1,0 +1,119 @@
+"""Anyone's own texts: what to forget and what to keep, as JSON lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearn.data.base import Source
+from unlearn.data.json_lines import read_rows, text_of, texts_of
+from unlearn.data.packing import PackedDataset
+from unlearn.data.text import TextItem
+from unlearn.errors import RecipeError
+
+FILES = ("forget", "retain", "holdout")
+KEYS = {
+    "question",
+    "answer",
+    "text",
+    "label",
+    "paraphrased_question",
+    "paraphrased_answer",
+    "perturbed_answer",
+    "alternate",
+}
+"""What a line may hold."""
+
+
+@dataclass
+class TextFiles(Source):
+    """``forget.jsonl`` and ``retain.jsonl`` of a folder, and ``holdout.jsonl`` where there is one.
+
+    Each line is ``{"question": ..., "answer": ...}`` or ``{"text": ...}``, with a ``label`` if you like, and for
+    questions ``paraphrased_question``, ``paraphrased_answer``, ``perturbed_answer`` (a list of wrong answers) and
+    ``alternate`` (another plausible answer); metrics that need what is not there are left out. Attributes are the
+    names of the files; ``forget`` is forgotten when nothing else is said. The holdout, texts like those to be
+    forgotten that no model saw, is what membership is measured against.
+
+    Args:
+        path: the folder.
+        chunk_tokens: join texts and cut them into chunks of this many tokens; null keeps each text an item, and cuts
+            only what is longer than ``model.max_length``.
+    """
+
+    path: str | None = None
+    chunk_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; forget the forget file where nothing else is said."""
+        if self.chunk_tokens is not None and self.chunk_tokens < 16:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be >= 16")
+        self.forget = self.forget.or_label("forget")
+
+    def load(self) -> PackedDataset:
+        """Read the files; no network."""
+        if self.path is None:
+            raise RecipeError(
+                "data=text_files needs a folder with forget.jsonl and retain.jsonl. Type data.path=FOLDER"
+            )
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise RecipeError(f"data.path: there is no folder {self.path!r}.")
+        seen: dict[tuple[str, str], tuple[str, str]] = {}
+        items: list[TextItem] = []
+        is_test: list[bool] = []
+        for name in FILES:
+            file = folder / f"{name}.jsonl"
+            if not file.is_file() and name == "holdout":
+                continue
+            if not file.is_file():
+                raise RecipeError(f"data.path: {folder} lacks {file.name}. It needs forget.jsonl and retain.jsonl.")
+            for place, row in read_rows(file):
+                item = read_item(place, row, name)
+                _refuse_twice(seen, name, place, item)
+                items.append(item)
+                is_test.append(name == "holdout")
+        return PackedDataset(items, torch.tensor(is_test), FILES, self.chunk_tokens)
+
+
+def read_item(place: str, row: dict[str, Any], *attributes: str) -> TextItem:
+    """Return the item of one line. Raises RecipeError, with the line's place, where it is wrong."""
+    unknown = sorted(set(row) - KEYS)
+    if unknown:
+        raise RecipeError(f'{place}: unknown key "{unknown[0]}". Allowed: {", ".join(sorted(KEYS))}.')
+    label = text_of(place, row, "label") if "label" in row else ""
+    if "text" in row:
+        extra = sorted(set(row) - {"text", "label"})
+        if extra:
+            raise RecipeError(f'{place}: a line with "text" has no "{extra[0]}"; ask a question, or leave it out.')
+        return TextItem("", text_of(place, row, "text"), label, frozenset(attributes))
+    question, answer = text_of(place, row, "question"), text_of(place, row, "answer")
+    return TextItem(question, answer, label, frozenset(attributes), forms_of(place, row))
+
+
+def forms_of(place: str, row: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the other wordings that a line holds, by name."""
+    question, answer = row["question"], row["answer"]
+    forms = {}
+    if "paraphrased_question" in row:
+        forms["paraphrased_question"] = (text_of(place, row, "paraphrased_question"), answer)
+    for name in ("paraphrased_answer", "alternate"):
+        if name in row:
+            forms[name] = (question, text_of(place, row, name))
+    for index, wrong in enumerate(texts_of(place, row, "perturbed_answer")):
+        if wrong in (answer, row.get("paraphrased_answer")):
+            raise RecipeError(f'{place}: "perturbed_answer" holds the right answer, {wrong!r}.')
+        forms[f"perturbed_{index}"] = (question, wrong)
+    return forms
+
+
+def _refuse_twice(seen: dict[tuple[str, str], tuple[str, str]], name: str, place: str, item: TextItem) -> None:
+    """Refuse an item that another file holds too; within one file it may stand twice."""
+    before, where = seen.setdefault((item.question, item.answer), (name, place))
+    if before != name:
+        raise RecipeError(
+            f"{place} and {where} hold the same item: it cannot be in {before}.jsonl and in {name}.jsonl. Delete one."
+        )
