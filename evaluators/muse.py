@@ -21,6 +21,9 @@ DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "
 VERBATIM = "verbmem"
 """Attribute of items whose question is the beginning of a passage, and whose answer is how it goes on."""
 
+KNOWLEDGE = "knowmem"
+"""With a split's name behind it, attribute of questions about that split; the data's examples go by the same name."""
+
 STOPS = ("\n\n", "\nQuestion", "Question:")
 """Where an answer to a question ends, if it goes on."""
 
@@ -43,9 +46,10 @@ class Muse(Evaluator):
 
     verbatim_memorization continues the beginnings of passages: those that the data give (attribute ``verbmem``), or
     the first ``prompt_tokens`` tokens of each passage of a split; the truth is cut to ``verbatim_tokens`` tokens.
-    knowledge_memorization answers questions, behind the data's examples where there are any, and else in the model's
-    own prompt; what is said ends at a blank line or at another question. Both are shares, 1 is word for word; MUSE
-    writes them times 100. Intervals are over items.
+    knowledge_memorization answers questions: those that the data give (``knowmem_forget``, ``knowmem_retain``) behind
+    their examples, in MUSE's wording, or the questions of a split in the model's own prompt; what is said ends at a
+    blank line or at another question. Both are shares, 1 is word for word; MUSE writes them times 100. Intervals are
+    over items.
 
     Args:
         items: at most so many items of a split, drawn by the seed; null takes all.
@@ -85,12 +89,12 @@ class Muse(Evaluator):
 
     def verbatim(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
         """Yield the beginnings of passages, and how they go on."""
-        for split in present(evaluation):
-            data = texts(evaluation.splits[split])
-            marked = probes(evaluation, split, VERBATIM)
-            ids = marked if len(marked) else self._passages(data, evaluation.splits[split].ids)
+        data = texts(evaluation.splits["forget"])
+        given = data.having([VERBATIM]).nonzero().flatten()
+        for split in ["forget"] if len(given) else present(evaluation):
+            ids = given if len(given) else self._passages(data, evaluation.splits[split].ids)
             ids = limited(ids, self.items, evaluation.seed, f"{VERBATIM}/{split}")
-            if len(marked):
+            if len(given):
                 pairs = [data.words(item) for item in ids.tolist()]
                 halves = [(start_of(model) + tokens_of(model, begun), tokens_of(model, rest)) for begun, rest in pairs]
             else:
@@ -101,17 +105,19 @@ class Muse(Evaluator):
                 yield Prompts(split, ids, [begun for begun, _ in halves], truths)
 
     def knowledge(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
-        """Yield questions, behind examples where the data have them."""
-        for split in present(evaluation):
-            data, own = texts(evaluation.splits[split]), evaluation.splits[split].ids
-            shown = next((name for name in data.in_context if len(probes(evaluation, split, name))), None)
-            able = own[data.having_form("prompt")[own] & ~data.having([VERBATIM])[own]]
-            ids = able if shown is None else probes(evaluation, split, shown)
-            ids = limited(ids, self.items, evaluation.seed, f"knowledge/{split}")
+        """Yield questions: those that the data give, behind their examples, or those of the splits."""
+        data = texts(evaluation.splits["forget"])
+        asked = data.having_form("prompt") & ~data.having([VERBATIM])
+        given = {split: data.having([f"{KNOWLEDGE}_{split}"]).nonzero().flatten() for split in DIRECTIONS}
+        by_data = any(len(ids) for ids in given.values())
+        for split in DIRECTIONS if by_data else present(evaluation):
+            ids = given[split] if by_data else evaluation.splits[split].ids
+            ids = limited(ids[asked[ids]], self.items, evaluation.seed, f"{KNOWLEDGE}/{split}")
             pairs = [data.words(item) for item in ids.tolist()]
             tokens = None
-            if shown is not None:
-                before = "".join(f"Question: {asked}\nAnswer: {told}\n\n" for asked, told in data.in_context[shown])
+            if by_data:
+                shown = data.in_context.get(f"{KNOWLEDGE}_{split}", ())
+                before = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in shown)
                 prompts = [f"{before}Question: {question}\nAnswer: " for question, _ in pairs]
                 tokens = [start_of(model) + tokens_of(model, prompt) for prompt in prompts]
             if len(ids):
@@ -134,14 +140,6 @@ class Muse(Evaluator):
 def present(evaluation: Evaluation) -> list[str]:
     """Return the splits that the evaluation has, in the order of the tables."""
     return [split for split in DIRECTIONS if split in evaluation.splits]
-
-
-def probes(evaluation: Evaluation, split: str, attribute: str) -> Tensor:
-    """Return the items with an attribute that are in a split, or about it: those that carry its name as well."""
-    data = evaluation.splits[split].dataset
-    found = data.having([attribute, split])
-    found[evaluation.splits[split].ids] |= data.having([attribute])[evaluation.splits[split].ids]
-    return found.nonzero().flatten()
 
 
 def tokens_of(model: Any, text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,9 +20,10 @@ from unlearn.evaluators.text_scores import AnswerScores, answer_scores, texts
 from unlearn.metrics import Record
 
 Pair = tuple[Tensor, Tensor]
-"""Scores of the forget items (m,) and of the holdout items (n,)."""
+"""Values of the forget items (m,) and of the holdout items (n,)."""
 
 SPLITS = ("forget", "holdout")
+"""Members and non-members. Splits share their data, so that items of both are read through ``forget``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +69,11 @@ class TextMembership(Evaluator):
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``membership_auc`` for every subject and score, and ``privleak``; nothing without a holdout."""
-        if any(split not in evaluation.splits for split in SPLITS):
+        items = self.compared(evaluation)
+        if items is None:
             return Findings()
-        judge = self._reference_nll(evaluation)
-        found = {subject: dict(self.scores(evaluation, subject, judge)) for subject in evaluation.models}
+        judge = self._reference_nll(evaluation, items)
+        found = {subject: dict(self.scores(evaluation, subject, items, judge)) for subject in evaluation.models}
         records = []
         for subject, scores in found.items():
             for score, pair in scores.items():
@@ -84,43 +86,68 @@ class TextMembership(Evaluator):
                 records.append(_record(evaluation, "privleak", subject, "min_k", pair, 100 * value, percent))
         return Findings(records)
 
-    def scores(
-        self, evaluation: Evaluation, subject: str, reference: Mapping[str, Tensor] | None = None
-    ) -> Iterator[tuple[str, Pair]]:
-        """Yield every score with its values; ``reference`` holds the mean NLL of another model by split.
+    def compared(self, evaluation: Evaluation) -> Pair | None:
+        """Return the ids of forget items (m,) and of holdout items (n,), or None where there are none of one kind.
 
-        Items without answer tokens are left out; nothing is yielded where a split has no others.
+        Where the data set texts apart for this (attributes privleak_forget and privleak_holdout), it is those.
         """
-        own = {split: self._read(evaluation, subject, split) for split in SPLITS}
-        said = {split: own[split].tokens > 0 for split in SPLITS}
-        if not all(kept.any() for kept in said.values()):
+        data = evaluation.splits["forget"].dataset
+        marked = [data.having([f"privleak_{split}"]).nonzero().flatten() for split in SPLITS]
+        if all(len(ids) for ids in marked):
+            few = [limited(ids, self.items, evaluation.seed, split) for ids, split in zip(marked, SPLITS, strict=True)]
+        elif all(split in evaluation.splits for split in SPLITS):
+            few = [some_of(evaluation, split, self.items) for split in SPLITS]
+        else:
+            return None
+        return few[0], few[1]
+
+    def scores(
+        self, evaluation: Evaluation, subject: str, items: Pair, reference: Pair | None = None
+    ) -> Iterator[tuple[str, Pair]]:
+        """Yield every score with its values.
+
+        Items without answer tokens are left out; nothing is yielded where one side has no others.
+
+        Args:
+            evaluation: with the models and the data.
+            subject: whose scores.
+            items: ids of the two sides.
+            reference: mean NLL of the items under a reference model.
+        """
+        own = self._read(evaluation, subject, items)
+        said = [side.tokens > 0 for side in own]
+        if not all(kept.any() for kept in said):
             return
 
-        def pair(values: Mapping[str, Tensor]) -> Pair:
-            return values["forget"][said["forget"]], values["holdout"][said["holdout"]]
+        def pair(members: Tensor, others: Tensor) -> Pair:
+            return members[said[0]], others[said[1]]
 
-        yield "loss", pair({split: -own[split].nll for split in SPLITS})
-        yield "zlib", pair({split: -own[split].nll / self._zlib_lengths(evaluation, split) for split in SPLITS})
-        yield "min_k", pair({split: own[split].min_k for split in SPLITS})
-        yield "min_k_plus_plus", pair({split: own[split].min_k_plus_plus for split in SPLITS})
+        sizes = [compressed_bytes(evaluation, ids) for ids in items]
+        yield "loss", pair(-own[0].nll, -own[1].nll)
+        yield "zlib", pair(-own[0].nll / sizes[0], -own[1].nll / sizes[1])
+        yield "min_k", pair(own[0].min_k, own[1].min_k)
+        yield "min_k_plus_plus", pair(own[0].min_k_plus_plus, own[1].min_k_plus_plus)
         if reference is not None:
-            yield "reference", pair({split: reference[split] - own[split].nll for split in SPLITS})
+            yield "reference", pair(reference[0] - own[0].nll, reference[1] - own[1].nll)
         if self.gradient_items:
-            ids = pair({split: some_of(evaluation, split, self.items) for split in SPLITS})
-            few = [limited(ids[n], self.gradient_items, evaluation.seed, split) for n, split in enumerate(SPLITS)]
-            norms = [gradient_norms(evaluation, subject, split, some) for split, some in zip(SPLITS, few, strict=True)]
-            yield "gradient_norm", (-norms[0], -norms[1])
+            count, seed = self.gradient_items, evaluation.seed
+            few = [limited(ids, count, seed, split) for ids, split in zip(pair(*items), SPLITS, strict=True)]
+            yield (
+                "gradient_norm",
+                (
+                    -gradient_norms(evaluation, subject, few[0]),
+                    -gradient_norms(evaluation, subject, few[1]),
+                ),
+            )
 
-    def _read(self, evaluation: Evaluation, subject: str, split: str) -> AnswerScores:
-        ids = some_of(evaluation, split, self.items)
-        return answer_scores(evaluation, subject, split, ids, k=self.k, batch_size=self.batch_size)
+    def _read(self, evaluation: Evaluation, subject: str, items: Pair) -> tuple[AnswerScores, AnswerScores]:
+        members, others = (
+            answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size) for ids in items
+        )
+        return members, others
 
-    def _zlib_lengths(self, evaluation: Evaluation, split: str) -> Tensor:
-        data, ids = texts(evaluation.splits[split]), some_of(evaluation, split, self.items)
-        return torch.tensor([zlib_length(data.words(item)[1]) for item in ids.tolist()])
-
-    def _reference_nll(self, evaluation: Evaluation) -> dict[str, Tensor] | None:
-        """Return the reference model's mean NLL by split, or None where none is named."""
+    def _reference_nll(self, evaluation: Evaluation, items: Pair) -> Pair | None:
+        """Return the reference model's mean NLL of the items, or None where none is named."""
         if self.reference is None:
             return None
         model = type(next(iter(evaluation.models.values()))).from_pretrained(Path(self.reference).expanduser())
@@ -135,10 +162,17 @@ class TextMembership(Evaluator):
         judge = replace(
             evaluation, models={self.reference: model.eval().to(evaluation.device, torch.float32)}, cache={}
         )
-        return {split: self._read(judge, self.reference, split).nll for split in SPLITS}
+        members, others = self._read(judge, self.reference, items)
+        return members.nll, others.nll
 
 
-def gradient_norms(evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> Tensor:
+def compressed_bytes(evaluation: Evaluation, ids: Tensor) -> Tensor:
+    """Return the bytes of each item's answer, compressed, (n,)."""
+    data = texts(evaluation.splits["forget"])
+    return torch.tensor([zlib_length(data.words(item)[1]) for item in ids.tolist()])
+
+
+def gradient_norms(evaluation: Evaluation, subject: str, ids: Tensor) -> Tensor:
     """Return the 2-norm of the gradient of an item's mean NLL over all weights, (n,) float64, item by item."""
     model = evaluation.models[subject]
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
@@ -146,7 +180,7 @@ def gradient_norms(evaluation: Evaluation, subject: str, split: str, ids: Tensor
 
     def norm(one: Tensor) -> Tensor:
         with torch.enable_grad():
-            answers = model.answers(evaluation.batch(split, one))
+            answers = model.answers(evaluation.batch("forget", one))
             loss = -answers.means(answers.log_probs()).sum()
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         squares = [gradient.double().square().sum() for gradient in gradients if gradient is not None]
