@@ -108,9 +108,9 @@ class Relearning(Evaluator):
         optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)
         stream = evaluation.randomness.child(f"relearning/{len(ids)}")
         size = min(self.batch, len(ids))
-        for step in range(max(self.steps) + 1):
-            if step in self.steps:
-                yield step, copy
+        if 0 in self.steps:
+            yield 0, copy
+        for step in range(max(self.steps)):
             epoch, place = divmod(step, len(ids) // size)
             chosen = ids[stream.at(epoch).permutation(len(ids))[place * size : (place + 1) * size]]
             with torch.enable_grad():
@@ -118,6 +118,8 @@ class Relearning(Evaluator):
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
+            if step + 1 in self.steps:
+                yield step + 1, copy
 
 
 def picture(curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]]) -> Picture:
