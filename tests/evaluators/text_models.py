@@ -66,11 +66,11 @@ class Bigram(Wrapper):
         return found
 
 
-def letters(test: list[str] | None = None, **splits: list[TextItem]) -> dict[str, Split]:
-    """Return splits of items in two letters; those of ``test`` are test items."""
+def letters(**splits: list[TextItem]) -> dict[str, Split]:
+    """Return splits of items in two letters; those of holdout and test are test items."""
     items = [item for group in splits.values() for item in group]
     names = [name for name, group in splits.items() for _ in group]
-    data = TextDataset(items, torch.tensor([name in (test or ["holdout", "test"]) for name in names]), None, Letters())
+    data = TextDataset(items, torch.tensor([name in ("holdout", "test") for name in names]), None, Letters())
     return {
         name: Split(name, data, torch.tensor([index for index, own in enumerate(names) if own == name]))
         for name in splits
