@@ -61,7 +61,7 @@ def auc_change(
         if len(subject[side]) < 2:
             return value, None
         own, other = (placement(scores[side], scores[1 - side]) for scores in (subject, reference))
-        variance += (own / a_0 - a * other / a_0**2).var().item() / len(own)  # signs of a side cancel in the square
+        variance += ((own - a / a_0 * other) / a_0).var().item() / len(own)  # signs of a side cancel in the square
     half = Z95 * math.sqrt(variance)
     return value, (value - half, value + half) if half else None
 
