@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.evaluators.models import evaluation_of, value
-from tests.language_small import tiny, tiny_splits
+from tests.evaluators.trained import WRONG, remembering
+from tests.language_small import tiny, tiny_dataset, tiny_splits
 from unlearn import registry
 from unlearn.data.base import Dataset, Split
+from unlearn.data.traps import with_traps
 from unlearn.evaluators.base import Findings
 from unlearn.evaluators.cost import Cost
 from unlearn.evaluators.goal import Goal
@@ -28,6 +30,9 @@ SETTINGS = {
     "feature_distance": {"samples": 40, "items": 40},
     "sample_grid": {"side": 2, "search": 40},
     "tofu": {"new_tokens": 4},
+    "relearning": {"items": [2], "steps": [0, 2]},
+    "stepwise": {"new_tokens": 4},
+    "restor": {"new_tokens": 12},
     "muse": {"prompt_tokens": 8, "verbatim_tokens": 4, "knowledge_tokens": 4},
 }
 SUBJECTS = ("target", "unlearned", "retrained")
@@ -40,6 +45,12 @@ def evaluator(name: str) -> object:
     return getattr(__import__(module, fromlist=[attribute]), attribute)(**SETTINGS.get(name, {}))
 
 
+def trapped_split() -> Split:
+    """Return forget items with traps among them."""
+    data = with_traps(tiny_dataset(), "Peru", count=4, words=3, repeats=2)
+    return Split("forget", data, torch.nonzero(data.having(["Peru"]) & data.is_trained).flatten())
+
+
 @pytest.fixture(scope="module")
 def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
     """Run every registered evaluator on three untrained models of a family that it can judge: Glows, or Llamas."""
@@ -50,10 +61,15 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
             flows[subject].initialise(digits.batch(threes["retain"].ids[:64]), Randomness(number))
         on_images = evaluation_of(flows, threes, seed=5, **RUN)
         on_text = evaluation_of({s: tiny(n) for n, s in enumerate(SUBJECTS)}, tiny_splits(), seed=5, **RUN)
+        corrupted = {"clean": remembering(), "target": remembering((4, 5, 6), WRONG), "unlearned": remembering()}
+        own = {
+            "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
+            "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
+        }
         found = {}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
-            family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
+            family = own.get(name) or on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
             found[name] = judge(family)  # type: ignore[operator]
         return found
 
@@ -94,9 +110,10 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
             assert record.n >= 1
             assert record.about.keys() <= ABOUT
             assert math.isfinite(record.value), record
-            assert record.split in {"forget", "retain", "holdout", "test", ""}
-            without = name in ("cost", "goal") or record.metric == "forget_quality"
+            assert record.split in {"forget", "retain", "holdout", "test", "probe", ""}
+            without = name in ("cost", "goal") or record.metric in ("forget_quality", "codes_changed")
             without |= record.n == 1 or record.value in (0, 1, -100)  # nothing varies
+            without |= record.about.get("score") == "floor"
             if not without:
                 assert record.ci95 is not None, record
             if record.ci95 is not None:
