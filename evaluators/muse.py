@@ -67,7 +67,7 @@ class Muse(Evaluator):
     prompt_tokens: int = 32
     verbatim_tokens: int = 128
     knowledge_tokens: int = 32
-    batch_size: int = 16
+    batch_size: int = 32
 
     needs: ClassVar[tuple[str, ...]] = ("continues",)
 

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
+from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.generation import generated
 from unlearn.evaluators.measures import Z95
@@ -99,14 +100,13 @@ class Tofu(Evaluator):
                 ids = evaluation.splits[split].ids
                 asked = ids[data.having_form("prompt")[ids]]
                 whole = asked[data.having_form("perturbed_0")[asked]]
-                chosen = whole if len(whole) else asked
-                if len(chosen):
-                    yield Questions(split, split, limited(chosen, self.items, evaluation.seed, split))
+                ids = limited(whole if len(whole) else asked, self.items, evaluation.seed, split)
+                yield from answerable(data, Questions(split, split, ids))
         data = texts(evaluation.splits["forget"])
         for name in WORLD:
             found = torch.nonzero(data.having([name]) & data.is_test & data.having_form("prompt")).flatten()
-            if len(found):
-                yield Questions(name, "test", limited(found, self.items, evaluation.seed, name))
+            ids = limited(found, self.items, evaluation.seed, name)
+            yield from answerable(data, Questions(name, "test", ids))
 
     def measure(self, evaluation: Evaluation, subject: str, questions: Questions) -> dict[str, Tensor]:
         """Return metric -> value an item, (n,) float64; metrics whose forms the data lack are not there."""
@@ -146,6 +146,18 @@ class Tofu(Evaluator):
         return result
 
 
+def answerable(data: TextDataset, questions: Questions) -> Iterator[Questions]:
+    """Yield the questions whose answers have tokens (one that is longer than the model reads leaves none), if any."""
+
+    def has_answers(item: int) -> bool:
+        forms = [form for form in data.items[item].forms if form.startswith(("perturbed_", "paraphrased_answer"))]
+        return all(data.tokens(item, form)[1] for form in ("", *forms))
+
+    kept = torch.tensor([has_answers(item) for item in questions.ids.tolist()], dtype=torch.bool)
+    if kept.any():
+        yield questions._replace(ids=questions.ids[kept])
+
+
 def _record(evaluation: Evaluation, subject: str, questions: Questions, metric: str, values: Tensor) -> Record:
     mean, ci95 = mean_share(values)
     return Record(
@@ -168,7 +180,8 @@ def _model_utility(evaluation: Evaluation, subject: str, parts: Sequence[Sequenc
     means = [values.mean().item() for group in parts for values in group]
     if not means:
         return []
-    utility = 0.0 if 0 in means else len(means) / sum(1 / mean for mean in means)
+    broken = any(math.isnan(mean) for mean in means)
+    utility = math.nan if broken else 0.0 if 0 in means else len(means) / sum(1 / mean for mean in means)
     ci95 = None
     if utility > 0 and all(len(values) > 1 for group in parts for values in group):
         slopes = [[utility**2 / (len(means) * values.mean() ** 2) for values in group] for group in parts]

@@ -133,6 +133,20 @@ def test_missing_forms_switch_off_what_needs_them() -> None:
     assert Tofu()(evaluation_of({"target": HIGH}, passages)).records == []
 
 
+def test_answers_that_are_cut_away_are_left_out() -> None:
+    """A question as long as all that a model reads leaves no answer; a broken model has no figures, not 0."""
+    splits = letters(forget=[asked(**WRONG), asked(**WRONG)], retain=[asked(**WRONG), asked("a", **WRONG)])
+    data = splits["forget"].dataset
+    data.tokens(1)  # type: ignore[attr-defined]
+    data._encoded[1, "perturbed_1"] = ([0], [])  # type: ignore[attr-defined]
+    records = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
+    assert [r.n for r in records] == [1, 1, 1, 2, 2, 2, 2]
+    assert all(math.isfinite(r.value) for r in records)
+    records = Tofu(new_tokens=1)(evaluation_of({"target": Bigram(math.nan)}, splits)).records
+    assert math.isnan(value(records, "probability", split="retain"))
+    assert math.isnan(value(records, "model_utility", parts="3 of 9"))
+
+
 def test_one_generation_pass_for_all() -> None:
     splits = letters(forget=[asked(**WRONG), asked("a")], retain=[asked("b")])
     evaluation = evaluation_of({"target": Bigram(0.9)}, splits)
