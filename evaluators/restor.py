@@ -28,7 +28,8 @@ class Restor(Evaluator):
 
     The corrupted model is the target. Score ``match``: the greedy answer contains the right (or the corrupted) one,
     both in small letters without punctuation and articles. Score ``options``: it is likelier, as the mean of log p a
-    token, than all others among the right, the corrupted and the perturbed answers. There is no judge on a network.
+    token, than all others among the right, the corrupted, the perturbed and the alternate answers. No judge on a
+    network takes part.
 
     Args:
         new_tokens: tokens that are generated for ``match``.
@@ -102,7 +103,7 @@ class Restor(Evaluator):
 
         right, wrong = mean_log_p("", ids), mean_log_p("corrupted", ids)
         others = torch.full_like(right, -torch.inf)
-        for form in sorted(name for name in data.forms if name.startswith("perturbed_")):
+        for form in sorted(name for name in data.forms if name.startswith("perturbed_") or name == "alternate"):
             open_ = torch.tensor([_is_third(data, item, form) for item in ids.tolist()])
             if open_.any():
                 others[open_] = others[open_].maximum(mean_log_p(form, ids[open_]))
