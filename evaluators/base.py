@@ -25,6 +25,7 @@ class Run:
         steps: steps taken.
         seconds: wall time of the steps, preparation included; selection and evaluation are not.
         target_seconds: wall time of the target's training, None where it is unknown.
+        target_origin: where the target came from: given, shipped, cached, trained, or in memory.
         peak_memory: peak memory in bytes: of the GPU during the steps, or of the process so far.
         state: the objectives' last states by term name, e.g. ``{"forget": {"reached": True}}``.
     """
@@ -32,6 +33,7 @@ class Run:
     steps: int = 0
     seconds: float = 0.0
     target_seconds: float | None = None
+    target_origin: str = ""
     peak_memory: int = 0
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -10,7 +10,11 @@ from unlearn.metrics import Direction, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Evaluator):
-    """Seconds, their share of the target's training time (where that is known), peak memory and steps."""
+    """Seconds, their share of the target's training time (where that is known), peak memory and steps.
+
+    The training time is the one written down when the target was trained; for a model that ships, or one from another
+    machine's cache, that was not on this machine, and the share says so in ``about.target``.
+    """
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``cost_seconds``, ``cost_share``, ``peak_memory`` and ``steps`` of the run."""
@@ -27,6 +31,7 @@ class Cost(Evaluator):
                 Record(
                     evaluator="cost",
                     metric=metric,
+                    about={"target": run.target_origin} if metric == "cost_share" and run.target_origin else {},
                     subject="unlearned",
                     value=value,
                     seed=evaluation.seed,

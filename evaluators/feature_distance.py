@@ -80,10 +80,12 @@ class FeatureDistance(Evaluator):
     ) -> list[Record]:
         spread = self._bootstrap(evaluation.randomness, a, b)
         value = frechet(a, b)
-        figures = {
+        figures: dict[str, tuple[float, tuple[float, float] | None]] = {
             "frechet": (value, (max(0.0, value - Z95 * spread), value + Z95 * spread)),
             "kernel": kernel_distance(a, b),
         }
+        if about:  # both sides come from one distribution, where the U-statistic's variance is not of first order
+            figures["kernel"] = (figures["kernel"][0], None)
         return [
             Record(
                 evaluator="feature_distance",

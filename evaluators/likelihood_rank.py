@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
 from unlearn.evaluators.measures import placement
@@ -52,13 +54,16 @@ class LikelihoodRank(Evaluator):
         """Refuse numbers below 1, and a reference of one item."""
         at_least(self, draws=1, items=1, reference_items=2, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
-        """Return the three metrics for every subject and split; the drop for every subject but the target."""
-        if self.reference not in present(evaluation):
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse a reference split without items."""
+        if self.reference not in splits:
             raise RecipeError(
                 f"evaluate.likelihood_rank.reference={self.reference}: there are no such items. "
-                f"Allowed: {', '.join(present(evaluation))}."
+                f"Allowed: {', '.join(splits)}."
             )
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return the three metrics for every subject and split; the drop for every subject but the target."""
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
         for split in present(evaluation):

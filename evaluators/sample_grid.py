@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
 from unlearn.evaluators.features import Features, features_for
@@ -41,6 +43,11 @@ class SampleGrid(Evaluator):
     def __post_init__(self) -> None:
         """Refuse numbers that are too small."""
         at_least(self, side=1, search=0, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse a feature net that is not there, where one is named."""
+        if self.features is not None:
+            features_for(splits["forget"].dataset.info, self.features)
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return the forget images, the grids, and what became of the noise that gave a forgotten category."""

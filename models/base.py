@@ -56,8 +56,8 @@ class ModelConfig(ABC):
     """Everything that shapes a model before training. One subclass beside each wrapper.
 
     Args:
-        pretrained: folder or hub id of the target model; by default the recipe trains it (or takes the copy
-            that ships, or the cached one).
+        pretrained: folder of the target model, or hub id where the backend has a hub; by default the recipe trains
+            it (or takes the copy that ships, or the cached one).
         retrained: folder of a model that never saw the forget data; by default the recipe trains it, unless
             ``pretrained`` is given.
         train: train the target and the retrained model anew, whatever ships or is cached.
@@ -68,6 +68,8 @@ class ModelConfig(ABC):
     train: bool = False
 
     wrapper: ClassVar[type[Wrapper]]
+    not_in_training: ClassVar[tuple[str, ...]] = ("pretrained", "retrained", "train")
+    """Settings that do not shape a trained model, so that another value finds the same one."""
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""

@@ -36,19 +36,20 @@ class FlowConfig(ModelConfig):
         depth: number of steps (a scale, for Glow), >= 1.
         width: hidden channels or units of the networks, >= 1.
         temperature: standard deviation of the latents that samples start from, > 0; below 1 samples are more
-            typical and less varied. The likelihood does not depend on it.
+            typical and less varied. The likelihood does not depend on it. null takes the stored value, or 1.
     """
 
     depth: int = 6
     width: int = 48
-    temperature: float = 1.0
+    temperature: float | None = None
 
     wrapper: ClassVar[type[Wrapper]] = Flow
     kind: ClassVar[str]
+    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "temperature")
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "temperature"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be > 0")
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> Flow:
@@ -58,11 +59,13 @@ class FlowConfig(ModelConfig):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             flow = self.transform(shape, levels)
         description = {"kind": self.kind, "config": self.settings(), "info": {"shape": list(shape), "levels": levels}}
-        return Flow(flow, shape, levels, self.temperature, description)
+        return Flow(flow, shape, levels, self.temperature or 1.0, description)
 
     def load(self, folder: Path) -> Flow:
         """Read a trained flow; where its shape is not this configuration's, the folder counts, and a line says so."""
         flow = Flow.from_pretrained(folder)
+        if self.temperature is not None:
+            flow.temperature = self.temperature
         stored = (flow.description or {}).get("config", {})
         if other := [f"{key}={stored[key]}" for key, mine in self.settings().items() if stored.get(key, mine) != mine]:
             log.warning(
@@ -73,7 +76,8 @@ class FlowConfig(ModelConfig):
     def settings(self) -> dict[str, Any]:
         """Return what shapes the flow, without the engine's own settings."""
         of_the_engine = {field.name for field in fields(ModelConfig)}
-        return {key: value for key, value in asdict(self).items() if key not in of_the_engine}
+        own = {key: value for key, value in asdict(self).items() if key not in of_the_engine}
+        return {**own, "temperature": self.temperature or 1.0}
 
     def transform(self, shape: tuple[int, ...], levels: int | None) -> Any:
         """Return the nflows flow with fresh weights from the global generator."""

@@ -42,6 +42,7 @@ class LanguageConfig(ModelConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     wrapper: ClassVar[type[Wrapper]] = Language
+    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

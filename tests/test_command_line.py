@@ -27,6 +27,7 @@ trainer: {tensorboard: false}
 
 OWN = '''
 """An evaluator that fails as the environment says."""
+import errno
 import os
 from dataclasses import dataclass
 from unlearn.errors import Diverged
@@ -36,7 +37,8 @@ from unlearn.metrics import Record
 @dataclass(frozen=True, kw_only=True)
 class Fragile(Evaluator):
     def __call__(self, evaluation):
-        errors = {"crash": OSError("no space left"), "stop": KeyboardInterrupt(), "diverge": Diverged("loss is nan")}
+        full = OSError(errno.ENOSPC, "no space left")
+        errors = {"crash": full, "stop": KeyboardInterrupt(), "diverge": Diverged("loss is nan")}
         if os.environ.get("FRAGILE") in errors:
             raise errors[os.environ["FRAGILE"]]
         return Findings([Record(evaluator="fragile", metric="figure", subject="unlearned", value=2.0)])

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import unlearn
 from tests.command import ROOT, environment
@@ -175,6 +176,12 @@ def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Pat
         (["trainer.accelerator=gpu"], "GPU"),
         (["forget.name=tests.plugin:NeedsText"], "text"),
         (["resume=runs/none"], "none"),
+        (["scope=pattern", "scope.include=[zzz]"], "matches no parameter"),
+        (["optim.batch=1"], "batch"),
+        (["data.forget.count=-3"], "count is -3"),
+        (["data.retain.likelihood_quantile=[0.9,0.2]"], "likelihood_quantile"),
+        (["evaluate.likelihood_rank.reference=probe"], "reference"),
+        (["combine=pcgrad", "retain=null"], "no retain part"),
     ],
 )
 def test_wrong_input_is_one_message_and_leaves_nothing(
@@ -244,3 +251,55 @@ def test_a_run_whose_recipe_was_changed_is_not_resumed(tmp_path: Path, cache: Pa
     text.write_text(text.read_text().replace("steps: 2 ", "steps: 9 "))
     again = command("resume=run", cwd=tmp_path, cache=cache)
     assert again.returncode == 2 and "was changed" in again.stderr
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path, cache: Path, finished: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unlearn.run", SMALL, "optim.steps=4000", "output=run"],
+        cwd=tmp_path,
+        env=environment(cache),
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None
+        time.sleep(0.1)
+    again = command("resume=run", cwd=tmp_path, cache=cache)
+    process.kill()
+    process.wait()
+    assert again.returncode == 2 and "another process" in again.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+
+
+def test_a_run_whose_target_was_changed_is_not_resumed(tmp_path: Path, cache: Path, finished: Path) -> None:
+    target = tmp_path / "target"
+    shutil.copytree(finished / "model", target)
+    settings = [SMALL, f"model.pretrained={target}", "optim.steps=2", "output=run"]
+    assert command(*settings, cwd=tmp_path, cache=cache).returncode == 0
+    status = tmp_path / "run" / "run.json"
+    status.write_text(status.read_text().replace('"done"', '"running"'))
+    moved = {
+        name: 1.1 * value
+        for name, value in load_file(target / "model.safetensors").items()
+        if value.is_floating_point()
+    }
+    save_file({**load_file(target / "model.safetensors"), **moved}, target / "model.safetensors")
+    again = command("resume=run", cwd=tmp_path, cache=cache)
+    assert again.returncode == 2 and "the target model changed" in again.stderr
+    assert json.loads(status.read_text())["status"] == "running"  # putting the target back is enough
+
+
+def test_divergence_keeps_the_state_before_the_step(tmp_path: Path, cache: Path, finished: Path) -> None:
+    wild = ["optim.lr=1e6", "forget.weight=1e6", "trainer.checkpoint_every=1000"]
+    done = command(SMALL, *wild, "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 1 and "not finite" in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(bool(value.isfinite().all()) for value in state["parameters"][0].values())
+
+
+def test_signals_are_given_back(tmp_path: Path, cache: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNLEARN_CACHE", str(cache))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    unlearn.unlearn(finished / "model", recipe=ROOT / "tests" / "recipes" / "small.yaml", **{"optim.steps": 1})
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -40,8 +40,13 @@ def unlearn(
 
 def _text(value: Any) -> str:
     """Return a Python value as recipe text; characters that a recipe reads as a reference stand for themselves."""
-    text = json.dumps(value, ensure_ascii=False, default=lambda item: getattr(item, "item", item.__str__)())
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
     return text.replace("${", "$${")
+
+
+def _plain(value: Any) -> Any:
+    """Return an array as a list or a number, and anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.distributed import rank
+from unlearn.errors import Diverged
 from unlearn.files import write_text
 from unlearn.module import UnlearningModule
 
@@ -46,6 +47,12 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         """Save the last state, also after a stop."""
         self.save(module)
+
+    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
+        """Save the state before a step that was not taken, where it is sound."""
+        weights = module.primary.parameters.values()
+        if isinstance(exception, Diverged) and all(bool(weight.isfinite().all()) for weight in weights):
+            self.save(module)
 
     def save(self, module: UnlearningModule) -> None:
         """Write the state; only rank 0 writes, as every rank holds the same."""

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -87,7 +88,8 @@ def launch(devices: int, accelerator: str) -> None:
     """
     if devices == 1 or dist.is_initialized():
         return
-    if getattr(sys.modules["__main__"], "__spec__", None) is None and "LOCAL_RANK" not in os.environ:
+    again = getattr(sys.modules["__main__"], "__spec__", None) is not None or Path(sys.argv[0]).stem == "unlearn"
+    if not again and "LOCAL_RANK" not in os.environ:
         raise RecipeError(
             f"trainer.devices={devices} works from the command line, which each rank runs again. "
             "Type python -m unlearn.run ... trainer.devices=N, or start your script with torchrun."

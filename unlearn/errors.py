@@ -1,5 +1,6 @@
 """Errors with the exit code that the command line answers with."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -48,3 +49,9 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(given, names, n=3, cutoff=0.5)
     hint = f"Did you mean: {', '.join(near)}? " if near else ""
     return f"{hint}Allowed: {', '.join(names) or 'none'}."
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error is a fault of the machine, not of the program: no space, no permission."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in known

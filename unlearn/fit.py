@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import resource
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -103,6 +105,7 @@ def fit(
         torch.cuda.reset_peak_memory_stats()
     if trainer.compile:
         module.model.compile()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if first < optim.steps:
             runner.fit(module, feed.loader(first, optim.steps, trainer.workers))
@@ -110,11 +113,20 @@ def fit(
             module.load_weights(state or {})
     except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
         raise KeyboardInterrupt from stop
+    finally:
+        _give_back(handlers)  # Lightning leaves its own behind
     if module.stop_asked and module.step_count < optim.steps:
         raise Interrupted(f"Stopped at step {module.step_count} of {optim.steps}; the state is saved.")
     module.use_kept()
     _same_on_every_rank(module)
     return before[0] + time.monotonic() - began
+
+
+def _give_back(handlers: dict[signal.Signals, Any]) -> None:
+    """Install signal handlers again; only the main thread may, and in another none were changed."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _same_on_every_rank(module: UnlearningModule) -> None:

@@ -19,7 +19,7 @@ from unlearn.checking import one_step
 from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, launch, rank
-from unlearn.errors import Diverged, GateFailed, Interrupted, RecipeError
+from unlearn.errors import GateFailed, Interrupted, RecipeError
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
 from unlearn.fit import check_machine, peak_memory, quiet_lightning
@@ -127,7 +127,7 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
             continue
         same = recipe is None or status.get("hash") == recipe.hash
         open_ = status.get("status") == "running" and not status.get("in_memory") and not status.get("parent")
-        if same and open_:
+        if same and open_ and not RunDir(path.parent).is_held():
             found.append((status["started"], path.parent))
     return max(found)[1] if found else None
 
@@ -148,18 +148,19 @@ def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Datase
     """Carry out a recipe once a seed, then sum up."""
     parent = folder or new_folder(recipe)
     place = RunDir(parent)
-    place.begin(recipe, command, in_memory=model is not None)
-    results = []
-    for seed in recipe.seeds:
-        single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
-        part = parent / f"seed-{seed}"
-        done = RunDir(part).status().get("status") == "done"
-        results.append(_read(recipe, part) if done else _one(single, command, model, dataset, part, parent))
-    records: list[Record] = []
-    if rank() == 0:
-        records = write_summary(parent, [result.folder for result in results])
-        place.end(metrics_table(records))
-    barrier()
+    with place.held():
+        place.begin(recipe, command, in_memory=model is not None)
+        results = []
+        for seed in recipe.seeds:
+            single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
+            part = parent / f"seed-{seed}"
+            done = RunDir(part).status().get("status") == "done"
+            results.append(_read(recipe, part) if done else _one(single, command, model, dataset, part, parent))
+        records: list[Record] = []
+        if rank() == 0:
+            records = write_summary(parent, [result.folder for result in results])
+            place.end(metrics_table(records))
+        barrier()
     failed = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
     return Result(parent, records, results[-1].model, failed)
 
@@ -175,24 +176,22 @@ def _one(
     """Carry out one seed."""
     seed = recipe.seeds[0]
     began = time.monotonic()
+    resumed = parent or folder
     try:
         materials = gather_materials(recipe, seed, model, dataset)
     except Interrupted as stop:
-        raise Interrupted(f"{stop} To go on, type the same command again.") from None
+        again = f"type: python -m unlearn.run resume={resumed}" if resumed else "type the same command again"
+        raise Interrupted(f"{stop} To go on, {again}.") from None
     seconds = {"materials": time.monotonic() - began}
     folder = folder or new_folder(recipe)
     place = RunDir(folder, parent)
-    place.begin(recipe, command, in_memory=model is not None)
-    place.write_splits(materials.splits)
-    place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}")
-    with _resumable(
-        "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
-    ):
-        try:
-            changed = change(recipe, materials, seed, place)
-        except (Diverged, RecipeError):
-            place.fail()
-            raise
+    again = "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
+    with place.held(), _resumable(again):
+        place.begin(recipe, command, in_memory=model is not None)
+        place.keep(materials.facts)
+        place.write_splits(materials.splits)
+        place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}")
+        changed = change(recipe, materials, seed, place)
         return _judge(recipe, place, changed, materials, seed, seconds)
 
 
@@ -206,6 +205,7 @@ def _judge(
         steps=changed.steps,
         seconds=seconds["unlearning"],
         target_seconds=materials.target_seconds,
+        target_origin=materials.origin,
         peak_memory=peak_memory(),
         state=changed.states,
     )

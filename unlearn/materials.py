@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ class Materials:
         load_target: reads the target afresh.
         load_retrained: reads the retrained model afresh, None where there is none.
         target: where the target came from, None for a model in memory.
+        retrained: where the retrained model came from, None where there is none.
         load_clean: reads the model that the target was corrupted from, None where there is none.
     """
 
@@ -36,12 +38,21 @@ class Materials:
     load_target: Callable[[], Wrapper]
     load_retrained: Callable[[], Wrapper] | None
     target: Trained | None
+    retrained: Trained | None = None
     load_clean: Callable[[], Wrapper] | None = None
 
     @property
     def origin(self) -> str:
         """Where the target came from, in a word."""
         return self.target.origin if self.target else "in memory"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a resumed run must find again: hashes of the data and of the models."""
+        data = " ".join(f"{name} {split.dataset.content(split.ids)}" for name, split in self.splits.items())
+        models = {"target model": self.target, "retrained model": self.retrained}
+        found = {name: trained.key for name, trained in models.items() if trained is not None}
+        return {"data": hashlib.sha256(data.encode()).hexdigest()[:16], **found}
 
     @property
     def target_seconds(self) -> float | None:
@@ -64,7 +75,7 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     if target is None or target.origin == "given":
         load_target().check_fits(dataset.info)
     quantiles = None
-    if recipe.data.forget.likelihood_quantile is not None:
+    if recipe.data.asks_likelihood:
         quantiles = likelihood_quantiles(load_target().eval(), dataset, Randomness(recipe.pretrain.seed, "quantile"))
     splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
     retrained: Trained | None = None
@@ -74,7 +85,7 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
         retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
     load_retrained = None if retrained is None else partial(config.load, retrained.folder)
     load_clean = partial(config.load, clean.folder) if clean and recipe.corrupt else None
-    return Materials(dataset, splits, load_target, load_retrained, target, load_clean)
+    return Materials(dataset, splits, load_target, load_retrained, target, retrained, load_clean)
 
 
 def _target(recipe: Recipe, dataset: Dataset) -> Trained:

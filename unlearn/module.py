@@ -71,6 +71,7 @@ class UnlearningModule(lightning.LightningModule):
         self.held: HeldEntries | None = None
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Any] = {}
+        self.remedy = "Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
         self.restored: dict[str, Any] | None = None
         self.remembered: Remembered | None = None
 
@@ -135,8 +136,8 @@ class UnlearningModule(lightning.LightningModule):
             size = clip(gradients, phase.optim.clip)
             if not torch.isfinite(size):
                 raise Diverged(
-                    f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the last "
-                    "checkpoint is kept. Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
+                    f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the state "
+                    f"before it is kept. {self.remedy}"
                 )
             rate = learning_rate(phase.optim, step)
             optimiser = optimisers[index]
@@ -154,6 +155,8 @@ class UnlearningModule(lightning.LightningModule):
             self.held.restore()
         self._update_average()
         self.step_count += 1
+        if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
+            self.goal = next(iter([*self._goals()]), None)
 
     def forget_gradient(self, batches: Sequence[StepBatches]) -> dict[str, Tensor]:
         """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
@@ -211,9 +214,14 @@ class UnlearningModule(lightning.LightningModule):
         self.goal, self.best = state["goal"], state["best"]
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.load_weights(state)
-        for optimiser, saved in zip(self._plain_optimisers(), state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        try:
+            self.load_weights(state)
+            for optimiser, saved in zip(self._plain_optimisers(), state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"The checkpoint does not fit the model ({error}); was its code changed? Start the recipe anew."
+            ) from error
 
     def _plain_optimisers(self) -> list[Optimizer]:
         optimisers: Any = self.optimizers(use_pl_optimizer=False)

@@ -16,8 +16,8 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
     parts += [(f"evaluate.{name}", evaluator) for name, evaluator in recipe.evaluate.items()]
     if recipe.edit is not None:
         parts.append(("edit", recipe.edit))
-    if recipe.data.forget.likelihood_quantile is not None:
-        _require("data.forget.likelihood_quantile", ("likelihood",), wrapper)
+    if recipe.data.asks_likelihood:
+        _require("data: likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:
         _require(part, component.needs, wrapper)
 

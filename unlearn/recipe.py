@@ -83,6 +83,8 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     if bool(forget) == bool(edit):
         what = "both a forget and an edit part; take one, and write null for the other" if edit else "no forget part"
         raise RecipeError(f"the recipe has {what}; write forget=NAME, or edit=NAME. {_allowed('objective')}")
+    if combine.built.value.separate and forget and not retain:
+        raise RecipeError(f"combine={combine.name} takes two gradients, and there is no retain part. Type combine=sum.")
     if select is not None and select.value.evaluator not in evaluate:
         raise RecipeError(
             f"select.evaluator is {select.value.evaluator!r}; it must be an entry of evaluate: {', '.join(evaluate)}."

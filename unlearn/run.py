@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearn.errors import RecipeError, UnlearnError, did_you_mean
+from unlearn.errors import RecipeError, UnlearnError, did_you_mean, is_of_the_machine
 
 if TYPE_CHECKING:
     from unlearn.schema import Recipe
@@ -43,6 +44,8 @@ class _Request(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, whatever it is doing
     try:
         _answer(_read(arguments), arguments)
         sys.stdout.flush()
@@ -57,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, e.g. head, had enough; nothing more may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # no space, no permission: a fault of the machine, not of the program
-        if _is_first_rank():
+    except OSError as error:
+        if not is_of_the_machine(error):
+            traceback.print_exc()
+        elif _is_first_rank():
             print(f"{error}. What was saved stays; a run that had begun goes on by resume=auto.", file=sys.stderr)
         return 1
     except Exception:

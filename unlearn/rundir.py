@@ -8,20 +8,23 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from unlearn.data.base import Split
 from unlearn.distributed import barrier, gather_objects, rank
-from unlearn.errors import RecipeError
+from unlearn.errors import GateFailed, Interrupted, RecipeError, is_of_the_machine
 from unlearn.evaluators.base import Findings, Run
 from unlearn.files import write_bytes, write_json, write_text
 from unlearn.schema import Recipe
@@ -43,9 +46,7 @@ def new_folder(recipe: Recipe) -> Path:
                 f"output={recipe.output} is not an empty folder. Type another one, or resume={recipe.output} to go on "
                 "with the run in it."
             )
-        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK) or folder.is_symlink():
-            raise RecipeError(f"output={recipe.output} cannot be made: {parent} is no folder that can be written to.")
+        _probe(folder)
     else:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = Path("runs") / recipe.name / f"{stamp}-{recipe.hash[:6]}"
@@ -54,6 +55,19 @@ def new_folder(recipe: Recipe) -> Path:
             number += 1
             folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
     return gather_objects(folder)[0]
+
+
+def _probe(folder: Path) -> None:
+    """Refuse a folder that cannot be made: the attempt is made, and taken back."""
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise RecipeError(f"output={folder} cannot be made ({error.strerror}). Type another folder.") from error
 
 
 class RunDir:
@@ -80,10 +94,71 @@ class RunDir:
             raise RecipeError(f"{path} is broken (it lacks entries). Delete the folder, or resume another run.")
         return status
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of the folder while the body runs, and tidy up after an error.
+
+        A run that a RecipeError ends before its first checkpoint leaves nothing; after any other error it is marked
+        as failed, so that ``resume=auto`` does not take it up again.
+
+        Raises:
+            RecipeError: another process works in the folder.
+        """
+        fresh = not self.status()
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        lock = FileLock(self.folder / ".lock")
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RecipeError(f"{self.folder} is being worked in by another process; wait for it.") from None
+        try:
+            yield
+        except (Interrupted, GateFailed, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if is_of_the_machine(error):
+                raise
+            refused = isinstance(error, RecipeError)
+            if rank() == 0 and refused and fresh and not any(self.folder.rglob("last.ckpt")):
+                for path in self.folder.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                with suppress(OSError):  # another run may have come into runs/ meanwhile
+                    for path in made:
+                        path.rmdir()
+            elif rank() == 0 and (fresh or not refused) and self.status():
+                write_json(self.folder / "run.json", {**self.status(), "status": "failed"})
+            raise
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether another process works in the folder."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def keep(self, facts: Mapping[str, str]) -> None:
+        """Write down what the run works on, or refuse to go on with a run that worked on something else."""
+        before = self.status().get("works_on")
+        if before is not None:
+            if changed := [name for name, value in facts.items() if before.get(name) != value]:
+                raise RecipeError(
+                    f"{self.folder}: the {' and the '.join(changed)} changed since the run began, so the two halves "
+                    "would not belong together. Put it back, or start a new run."
+                )
+        elif rank() == 0:
+            write_json(self.folder / "run.json", {**self.status(), "works_on": dict(facts)})
+        barrier()
+
     def begin(self, recipe: Recipe, command: Sequence[str], in_memory: bool) -> None:
         """Write what is known before the first step; a folder that holds it already stays as it is."""
         if rank() == 0 and not self.status():
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "recipe.yaml", dump(recipe.tree, recipe.origins))
             line = shlex.join(command)
             write_text(self.folder / "command.txt", f"{line}\n")
@@ -124,11 +199,6 @@ class RunDir:
             writer.writeheader()
             writer.writerows(findings.items)
             write_text(self.folder / "items.csv", text.getvalue())
-
-    def fail(self) -> None:
-        """Mark the run as failed, so that ``resume=auto`` does not take it up: it would fail again."""
-        if rank() == 0:
-            write_json(self.folder / "run.json", {**self.status(), "status": "failed"})
 
     def end(self, table: Table) -> None:
         """Show the figures, and mark the run as finished: the last thing that is written."""

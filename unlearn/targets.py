@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from unlearn.data.base import Dataset, Split
-from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, rank
 from unlearn.errors import RecipeError
 from unlearn.feed import Feed
@@ -61,6 +60,8 @@ def given(key: str, config: ModelConfig) -> Trained:
         folder = config.fetch(getattr(config, key))
     except RecipeError as error:
         raise RecipeError(f"model.{key}: {error}") from error
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        raise RecipeError(f"model.{key}: {folder} is a run directory. Type model.{key}={folder / 'model'}")
     config.load(folder)  # says what is wrong with it before any work
     return Trained(folder, "given", key=_content(folder))
 
@@ -96,7 +97,7 @@ def find_or_train(
 
 def training_key(config: ModelConfig, pretrain: Pretrain, split: Split, start: Trained | None = None) -> str:
     """Return the hash of everything that shapes a trained model."""
-    model = {name: value for name, value in asdict(config).items() if name not in ("pretrained", "retrained", "train")}
+    model = {name: value for name, value in asdict(config).items() if name not in config.not_in_training}
     shape = {
         "format": FORMAT,
         "kind": f"{type(config).__module__}.{type(config).__qualname__}",
@@ -127,6 +128,7 @@ def train(
             return Trained(folder, "cached", _record(folder)["seconds"], key)
         model = config.load(start.folder) if start else new_model(config, pretrain, split)
         module = UnlearningModule(model, [training_phase(model, pretrain.optim)], {"retain": split}, pretrain.seed)
+        module.remedy = "Type a smaller pretrain.optim.lr, or pretrain.optim.clip=1."
         seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
         if rank() == 0:
             finished = models_cache() / f".{key}.partial"
@@ -163,15 +165,11 @@ def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -
     The quantile is 1 - Phi(r) with r the z-score of bits/dim, as the taming paper picks its images (Malnick et al.,
     2024): 1 is the most likely.
     """
-    split = train_split(dataset)
-    bits = bits_per_dim_of(model, split.batch, split.ids, randomness, draws=10)
-    moments = Moments.of(bits)
-    quantile_of = dict(zip(split.ids.tolist(), torch.special.ndtr(-moments.z(bits)).tolist(), strict=True))
+    everything, trained = torch.arange(len(dataset)), dataset.is_trained
+    bits = bits_per_dim_of(model, dataset.batch, everything, randomness, draws=10)
+    table = torch.special.ndtr(-Moments.of(bits[trained]).z(bits))
 
-    def quantiles(ids: Tensor) -> Tensor:
-        return torch.tensor([quantile_of[item] for item in ids.tolist()])
-
-    return quantiles
+    return lambda ids: table[ids]
 
 
 def shipped() -> list[Path]:
@@ -194,7 +192,7 @@ def _record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / "trained.json").read_text())
     except (OSError, ValueError):
         return {}
-    return record
+    return record if isinstance(record, dict) else {}
 
 
 class _one_process:
