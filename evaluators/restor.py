@@ -37,7 +37,7 @@ class Restor(Evaluator):
         batch_size: items a forward pass; does not change the result.
 
     Reference:
-        Rezaei et al., RESTOR: Knowledge Recovery in Machine Unlearning, 2025, sections 3 and 4. arXiv:2411.00204. The
+        Rezaei et al., RESTOR: Knowledge Recovery in Machine Unlearning, 2025. arXiv:2411.00204. The
         ratios are our own: the paper gives accuracies, judged by another language model.
     """
 

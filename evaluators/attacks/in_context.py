@@ -26,7 +26,7 @@ class InContext(PromptAttack):
 
     Reference:
         Shumailov et al., UnUnlearning: Unlearning is not sufficient for content regulation in advanced generative AI,
-        2024, section 3. arXiv:2407.00106
+        2024. arXiv:2407.00106
     """
 
     facts: int = 5

@@ -22,8 +22,8 @@ class Paraphrase(PromptAttack):
     Only items that have such a form are attacked.
 
     Reference:
-        Jin et al., RWKU: Benchmarking Real-World Knowledge Unlearning for Large Language Models, 2024, section 3.4
-        (adversarial attack probes). arXiv:2406.10890
+        Jin et al., RWKU: Benchmarking Real-World Knowledge Unlearning for Large Language Models, 2024 (synonym
+        manipulation, among its adversarial probes). arXiv:2406.10890
     """
 
     attack: ClassVar[str] = "paraphrase"

@@ -29,7 +29,7 @@ class Prefix(PromptAttack):
         prefixes: what the answer begins with; "" asks plainly.
 
     Reference:
-        Wei, Haghtalab and Steinhardt, Jailbroken: How Does LLM Safety Training Fail?, 2023, section 4.1 (prefix
+        Wei, Haghtalab and Steinhardt, Jailbroken: How Does LLM Safety Training Fail?, 2023, section 3.1 (prefix
         injection). arXiv:2307.02483
     """
 

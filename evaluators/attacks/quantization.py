@@ -30,7 +30,7 @@ class Quantization(Evaluator):
         batch_size: items a forward pass; does not change the result.
 
     Reference:
-        Zhang et al., Catastrophic Failure of LLM Unlearning via Quantization, 2025, section 4. arXiv:2410.16454
+        Zhang et al., Catastrophic Failure of LLM Unlearning via Quantization, 2025. arXiv:2410.16454
     """
 
     bits: list[int] = field(default_factory=lambda: [8, 4])

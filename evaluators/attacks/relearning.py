@@ -42,8 +42,8 @@ class Relearning(Evaluator):
         batch_size: items a forward pass of the measurement; does not change the result.
 
     Reference:
-        Hu et al., Unlearning or Obfuscating? Jogging the Memory of Unlearned LLMs via Benign Relearning, 2025,
-        section 3. arXiv:2406.13356
+        Hu et al., Unlearning or Obfuscating? Jogging the Memory of Unlearned LLMs via Benign Relearning, 2025.
+        arXiv:2406.13356
     """
 
     items: list[int] = field(default_factory=lambda: [4, 16])

@@ -31,7 +31,7 @@ class TrapsAttack(Evaluator):
         batch_size: items a forward pass; does not change the result.
 
     Reference:
-        Meeus et al., Copyright Traps for Large Language Models, 2024, section 3. arXiv:2402.09363
+        Meeus et al., Copyright Traps for Large Language Models, 2024. arXiv:2402.09363
     """
 
     batch_size: int = 16

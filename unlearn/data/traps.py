@@ -50,7 +50,7 @@ def with_traps(
         RecipeError: the label is unknown, or the sequences overlap too much.
 
     Reference:
-        Meeus et al., Copyright Traps for Large Language Models, 2024, section 4 (sequences of 25 to 100 tokens,
+        Meeus et al., Copyright Traps for Large Language Models, 2024 (sequences of 25 to 100 tokens,
         repeated up to 1,000 times). arXiv:2402.09363
     """
     for name, value in (("count", count), ("words", words), ("repeats", repeats)):
