@@ -25,8 +25,13 @@ SHIPPED: dict[str, tuple[str, list[str]]] = {
     **{f"digits_glow/without_{digit}": ("flow/category_digits", [f"data.forget.label={digit}"]) for digit in range(10)},
     "digits_glow/target": ("flow/category_digits", []),
     "mnist_glow/target": ("flow/taming_mnist", []),
+    "factbook_llama/target": ("language/npo_factbook", []),
+    "factbook_llama/without_six": ("language/npo_factbook", []),
 }
 """Folder under ``unlearn/assets`` -> recipe and overrides; ``target`` is trained on everything."""
+
+VOCABULARY = 2048
+"""Entries of the small language models' tokenizer."""
 
 TOLERANCE = 2e-3
 """Largest change of the test loss for which weights are stored in half precision."""
@@ -59,9 +64,23 @@ def make(name: str, assets: Path) -> str:
     return f"{name:<28} {trained.seconds:6.1f} s  test loss {stored:.4f}  {size / 1024:.0f} KiB"
 
 
+def make_tokenizer(assets: Path) -> str:
+    """Train the tokenizer of the small language models on the Factbook's facts and passages, and return a line about it."""
+    from unlearn.data.factbook import Factbook
+    from unlearn.models.language_tokens import train_tokenizer
+
+    items = Factbook(facts=16, passages=4).load().items
+    texts = [f"Question: {item.question}\nAnswer: {item.answer}" if item.question else item.answer for item in items]
+    tokenizer = train_tokenizer(texts, VOCABULARY)
+    tokenizer.save_pretrained(assets / "factbook_tokenizer")
+    return f"{'factbook_tokenizer':<28} {len(tokenizer):,} tokens"
+
+
 def main(wanted: list[str]) -> None:
     """Make the models whose name starts with one of ``wanted``, or all."""
     assets = Path(str(files("unlearn"))) / "assets"
+    if not wanted or "factbook_tokenizer" in wanted:
+        print(make_tokenizer(assets), flush=True)
     for name in _chosen(wanted):
         print(make(name, assets), flush=True)
 

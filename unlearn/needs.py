@@ -29,6 +29,14 @@ def has(wrapper: type, capability: str) -> bool:
     return all(callable(getattr(wrapper, name, None)) for name in methods)
 
 
+def _backend_has(name: str, capability: str) -> bool:
+    """Return whether a registered backend has a capability; not where its packages are not installed."""
+    try:
+        return has(resolve("model", name).wrapper, capability)
+    except RecipeError:
+        return False
+
+
 def _require(part: str, needs: Sequence[str], wrapper: type) -> None:
     for capability in needs:
         if capability not in CAPABILITIES:
@@ -36,7 +44,7 @@ def _require(part: str, needs: Sequence[str], wrapper: type) -> None:
                 f"{part} asks for the unknown capability {capability!r}. {did_you_mean(capability, CAPABILITIES)}"
             )
         if not has(wrapper, capability):
-            backends = [name for name in names("model") if has(resolve("model", name).wrapper, capability)]
+            backends = [name for name in names("model") if _backend_has(name, capability)]
             raise RecipeError(
                 f"{part} asks for the capability {capability!r}, which {wrapper.__name__} lacks. "
                 f"Backends that have it: {', '.join(backends) or 'none'}. Type model=NAME with one of them, or take "

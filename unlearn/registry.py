@@ -115,6 +115,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
 }
 """Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""
 
+LANGUAGE = ("datasets", "lm_eval", "peft", "rouge_score", "tokenizers", "transformers")
+"""Packages of the extra ``language``."""
+
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
 
@@ -178,7 +181,9 @@ def _load(path: str, what: str) -> Any:
         module = import_module(module_name)
     except Exception as error:  # a user's module may fail in any way
         cause = f"{type(error).__name__}: {error}"
-        raise RecipeError(f"{what}: importing {module_name} failed with {cause}") from error
+        lacks = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LANGUAGE
+        hint = '. Type: pip install "unlearnkit[language]"' if lacks else ""
+        raise RecipeError(f"{what}: importing {module_name} failed with {cause}{hint}") from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise RecipeError(f"{what}: {module_name} has no {attribute!r}. {did_you_mean(attribute, public)}")

@@ -30,7 +30,8 @@ from unlearn.files import write_bytes, write_json, write_text
 from unlearn.schema import Recipe
 from unlearn.yaml_text import dump
 
-PACKAGES = ("unlearnkit", "torch", "lightning", "nflows", "omegaconf", "numpy", "scikit-learn", "safetensors")
+PACKAGES = ("unlearnkit", "torch", "lightning", "nflows", "transformers", "peft", "lm-eval", "omegaconf", "numpy")
+PACKAGES += ("scikit-learn", "safetensors")
 
 
 def new_folder(recipe: Recipe) -> Path:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Split
-from unlearn.data.digits import Digits, Selection
+from unlearn.data.base import Selection
+from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.feed import Feed
 from unlearn.fit import fit
