@@ -36,7 +36,7 @@ from unlearn.report.table import metrics_table
 from unlearn.report.verdict import check_gates
 from unlearn.rundir import RunDir, header, new_folder
 from unlearn.schema import Recipe
-from unlearn.study import write_summary
+from unlearn.seeds import write_summary
 from unlearn.targets import new_model
 
 

@@ -13,7 +13,7 @@ import pytest
 from unlearn.errors import RecipeError
 from unlearn.metrics import Record
 from unlearn.report import build_report
-from unlearn.study import write_summary
+from unlearn.seeds import write_summary
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{7*7}}"

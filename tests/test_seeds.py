@@ -12,7 +12,7 @@ from unlearn.errors import RecipeError
 from unlearn.files import write_json
 from unlearn.metrics import Record
 from unlearn.report.folder import read_run
-from unlearn.study import OVER_SEEDS, summarise, t_interval, write_summary
+from unlearn.seeds import OVER_SEEDS, summarise, t_interval, write_summary
 
 
 def record(value: float, metric: str = "bits", seed: int = 0, **more) -> Record:
