@@ -138,7 +138,7 @@ class SmallLlama(LanguageConfig):
             intermediate_size=round(self.width * 8 / 3 / 32) * 32 or 32,  # as Touvron et al. 2023, section 2.2
             num_hidden_layers=self.depth,
             num_attention_heads=self.heads,
-            max_position_embeddings=encoder.max_length,
+            max_position_embeddings=max(1024, encoder.max_length),  # rotary: no weight depends on it
             tie_word_embeddings=True,
             pad_token_id=encoder.tokenizer.pad_token_id,
             bos_token_id=encoder.tokenizer.bos_token_id,

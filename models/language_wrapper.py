@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -171,10 +172,8 @@ class Language(Wrapper):
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write transformers' own files, and how prompts are made, into an existing folder."""
-        state = None
-        if dtype is not None:
-            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.model.state_dict().items()}
-        self.model.save_pretrained(folder, state_dict=state)
+        model = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length}
         (Path(folder) / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
