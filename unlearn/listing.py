@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from unlearn import layers, registry
+from unlearn import layers, registry, study_names
 from unlearn.errors import RecipeError
 from unlearn.layers import Given, Node
 
@@ -29,7 +29,16 @@ def listing() -> str:
     table = [Row(*(heading.upper() for heading in Row._fields)), *rows()]
     widths = [max(len(row[column]) for row in table) for column in range(len(Row._fields))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([*lines, "", "Run one:    python -m unlearn.run recipe=NAME", "Learn more: --help"])
+    more = ["Run one:    python -m unlearn.run recipe=NAME", "Learn more: --help"]
+    return "\n".join([*lines, "", studies(), "", *more])
+
+
+def studies() -> str:
+    """Return the list of packaged studies as a table."""
+    found = [(name, study_names.title(name)) for name in study_names.names()]
+    width = max(len(name) for name, _ in [("STUDY", ""), *found])
+    lines = [f"{name:<{width}}  {title}".rstrip() for name, title in [("STUDY", "TITLE"), *found]]
+    return "\n".join([*lines, "", "Run one:    python -m unlearn.study NAME"])
 
 
 def _row(name: str) -> Row:
