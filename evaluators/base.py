@@ -85,11 +85,33 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """A table of texts for the report, under ``samples/`` in the run directory.
+
+    Args:
+        name: file name without ending.
+        title: heading.
+        caption: what is seen and how to read it.
+        columns: headings; the first column groups rows, which stand together where it is equal.
+        rows: texts, as many a row as there are columns.
+        truth: heading of the column that the others are held against; where they say the same, that is marked.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    truth: str = ""
+
+
+@dataclass(frozen=True)
 class Findings:
     """What an evaluator returns; ``items`` are rows of item-level values (subject, split, id, metric, value)."""
 
     records: list[Record] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -99,6 +121,9 @@ class Evaluator(ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
+
+    subjects: ClassVar[tuple[str, ...]] = ()
+    """Models that there must be beside the target and the unlearned one."""
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that this evaluator cannot judge, before any work. Raises RecipeError with the remedy."""

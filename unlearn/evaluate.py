@@ -41,5 +41,6 @@ def measured(
         found = evaluator(Evaluation(subjects, splits, stream, device, run or Run(), seed, cache))
         findings.records.extend(found.records)
         findings.pictures.extend(found.pictures)
+        findings.sheets.extend(found.sheets)
         findings.items.extend(found.items)
     return findings

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -186,14 +187,19 @@ class RunDir:
             write_json(self.folder / "splits.json", {name: split.ids.tolist() for name, split in splits.items()})
 
     def write_findings(self, findings: Findings, header: dict[str, Any]) -> None:
-        """Write records, pictures and item-level values."""
+        """Write records, pictures, texts and item-level values."""
         samples = self.folder / "samples"
         samples.mkdir(exist_ok=True)
         for picture in findings.pictures:
             write_bytes(samples / f"{picture.name}.png", picture.png)
-        pictures = [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures]
+        for sheet in findings.sheets:
+            write_json(samples / f"{sheet.name}.json", asdict(sheet))
+        shown = {
+            "pictures": [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures],
+            "sheets": [{"name": sheet.name} for sheet in findings.sheets],
+        }
         records = [record.to_dict() for record in findings.records]
-        write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, "pictures": pictures})
+        write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, **shown})
         if findings.items:
             text = io.StringIO()
             writer = csv.DictWriter(text, list(dict.fromkeys(key for row in findings.items for key in row)))

@@ -83,6 +83,9 @@ def _content(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str,
         "seconds": _total([seed.fact("seconds") for seed in seeds]),
         "records": [record.to_dict() for record in records],
         "pictures": _pictures(seeds[0]) if seeds else [],
+        "sheets": [{"name": sheet.name, "file": _inside(seeds[0], sheet.path)} for sheet in seeds[0].sheets]
+        if seeds
+        else [],
     }
 
 
@@ -109,9 +112,14 @@ def _pictures(first: RunFolder) -> list[dict[str, str]]:
     return [
         {
             "name": picture.path.stem,
-            "file": f"{first.path.name}/{picture.path.relative_to(first.path).as_posix()}",
+            "file": _inside(first, picture.path),
             "title": picture.title,
             "caption": picture.caption,
         }
         for picture in first.pictures
     ]
+
+
+def _inside(first: RunFolder, path: Path) -> str:
+    """Return a file of a seed's run directory as seen from the folder that holds the seeds."""
+    return f"{first.path.name}/{path.relative_to(first.path).as_posix()}"

@@ -101,7 +101,8 @@ def _answer(name: str, request: _Request) -> int:
     found = parts(study)
     if "--show" in request.flags:
         for part in found:
-            print(f"{part.state:<12} {part.row}, seed {part.seed}: {shlex.join([*START, *part.command()])}")
+            what = str(part.folder) if part.finished else shlex.join([*START, *part.command()])
+            print(f"{part.state:<12} {part.row}, seed {part.seed}: {what}")
         return 0
     failed = {} if "--table" in request.flags else run_all(found)
     sum_up(study, found, failed, request.write)

@@ -79,7 +79,7 @@ def _note(part: Part, state: str, failed: Mapping[Path, str]) -> str:
 
 def _compare(study: Study, read: Mapping[str, Sequence[RunFolder]]) -> Path | None:
     """Put the finished runs side by side; several seeds of one are summed up first."""
-    entries = []
+    entries: list[Compared] = []
     for row, seeds in read.items():
         if len(seeds) > 1:
             folder = seeds[0].path.parent

@@ -15,7 +15,6 @@ from unlearn.recipe import load
 from unlearn.report.folder import read_run
 from unlearn.study_file import Member, Study, slug
 
-
 START = ("python", "-m", "unlearn.run")
 
 

@@ -16,6 +16,7 @@ from unlearn.report.folder import RunFolder, read_run
 from unlearn.report.limits import GUARANTEE, caveats, not_run
 from unlearn.report.page import deck, method_name
 from unlearn.report.table import Row, better, cell_text, groups, rows
+from unlearn.report.texts import sheets
 from unlearn.report.verdict import judge
 from unlearn.report.words import interval, ordered
 
@@ -68,6 +69,7 @@ def _context(run: RunFolder, load: str) -> dict[str, Any]:
         "groups": groups(measured),
         "cell": _cell,
         "better": better,
+        "sheets": sheets(run),
         "guarantee": GUARANTEE,
         "not_run": not_run(run),
         "caveats": caveats(run),

@@ -31,11 +31,24 @@ class SavedPicture:
 
 
 @dataclass(frozen=True)
+class SavedSheet:
+    """A table of texts on disk; see ``unlearn.evaluators.base.Sheet``."""
+
+    path: Path
+    name: str
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    truth: str = ""
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """What one run left on disk.
 
     Attributes:
-        facts: ``metrics.json`` without records and pictures.
+        facts: ``metrics.json`` without records, pictures and texts.
         recipe: ``recipe.yaml``, the resolved recipe; ``recipe_text`` is the file itself.
         seeds: the runs of the single seeds, where this folder sums up several.
     """
@@ -50,6 +63,7 @@ class RunFolder:
     command: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     seeds: list[RunFolder] = field(default_factory=list)
+    sheets: list[SavedSheet] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -76,7 +90,8 @@ def read_run(folder: Path) -> RunFolder:
         raise RecipeError(f"{folder} is no folder; give a run directory, e.g. runs/quickstart/<stamp>-<hash>.")
     facts = _read_json(folder / "metrics.json", "the run did not get as far as its metrics; resume it or leave it out")
     raw, shown = facts.pop("records", None), facts.pop("pictures", None) or []
-    if not isinstance(raw, list) or facts.get("schema") != 1 or not isinstance(shown, list):
+    texts = facts.pop("sheets", None) or []
+    if not isinstance(raw, list) or facts.get("schema") != 1 or not all(isinstance(x, list) for x in (shown, texts)):
         raise _corrupt(folder / "metrics.json", "it needs schema 1, a list of records and a list of pictures")
     seeds = [read_run(folder / str(name)) for name in facts.get("seed_folders") or ()]
     text = _read_text(folder / "recipe.yaml") or (seeds[0].recipe_text if seeds else "")
@@ -92,6 +107,7 @@ def read_run(folder: Path) -> RunFolder:
         command=_read_text(folder / "command.txt").strip(),
         environment=_read_json(environment, "") if environment.is_file() else {},
         seeds=seeds,
+        sheets=[sheet for row in texts if (sheet := _sheet(row, folder))],
     )
 
 
@@ -151,9 +167,31 @@ def _picture(row: Any, folder: Path) -> SavedPicture | None:
     if not isinstance(row, dict) or "name" not in row:
         return None
     path = folder / str(row.get("file") or f"samples/{row['name']}.png")
-    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+    if not _lies_in(folder, path):
         return None
     return SavedPicture(path, str(row.get("title") or row["name"]), str(row.get("caption") or ""))
+
+
+def _sheet(row: Any, folder: Path) -> SavedSheet | None:
+    """Read a table of texts; one that is gone, lies outside the run or is no such table is left out."""
+    if not isinstance(row, dict) or "name" not in row:
+        return None
+    path = folder / str(row.get("file") or f"samples/{row['name']}.json")
+    if not _lies_in(folder, path):
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        columns, lines = list(map(str, content["columns"])), [list(map(str, line)) for line in content["rows"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not columns or any(len(line) != len(columns) for line in lines):
+        return None
+    title, caption, truth = (str(content.get(key) or "") for key in ("title", "caption", "truth"))
+    return SavedSheet(path, str(row["name"]), title or str(row["name"]), caption, columns, lines, truth)
+
+
+def _lies_in(folder: Path, path: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _read_recipe(text: str, path: Path) -> dict[str, Any]:

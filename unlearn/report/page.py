@@ -17,6 +17,7 @@ from unlearn.report.drawings import same, strips, tradeoff, training_charts
 from unlearn.report.folder import RunFolder, SavedPicture, read_run
 from unlearn.report.limits import GUARANTEE, caveats, not_run
 from unlearn.report.table import Row, better, cell, explain, groups, rows
+from unlearn.report.texts import sheets
 from unlearn.report.verdict import forget_row, judge, kept_row
 from unlearn.report.words import duration, forgotten, ordered
 
@@ -66,6 +67,7 @@ def report_context(run: RunFolder) -> dict[str, Any]:
         "verdict": verdict,
         "strips": strips(run, measured),
         "pictures": [_picture(picture) for picture in sorted(run.pictures, key=_picture_order)],
+        "sheets": sheets(run),
         "tradeoff": tradeoff(run, measured),
         "subjects": subjects,
         "curves": training_charts(run),

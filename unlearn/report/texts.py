@@ -1,0 +1,53 @@
+"""What reports and model cards show of the texts that models wrote."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from unlearn.report.folder import RunFolder, SavedSheet
+from unlearn.report.words import SUBJECTS
+
+LONGEST = 280
+"""Characters of a text that are shown; the whole stands in the run directory."""
+
+
+def sheets(run: RunFolder) -> list[dict[str, Any]]:
+    """Return every table of texts as the templates show it."""
+    return [_sheet(sheet) for sheet in run.sheets]
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """Return the beginning of a text, with dots where more follows."""
+    line = text.strip()
+    return line if len(line) <= longest else f"{line[:longest].rstrip()} …"
+
+
+def _sheet(sheet: SavedSheet) -> dict[str, Any]:
+    truth = sheet.columns.index(sheet.truth) if sheet.truth in sheet.columns else None
+    kinds = [name if name in SUBJECTS else "" for name in sheet.columns]
+
+    def cells(row: list[str]) -> list[dict[str, Any]]:
+        is_same = [
+            bool(kind) and truth is not None and _said(text) == _said(row[truth])
+            for kind, text in zip(kinds, row, strict=True)
+        ]
+        return [
+            {"text": cut(text), "whole": text if len(text.strip()) > LONGEST else "", "kind": kind, "same": same}
+            for text, kind, same in list(zip(row, kinds, is_same, strict=True))[1:]
+        ]
+
+    return {
+        "title": sheet.title,
+        "caption": sheet.caption,
+        "columns": sheet.columns[1:],
+        "groups": [
+            {"name": name, "rows": [cells(row) for row in rows]}
+            for name, rows in groupby(sheet.rows, key=lambda row: row[0])
+        ],
+    }
+
+
+def _said(text: str) -> str:
+    """Return the words of a text, however they are written."""
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())
