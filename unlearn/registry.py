@@ -96,6 +96,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "tofu": "unlearn.evaluators.tofu:Tofu",
         "muse": "unlearn.evaluators.muse:Muse",
         "text_membership": "unlearn.evaluators.text_membership:TextMembership",
+        "answer_samples": "unlearn.evaluators.answer_samples:AnswerSamples",
         "lm_eval": "unlearn.evaluators.lm_eval:LmEval",
         "relearning": "unlearn.evaluators.attacks.relearning:Relearning",
         "quantization": "unlearn.evaluators.attacks.quantization:Quantization",
