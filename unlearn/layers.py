@@ -17,10 +17,15 @@ from unlearn.yaml_text import MAX_CHARACTERS, Tree, from_python, parse, shorten
 
 
 class Given(NamedTuple):
-    """A value that somebody wrote, and where: a file name, ``command line`` or ``call``."""
+    """A value that somebody wrote, and where: a file name, ``command line`` or ``call``.
+
+    It is ``firm`` where it stands above the tables of settings (unlearn.tables): written on the command line, in a
+    call, or in a file that builds on the one with the tables.
+    """
 
     value: Tree
     origin: str
+    firm: bool = False
 
 
 Node: TypeAlias = "Given | dict[str, Node]"
@@ -40,7 +45,13 @@ def written(node: object) -> str:
     return f" ({node.origin})" if isinstance(node, Given) and node.origin else ""
 
 
-COMPONENTS: dict[str, registry.Kind] = {"model": "model", "data": "data", "combine": "combination", "scope": "scope"}
+COMPONENTS: dict[str, registry.Kind] = {
+    "model": "model",
+    "data": "data",
+    "combine": "combination",
+    "scope": "scope",
+    "edit": "edit",
+}
 """Parts that are one component."""
 TERMS = ("forget", "retain")
 """Parts that are one objective or a mapping of several."""
@@ -76,7 +87,7 @@ def override(node: dict[str, Node], arguments: Sequence[str]) -> dict[str, Node]
         _refuse_hidden_term(node, path)
         for part in reversed(path):
             tree = {part: tree}
-        node = _merge(node, _given(tree, "command line"), ())  # type: ignore[assignment]
+        node = merge(node, given(tree, "command line", firm=True), ())  # type: ignore[assignment]
     return node
 
 
@@ -126,7 +137,8 @@ class _Reader:
             if not isinstance(name, str):
                 raise RecipeError(f"{origin}: base is {shorten(base)}; it must be a recipe or a list of recipes.")
             under = self.open(under, name, folder, chain)
-        return _merge(under, _given(tree, origin), ())  # type: ignore[return-value]
+        firm = origin == "call" or "tables" in under
+        return merge(under, given(tree, origin, firm), ())  # type: ignore[return-value]
 
 
 def _stem(name: str) -> str:
@@ -172,13 +184,14 @@ def _text_of(path: Path) -> str:
         raise RecipeError(f"the recipe {shorten(str(path))} cannot be read: {reason}.") from error
 
 
-def _given(tree: Tree, origin: str) -> Node:
+def given(tree: Tree, origin: str, firm: bool = False) -> Node:
+    """Return what somebody wrote, with where."""
     if isinstance(tree, dict):
-        return {key: _given(value, origin) for key, value in tree.items()}
-    return Given(tree, origin)
+        return {key: given(value, origin, firm) for key, value in tree.items()}
+    return Given(tree, origin, firm)
 
 
-def _merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
+def merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
     """Lay ``new`` over ``old``. A component whose name changes starts from its defaults; so does a bare name."""
     if _may_be_a_name(path) and isinstance(new, Given) and isinstance(new.value, str):
         return {"name": new}
@@ -195,7 +208,7 @@ def _merge(old: Node | None, new: Node, path: tuple[str, ...]) -> Node:
                 raise RecipeError(f"{where} is null, but there is nothing to drop; for its defaults write {key}: {{}}.")
             del merged[key]
         else:
-            merged[key] = _merge(old.get(key), value, below)
+            merged[key] = merge(old.get(key), value, below)
     return merged
 
 

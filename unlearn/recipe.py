@@ -15,12 +15,16 @@ from unlearn.errors import RecipeError, did_you_mean
 from unlearn.layers import Given, Node, bare
 from unlearn.references import escape, interpolate
 from unlearn.schema import About, Corrupt, Gate, Optim, Pretrain, Recipe, Select, Trainer
+from unlearn.tables import settle
 from unlearn.typed import Built, build, convert
 from unlearn.yaml_text import shorten
 
 PARTS = ["name", "about", "model", "data", "pretrain", "forget", "retain", "combine", "scope"]
 PARTS += ["edit", "corrupt", "select", "optim", "trainer", "evaluate", "gate", "seed", "output"]
 """The keys of a recipe, in the order in which a resolved recipe shows them."""
+
+CHOICE = ("settings", "tables")
+"""Keys of a recipe that a resolved one has no more: see unlearn.tables."""
 
 NOT_HASHED = ("name", "about", "output")
 NOT_HASHED_IN_TRAINER = ("workers", "checkpoint_every", "tensorboard", "wandb")
@@ -53,13 +57,15 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         RecipeError: anything is wrong with it; the message names the key, what was given and what is allowed.
     """
     name, node = layers.read(recipe)
-    node = interpolate(layers.override(node, overrides))
+    node = interpolate(settle(layers.override(node, overrides)))
     for key in node:
         if key not in PARTS:
             longer = [f"{part}.{key}" for part, cls in _FIXED.items() if key in {field.name for field in fields(cls)}]
             near = f"Did you mean: {', '.join(longer)}? " if longer else ""
             where = layers.written(node[key])
-            raise RecipeError(f"a recipe has no part {shorten(key)}{where}. {near}{did_you_mean(key, PARTS)}")
+            raise RecipeError(
+                f"a recipe has no part {shorten(key)}{where}. {near}{did_you_mean(key, [*PARTS, *CHOICE])}"
+            )
     about = build(About, _part(node, "about"), "about")
     model = _component("model", _part(node, "model"), "model")
     data = _component("data", _part(node, "data"), "data")
