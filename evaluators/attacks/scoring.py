@@ -11,8 +11,8 @@ from torch import Tensor
 from unlearn.data.base import Batch
 from unlearn.data.text import Encoder, TextDataset
 from unlearn.distributed import map_ids
-from unlearn.evaluators.base import Evaluation, mean_ci95
-from unlearn.evaluators.shared import limited
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.shared import limited, mean_share
 from unlearn.evaluators.text_measures import extraction_strength
 from unlearn.metrics import Record
 
@@ -53,7 +53,7 @@ def attack_records(
     """Return the mean of each score (n, 2) over items, with its interval; items without answer tokens are left out."""
     found = []
     for score, values in zip(SCORES, scores[~scores[:, 0].isnan()].unbind(dim=1), strict=True):
-        mean, ci95 = mean_ci95(values)
+        mean, ci95 = mean_share(values)
         found.append(
             Record(
                 evaluator=attack,
