@@ -100,5 +100,7 @@ def _front_matter(run: RunFolder) -> dict[str, Any]:
 
 def _cell(row: Row, subject: str) -> str:
     text, ends = cell_text(row, subject), interval(row.cells[subject]) if subject in row.cells else ""
-    text = f"{text} {row.unit}" if row.unit == "MiB" else text  # the others are spelled out in their names
+    text = (
+        f"{text} {row.unit}" if row.unit == "MiB" and subject in row.cells else text
+    )  # the others are spelled out in their names
     return f"{text} ({ends})" if ends else text

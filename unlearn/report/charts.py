@@ -47,7 +47,7 @@ class Axis:
         return [Tick(self(value), self._text(value, digits)) for value in values]
 
     def _text(self, value: float, digits: int) -> str:
-        if abs(value) < 1e-9 * (self.high - self.low):
+        if not self.log and abs(value) < 1e-9 * (self.high - self.low):
             text = "0 %" if self.unit == "share" else "0"
         elif self.unit == "share":
             text = f"{100 * value:.{max(0, digits - 2)}f} %"

@@ -48,9 +48,15 @@ CHECKS = (
     ),
     Check(
         "Prompt search",
-        ("prompt_search", "jailbreak", "adversarial_prompt", "prefix", "paraphrase", "stepwise", "in_context"),
+        ("prompt_search", "jailbreak", "adversarial_prompt", "prefix", "paraphrase"),
         "other wordings, or prompts made to attack, may still bring it out.",
         ("diffusion", "language"),
+    ),
+    Check(
+        "Context",
+        ("in_context", "stepwise"),
+        "examples or related questions before the question may still bring it out.",
+        ("language",),
     ),
     Check(
         "Held-out items of the forgotten kind",

@@ -16,6 +16,7 @@ from unlearn.report.words import (
     ARROWS,
     DIRECTIONS,
     about_text,
+    entry_value,
     figure,
     interval,
     metric_label,
@@ -136,16 +137,33 @@ def metrics_table(records: Sequence[Record]) -> Table:
         table.add_column(escape(subject), justify="right", style="bold" if subject == "unlearned" else None)
     table.add_column("better")
     for group in groups(measured):
-        forget = [row for row in group.rows if row.split == "forget"]
-        shown = group.rows if len(group.rows) <= MOST_ROWS else forget or group.rows[:1]
+        shown = _shown(group)
         for index, row in enumerate(shown):
             label = metric_label(row.metric) if index == 0 else ""
-            where = " · ".join(part for part in (row.split.replace("_", " "), *row.about.values()) if part)
+            where = _short(row)
             cells = [cell_text(row, subject, with_sign=True) for subject in subjects]
             table.add_row(*map(escape, [label, where, *cells, ARROWS[row.direction]]))
         if len(shown) < len(group.rows):
             table.add_row("", f"+ {len(group.rows) - len(shown)} more", style="dim")
     return table
+
+
+def _short(row: Row) -> str:
+    """Return split and about in few words; an attack is on the forget data, and its first score is meant."""
+    values = {key: entry_value(key, value) for key, value in row.about.items()}
+    if row.metric.startswith("attack_"):
+        return " · ".join(value for key, value in values.items() if key != "score")
+    return " · ".join(part for part in (row.split.replace("_", " "), *values.values()) if part)
+
+
+def _shown(group: Group) -> list[Row]:
+    """Return the rows for the terminal; of an attack's scores the first alone."""
+    found = group.rows
+    if group.metric.startswith("attack_"):
+        found = [row for row in found if row.about.get("score") == found[0].about.get("score")]
+    if len(found) <= MOST_ROWS:
+        return found
+    return [row for row in found if row.split == "forget"] or found[:1]
 
 
 def cell_text(row: Row, subject: str, with_sign: bool = False) -> str:

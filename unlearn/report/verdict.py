@@ -11,10 +11,10 @@ from unlearn.errors import RecipeError, did_you_mean
 from unlearn.metrics import Record, find
 from unlearn.report.folder import RunFolder
 from unlearn.report.table import Row, cell_text, rows
-from unlearn.report.words import HEADLINES, YES_NO, duration, figure, phrase, with_unit
+from unlearn.report.words import HEADLINES, YES_NO, duration, figure, metric_label, phrase, with_unit
 from unlearn.schema import Gate
 
-FORGET_SPLITS = ("forget",)
+FORGET_SPLITS = ("forget", "probe")
 KEPT_SPLITS = ("retain", "test", "neighbours", "strangers", "cross_domain", "")
 Level = Literal["met", "missed", "open", "unfinished"]
 
@@ -43,7 +43,9 @@ def judge(run: RunFolder) -> Verdict:
     """Judge a run by its records alone: gates, the method's own stop rule, and the movement of the figures."""
     measured = rows(run.records)
     goals = check_gates(read_gates(run), run.records) + method_goals(run.records)
-    sentences = [text for text in (_forgetting(run, measured), _keeping(run, measured), _cost(run)) if text]
+    sentences = [
+        text for text in (_forgetting(run, measured), _keeping(run, measured), _attacked(measured), _cost(run)) if text
+    ]
     level, word = _level(run.status, goals)
     return Verdict(level, word, sentences, goals)
 
@@ -133,9 +135,10 @@ def pick(run: RunFolder, measured: Sequence[Row], wanted: Callable[[Row], bool],
         and (not with_target or math.isfinite(row.value("target")))
     ]
 
-    def rank(row: Row) -> tuple[bool, ...]:
+    def rank(row: Row) -> tuple[int, ...]:
         is_gated = (row.metric, row.split) in gated or (row.metric, "") in gated
-        return (not is_gated, row.metric not in HEADLINES, row.direction not in ("lower", "higher"))
+        known = HEADLINES.index(row.metric) if row.metric in HEADLINES else len(HEADLINES)
+        return (not is_gated, known, row.direction not in ("lower", "higher"))
 
     return min(found, key=rank, default=None)
 
@@ -152,7 +155,9 @@ def _doubt(row: Row) -> str:
     before, after = row.cells.get("target"), row.cells["unlearned"]
     if before is None or not math.isfinite(before.value) or _is_same(row):
         return ""
-    if {"lower": after.value > before.value, "higher": after.value < before.value}.get(row.direction, False):
+    worse = {"lower": after.value > before.value, "higher": after.value < before.value}
+    worse |= {"zero": row.gap() > row.gap("target"), "retrained": row.gap() > row.gap("target")}
+    if worse.get(row.direction, False):
         return " That is the wrong way."
     if before.ci95 and after.ci95 and before.ci95[0] <= after.ci95[1] and after.ci95[0] <= before.ci95[1]:
         return " The two 95 % intervals overlap, so this may be chance."
@@ -166,6 +171,33 @@ def _is_same(row: Row) -> bool:
 def _keeping(run: RunFolder, measured: Sequence[Row]) -> str:
     row = kept_row(run, measured, with_target=True) or kept_row(run, measured)
     return _movement(row) if row else "No figure on anything but the forget data was recorded."
+
+
+def _attacked(measured: Sequence[Row]) -> str:
+    """Name the attack after which the model remembers most, compared with one that never saw the data."""
+
+    def excess(row: Row) -> float:
+        return row.value("unlearned") - row.value("retrained")
+
+    attacks = [
+        row
+        for row in measured
+        if row.metric.startswith("attack_")
+        and row.about.get("score") == "exact_memorization"
+        and row.about.get("category") != "relearned"  # these were just taught
+        and not row.about.get("budget", "").endswith(" 0 steps")  # and this is before the attack
+        and math.isfinite(excess(row))
+    ]
+    if not attacks:
+        return ""
+    worst = max(attacks, key=excess)
+    values = [figure(worst.value(subject), worst.unit, worst.metric) for subject in ("unlearned", "retrained")]
+    budget = worst.about.get("budget", "")
+    way = metric_label(worst.metric).removeprefix("attack ") + (f" ({budget})" if budget else "")
+    return (
+        f"The strongest attack that was run, {way}, finds an exact memorization of {values[0]} "
+        f"(retrained without it: {values[1]})."
+    )
 
 
 def _movement(row: Row) -> str:

@@ -27,13 +27,47 @@ _LABELS = {
     "cost_seconds": "time of unlearning",
     "cost_share": "time relative to training",
     "reached": "goal of the method reached",
+    "probability": "probability of the answer",
+    "rouge_l_recall": "ROUGE-L recall",
+    "forget_quality": "forget quality",
+    "privleak": "PrivLeak",
+    "attack_relearning": "attack by relearning",
+    "attack_quantization": "attack by rounding the weights",
+    "attack_in_context": "attack by examples in context",
+    "attack_stepwise": "attack by step-by-step questions",
+    "attack_prefix": "attack by a prefix of the answer",
+    "attack_paraphrase": "attack by paraphrased questions",
+    "attack_traps": "attack by copyright traps (AUC)",
+    "codes_changed": "weights whose code changed",
+    "fact_accuracy": "accuracy on contradicted facts",
+    "corruption_forgetting": "corruption forgotten",
+    "lm_eval_acc": "accuracy (lm-eval)",
+    "lm_eval_acc_norm": "accuracy by length (lm-eval)",
 }
+_VALUES = {
+    ("score", "exact_memorization"): "exact memorization",
+    ("score", "extraction_strength"): "extraction strength",
+    ("score", "loss"): "loss",
+    ("score", "zlib"): "zlib",
+    ("score", "reference"): "reference model",
+    ("score", "min_k"): "Min-K",
+    ("score", "min_k_plus_plus"): "Min-K++",
+    ("score", "gradient_norm"): "gradient norm",
+    ("score", "statistic"): "statistic D",
+    ("score", "match"): "as it is said",
+    ("score", "options"): "among options",
+    ("category", "others"): "other items",
+    ("category", "relearned"): "the items relearned",
+}
+"""Entries of ``about`` in words; others are shown as key and value."""
+_SAY_ENOUGH = ("budget", "task")
+"""Entries of ``about`` whose value needs no key."""
 _PHRASES = {
     ("sample_share", "category"): "share of ‘{}’ in the samples",
     ("reached", "score"): "goal of {} reached",
 }
-HEADLINES = ("sample_share", "likelihood_quantile")
-"""Metrics that a reader grasps first; the verdict prefers them among those without a gate."""
+HEADLINES = ("restoration_ratio", "sample_share", "likelihood_quantile", "exact_memorization", "model_utility")
+"""Metrics that a reader grasps first; the verdict prefers them, in this order, among those without a gate."""
 _STATISTICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
 _SPLITS = {
     "": "",
@@ -51,6 +85,11 @@ def ordered(subjects: Sequence[str]) -> list[str]:
     """Return the distinct subjects, the usual ones first."""
     distinct = dict.fromkeys(subjects)
     return [name for name in SUBJECTS if name in distinct] + [name for name in distinct if name not in SUBJECTS]
+
+
+def entry_value(key: str, value: str) -> str:
+    """Return an entry of ``about`` without its key."""
+    return _VALUES.get((key, value), value)
 
 
 def metric_label(metric: str) -> str:
@@ -72,8 +111,13 @@ def phrase(record: Record) -> str:
 
 
 def about_text(about: Mapping[str, str]) -> str:
-    """Return what else varies, e.g. ``category 3 · budget 10``."""
-    return " · ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items())
+    """Return what else varies, e.g. ``category 3 · 10 items``."""
+    return " · ".join(_entry(key, value) for key, value in about.items())
+
+
+def _entry(key: str, value: str) -> str:
+    known = _VALUES.get((key, value))
+    return known or (value if key in _SAY_ENOUGH else f"{key.replace('_', ' ')} {value}")
 
 
 def number(value: float) -> str:
