@@ -111,8 +111,8 @@ class Findings:
 
     records: list[Record] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
