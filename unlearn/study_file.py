@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,7 @@ class Study:
         runs: name of a row -> its recipe and settings, the study's overrides among them.
         references: subjects that get a row of their own, such as the retrained model.
         order: column by which the rows are ordered, best first; empty keeps the file's order.
+        asked: what was typed to get it: its name or path, and settings.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Study:
     references: list[str]
     order: str
     folder: Path
+    asked: str
 
 
 def read_study(study: str, settings: list[str]) -> Study:
@@ -130,7 +133,8 @@ def read_study(study: str, settings: list[str]) -> Study:
         raise RecipeError(f"order: there is no column {shorten(order)}. {did_you_mean(order, columns)}")
     about = build(Title, Given(tree.get("about"), origin), "about").value
     folder = Path(str(own["output"])).expanduser() if "output" in own else FOLDER / name
-    return Study(name, about.title or name, _chosen(runs, own), seeds, columns, references, order, folder)
+    asked = shlex.join([study, *settings])
+    return Study(name, about.title or name, _chosen(runs, own), seeds, columns, references, order, folder, asked)
 
 
 def slug(row: str) -> str:

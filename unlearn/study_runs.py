@@ -77,8 +77,8 @@ def parts(study: Study) -> list[Part]:
         except RecipeError as error:
             wrong.append(f"{row}: {error}")
     if wrong:
-        short = [text.partition(" Did you mean: ")[0].partition(" Allowed: ")[0] for text in wrong]
-        raise RecipeError(wrong[0] if len(wrong) == 1 else "\n".join(short))
+        others = [text.partition(" Did you mean: ")[0].partition(" Allowed: ")[0] for text in wrong[1:]]
+        raise RecipeError("\n".join([wrong[0], *others]))  # what is allowed is said once
     return found
 
 

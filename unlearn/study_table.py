@@ -125,7 +125,7 @@ def caption(study: Study, arrows: Sequence[str]) -> str:
     over = f"seeds {', '.join(map(str, study.seeds))}" if len(study.seeds) > 1 else "items"
     means = {ARROWS[name]: text for name, text in DIRECTIONS.items() if ARROWS[name] in arrows and ARROWS[name]}
     legend = "; ".join(f"{arrow} {text}" for arrow, text in means.items())
-    made = f"Made by `python -m unlearn.study {study.name}`."
+    made = f"Made by `python -m unlearn.study {study.asked}`."
     return f"In brackets: 95 % interval over {over}. – : not measured. {legend + '. ' if legend else ''}{made}"
 
 
