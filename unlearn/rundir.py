@@ -31,7 +31,17 @@ from unlearn.files import write_bytes, write_json, write_text
 from unlearn.schema import Recipe
 from unlearn.yaml_text import dump
 
-PACKAGES: tuple[str, ...] = ("unlearnkit", "torch", "lightning", "nflows", "transformers", "peft", "lm-eval", "omegaconf", "numpy")
+PACKAGES: tuple[str, ...] = (
+    "unlearnkit",
+    "torch",
+    "lightning",
+    "nflows",
+    "transformers",
+    "peft",
+    "lm-eval",
+    "omegaconf",
+    "numpy",
+)
 PACKAGES += ("scikit-learn", "safetensors")
 
 
