@@ -158,8 +158,9 @@ def scatter(
     if not drawn:
         return None
     frame = (64.0, 12.0, 548.0, 296.0)
-    x = Axis(*_domain([v for d in drawn for v in (d.x, *_ends(d.x_ci))], pad=0.12), frame[0], frame[2], unit=units[0])
-    y = Axis(*_domain([v for d in drawn for v in (d.y, *_ends(d.y_ci))], pad=0.12), frame[3], frame[1], unit=units[1])
+    across, up = [v for d in drawn for v in (d.x, *_ends(d.x_ci))], [v for d in drawn for v in (d.y, *_ends(d.y_ci))]
+    x = Axis(*_domain(across, pad=0.12, unit=units[0]), frame[0], frame[2], unit=units[0])
+    y = Axis(*_domain(up, pad=0.12, unit=units[1]), frame[3], frame[1], unit=units[1])
     marks = [
         Mark(x(d.x), y(d.y), d.css, d.title, _drawn(d.x_ci, x), _drawn(d.y_ci, y), d.faint, d.label)
         for d in sorted(drawn, key=lambda dot: not dot.faint)
@@ -167,13 +168,13 @@ def scatter(
     return Chart(title, 560, 350, frame, x.ticks(), y.ticks(), x_label, y_label, marks=marks)
 
 
-def _domain(values: Sequence[float], pad: float = 0.06, log: bool = False) -> tuple[float, float]:
+def _domain(values: Sequence[float], pad: float = 0.06, log: bool = False, unit: str = "") -> tuple[float, float]:
     """Return the range of an axis, never empty."""
     low, high = min(values), max(values)
     if log:
         return low / 1.3, high * 1.3
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        room = 0.5 * abs(high) or 1.0
+        room = 0.02 if unit == "share" else 0.5 * abs(high) or 1.0
         return low - room, high + room
     return low - pad * (high - low), high + pad * (high - low)
 

@@ -143,6 +143,8 @@ def figure(value: float, unit: str = "", metric: str = "") -> str:
         return number(value)
     if metric in YES_NO and value in (0, 1):
         return "yes" if value else "no"
+    if metric == "steps" and value == int(value):
+        return f"{value:,.0f}"
     if unit == "share":
         size = abs(100 * value)
         return f"{100 * value:.{1 if size >= 0.1 or size == 0 else 2}f} %".replace("-", "−")

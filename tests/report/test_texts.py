@@ -1,0 +1,152 @@
+"""Texts that models wrote: shown, cut, marked, and never markup; language figures in words."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unlearn.evaluators.base import Findings, Sheet
+from unlearn.files import write_json
+from unlearn.metrics import Record
+from unlearn.report.card import write_model_card
+from unlearn.report.folder import read_run
+from unlearn.report.page import build_report
+from unlearn.report.table import metrics_table, rows
+from unlearn.report.texts import LONGEST, cut, sheets
+from unlearn.report.verdict import judge
+from unlearn.report.words import about_text, figure, metric_label, phrase
+from unlearn.rundir import RunDir
+from unlearn.seeds import write_summary
+
+EVIL = '<script>alert("x")</script> | *b* `c`'
+ROWS = [
+    ["forget", "Where?", "In Rome.", "in rome", "elsewhere", "x" * 400],
+    ["forget", EVIL, "a", EVIL, "", "a"],
+    ["retain", "Who?", "she", "she", "she", "he"],
+]
+COLUMNS = ["", "question", "true answer", "target", "unlearned", "retrained"]
+
+
+def with_sheet(folder: Path, **changes: Any) -> Path:
+    """Add a table of texts to a run directory."""
+    sheet = {"name": "answers", "title": "Answers", "caption": "Said.", "columns": COLUMNS, "rows": ROWS}
+    write_json(folder / "samples" / "answers.json", sheet | {"truth": "true answer"} | changes)
+    facts = read_run(folder).facts
+    records = [record.to_dict() for record in read_run(folder).records]
+    write_json(folder / "metrics.json", {**facts, "records": records, "sheets": [{"name": "answers"}]})
+    return folder
+
+
+def test_report_and_card_show_the_texts(make_run):
+    run = with_sheet(make_run())
+    page = build_report(run).read_text()
+    table = page[page.index('<section id="texts">') :].partition("</section>")[0]
+    assert "✓ in rome" in table and "elsewhere" in table and "✓ elsewhere" not in table
+    assert table.count('scope="rowgroup"') == 2 and table.count("<tr>") == 1 + 2 + 3
+    assert "x" * LONGEST + " …" in table and f'title="{"x" * 400}"' in table  # whole on hovering
+    assert "<script" not in page and "&lt;script&gt;" in table
+    card = write_model_card(run).read_text()
+    assert "| Where? | In Rome. | ✓ in rome | elsewhere |" in card and "### retain" in card
+    assert "<script" not in card and "\\| \\*b\\* \\`c\\`" in card
+    lines = card[card.index("### forget") :].splitlines()
+    assert lines[2].count("|") == 6 and lines[3] == "|---|---|---|---|---|"
+    assert all(line.replace("\\|", "").count("|") == 6 for line in lines[4:6])
+
+
+def test_no_texts_no_section(make_run):
+    page = build_report(make_run()).read_text()
+    assert 'id="texts"' not in page and "#texts" not in page
+
+
+@pytest.mark.parametrize("changes", [{"rows": [["too", "few"]]}, {"columns": []}, {"rows": 3}])
+def test_broken_texts_are_left_out(make_run, changes):
+    assert read_run(with_sheet(make_run(), **changes)).sheets == []
+
+
+def test_texts_outside_the_run_are_left_out(make_run, tmp_path):
+    run = with_sheet(make_run())
+    assert len(read_run(run).sheets) == 1  # the control
+    (run / "samples" / "answers.json").rename(tmp_path / "answers.json")
+    assert read_run(run).sheets == []
+    (run / "samples" / "answers.json").symlink_to(tmp_path / "answers.json")
+    assert read_run(run).sheets == []
+
+
+def test_seeds_show_the_first_ones_texts(make_run, tmp_path):
+    seeds = [with_sheet(make_run(f"all/seed-{seed}", seed=seed)) for seed in (0, 1)]
+    write_summary(tmp_path / "all", seeds)
+    assert len(read_run(tmp_path / "all").sheets) == 1
+    assert "From seed-0." in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_what_is_written_is_read(tmp_path):
+    sheet = Sheet("answers", "Answers", "Said.", COLUMNS, ROWS, "true answer")
+    (tmp_path / "recipe.yaml").write_text("model: llama\n")
+    RunDir(tmp_path).write_findings(Findings(sheets=[sheet]), {"status": "done"})
+    (saved,) = read_run(tmp_path).sheets
+    assert (saved.title, saved.columns, saved.rows, saved.truth) == ("Answers", COLUMNS, ROWS, "true answer")
+    first = sheets(read_run(tmp_path))[0]["groups"][0]["rows"]
+    assert [value["same"] for value in first[0]] == [False, False, True, False, False]  # capitals and dots aside
+    assert [value["same"] for value in first[1]] == [False, False, False, False, True]
+
+
+def test_long_texts_are_cut():
+    assert cut("a b", 5) == "a b" and cut("one two", 4) == "one …"
+
+
+def record(metric: str, subject: str, value: float, split: str = "forget", **more: Any) -> Record:
+    return Record(evaluator="e", metric=metric, subject=subject, value=value, split=split, unit="share", **more)
+
+
+def attack(name: str, budget: str, unlearned: float, retrained: float, **about: str) -> list[Record]:
+    said = {"score": "exact_memorization", "budget": budget, **about}
+    values = {"target": 1.0, "unlearned": unlearned, "retrained": retrained}
+    return [record(f"attack_{name}", s, v, about=said, direction="retrained") for s, v in values.items()]
+
+
+def test_the_strongest_attack_is_named(make_run):
+    """Relearned items were just taught and 0 steps are no attack, so rounding's .5 - .3 counts and not .9 - .1."""
+    attacks = [
+        *attack("relearning", "4 items, 0 steps", 0.9, 0.1, category="others"),
+        *attack("relearning", "4 items, 9 steps", 0.9, 0.1, category="relearned"),
+        *attack("relearning", "4 items, 9 steps", 0.4, 0.3, category="others"),
+        *attack("quantization", "4 bit", 0.5, 0.3),
+    ]
+    sentences = judge(read_run(make_run(records=attacks))).sentences
+    wanted = "The strongest attack that was run, by rounding the weights (4 bit), finds an exact memorization of 50.0 %"
+    assert f"{wanted} (retrained without it: 30.0 %)." in sentences
+    none = judge(read_run(make_run("none", records=attacks[:6]))).sentences
+    assert not any("strongest" in sentence for sentence in none)
+
+
+def test_memorization_is_the_headline_and_the_wrong_way_is_said(make_run):
+    """A p-value is no headline; from .9 to 1 is away from the retrained model's .4, from .9 to .5 towards it."""
+
+    def first(unlearned: float) -> str:
+        values = {"target": 0.9, "unlearned": unlearned, "retrained": 0.4}
+        found = [record("forget_quality", "unlearned", 1e-9, direction="higher")]
+        found += [record("exact_memorization", s, v, direction="retrained") for s, v in values.items()]
+        return judge(read_run(make_run(str(unlearned), records=found))).sentences[0]
+
+    assert first(1.0) == (
+        "Exact memorization on the forget data rose from 90.0 % to 100.0 % (retrained without it: 40.0 %). "
+        "That is the wrong way."
+    )
+    assert first(0.5).endswith("(retrained without it: 40.0 %).")
+
+
+def test_language_figures_in_words():
+    assert metric_label("rouge_l_recall") == "ROUGE-L recall" and metric_label("privleak") == "PrivLeak"
+    about = {"score": "min_k_plus_plus", "budget": "4 bit", "category": "others", "concept": "x"}
+    assert about_text(about) == "Min-K++ · 4 bit · other items · concept x"
+    assert figure(200.0, "", "steps") == "200" and figure(5.0, "", "steps") == "5" and figure(5.0) == "5.000"
+    asked = record("attack_relearning", "unlearned", math.nan, about={"budget": "4 items, 9 steps"})
+    assert phrase(asked) == "attack by relearning on the forget data (4 items, 9 steps)"
+
+
+def test_the_terminal_shows_an_attacks_first_score():
+    found = attack("paraphrase", "all", 0.5, 0.3)
+    found += [record("attack_paraphrase", "unlearned", 0.2, about={"score": "extraction_strength", "budget": "all"})]
+    table = metrics_table(found)
+    assert list(table.columns[1].cells) == ["all", "+ 1 more"] and len(rows(found)) == 2
