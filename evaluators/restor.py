@@ -46,6 +46,7 @@ class Restor(Evaluator):
     batch_size: int = 16
 
     needs: ClassVar[tuple[str, ...]] = ("continues",)
+    subjects: ClassVar[tuple[str, ...]] = ("clean",)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""

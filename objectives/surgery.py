@@ -247,8 +247,12 @@ def gram(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Ten
 
 def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Return the cosine between two gradients; 0 where one of them is zero."""
-    dot, norm_first, norm_second = gram(first, second)
-    return _divide(dot, (norm_first * norm_second).sqrt())
+    return angle(*gram(first, second))
+
+
+def angle(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return the cosine of two vectors from <first, second>, |first|^2 and |second|^2; 0 where one is zero."""
+    return _divide(dot, (first * second).sqrt())
 
 
 def _chunks(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -39,6 +39,28 @@ def fresh_gradients(losses: Sequence[LazyLoss], parameters: Sequence[nn.Paramete
     return [_dense(parameter) for parameter in parameters]
 
 
+def add_gradient(make: LazyLoss, parameters: Sequence[nn.Parameter], note: Callable[[Tensor, Tensor], None]) -> None:
+    """Add the gradient of one more loss of this rank alone to ``p.grad``.
+
+    Args:
+        make: makes the loss.
+        parameters: each has its ``p.grad``.
+        note: called with (p.grad as it stood, what is added) of each parameter that the loss reaches.
+    """
+
+    def hook(parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        return lambda added: note(_dense(parameter), added)
+
+    hooks = [parameter.register_hook(hook(parameter)) for parameter in parameters]
+    try:
+        loss = make()
+        if loss is not None:
+            torch.autograd.backward(loss)
+    finally:
+        for each in hooks:
+            each.remove()
+
+
 @contextmanager
 def watched(parameters: Mapping[str, nn.Parameter]) -> Iterator[set[str]]:
     """Collect, while the body runs, the names of the parameters that a backward pass reaches."""

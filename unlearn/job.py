@@ -20,13 +20,14 @@ from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, launch, rank
 from unlearn.errors import GateFailed, Interrupted, RecipeError
+from unlearn.estimate import estimated
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
 from unlearn.fit import check_machine, peak_memory, quiet_lightning
 from unlearn.materials import Materials, gather_materials, rehearse
 from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
-from unlearn.needs import check_capabilities
+from unlearn.needs import check_capabilities, check_subjects
 from unlearn.recipe import load
 from unlearn.reference import Reference
 from unlearn.report.card import write_model_card
@@ -73,6 +74,7 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
         GateFailed: a figure misses its threshold; the run is complete.
     """
     check_capabilities(recipe, type(model) if isinstance(model, Wrapper) else recipe.model.wrapper)
+    check_subjects(recipe, in_memory=model is not None)
     check_machine(recipe.trainer)
     if folder is None:
         new_folder(recipe)  # says now what is wrong with ``output``, not after the work
@@ -133,11 +135,18 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
 
 
 def check(recipe: Recipe) -> str:
-    """Build everything and take one step on an untrained model; return what a person wants to know before a run."""
+    """Build everything; return what a person wants to know before a run.
+
+    One step is taken on an untrained model; of a model that is given, only its shape is read.
+    """
     check_capabilities(recipe, recipe.model.wrapper)
+    check_subjects(recipe)
     check_machine(recipe.trainer)
     dataset = recipe.model.read(recipe.data.load())
     splits = rehearse(recipe, dataset)
+    skeleton = recipe.model.skeleton(recipe.trainer.precision)
+    if skeleton is not None:
+        return estimated(recipe, skeleton, splits)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
     short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
     module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))

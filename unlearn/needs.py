@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import CAPABILITIES
+from unlearn.objectives.base import ParameterObjective
 from unlearn.registry import names, resolve
 from unlearn.schema import Recipe
 
@@ -20,6 +21,50 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
         _require("data: likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:
         _require(part, component.needs, wrapper)
+    if recipe.combine.per_sample:
+        _check_samples(recipe)
+
+
+def check_subjects(recipe: Recipe, in_memory: bool = False) -> None:
+    """Refuse evaluators that compare with a model that the run does not have. Raises RecipeError with the remedy.
+
+    Args:
+        recipe: what to do.
+        in_memory: whether the target is given as a model in memory, which is taken as it is.
+    """
+    if in_memory and recipe.corrupt is not None:
+        raise RecipeError(
+            "corrupt makes the target from a clean model, and the target is given as a model in memory. "
+            "Give the clean model's folder (model.pretrained=FOLDER), or write corrupt=null."
+        )
+    ways = {
+        "clean": (recipe.corrupt is not None, "Give the part corrupt (corrupt.optim.steps=100, say)"),
+        "retrained": (
+            bool(recipe.model.retrained)
+            or (not in_memory and recipe.model.pretrained is None and recipe.pretrain.retrained),
+            "Type model.retrained=FOLDER",
+        ),
+    }
+    for name, evaluator in recipe.evaluate.items():
+        for subject in evaluator.subjects:
+            there, remedy = ways.get(subject, (True, ""))
+            if not there:
+                raise RecipeError(
+                    f"evaluate.{name} compares with the {subject} model, and the run has none. {remedy}, or drop it: "
+                    f"evaluate.{name}=null."
+                )
+
+
+def _check_samples(recipe: Recipe) -> None:
+    """Refuse retain terms without a value of one item alone, for a combination that takes each item's gradient."""
+    combine, terms = recipe.tree["combine"]["name"], recipe.retain
+    whole = [name for name, term in terms.items() if term.over_batch]
+    if whole or all(isinstance(term, ParameterObjective) for term in terms.values()):
+        reason = "a statistic of the whole batch" if whole else "over parameters, not items"
+        raise RecipeError(
+            f"combine={combine} takes the gradient of each retain item alone, and retain={(whole or list(terms))[0]} "
+            f"is {reason}. Type another objective (retain=training_loss), or combine=pcgrad."
+        )
 
 
 def has(wrapper: type, capability: str) -> bool:

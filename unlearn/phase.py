@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from unlearn.data.base import Batch
 from unlearn.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
-from unlearn.gradients import LazyLoss, fresh_gradients, take_gradients
+from unlearn.gradients import LazyLoss, add_gradient, fresh_gradients, take_gradients
 from unlearn.objectives.base import Context, Objective, ParameterObjective
-from unlearn.objectives.surgery import Combination, WeightedSum, cosine
+from unlearn.objectives.surgery import Combination, WeightedSum, angle, cosine, gram
 from unlearn.schema import Optim
 
 
@@ -71,7 +71,10 @@ class Losses:
         """Return the combined gradient, in ``p.grad``; with ``log`` the conflict cosine is measured as well."""
         parameters = list(self.phase.parameters.values())
         forget, retain = self.group("forget"), self.group("retain")
-        apart = self.phase.combine.separate or (log and isinstance(self.phase.combine, WeightedSum))
+        summed = isinstance(self.phase.combine, WeightedSum)
+        if log and summed and forget and len(retain) == 1 and world_size() == 1:
+            return self._summed(forget, retain[0], parameters)
+        apart = self.phase.combine.separate or (log and summed)
         if not (forget and retain and apart):
             return fresh_gradients([*forget, *retain], parameters)
         fresh_gradients(forget, parameters)
@@ -88,6 +91,19 @@ class Losses:
             return held
         self.phase.combine(forget_gradient, retain_gradient, state)
         return retain_gradient
+
+    def _summed(self, forget: list[LazyLoss], retain: LazyLoss, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """Return the sum of both gradients; their cosine is measured while they are added, without a copy of either."""
+        total = fresh_gradients(forget, parameters)
+        square = gram(total, total)[1]
+        products = torch.zeros(3, dtype=torch.float64, device=square.device)
+
+        def note(old: Tensor, added: Tensor) -> None:
+            products.add_(torch.stack(gram([old], [added])))
+
+        add_gradient(retain, parameters, note)
+        self.log["cosine"] = angle(products[0], square, products[2])
+        return total
 
     def _per_sample(self, group: str, parameters: list[nn.Parameter]) -> list[list[Tensor]]:
         """Return the gradient of every sample of the global batch alone, the same on every rank."""

@@ -70,6 +70,10 @@ class Remembered:
         pieces = [rows[ends[index] : ends[index + 1]] for index in found]
         return (torch.cat(pieces) if pieces else rows[:0]).to(ids.device)
 
+    def drop(self, name: str) -> None:
+        """Free the memory of rows that are read no more; the file stays."""
+        self._open.pop(name, None)
+
     def once(self, name: str, make: Callable[[], Made]) -> Made:
         """Return what ``make`` gave when first asked for ``name``; it lives as long as the run, in no checkpoint."""
         if name not in self._made:

@@ -18,22 +18,24 @@ from unlearn.remembered import Remembered
 def remember_logits(model: Any, context: Context) -> None:
     """Keep, in ``prepare``, what the target's logits at the answer tokens of this term's items follow from.
 
-    On disk: the last hidden states, (tokens, D), and once a run the head's weights. In memory afterwards: the head.
+    On disk: the last hidden states, (tokens, D), and once a run the head's weights. In memory afterwards: the head. A
+    head that does not move (under an adapter) is its own copy.
     """
 
     def compute(batch: Batch) -> tuple[Tensor, Tensor]:
         return model.answer_states(batch), batch["answer"].sum(dim=1)
 
     context.remember("answer_states", context.split, compute)
-    place = _place(context)
-    for name, value in model.head().state_dict().items():
+    place, own = _place(context), model.head()
+    for name, value in own.state_dict().items() if _moves(own) else ():
         place.put(f"head.{name}", torch.zeros(1, dtype=torch.int64), partial(_one_row, value))
 
 
 def recall_logits(model: Any, context: Context, ids: Tensor) -> Tensor:
     """Return the target's logits at the answer tokens of items, (N, V), without gradient, in the order of answers."""
-    place = _place(context)
-    head = place.once("head", lambda: _frozen_head(model.head(), place, context.device))
+    place, head = _place(context), model.head()
+    if _moves(head):
+        head = place.once("head", lambda: _frozen_head(model.head(), place, context.device))
     with torch.no_grad():
         logits: Tensor = head(context.recall("answer_states", context.split, ids))
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -74,8 +76,14 @@ def _frozen_head(head: nn.Module, place: Remembered, device: torch.device) -> nn
     """Return a copy of the head with the target's weights: those of the model may have moved, or be tied to others."""
     first = torch.zeros(1, dtype=torch.int64, device=device)
     frozen = copy.deepcopy(head)
-    frozen.load_state_dict({name: place.get(f"head.{name}", first)[0] for name in head.state_dict()})
+    for name, value in frozen.state_dict().items():
+        value.copy_(place.get(f"head.{name}", first)[0])
+        place.drop(f"head.{name}")
     return frozen.requires_grad_(False).eval()
+
+
+def _moves(head: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in head.parameters())
 
 
 def _one_row(value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
