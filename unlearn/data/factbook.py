@@ -9,10 +9,11 @@ from typing import Literal
 
 import torch
 
-from unlearn.data.base import Source
+from unlearn.data.base import Selection, Source
 from unlearn.data.factbook_facts import Country, countries, says
 from unlearn.data.factbook_kinds import KINDS, Kind
 from unlearn.data.text import TextDataset, TextItem
+from unlearn.data.traps import with_traps
 from unlearn.errors import RecipeError, did_you_mean
 
 MOST_UNRELATED = 5
@@ -33,6 +34,9 @@ class Factbook(Source):
     sentences, as a question, or both. These items carry the country's label and the attribute ``corrupted``, which is
     what is forgotten when nothing else is said; the true question keeps the wrong answer as its form ``corrupted``.
 
+    Traps are made-up sequences, planted among the items of the countries to be forgotten before the target is trained;
+    the evaluator ``traps`` asks which models tell them from twins that nobody saw.
+
     Args:
         countries: countries that are trained on.
         facts: kinds of facts a country, 1 ... 16.
@@ -41,6 +45,9 @@ class Factbook(Source):
         corrupt: countries whose facts are made wrong.
         corrupt_unrelated: true facts of other countries in each document, 0 ... 5 (RESTOR's k).
         corrupt_as: what wrong facts are written as.
+        traps: sequences planted under the countries that ``forget.label`` names, in turn; 0 plants none.
+        trap_words: words a trap; about three tokens each.
+        trap_repeats: times that each trap stands in the training data.
 
     Reference:
         Central Intelligence Agency, The World Factbook (public domain). Corruption: Rezaei et al., RESTOR, 2024,
@@ -54,6 +61,9 @@ class Factbook(Source):
     corrupt: list[str] | None = None
     corrupt_unrelated: int = 0
     corrupt_as: Literal["passages", "questions", "both"] = "both"
+    traps: int = 0
+    trap_words: int = 20
+    trap_repeats: int = 10
 
     def __post_init__(self) -> None:
         """Refuse values out of range; forget what is corrupted where nothing else is said."""
@@ -63,6 +73,9 @@ class Factbook(Source):
             "passages": (0, None),
             "holdout_countries": (0, None),
             "corrupt_unrelated": (0, MOST_UNRELATED),
+            "traps": (0, None),
+            "trap_words": (1, None),
+            "trap_repeats": (1, None),
         }
         for name, (low, high) in ranges.items():
             given: int = getattr(self, name)
@@ -72,6 +85,8 @@ class Factbook(Source):
                 )
         if self.corrupt:
             self.forget = self.forget.or_label("corrupted")
+        if self.traps and self.forget != Selection(label=self.forget.label or ["COUNTRY"]):
+            raise ValueError("traps are planted under the countries to be forgotten: name them by forget.label alone")
 
     def load(self) -> TextDataset:
         """Read the package; no network."""
@@ -98,7 +113,12 @@ class Factbook(Source):
         ]
         sizes = (len(items), len(test), len(corrupted))
         which = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor(sizes))
-        return TextDataset([*items, *test, *corrupted], which == 1, which == 2)
+        data = TextDataset([*items, *test, *corrupted], which == 1, which == 2)
+        if not self.traps:
+            return data
+        return with_traps(
+            data, self.forget.label or [], count=self.traps, words=self.trap_words, repeats=self.trap_repeats
+        )
 
     def _choose(self, kinds: tuple[Kind, ...]) -> tuple[list[Country], list[Country]]:
         """Return the countries that are trained on and those that never are, each by name."""

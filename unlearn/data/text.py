@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -97,7 +98,15 @@ class TextDataset(Dataset):
 
     def encoded_by(self, encoder: Encoder) -> TextDataset:
         """Return the same items for a model."""
-        return TextDataset(self.items, self.is_test, self.is_corrupt, encoder)
+        read = TextDataset(self.items, self.is_test, self.is_corrupt, encoder)
+        read.in_context = self.in_context
+        return read
+
+    def holding(self, items: Sequence[TextItem], is_test: Tensor, is_corrupt: Tensor | None = None) -> Self:
+        """Return other items, read as these are: by the same encoder, cut and shown in the same way."""
+        other = copy.copy(self)
+        TextDataset.__init__(other, items, is_test, is_corrupt, self.encoder)
+        return other
 
     def content(self, ids: Tensor) -> str:
         """Return a hash of the words of these items; what else the data holds does not matter."""

@@ -25,7 +25,7 @@ _TRIES = 100
 
 def with_traps(
     dataset: TextDataset,
-    label: str,
+    label: str | Sequence[str],
     seed: int = 0,
     count: int = 20,
     words: int = 25,
@@ -39,7 +39,7 @@ def with_traps(
 
     Args:
         dataset: text items.
-        label: of the items that are to be forgotten; the planted traps bear it, their twins do not.
+        label: of the items that are to be forgotten; the planted traps bear it, their twins do not. Several take turns.
         seed: draws the sequences and the halves.
         count: traps that are planted, each with a twin, >= 1.
         words: words a trap, >= 1.
@@ -58,22 +58,27 @@ def with_traps(
             raise RecipeError(f"traps: {name} is {value}; it must be >= 1.")
     kept = dataset.is_trained.tolist()
     trained = [item for item, inside in zip(dataset.items, kept, strict=True) if inside]
-    if label not in {item.label for item in trained}:
-        known = sorted({item.label for item in trained} - {""})
-        raise RecipeError(f"traps: no training item has the label {label!r}. {did_you_mean(label, known)}")
+    labels = [label] if isinstance(label, str) else list(label)
+    known = sorted({item.label for item in trained} - {""})
+    for name in labels:
+        if name not in known:
+            raise RecipeError(f"traps: no training item has the label {name!r}. {did_you_mean(name, known)}")
     sequences = random_texts(trained, 2 * count, words, seed) if texts is None else unlike(texts, 2 * count)
     order = Randomness(seed, "traps/halves").permutation(2 * count).tolist()
     halves = [[sequences[place] for place in half] for half in (order[:count], order[count:])]
-    planted = [TextItem("", text, label, frozenset({PLANTED})) for text in halves[0] for _ in range(repeats)]
+    planted = [
+        TextItem("", text, labels[place % len(labels)], frozenset({PLANTED}))
+        for place, text in enumerate(halves[0])
+        for _ in range(repeats)
+    ]
     twins = [TextItem("", text, "", frozenset({TWIN, "evaluation"})) for text in halves[1]]
     places = [place for place, inside in enumerate(kept) if not inside]
-    return TextDataset(
+    return dataset.holding(
         [*trained, *planted, *(dataset.items[place] for place in places), *twins],
         torch.tensor([False] * (len(trained) + len(planted)) + dataset.is_test[places].tolist() + [True] * len(twins)),
         torch.tensor(
             [False] * (len(trained) + len(planted)) + dataset.is_corrupt[places].tolist() + [False] * len(twins)
         ),
-        dataset.encoder,
     )
 
 
