@@ -15,15 +15,16 @@ from unlearn.evaluators.text_scores import texts
 
 SPLITS = {
     "forget": "forget: what was to be forgotten",
+    "probe": "probe: the true facts that were contradicted",
     "retain": "retain: what was to be kept",
     "holdout": "holdout: what no model was trained on",
 }
-TRUTH = "true answer"
+TRUTH = "answer in the data"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSamples(Evaluator):
-    """A table of a few questions of each split: the true answer, and what every model says, greedily.
+    """A table of a few questions of each split: the data's answer, and what every model says, greedily.
 
     The same questions are shown for every model. Passages, which ask nothing, are left out.
 
@@ -52,7 +53,7 @@ class AnswerSamples(Evaluator):
         columns = ["", "question", TRUTH, *evaluation.models]
         caption = (
             f"What each model says, word for word, likeliest token first, {self.new_tokens} tokens at most. "
-            "✓ marks the words of the true answer. Drawn by the seed, not chosen."
+            "✓ marks the words of the data's answer. Drawn by the seed, not chosen."
         )
         return Findings(sheets=[Sheet("answers", "Answers", caption, columns, rows, TRUTH)] if rows else [])
 

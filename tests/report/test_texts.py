@@ -150,3 +150,19 @@ def test_the_terminal_shows_an_attacks_first_score():
     found += [record("attack_paraphrase", "unlearned", 0.2, about={"score": "extraction_strength", "budget": "all"})]
     table = metrics_table(found)
     assert list(table.columns[1].cells) == ["all", "+ 1 more"] and len(rows(found)) == 2
+
+
+def test_restoration_is_the_headline_of_a_corrupted_model(make_run):
+    """The corrupted model is the target, and the clean one is what it is held against."""
+    found = [record("exact_memorization", s, 0.5, direction="lower") for s in ("target", "unlearned")]
+    for subject, value in {"unlearned": 0.25, "clean": 1.0, "corrupted": 0.0}.items():
+        found.append(
+            Record(
+                evaluator="restor", metric="restoration_ratio", subject=subject, value=value, split="probe",
+                about={"score": "match"}, direction="higher",
+            )
+        )  # fmt: skip
+    assert judge(read_run(make_run(records=found, recipe_gate=None))).sentences[0] == (
+        "Restoration ratio on the facts that were contradicted (as it is said) rose from 0.000 to 0.250 "
+        "(the clean model: 1.000)."
+    )

@@ -17,7 +17,8 @@ FIRST_CURVES = ("loss", "cosine", "z", "share")
 
 def tradeoff(run: RunFolder, measured: Sequence[Row]) -> dict[str, Any] | None:
     """Return the forget-utility picture: one point a subject, and faint ones for the single seeds."""
-    forget, kept = forget_row(run, measured, with_target=True), kept_row(run, measured, with_target=True)
+    usable = [row for row in measured if "target" in row.cells]  # where unlearning began is a point of its own
+    forget, kept = forget_row(run, usable, with_target=True), kept_row(run, usable, with_target=True)
     if forget is None or kept is None:
         return None
     dots = _subject_dots(forget, kept)

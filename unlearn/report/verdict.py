@@ -132,7 +132,7 @@ def pick(run: RunFolder, measured: Sequence[Row], wanted: Callable[[Row], bool],
         and row.metric not in YES_NO
         and row.direction != "none"
         and math.isfinite(row.value("unlearned"))
-        and (not with_target or math.isfinite(row.value("target")))
+        and (not with_target or math.isfinite(row.value(before_of(row))))
     ]
 
     def rank(row: Row) -> tuple[int, ...]:
@@ -141,6 +141,11 @@ def pick(run: RunFolder, measured: Sequence[Row], wanted: Callable[[Row], bool],
         return (not is_gated, known, row.direction not in ("lower", "higher"))
 
     return min(found, key=rank, default=None)
+
+
+def before_of(row: Row) -> str:
+    """Return the subject that unlearning began from: the target, or the corrupted model that is the target."""
+    return "corrupted" if "target" not in row.cells and "corrupted" in row.cells else "target"
 
 
 def _forgetting(run: RunFolder, measured: Sequence[Row]) -> str:
@@ -152,7 +157,7 @@ def _forgetting(run: RunFolder, measured: Sequence[Row]) -> str:
 
 def _doubt(row: Row) -> str:
     """Say so where a figure moved the wrong way, or by less than its intervals."""
-    before, after = row.cells.get("target"), row.cells["unlearned"]
+    before, after = row.cells.get(before_of(row)), row.cells["unlearned"]
     if before is None or not math.isfinite(before.value) or _is_same(row):
         return ""
     worse = {"lower": after.value > before.value, "higher": after.value < before.value}
@@ -165,7 +170,7 @@ def _doubt(row: Row) -> str:
 
 
 def _is_same(row: Row) -> bool:
-    return cell_text(row, "target") == cell_text(row, "unlearned")
+    return cell_text(row, before_of(row)) == cell_text(row, "unlearned")
 
 
 def _keeping(run: RunFolder, measured: Sequence[Row]) -> str:
@@ -202,7 +207,12 @@ def _attacked(measured: Sequence[Row]) -> str:
 
 def _movement(row: Row) -> str:
     """Say how a figure went from the target to the unlearned model, beside the retrained one."""
-    before, after, gold = row.value("target"), row.value("unlearned"), row.value("retrained")
+    before, after = row.value(before_of(row)), row.value("unlearned")
+    gold, what = (
+        (row.value("retrained"), "retrained without it")
+        if "retrained" in row.cells
+        else (row.value("clean"), "the clean model")
+    )
     end = with_unit(after, row.unit, row.metric)
     if not math.isfinite(before):
         text = f"{row.phrase} is {end}"
@@ -212,7 +222,7 @@ def _movement(row: Row) -> str:
         text = (
             f"{row.phrase} {'fell' if after < before else 'rose'} from {figure(before, row.unit, row.metric)} to {end}"
         )
-    reference = f" (retrained without it: {figure(gold, row.unit, row.metric)})" if math.isfinite(gold) else ""
+    reference = f" ({what}: {figure(gold, row.unit, row.metric)})" if math.isfinite(gold) else ""
     return text[:1].upper() + text[1:] + reference + "."
 
 
