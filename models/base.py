@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from unlearn.data.base import Batch, Dataset
+from unlearn.data.base import Batch, Dataset, Split
 from unlearn.errors import RecipeError
 from unlearn.randomness import Randomness
 
@@ -51,6 +52,24 @@ class Wrapper(nn.Module, ABC):
         raise RecipeError(f"{cls.__name__} cannot wrap a {type(model).__name__}. Give a {cls.__name__}, or a folder.")
 
 
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without its weights, from which a run's needs can be told before anything large is read.
+
+    Args:
+        model: the wrapper on the meta device.
+        activations: (split, items) -> bytes that the backward pass of a micro-batch of so many of the split's largest
+            items asks for, beyond the weights.
+        estimate: in words, how ``activations`` comes about.
+        head: bytes of the copy of the last layer that terms comparing distributions keep of the target.
+    """
+
+    model: Wrapper
+    activations: Callable[[Split, int], int]
+    estimate: str
+    head: int = 0
+
+
 @dataclass
 class ModelConfig(ABC):
     """Everything that shapes a model before training. One subclass beside each wrapper.
@@ -85,6 +104,14 @@ class ModelConfig(ABC):
     def load(self, folder: Path) -> Wrapper:
         """Read a trained model; what the folder says of its shape counts, not this configuration."""
         return self.wrapper.from_pretrained(folder)
+
+    def skeleton(self, precision: str) -> Skeleton | None:
+        """Return the model that ``pretrained`` names without reading its weights, None where it can be tried at once.
+
+        Args:
+            precision: in which steps are computed (``trainer.precision``).
+        """
+        return None
 
     @abstractmethod
     def build(self, info: dict[str, Any], randomness: Randomness) -> Wrapper:

