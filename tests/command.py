@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,3 +32,21 @@ def unlearn(*arguments: str, cwd: Path, cache: Path, timeout: float = 300) -> su
         text=True,
         timeout=timeout,
     )
+
+
+def kill_after_a_checkpoint(arguments: list[str], folder: Path, cache: Path, seconds: float) -> int:
+    """Start a run, kill it without warning some time after its first checkpoint, and return the last one's step."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unlearn.run", *arguments],
+        cwd=folder,
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (found := list(folder.glob("runs/**/last.ckpt"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    return int(torch.load(found[0], weights_only=True)["step"])

@@ -15,3 +15,11 @@ class NeedsText(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         return Values(model.training_loss(batch, context.randomness))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeBatch(NeedsText):
+    """A statistic of the whole batch, which has no value of one item alone."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    over_batch: ClassVar[bool] = True

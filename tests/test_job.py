@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unlearn
-from tests.command import ROOT, environment
+from tests.command import ROOT, environment, kill_after_a_checkpoint
 from tests.command import unlearn as command
 from unlearn.errors import GateFailed, RecipeError
 from unlearn.models.flow import Flow
@@ -103,24 +103,6 @@ def test_killed_runs_end_in_the_same_weights(tmp_path: Path, cache: Path, finish
         assert again.returncode == 0, f"killed after step {step}: {again.stderr}"
         run = next(folder.glob("runs/**/report.html")).parent
         assert all(torch.equal(value, whole[name]) for name, value in weights(run).items())
-
-
-def kill_after_a_checkpoint(arguments: list[str], folder: Path, cache: Path, seconds: float) -> int:
-    """Start a run, kill it without warning some time after its first checkpoint, and return the last one's step."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unlearn.run", *arguments],
-        cwd=folder,
-        env=environment(cache),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (found := list(folder.glob("runs/**/last.ckpt"))) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(seconds)
-    process.kill()
-    process.wait()
-    return int(torch.load(found[0], weights_only=True)["step"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -94,8 +94,9 @@ class Trainer:
         precision: bf16-mixed halves activation memory on recent GPUs; 64-true is for exact comparisons.
         compile: torch.compile the model in place: slower start, faster steps.
         workers: processes that read data; 0 reads in the main process.
-        log_every: steps between rows of metrics.csv. Over several ranks or micro-batches these steps take the two gradients
-            apart for the conflict cosine (one more copy of the moving parameters; the sum may differ in the last bits).
+        log_every: steps between rows of metrics.csv. Over several ranks or micro-batches these steps take the two
+            gradients apart for the conflict cosine (one more copy of the moving parameters; the sum may differ in the
+            last bits).
         checkpoint_every: steps between checkpoints.
         threads: CPU threads a process; null leaves PyTorch's choice.
         tensorboard: write TensorBoard logs too; null does so where it is installed.

@@ -86,7 +86,10 @@ class Factbook(Source):
         if self.corrupt:
             self.forget = self.forget.or_label("corrupted")
         if self.traps and self.forget != Selection(label=self.forget.label or ["COUNTRY"]):
-            raise ValueError("traps are planted under the countries to be forgotten: name them by forget.label alone")
+            raise ValueError(
+                f"traps is {self.traps}; they are planted under the countries to be forgotten, so name these by "
+                "forget.label, and by nothing else"
+            )
 
     def load(self) -> TextDataset:
         """Read the package; no network."""
