@@ -72,14 +72,18 @@ def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, s
     def train(model: Wrapper, split: str, optim: Optim) -> Wrapper:
         nonlocal steps
         further = copy.deepcopy(model).requires_grad_(True)
-        phase = training_phase(further, optim)
-        module = UnlearningModule(further, [phase], {"retain": materials.splits[split]}, seed)
+        module = further_module(further, optim, materials.splits[split], seed)
         fit(module, recipe.trainer, place.folder / f"trained-on-{split}", f"training on {split}")
         steps += module.step_count
         return further
 
     student = edit(materials.load_target(), train, materials.splits)
     return Changed(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
+
+
+def further_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:
+    """Return the module that trains a model further on a split."""
+    return UnlearningModule(model, [training_phase(model, optim)], {"retain": split}, seed)
 
 
 def build_module(

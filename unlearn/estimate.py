@@ -11,6 +11,7 @@ from math import ceil
 from torch import nn
 
 from unlearn.change import build_module, scope_lines
+from unlearn.checking import headings
 from unlearn.data.base import Split
 from unlearn.models.base import Skeleton
 from unlearn.module import UnlearningModule
@@ -29,14 +30,10 @@ def estimated(recipe: Recipe, skeleton: Skeleton, splits: dict[str, Split]) -> s
     load = partial(copy.deepcopy, skeleton.model)
     module = build_module(single, load(), splits, recipe.seeds[0], Reference(load))
     step = of_a_step(recipe, skeleton, module)
-    terms = ", ".join(f"{group}: {name} (weight {term.weight:g})" for group, name, term in module.primary.terms())
-    change = f"edit      {type(recipe.edit).__name__}" if recipe.edit else f"terms     {terms}"
     measuring = f"{gib(4 * count(skeleton.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"
     lines = [
-        f"recipe    {recipe.name}  ({recipe.hash[:12]})",
-        f"data      {', '.join(f'{len(split):,} {name}' for name, split in splits.items())}",
+        *headings(recipe, splits),
         f"model     {recipe.model.pretrained}: {count(skeleton.model):,} parameters, built without its weights",
-        change + ("" if recipe.edit else f"; combined by {type(recipe.combine).__name__}"),
         f"scope     {scope_lines(module)}",
         f"memory    {gib(sum(step.values()))} for a step on each device, estimated:",
         *(f"  {name:<40} {gib(amount):>12}" for name, amount in step.items()),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from unlearn.change import Changed, build_module, change, prepare_masks, scope_lines
+from unlearn.change import Changed, build_module, change, further_module, prepare_masks, scope_lines
 from unlearn.checking import one_step
 from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
@@ -148,9 +148,13 @@ def check(recipe: Recipe) -> str:
     if skeleton is not None:
         return estimated(recipe, skeleton, splits)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
-    short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
-    module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))
-    return one_step(recipe, module, scope_lines(module), prepare_masks(recipe, print))
+    if recipe.edit is not None:
+        optim = replace(getattr(recipe.edit, "optim", recipe.optim), steps=1)
+        module = further_module(model, optim, splits["forget"], recipe.seeds[0])
+    else:
+        short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
+        module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))
+    return one_step(recipe, module, splits, scope_lines(module), prepare_masks(recipe, print))
 
 
 def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
