@@ -182,7 +182,7 @@ class Gate:
 
 @dataclass
 class Select:
-    """Keeps the weights of the best step, judged on every second item of forget; the figures are of the others.
+    """Keeps the weights of the best step, judged on half of the forget items; the figures are of the others.
 
     Args:
         evaluator: entry of ``evaluate`` that measures.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unlearn.errors import RecipeError, did_you_mean
+from unlearn.randomness import Randomness
 
 Batch = dict[str, Tensor]
 
@@ -133,8 +134,11 @@ class Split:
         return self.dataset.batch(ids)
 
     def halves(self) -> tuple[Split, Split]:
-        """Return every second item, for stopping and tuning, and the others, for the figures."""
-        return replace(self, ids=self.ids[::2]), replace(self, ids=self.ids[1::2])
+        """Return half of the items, drawn once for all, for stopping and tuning, and the others, for the figures."""
+        order = Randomness(0, "halves").permutation(len(self.ids))
+        halves = (order[: len(order) // 2], order[len(order) // 2 :])
+        tuning, figures = (replace(self, ids=self.ids[half.sort().values]) for half in halves)
+        return tuning, figures
 
 
 @dataclass
