@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from unlearn.data.base import Split
+from unlearn.errors import RecipeError
 from unlearn.metrics import Record, find
 from unlearn.module import UnlearningModule
 from unlearn.schema import Gate, Select
@@ -81,8 +82,23 @@ class KeepBest(Callback):
             distance = abs(value - self._value(records, "retrained"))
         else:
             distance = value if self.select.aim == "lower" else -value
+        self._refuse_unmeasured(records)
         excess = _excess(self.select.limit, records) if self.select.limit else 0.0
         return (math.inf if math.isnan(distance) else distance), (math.inf if math.isnan(excess) else excess)
+
+    def _refuse_unmeasured(self, records: Sequence[Record]) -> None:
+        """Refuse a rule about figures that the evaluator does not give; a figure that is nan only misses the limit."""
+        limit = self.select.limit
+        asked = [(self.select.metric, "forget", self.select.about)]
+        asked += [(limit.metric, limit.split, limit.about)] if limit else []
+        for metric, split, about in asked:
+            if find(records, metric, split=split or None, **about) is None:
+                known = sorted({f"{r.metric} on {r.split}" if r.split else r.metric for r in records})
+                where = f"{metric} on {split}" if split else metric
+                raise RecipeError(
+                    f"select: evaluate.{self.select.evaluator} gives no {where}"
+                    f"{' about ' + str(about) if about else ''}. It gives: {', '.join(known) or 'nothing'}."
+                )
 
     def _value(self, records: Sequence[Record], subject: str) -> float:
         found = find(records, self.select.metric, subject, "forget", **self.select.about)

@@ -1,10 +1,12 @@
 """The TOFU suite: on two letters by hand, and every figure computed again without our functions."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +14,20 @@ from nltk.stem.porter import PorterStemmer
 
 from tests.evaluators.models import evaluation_of, value
 from tests.evaluators.text_models import Bigram, letters, trained
+from tests.evaluators.trained import fit
 from tests.language_small import CAPITALS, encoder, tiny
 from unlearn.data.base import Split
+from unlearn.data.splits import make_splits
 from unlearn.data.text import TextDataset, TextItem
+from unlearn.data.tofu import Tofu as TofuFiles
 from unlearn.evaluators.base import Evaluation, Findings
 from unlearn.evaluators.muse import Muse
 from unlearn.evaluators.tofu import Tofu, kolmogorov_smirnov
-from unlearn.models.language import Language
+from unlearn.models.language import Language, SmallLlama
+from unlearn.randomness import Randomness
 
+SHAPED = str(Path(__file__).parents[1] / "data" / "tofu_shaped")
+NEEDS_TOFU = pytest.mark.skipif("UNLEARN_TOFU" not in os.environ, reason="needs UNLEARN_TOFU, the benchmark's folder")
 WRONG = {"perturbed_0": ("a", "a"), "perturbed_1": ("a", "ab")}
 HIGH = Bigram(0.9)
 """p(b) = .9 whatever went before: P(b) = .9, P(a) = .1, P(ab) = sqrt(.9 x .1) = .3."""
@@ -246,12 +254,14 @@ def its_test(a: list[float], b: list[float]) -> tuple[float, float]:
     return 2 * sum(signs) / math.comb(2 * n, n), h / n
 
 
-def its_figures(models: dict[str, Language], data: TextDataset, new_tokens: int) -> dict[tuple[str, str, str], float]:
+def its_figures(
+    models: dict[str, Language], data: TextDataset, new_tokens: int, sets: dict[str, list[int]] = SETS
+) -> dict[tuple[str, str, str], float]:
     """(metric, subject, set) -> value."""
     found, ratios = {}, {}
     for subject, model in models.items():
         parts = []
-        for name, ids in SETS.items():
+        for name, ids in sets.items():
             probabilities, recalls, rs = [], [], []
             for item in (data.items[index] for index in ids):
                 p = math.exp(-its_nll(model, item.question, item.answer))
@@ -269,7 +279,7 @@ def its_figures(models: dict[str, Language], data: TextDataset, new_tokens: int)
                 ratios[subject] = rs
             else:
                 parts += means
-        found["model_utility", subject, ""] = 9 / sum(1 / part for part in parts)
+        found["model_utility", subject, ""] = 0.0 if 0 in parts else 9 / sum(1 / part for part in parts)
     for subject in ("target", "unlearned"):
         p, d = its_test(ratios[subject], ratios["retrained"])
         found["forget_quality", subject, "forget"] = p
@@ -298,6 +308,36 @@ def test_every_figure_is_found_again() -> None:
     other = Tofu(new_tokens=12)(quiz_evaluation({**quiz_models(), "target": tiny(9, dtype=torch.float64)}))
     wrong = {key for key, figure in our_figures(other).items() if abs(figure - its[key]) > 1e-6}
     assert {key[1] for key in wrong} == {"target"} and len(wrong) >= 10
+
+
+@pytest.mark.parametrize("folder", [SHAPED, pytest.param(None, marks=NEEDS_TOFU)], ids=["shaped", "tofu"])
+def test_every_figure_on_forget10_is_found_again(folder: str | None) -> None:
+    """Some items of each set of the benchmark's files, by the recipe's kind of model with the packaged tokenizer."""
+    source = TofuFiles(path=folder, rows_per_author=20 if folder is None else 4)
+    config = SmallLlama(width=32, depth=2, heads=2, max_length=256)
+    data = config.read(source.load())
+    assert isinstance(data, TextDataset)
+    whole = make_splits(data, source, Randomness(0, "splits"))
+    asked = {name: whole[name].ids[data.having_form("perturbed_2")[whole[name].ids]] for name in ("forget", "retain")}
+    asked |= {name: data.having([name]).nonzero().flatten() for name in ("real_authors", "world_facts")}
+    few = [data.items[item] for ids in asked.values() for item in ids[:4].tolist()]
+    data = data.holding(few, torch.arange(16) >= 8)
+    sets = {name: list(range(4 * place, 4 * place + 4)) for place, name in enumerate(asked)}
+    chosen = {"forget": sets["forget"], "retain": sets["retain"], "test": list(range(8, 16))}
+    splits = {name: Split(name, data, torch.tensor(ids)) for name, ids in chosen.items()}
+    seen = {"target": ["forget", "retain", "test"], "unlearned": ["retain", "test"], "retrained": ["retain"]}
+    models = {}
+    for seed, (subject, names) in enumerate(seen.items()):
+        model = config.build(data.info, Randomness(seed, "new")).double()
+        batch = data.batch(torch.cat([splits[name].ids for name in names]))
+        models[subject] = fit(model, [batch], 120).eval()
+    with torch.no_grad():
+        ours = our_figures(Tofu(new_tokens=12)(evaluation_of(models, splits)))
+        its = its_figures(models, data, 12, sets)
+    assert ours.keys() == its.keys() and len(its) == 3 * 13 + 2 * 2
+    assert {key: ours[key] for key in its} == pytest.approx(its, abs=1e-6)
+    assert 0.05 < ours["rouge_l_recall", "target", "forget"] <= 1 and ours["model_utility", "target", ""] > 0.05
+    assert ours["probability", "target", "forget"] > 2 * ours["probability", "retrained", "forget"]
 
 
 def test_batches_change_nothing() -> None:

@@ -23,7 +23,7 @@ def last(run: Path) -> dict[str, Any]:
 
 
 def gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
+    return max(float((first[name].detach() - second[name].detach()).abs().max()) for name in first)
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
