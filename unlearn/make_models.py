@@ -65,7 +65,7 @@ def make(name: str, assets: Path) -> str:
 
 
 def make_tokenizer(assets: Path) -> str:
-    """Train the tokenizer of the small language models on the Factbook's facts and passages, and return a line about it."""
+    """Train the small language models' tokenizer on the Factbook, and return a line about it."""
     from unlearn.data.factbook import Factbook
     from unlearn.models.language_tokens import train_tokenizer
 

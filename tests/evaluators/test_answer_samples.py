@@ -18,7 +18,8 @@ def test_what_every_model_says() -> None:
     findings = AnswerSamples(items=9, new_tokens=4)(evaluation_of(models, splits))
     assert not findings.records and not findings.pictures
     (sheet,) = findings.sheets
-    assert sheet.columns == ["", "question", "answer in the data", "target", "unlearned"] and sheet.truth == "answer in the data"
+    assert sheet.columns == ["", "question", "answer in the data", "target", "unlearned"]
+    assert sheet.truth == "answer in the data"
     assert sorted(row[1:] for row in sheet.rows if row[0].startswith("forget")) == [
         ["a", "baba", "baba", "aaaa"],
         ["ab", "a", "abab", "aaaa"],

@@ -1,4 +1,4 @@
-"""Low-rank adapters on two families: nothing changes at first, only the adapter moves, and merging keeps the outputs."""
+"""Low-rank adapters on two families: nothing changes at first, only they move, and merging keeps the outputs."""
 
 from pathlib import Path
 from typing import Any
