@@ -67,9 +67,33 @@ def recall_top(context: Context, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def bucketed(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return log-probs of ``tokens`` (N, k) and of all others together, (N, k + 1), of logits (N, V)."""
-    total = logits.logsumexp(dim=1, keepdim=True)
-    others = logits.scatter(1, tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
-    return torch.cat((logits.gather(1, tokens), others), dim=1) - total
+    buckets: Tensor = _Bucketed.apply(logits, tokens)  # type: ignore[no-untyped-call]
+    return buckets
+
+
+class _Bucketed(torch.autograd.Function):
+    """The gradient in one pass over (N, V), where plain operations keep and sum several such tensors.
+
+    With G = sum of the gradients g of all buckets, that of a token's logit is g - p G; that of any other logit is
+    p / p_rest (g_rest - p_rest G).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        chosen = logits.gather(1, tokens)
+        rest = logits.scatter(1, tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
+        total = torch.cat((chosen, rest), dim=1).logsumexp(dim=1, keepdim=True)
+        buckets = torch.cat((chosen, rest), dim=1) - total
+        ctx.save_for_backward(logits, tokens, rest, buckets)
+        return buckets
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, tokens, rest, buckets = ctx.saved_tensors
+        whole = gradient - buckets.exp() * gradient.sum(dim=1, keepdim=True)  # of each bucket
+        result = (logits - rest).exp_().mul_(whole[:, -1:])
+        return result.scatter_(1, tokens, whole[:, :-1]), None
 
 
 def _frozen_head(head: nn.Module, place: Remembered, device: torch.device) -> nn.Module:

@@ -1,6 +1,11 @@
-"""`make bench`: prints every ratio; a claim about speed in the docs comes from here."""
+"""`make bench`: prints every ratio; a claim about speed in the docs comes from here. Names choose: ARGS=language."""
 
-from tests.benchmarks.engine import main
+import sys
+
+from tests.benchmarks import engine, language
+
+BENCHMARKS = {"engine": engine.main, "language": language.main}
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or BENCHMARKS:
+        BENCHMARKS[name]()

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlearn.data.base import Split
-from unlearn.data.base import Selection
+from unlearn.data.base import Selection, Split
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.feed import Feed

@@ -18,7 +18,7 @@ from unlearn.objectives.language.gradient_ascent import GradientAscent
 from unlearn.objectives.language.idk_nll import IdkNLL
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
-from unlearn.objectives.language.target_logits import recall_logits
+from unlearn.objectives.language.target_logits import bucketed, recall_logits
 from unlearn.objectives.language.undial import UNDIAL
 
 P, Q, N = 0.9, 0.7, 3
@@ -141,3 +141,16 @@ def test_beta_must_be_positive(kind: type) -> None:
         UNDIAL(beta=-1.0)
     with pytest.raises(ValueError, match="top_k"):
         KL(top_k=0)
+
+
+def test_the_gradient_of_the_chosen_tokens_and_the_rest() -> None:
+    """Against finite differences; also where the rest is so unlikely that its share of the logits' softmax is 1e-13."""
+    stream = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, 20, dtype=torch.float64, generator=stream)
+    tokens = torch.stack([torch.randperm(20, generator=stream)[:4] for _ in range(5)])
+    assert torch.autograd.gradcheck(lambda some: bucketed(some, tokens), (logits.requires_grad_(),))
+    sums = bucketed(logits, tokens).exp().sum(dim=1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    sure = torch.tensor([[30.0, 1.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(bucketed(sure, torch.tensor([[0]]))[0, 1], sure)
+    torch.testing.assert_close(gradient, torch.tensor([[-1.0, sigmoid(1), sigmoid(-1)]]))
