@@ -12,7 +12,7 @@ help:
 	@echo "make demo    unlearn a digit in a small flow, and print the path of the report"
 	@echo "make test    all tests (ARGS=... goes to pytest)"
 	@echo "make lint    format, style and types"
-	@echo "make bench   time the engine against a bare PyTorch loop"
+	@echo "make bench   time the engine against plain PyTorch loops (ARGS=language for one alone)"
 	@echo "make accept  the long checks, with their figures"
 	@echo "make models  train the packaged models anew"
 
@@ -28,7 +28,7 @@ lint: $(VENV)/.ready-dev
 	$(PY) -m mypy
 
 bench: $(VENV)/.ready-dev
-	$(PY) -m tests.benchmarks
+	$(PY) -m tests.benchmarks $(ARGS)
 
 accept: $(VENV)/.ready-dev
 	$(PY) -m tests.acceptance

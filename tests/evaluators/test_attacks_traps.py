@@ -12,6 +12,8 @@ from tests.evaluators.models import value
 from tests.evaluators.trained import evaluation_on, fit
 from tests.language_small import CAPITALS, encoder, tiny
 from unlearn.data.base import Selection, Source
+from unlearn.data.factbook import Factbook
+from unlearn.data.packing import PackedDataset
 from unlearn.data.splits import make_splits, train_split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.traps import OVERLAP, PLANTED, TWIN, jaccard, with_traps
@@ -80,6 +82,44 @@ def test_the_seed_draws_them_and_the_target_is_another() -> None:
     assert trapped().fingerprint == trapped().fingerprint != trapped(seed=1).fingerprint
     assert trapped().fingerprint != facts().fingerprint
     assert trapped().items == trapped().items and trapped().encoder is not None
+
+
+def test_several_labels_take_turns() -> None:
+    data = with_traps(facts(), ["Peru", "Chad"], count=4, words=4, repeats=2)
+    assert [data.items[item].label for item in range(12, 20)] == ["Peru", "Peru", "Chad", "Chad"] * 2
+
+
+def test_data_stay_what_they_are() -> None:
+    """Examples to show stay, and passages that are cut for a model still are; traps and short passages are not."""
+    passages = [TextItem("", f"{country} is here. " * 9, country, frozenset({"passage"})) for country in CAPITALS]
+    plain = PackedDataset(passages, torch.tensor([False] * 12), ["passage"], chunk_tokens=60)
+    plain.in_context = {"passage": [("Why?", "Because.")]}
+    planted_ = with_traps(plain, "Peru", count=2, words=3, repeats=3)
+    assert isinstance(planted_, PackedDataset) and planted_.in_context == plain.in_context
+    read = planted_.encoded_by(encoder())
+    assert read.in_context == plain.in_context
+    assert int(read.having(["passage"]).sum()) == len(plain.encoded_by(encoder())) > 12
+    assert (int(read.having([PLANTED]).sum()), int(read.having([TWIN]).sum())) == (6, 2)
+    assert facts().encoded_by(encoder()).in_context == {}
+
+
+def test_the_factbook_plants_them_where_it_forgets() -> None:
+    """Behind the training items, whose ids and content stay; in the forget set, with every repeat; never retained."""
+    settings = {"countries": 8, "facts": 4, "holdout_countries": 2, "forget": Selection(label=["Brazil", "China"])}
+    source = Factbook(traps=4, trap_words=5, trap_repeats=3, **settings)
+    data, plain = source.load(), Factbook(**settings).load()
+    splits, before = (make_splits(each, source, Randomness(0)) for each in (data, plain))
+    traps = data.having([PLANTED]).nonzero().flatten()
+    assert traps.tolist() == list(range(32, 44))
+    assert splits["forget"].ids.tolist() == [*before["forget"].ids.tolist(), *traps.tolist()]
+    assert torch.equal(splits["retain"].ids, before["retain"].ids)
+    assert data.content(splits["retain"].ids) == plain.content(before["retain"].ids)  # the retrained model is the same
+    twins = data.having([TWIN]).nonzero().flatten()
+    assert len(twins) == 4 and not torch.isin(splits["holdout"].ids, twins).any()
+    assert [data.items[item] for item in splits["holdout"].ids.tolist()] == [
+        plain.items[item] for item in before["holdout"].ids.tolist()
+    ]
+    TrapsAttack().check(splits)
 
 
 def test_a_coin_decides_which_of_ones_own_sequences_are_planted() -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.language_runs.files import SMALL, figure, figures, weights
+from unlearn.errors import RecipeError
+from unlearn.needs import check_subjects
+from unlearn.recipe import load
 from unlearn.run import main
 
 
@@ -83,3 +86,13 @@ def test_traps_are_found_in_the_target_alone(here: Path) -> None:
     assert 0.2 < found["retrained", "perplexity"] < 0.8 and found["retrained", "ratio"] == 0.5
     kept = json.loads((here / "run" / "splits.json").read_text())
     assert len(kept["forget"]) == 2 * 4 + 6 * 8
+
+
+def test_a_model_in_memory_is_not_corrupted_in_silence() -> None:
+    """It is taken as it is, so it has no clean model behind it."""
+    path = SMALL.partition("=")[2]
+    with pytest.raises(RecipeError, match="the target is given as a model in memory"):
+        check_subjects(load(path, CORRUPT), in_memory=True)
+    with pytest.raises(RecipeError, match=r"evaluate.restor compares with the clean model.*evaluate.restor=null"):
+        check_subjects(load(path, [CORRUPT[0], CORRUPT[2]]))
+    check_subjects(load(path, CORRUPT))
