@@ -1,6 +1,8 @@
 """The recipes of published scale, on models of the same class that are small enough for a test."""
 
+import csv
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("pretrained", "retrained")):
         (folder / name).mkdir()
-        tiny(seed).save_pretrained(folder / name)
+        tiny(seed, width=64, depth=4).save_pretrained(folder / name)
     return [f"model.{name}={folder / name}" for name in ("pretrained", "retrained")]
 
 
@@ -97,6 +99,7 @@ def test_the_settings_are_those_of_the_sources() -> None:
 
 
 def test_tofu_runs(models: list[str], tmp_path: Path) -> None:
+    """In bfloat16 steps too the first loss is that of equal models, (2 / beta) log 2 of NPO and 0 of KL."""
     data = [f"data.path={TOFU}", "data.rows_per_author=4", "evaluate.tofu.new_tokens=4", "evaluate.cost=null"]
     method = ["forget=npo", "retain=kl", "settings=tuned"]
     done = unlearn("recipe=language/tofu", *method, *models, *data, *SHORT, cwd=tmp_path, cache=tmp_path / "cache")
@@ -105,6 +108,10 @@ def test_tofu_runs(models: list[str], tmp_path: Path) -> None:
     assert {("forget_quality", "forget"), ("exact_memorization", "forget"), ("probability", "retain")} <= set(found)
     assert any(metric == "model_utility" for metric, _ in found)
     assert ("privleak", "forget") not in found  # TOFU has no holdout
+    with (tmp_path / "out" / "metrics.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert float(first["loss/forget/npo"]) == pytest.approx(20 * math.log(2), abs=0.1)
+    assert abs(float(first["retain/kl"])) < 1e-3
     kept = load(tmp_path / "out" / "recipe.yaml")
     assert (kept.optim.lr, kept.optim.steps, kept.retain["kl"].weight) == (5e-5, 2, 5.0)
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()

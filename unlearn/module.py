@@ -92,9 +92,12 @@ class UnlearningModule(lightning.LightningModule):
         if self.restored is not None:
             self._restore(self.restored)
         else:
-            for phase in self.phases:
-                for group, name, objective in phase.terms():
-                    objective.prepare(self.model, self._context(f"{group}/{name}"))
+            with (
+                self.trainer.precision_plugin.train_step_context()
+            ):  # the target's values in the precision of the steps
+                for phase in self.phases:
+                    for group, name, objective in phase.terms():
+                        objective.prepare(self.model, self._context(f"{group}/{name}"))
             if self.primary.optim.ema is not None:
                 self.average = {name: p.detach().clone() for name, p in self.primary.parameters.items()}
 
