@@ -232,7 +232,9 @@ def unpinned(names: dict[str, Version]) -> set[str]:
     What a package pins exactly (torch its CUDA parts) needs no second pin. A package that is not installed here
     (another platform's) cannot be followed further.
     """
-    waiting = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"])]
+    extras = PROJECT["optional-dependencies"]
+    asked = [*PROJECT["dependencies"], *(text for name in extras for text in extras[name])]
+    waiting = [wanted for text in asked if (wanted := Requirement(text)).name != PROJECT["name"]]  # not its own extras
     seen, found = set(), set()
     while waiting:
         wanted = waiting.pop()

@@ -234,7 +234,7 @@ def test_sizes_that_leave_no_other_item() -> None:
     with pytest.raises(RecipeError, match=r"only 5\. Type evaluate.relearning.items=\[1\]"):
         Relearning(items=[5]).check(splits)
     Relearning(items=[4]).check(splits)
-    half = {"forget": splits["forget"].halves()[0]}  # three items, of which five cannot be taken
+    half = {"forget": splits["forget"].halves()[1]}  # three items, of which five cannot be taken
     run = Evaluation({"target": tiny()}, half, Randomness(0), torch.device("cpu"))
     assert {r.about["budget"] for r in Relearning(items=[2, 4], steps=[0])(run).records} == {"2 items, 0 steps"}
     one = {"forget": Split("forget", splits["forget"].dataset, torch.tensor([0]))}

@@ -178,4 +178,4 @@ def test_out_of_range_settings_are_refused(threes: Splits) -> None:
         LikelihoodRank(reference_items=1)
     splits = {name: split for name, split in threes.items() if name != "test"}
     with pytest.raises(RecipeError, match=r"reference=test: there are no such items. Allowed: forget, retain, holdout"):
-        LikelihoodRank(reference="test")(evaluation_of({"target": Pixels(5, 2)}, splits))
+        LikelihoodRank(reference="test").check(splits)
