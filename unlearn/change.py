@@ -129,7 +129,9 @@ def _keep_best(
     splits = {**materials.splits, "forget": materials.splits["forget"].halves()[0]}
 
     def measure(models: Mapping[str, Any], splits: Mapping[str, Split]) -> list[Record]:
-        return measured(evaluator, models, splits, Randomness(seed, "select"), device_for(recipe.trainer)).records
+        device = device_for(recipe.trainer)
+        placed = {name: model.eval().to(device) for name, model in models.items()}
+        return measured(evaluator, placed, splits, Randomness(seed, "select"), device).records
 
     asked = {select.limit.minus if select.limit else None, "retrained" if select.aim == "retrained" else None}
     known: dict[str, Callable[[], Any] | None] = {"target": target, "retrained": materials.load_retrained}

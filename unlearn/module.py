@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning
@@ -92,14 +93,17 @@ class UnlearningModule(lightning.LightningModule):
         if self.restored is not None:
             self._restore(self.restored)
         else:
-            with (
-                self.trainer.precision_plugin.train_step_context()
-            ):  # the target's values in the precision of the steps
+            with self._precision():
                 for phase in self.phases:
                     for group, name, objective in phase.terms():
                         objective.prepare(self.model, self._context(f"{group}/{name}"))
             if self.primary.optim.ema is not None:
                 self.average = {name: p.detach().clone() for name, p in self.primary.parameters.items()}
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Return the context of the steps' precision, so that the target's values are those of equal models."""
+        attached = self._trainer is not None
+        return self.trainer.precision_plugin.train_step_context() if attached else nullcontext()
 
     def on_train_batch_start(self, batch: StepBatches, batch_idx: int) -> int | None:
         """End the run before this step (-1) where the user asked for it or a term reached its goal."""
