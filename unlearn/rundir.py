@@ -51,6 +51,10 @@ def new_folder(recipe: Recipe) -> Path:
     Raises:
         RecipeError: ``output`` holds something already.
     """
+    return gather_objects(_new_folder(recipe) if rank() == 0 else Path())[0]  # one rank looks: looking leaves traces
+
+
+def _new_folder(recipe: Recipe) -> Path:
     if recipe.output is not None:
         folder = Path(recipe.output).expanduser()
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -66,7 +70,7 @@ def new_folder(recipe: Recipe) -> Path:
         while folder.exists():
             number += 1
             folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
-    return gather_objects(folder)[0]
+    return folder
 
 
 def _probe(folder: Path) -> None:
