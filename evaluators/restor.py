@@ -62,11 +62,6 @@ class Restor(Evaluator):
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return accuracies, restoration ratio, forgetting of the corruption and margins for every subject."""
-        self.check(evaluation.splits)
-        if "clean" not in evaluation.models:
-            raise RecipeError(
-                "evaluate.restor compares with the clean model, and there is none. Give the part corrupt."
-            )
         ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
         said = {subject: self._matches(evaluation, subject, ids) for subject in evaluation.models}
         chosen = {subject: self._options(evaluation, subject, ids) for subject in evaluation.models}

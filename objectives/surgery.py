@@ -10,6 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+Gradient = Sequence[Tensor]
+"""A tensor a parameter."""
+
+State = dict[str, Any]
+"""What a method carries from step to step; it is in the checkpoint."""
+
 _CHUNK = 1 << 20  # elements turned to float64 at a time
 _DEPENDENT = 1e-5  # share of a sample's gradient below which what is left is rounding in single precision
 
@@ -29,19 +35,13 @@ class Combination(ABC):
     """Whether the gradient of every retain sample alone is needed too (one extra copy a sample)."""
 
     @abstractmethod
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with the combined gradient; ``forget`` may be overwritten too.
 
         Args:
             forget: gradient of the forget loss, a tensor a parameter.
             retain: gradient of the retain loss, same shapes.
-            state: what the method carries from step to step; it is in the checkpoint.
+            state: empty at first.
             samples: gradient of each retain sample alone, for a combination that is ``per_sample``.
         """
 
@@ -52,13 +52,7 @@ class WeightedSum(Combination):
 
     separate: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with g_f + g_r."""
         _add(forget, retain, 1.0, 1.0)
 
@@ -72,13 +66,7 @@ class PCGrad(Combination):
         released code averages). arXiv:2001.06782
     """
 
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with PCGrad's sum."""
         dot, norm_f, norm_r = gram(forget, retain)
         conflict = dot.clamp(max=0)
@@ -95,13 +83,7 @@ class OneSided(Combination):
         the projection of Chaudhry et al., Efficient Lifelong Learning with A-GEM, 2019, eq. 11. arXiv:1812.00420
     """
 
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with proj(g_f) + g_r."""
         dot, _, norm_r = gram(forget, retain)
         _add(forget, retain, 1.0, 1 - _divide(dot.clamp(max=0), norm_r))
@@ -130,13 +112,7 @@ class GRU(Combination):
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
 
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with proj(g_f), plus g_r where asked for."""
         average = state.get("average")
         if average is None:
@@ -158,13 +134,7 @@ class MGDA(Combination):
         Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, 2018, eq. 6. arXiv:1810.04650
     """
 
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with w g_f + (1 - w) g_r, w = clip((g_r - g_f).g_r / |g_f - g_r|^2, 0, 1)."""
         dot, norm_f, norm_r = gram(forget, retain)
         weight = _divide(norm_r - dot, norm_f + norm_r - 2 * dot).clamp(0, 1)
@@ -198,13 +168,7 @@ class OrthoGrad(Combination):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; it must lie in [0, 1]")
 
-    def __call__(
-        self,
-        forget: Sequence[Tensor],
-        retain: Sequence[Tensor],
-        state: dict[str, Any],
-        samples: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with alpha g_r + (1 - alpha) g_f'.
 
         Args:

@@ -6,6 +6,7 @@ import csv
 import io
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -147,10 +148,10 @@ class Bar(Callback):
 
 
 class CleanStop(Callback):
-    """The first Ctrl-C or SIGTERM ends the run after the current step; a second one ends it at once."""
+    """The first Ctrl-C or SIGTERM ends the run after the current step; a second one ends it at once.
 
-    def __init__(self) -> None:
-        self.former: dict[int, Any] = {}
+    ``unlearn.fit`` gives the signals back.
+    """
 
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         """Catch the signals (in the main thread only, where Python allows it), after Lightning's own handlers."""
@@ -160,13 +161,6 @@ class CleanStop(Callback):
                 raise KeyboardInterrupt
             module.stop_asked = True  # type: ignore[assignment]
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.former[number] = signal.signal(number, ask)
-            except ValueError:
-                return
-
-    def teardown(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        while self.former:
-            signal.signal(*self.former.popitem())
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, ask)
