@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Sheet
 from unlearn.evaluators.generation import generated
-from unlearn.evaluators.shared import at_least, limited
+from unlearn.evaluators.shared import limited
 from unlearn.evaluators.text_scores import texts
+from unlearn.ranges import at_least
 
 SPLITS = {
     "forget": "forget: what was to be forgotten",

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
 from unlearn.evaluators.pictures import likelihood_histograms
-from unlearn.evaluators.shared import at_least, item_rows, likelihoods, present, some_of
+from unlearn.evaluators.shared import item_rows, likelihoods, present, some_of
 from unlearn.metrics import Direction, Record
+from unlearn.ranges import at_least
 
 DIRECTIONS: dict[str, Direction] = {"forget": "higher", "holdout": "retrained", "retain": "lower", "test": "lower"}
 

@@ -15,9 +15,10 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.features import Features, features_for
 from unlearn.evaluators.measures import Z95, frechet, kernel_distance
-from unlearn.evaluators.shared import at_least, forgotten_names, samples
+from unlearn.evaluators.shared import forgotten_names, samples
 from unlearn.metrics import Record
 from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

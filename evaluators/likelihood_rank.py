@@ -13,8 +13,9 @@ from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
 from unlearn.evaluators.measures import placement
-from unlearn.evaluators.shared import at_least, item_rows, likelihoods, present, some_of
+from unlearn.evaluators.shared import item_rows, likelihoods, present, some_of
 from unlearn.metrics import Direction, Record
+from unlearn.ranges import at_least
 
 DIRECTIONS: dict[str, dict[str, Direction]] = {
     "likelihood_z": {"forget": "higher", "holdout": "retrained", "retain": "none", "test": "retrained"},

@@ -19,10 +19,11 @@ import torch
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
 from unlearn.evaluators.choices import Question, multiple_choice, perturbed_choices, read_questions
-from unlearn.evaluators.shared import at_least, limited
+from unlearn.evaluators.shared import limited
 from unlearn.evaluators.text_measures import missing_package
 from unlearn.evaluators.text_scores import texts
 from unlearn.metrics import Direction, Record
+from unlearn.ranges import at_least
 
 CHOICES = "perturbed_choices"
 """The task made of each question's right answer and its perturbed ones."""

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.measures import auc
-from unlearn.evaluators.shared import at_least, likelihoods, present, some_of
+from unlearn.evaluators.shared import likelihoods, present, some_of
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.generation import continuations, generated
-from unlearn.evaluators.shared import at_least, item_rows, limited, mean_share
+from unlearn.evaluators.shared import item_rows, limited, mean_share
 from unlearn.evaluators.text_measures import rouge_l
 from unlearn.evaluators.text_scores import texts
 from unlearn.metrics import Direction, Record
+from unlearn.ranges import at_least
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 VERBATIM = "verbmem"

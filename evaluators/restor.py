@@ -17,9 +17,10 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
 from unlearn.evaluators.generation import generated
 from unlearn.evaluators.restoration import restoration
-from unlearn.evaluators.shared import at_least, item_rows, limited
+from unlearn.evaluators.shared import item_rows, limited
 from unlearn.evaluators.text_scores import answer_scores, texts
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
 from unlearn.evaluators.features import Features, features_for
 from unlearn.evaluators.pictures import CELL, LARGE_CELL, Panel, panels
-from unlearn.evaluators.shared import at_least, forgotten_names, samples, some_of
+from unlearn.evaluators.shared import forgotten_names, samples, some_of
+from unlearn.ranges import at_least
 
 STRIP = 24
 """Images a row of the pictures that are one strip wide."""

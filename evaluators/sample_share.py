@@ -14,8 +14,9 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, share_ci95
 from unlearn.evaluators.features import TRAIN_ONE, Features, features_for
 from unlearn.evaluators.pictures import share_bars
-from unlearn.evaluators.shared import at_least, forgotten_names, samples
+from unlearn.evaluators.shared import forgotten_names, samples
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,6 @@ LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
 """Splits whose likelihood is measured, in the order of the tables."""
 
 
-def at_least(component: Any, **least: int) -> None:
-    """Refuse fields of a component below their least value with a ValueError; None is allowed."""
-    for name, bound in least.items():
-        value = getattr(component, name)
-        if value is not None and value < bound:
-            raise ValueError(f"{name} is {value}; it must be >= {bound}")
-
-
 def samples(evaluation: Evaluation, subject: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 

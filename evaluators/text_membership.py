@@ -14,10 +14,11 @@ from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.measures import auc, auc_change
-from unlearn.evaluators.shared import at_least, limited, some_of
+from unlearn.evaluators.shared import limited, some_of
 from unlearn.evaluators.text_measures import zlib_length
 from unlearn.evaluators.text_scores import AnswerScores, answer_scores, texts
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 Pair = tuple[Tensor, Tensor]
 """Values of the forget items (m,) and of the holdout items (n,)."""

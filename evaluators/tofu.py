@@ -16,10 +16,11 @@ from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.generation import generated
 from unlearn.evaluators.measures import Z95
-from unlearn.evaluators.shared import at_least, item_rows, limited, mean_share
+from unlearn.evaluators.shared import item_rows, limited, mean_share
 from unlearn.evaluators.text_measures import log_truth_ratio, rouge_l
 from unlearn.evaluators.text_scores import answer_scores, texts
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 WORLD = ("real_authors", "world_facts")
 """Test questions about the real world, by attribute; their probability is that among the options."""

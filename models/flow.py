@@ -14,6 +14,7 @@ from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.flow_parts import Coupling, autoregressive_flow, coupling_flow, glow, shrink_factors, spline_flow
 from unlearn.models.flow_wrapper import Flow
 from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,7 @@ class GlowConfig(FlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scales < 1:
-            raise ValueError(f"scales is {self.scales}; it must be >= 1")
+        at_least(self, scales=1)
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha is {self.alpha}; it must lie between 0 and 0.5")
         if self.coupling not in get_args(Coupling):

@@ -22,6 +22,7 @@ from unlearn.models.language_skeleton import skeleton
 from unlearn.models.language_tokens import TextEncoder
 from unlearn.models.language_wrapper import Language, read_text, stored_settings
 from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
 
 __all__ = ["CausalLM", "Language", "LanguageConfig", "SmallLlama", "SmolLM2", "TextEncoder"]
 
@@ -154,9 +155,7 @@ class SmallLlama(LanguageConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        at_least(self, width=1, depth=1, heads=1)
         if self.width % (2 * self.heads):
             raise ValueError(f"width is {self.width}; twice heads ({self.heads}) must divide it")
 

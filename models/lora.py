@@ -18,6 +18,7 @@ from torch import nn
 from unlearn.errors import RecipeError
 from unlearn.models.scope import Scope
 from unlearn.randomness import Randomness
+from unlearn.ranges import above, at_least
 
 ADAPTED = (nn.Linear, nn.Conv2d)
 
@@ -50,10 +51,8 @@ class Lora(Scope):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; it must be >= 1")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be > 0")
+        at_least(self, rank=1)
+        above(self, alpha=0)
         for expression in (*self.include, *self.exclude):
             try:
                 re.compile(expression)

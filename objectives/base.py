@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch, Split
 from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
 from unlearn.remembered import Remembered
 
 
@@ -93,8 +94,7 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         """Refuse values out of range with a ValueError; subclasses extend it."""
-        if not self.weight >= 0:
-            raise ValueError(f"weight is {self.weight}; it must be >= 0")
+        at_least(self, weight=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute once, before the first step, what the run needs; write it to ``context.state``."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from unlearn.errors import did_you_mean
+from unlearn.ranges import above, at_least
 
 if TYPE_CHECKING:
     from unlearn.data.base import Source
@@ -72,9 +73,8 @@ class Optim:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _at_least(1, steps=self.steps, batch=self.batch, forget_batch=self.forget_batch, accumulate=self.accumulate)
-        _at_least(0, weight_decay=self.weight_decay)
-        _positive(lr=self.lr, clip=self.clip)
+        at_least(self, steps=1, batch=1, forget_batch=1, accumulate=1, weight_decay=0)
+        above(self, lr=0, clip=0)
         _share(momentum=self.momentum, warmup=self.warmup)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas is {list(self.betas)}; both must lie in [0, 1)")
@@ -116,9 +116,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _at_least(1, devices=self.devices, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
-        _at_least(1, threads=self.threads)
-        _at_least(0, workers=self.workers)
+        at_least(self, devices=1, log_every=1, checkpoint_every=1, threads=1, workers=0)
         if self.precision == "16-mixed":
             raise ValueError(
                 "precision is 16-mixed, which scales the loss and unscales inside the optimiser's step; here gradients "
@@ -207,7 +205,7 @@ class Select:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _at_least(1, every=self.every, patience=self.patience)
+        at_least(self, every=1, patience=1)
         if bool(self.evaluator) != bool(self.metric):
             raise ValueError("evaluator and metric go together, e.g. memorization and exact_memorization")
 
@@ -250,18 +248,6 @@ class Recipe:
     tree: dict[str, Any]
     origins: dict[str, str]
     hash: str
-
-
-def _at_least(bound: int, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= bound:
-            raise ValueError(f"{name} is {value}; it must be >= {bound}")
-
-
-def _positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}; it must be > 0")
 
 
 def _share(**values: float) -> None:

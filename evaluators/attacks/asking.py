@@ -16,8 +16,9 @@ from unlearn.data.text import Encoder, TextDataset, collate
 from unlearn.distributed import map_ids
 from unlearn.evaluators.attacks.scoring import attack_records, attacked, memorised
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.evaluators.shared import at_least, item_rows
+from unlearn.evaluators.shared import item_rows
 from unlearn.evaluators.text_scores import texts
+from unlearn.ranges import at_least
 
 Pair = tuple[list[int], list[int]]
 """The tokens of a prompt, and those of the answer that is scored after it."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from unlearn.evaluators.attacks.asking import Pair, PromptAttack, companions, in_company
 from unlearn.evaluators.attacks.scoring import encoder_of
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.shared import at_least
 from unlearn.evaluators.text_scores import texts
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.evaluators.shared import at_least
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
 from unlearn.evaluators.pictures import DPI, OTHER, SUBJECTS, encode
-from unlearn.evaluators.shared import at_least
+from unlearn.ranges import above, at_least
 
 OTHERS, RELEARNED = "others", "relearned"
 """Which forget items are scored, in ``about.category``."""
@@ -62,8 +62,7 @@ class Relearning(Evaluator):
             given = getattr(self, name)
             if not given or min(given) < least or len(set(given)) < len(given):
                 raise ValueError(f"{name} is {given}; it must be different numbers, each >= {least}")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be > 0")
+        above(self, lr=0)
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a forget set that leaves no other items."""

@@ -12,8 +12,8 @@ from unlearn.evaluators.attacks.paraphrase import wordings
 from unlearn.evaluators.attacks.scoring import encoder_of
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.generation import continuations
-from unlearn.evaluators.shared import at_least
 from unlearn.evaluators.text_scores import texts
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from unlearn.data.traps import PLANTED, TWIN
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.measures import auc
-from unlearn.evaluators.shared import at_least
 from unlearn.evaluators.text_scores import answer_scores, texts
 from unlearn.metrics import Record
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

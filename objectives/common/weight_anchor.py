@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearn.errors import RecipeError
 from unlearn.objectives.base import Context, ParameterObjective
+from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,7 @@ class WeightAnchor(ParameterObjective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.strength > 0:
-            raise ValueError(f"strength is {self.strength}; it must be > 0")
+        above(self, strength=0)
 
     def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
         """Return strength / 2 * sum of squared differences, a scalar; names are the model's parameter names."""

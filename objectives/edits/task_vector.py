@@ -12,6 +12,7 @@ import torch
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit, Train
+from unlearn.ranges import at_least
 from unlearn.schema import Optim
 
 
@@ -35,8 +36,7 @@ class TaskVector(Edit):
 
     def __post_init__(self) -> None:
         """Refuse a negative factor."""
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be >= 0")
+        at_least(self, alpha=0)
 
     def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
         """Return the target moved against the task vector of the forget data."""

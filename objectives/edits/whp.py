@@ -11,6 +11,7 @@ from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit, Train
+from unlearn.ranges import at_least
 from unlearn.schema import Optim
 
 
@@ -37,8 +38,7 @@ class WhosHarryPotter(Edit):
 
     def __post_init__(self) -> None:
         """Refuse a negative factor."""
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be >= 0")
+        at_least(self, alpha=0)
 
     def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
         """Return a language model that answers by the logits of the target and of the reinforced copy."""

@@ -13,7 +13,8 @@ from unlearn.errors import RecipeError, did_you_mean
 from unlearn.evaluators.features import features_for
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.flow.threshold import Unit, check_ranges, current, distance_loss, measure, refresh, two_sided
+from unlearn.objectives.flow.threshold import Unit, current, distance_loss, measure, refresh, two_sided
+from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,8 @@ class Debias(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        least = {"measure_every": 1, "samples": 1, "refresh": 1, "reference_images": 2}
-        check_ranges(self, ("threshold", "gain"), least)
+        above(self, threshold=0, gain=0)
+        at_least(self, measure_every=1, samples=1, refresh=1, reference_images=2)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; it must lie between 0 and 1")
         if not all(0 < share < 1 for share in self.asked.values()) or sum(self.asked.values()) > 1:

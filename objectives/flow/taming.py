@@ -8,7 +8,8 @@ from typing import Any, Literal
 from unlearn.data.base import Batch
 from unlearn.models.likelihood import Moments, bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.flow.threshold import Unit, check_ranges, current, distance_loss, forget_z, measure, refresh
+from unlearn.objectives.flow.threshold import Unit, current, distance_loss, forget_z, measure, refresh
+from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ class Taming(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        least = {"refresh": 1, "reference_images": 2, "stop_draws": 1}
-        check_ranges(self, ("threshold", "epsilon"), least)
+        above(self, threshold=0, epsilon=0)
+        at_least(self, refresh=1, reference_images=2, stop_draws=1)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Note that nothing is reached yet."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearn.models.likelihood import Moments, bits_per_dim_of
-from unlearn.objectives.base import Context, Objective
+from unlearn.objectives.base import Context
 
 Unit = Literal["sigma", "bits_per_dim"]
 """Unit of the distance in the loss."""
@@ -65,13 +64,3 @@ def two_sided(distance: Tensor) -> Tensor:
     an image four deviations off pulls as hard as one that is forty off, from either side.
     """
     return torch.sqrt(1 + distance.square()) - 1
-
-
-def check_ranges(objective: Objective, positive: Sequence[str], least: Mapping[str, int]) -> None:
-    """Refuse settings that are not > 0, or below the least value given, with a ValueError."""
-    for name in positive:
-        if not getattr(objective, name) > 0:
-            raise ValueError(f"{name} is {getattr(objective, name)}; it must be > 0")
-    for name, value in least.items():
-        if getattr(objective, name) < value:
-            raise ValueError(f"{name} is {getattr(objective, name)}; it must be >= {value}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import check_form
+from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,7 @@ class AnswerPreservation(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}; it must be > 0")
+        above(self, beta=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Refuse items that have no refusal."""

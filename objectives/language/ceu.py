@@ -12,6 +12,7 @@ from unlearn.data.base import Batch
 from unlearn.models.base import Answers
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import cross_entropy
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,7 @@ class CEU(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if self.ignore_first < 0:
-            raise ValueError(f"ignore_first is {self.ignore_first}; it must be >= 0")
+        at_least(self, ignore_first=0)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the cross-entropy an item, (B,), in nats a token."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import Instead, check_form, recall_log_prob, remember_log_prob
+from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,7 @@ class DPO(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}; it must be > 0")
+        above(self, beta=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Keep the target's log-probs of both answers."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
+from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,8 @@ class PDURetain(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if self.epsilon is not None and not self.epsilon > 0:
-            raise ValueError(f"epsilon is {self.epsilon}; it must be > 0")
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance is {self.tolerance}; it must be > 0")
-        for name in ("rate", "start", "warmup"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
+        above(self, epsilon=0, tolerance=0)
+        at_least(self, rate=0, start=0, warmup=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Set the limit from the target's loss, where none is given."""

@@ -12,6 +12,7 @@ from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.embedding_difference import token_means
 from unlearn.objectives.language.terms import Tokens, token_mask
+from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,7 @@ class RMU(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.coefficient > 0:
-            raise ValueError(f"coefficient is {self.coefficient}; it must be > 0")
+        above(self, coefficient=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Draw the steering vector."""

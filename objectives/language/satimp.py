@@ -8,6 +8,7 @@ from typing import Any
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import Reduction, reduced
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,7 @@ class SatImp(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        for name in ("beta1", "beta2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
+        at_least(self, beta1=0, beta2=0)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the weighted log-likelihood an item, (B,), in nats a token."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
+from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,7 @@ class SimNPO(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}; it must be > 0")
+        above(self, beta=0)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss an item, (B,), in nats a token / beta."""

@@ -11,6 +11,7 @@ from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.target_logits import recall_logits, remember_logits
 from unlearn.objectives.language.terms import cross_entropy
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,7 @@ class UNDIAL(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.beta >= 0:
-            raise ValueError(f"beta is {self.beta}; it must be >= 0")
+        at_least(self, beta=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Keep the target's last states and its head."""

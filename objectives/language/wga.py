@@ -8,6 +8,7 @@ from typing import Any
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import Reduction, reduced
+from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,7 @@ class WGA(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.beta >= 0:
-            raise ValueError(f"beta is {self.beta}; it must be >= 0")
+        at_least(self, beta=0)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the weighted log-likelihood an item, (B,), in nats a token."""

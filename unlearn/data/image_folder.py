@@ -19,6 +19,7 @@ from torch import Tensor
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.images import label_numbers, systematic_test_share
 from unlearn.errors import RecipeError
+from unlearn.ranges import at_least
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "-1", "0", "false", "no"})
@@ -48,8 +49,7 @@ class ImageFolder(Source):
     attributes: str | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}; it must be >= 1")
+        at_least(self, size=1)
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (colour)")
         if not 1 <= self.bits <= 8:

@@ -15,6 +15,7 @@ from unlearn.data.json_lines import plain_text, read_values, text_of
 from unlearn.data.packing import PackedDataset
 from unlearn.data.text import TextItem
 from unlearn.errors import RecipeError
+from unlearn.ranges import at_least
 
 RAW = ("forget", "retain1", "retain2", "holdout")
 """Long texts, which are cut into chunks."""
@@ -54,8 +55,7 @@ class Muse(Source):
 
     def __post_init__(self) -> None:
         """Refuse values out of range; forget the forget set where nothing else is said."""
-        if self.chunk_tokens < 16:
-            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be >= 16")
+        at_least(self, chunk_tokens=16)
         self.forget = self.forget.or_label("forget")
 
     def load(self) -> PackedDataset:

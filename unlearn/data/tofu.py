@@ -16,6 +16,7 @@ from unlearn.data.json_lines import read_rows, text_of
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.text_files import forms_of
 from unlearn.errors import RecipeError
+from unlearn.ranges import at_least
 
 REPOSITORY = "locuslab/TOFU"
 VARIABLE = "UNLEARN_TOFU"
@@ -54,10 +55,7 @@ class Tofu(Source):
 
     def __post_init__(self) -> None:
         """Refuse values out of range; forget the split where nothing else is said."""
-        if self.holdout_authors < 0:
-            raise ValueError(f"holdout_authors is {self.holdout_authors}; it must be >= 0")
-        if self.rows_per_author < 1:
-            raise ValueError(f"rows_per_author is {self.rows_per_author}; it must be >= 1")
+        at_least(self, holdout_authors=0, rows_per_author=1)
         self.forget = self.forget.or_label(self.split)
 
     def load(self) -> TextDataset:
