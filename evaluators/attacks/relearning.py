@@ -132,6 +132,7 @@ def picture(curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]]) -> Pi
             axes.plot(steps, values, "o-", color=SUBJECTS.get(subject, OTHER), markersize=4, label=subject)
         axes.set_title(f"trained on {k} forget items", fontsize=9, loc="left")
         axes.set_xlabel("steps", fontsize=8)
+        axes.set_xticks(sorted({step for points in curves.values() for step, _ in points}))
         axes.set_ylim(-0.02, 1.02)
         axes.tick_params(labelsize=8)
         axes.spines[["right", "top"]].set_visible(False)
