@@ -171,6 +171,12 @@ class Answers:
         """Return the number of answer tokens an item, (B,) int64."""
         return torch.bincount(self.row, minlength=self.size)
 
+    @property
+    def places(self) -> Tensor:
+        """Return the place of each answer token in its answer, (N,) int64, from 0."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        return torch.arange(len(self.row), device=self.row.device) - starts[self.row]
+
     def sums(self, values: Tensor) -> Tensor:
         """Return the sum of values (N,) an item, (B,)."""
         return values.new_zeros(self.size).index_add(0, self.row, values)

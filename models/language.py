@@ -237,6 +237,8 @@ def read_encoder(folder: Path, template: str | None, max_length: int | None) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
+        if (folder / "run.json").is_file():
+            raise RecipeError(f"{folder} is a run directory. Type {folder / 'model'}") from error
         raise RecipeError(f"{folder} holds no tokenizer of transformers ({str(error).splitlines()[0]}).") from error
     given = {"template": template, "max_length": max_length}
     return TextEncoder(tokenizer, **{**stored_settings(folder), **{k: v for k, v in given.items() if v is not None}})

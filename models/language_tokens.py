@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,9 @@ class TextEncoder:
     """Turns a question and its answer, or a passage, into tokens.
 
     The prompt is the beginning token, where the tokenizer has one, and the template; the answer ends with the end
-    token. Prompt and answer are tokenised apart, so that the answer's tokens do not depend on the question.
+    token. The answer's tokens are what both together have beyond the prompt's: a tokenizer that marks beginnings of
+    words (SentencePiece) would mark the answer's twice, were it tokenised apart. Where both together begin otherwise
+    than the prompt alone, the answer is tokenised apart all the same.
 
     Args:
         tokenizer: of the model.
@@ -39,16 +42,24 @@ class TextEncoder:
             raise RecipeError(
                 f"model.template=chat, but the tokenizer has no chat template. Type model.template={PLAIN!r}"
             )
+        if tokenizer.eos_token_id is None:
+            raise RecipeError("The tokenizer has no end token, without which no answer ends. Give it an eos_token.")
         if self.template != CHAT and "{question}" not in self.template:
             raise RecipeError(f"model.template is {self.template!r}; it must contain {{question}}, or be chat.")
         shape = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.chat_template} {self.template} {max_length}"
         self.fingerprint = hashlib.sha256(shape.encode()).hexdigest()[:16]
 
-    def encode(self, question: str, answer: str | None) -> tuple[list[int], list[int]]:
-        """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question."""
-        start = self.start
+    def encode(self, question: str, answer: str | None, goes_on: bool = False) -> tuple[list[int], list[int]]:
+        """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question.
+
+        Args:
+            question: what is asked.
+            answer: what is said, or the passage.
+            goes_on: whether the answer is a piece of a longer text, so that no end token follows.
+        """
+        start, end = self.start, [] if goes_on else [self.end]
         if not question:
-            return start, [*self._tokens(answer or ""), self.end][: self.max_length - len(start)]
+            return start, [*self._tokens(answer or ""), *end][: self.max_length - len(start)]
         if self.template == CHAT:
             turns = [{"role": "user", "content": question}]
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -60,8 +71,22 @@ class TextEncoder:
         prompt = prompt[: self.max_length]
         if answer is None:
             return prompt, []
-        space = "" if text[-1:].isspace() or self.template == CHAT else " "
-        return prompt, [*self._tokens(space + answer), self.end][: self.max_length - len(prompt)]
+        rest = self.space(text) + answer
+        asked, whole = self._tokens(text), self._tokens(text + rest)
+        told = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
+        return prompt, [*told, *end][: self.max_length - len(prompt)]
+
+    def space(self, prompt: str) -> str:
+        """Return what stands between a prompt and its answer."""
+        return "" if prompt[-1:].isspace() or self.template == CHAT else " "
+
+    @property
+    def vocabulary(self) -> str:
+        """A hash of the tokenizer alone; where two agree, they turn a text into the same tokens."""
+        described = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for passing in ("padding", "truncation"):  # as of the tokenizer's last call
+            described.pop(passing, None)
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     def length(self, passage: str) -> int:
         """Return the tokens of a passage, with those that begin and end it, before anything is cut."""

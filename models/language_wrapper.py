@@ -43,6 +43,7 @@ class Language(Wrapper):
 
     def __init__(self, model: PreTrainedModel, encoder: TextEncoder, checkpointing: bool = False) -> None:
         super().__init__()
+        _check_positions(model, encoder.max_length)
         self.model = model
         self.encoder = encoder
         self.checkpointing = checkpointing
@@ -141,13 +142,21 @@ class Language(Wrapper):
 
     @torch.no_grad()
     def generate(self, batch: Batch, new_tokens: int) -> Tensor:
-        """Continue each prompt greedily: (B, new_tokens) int64, -1 from the end token on."""
+        """Continue each prompt greedily: (B, new_tokens) int64, -1 from the end token on.
+
+        What the model's own generation settings ask for besides (beams, penalties) is left out.
+        """
         tokens, mask = _padded_left(batch["tokens"], batch["mask"])
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=self.ends, use_cache=True
         )
         continue_: Any = self.model.generate
-        whole = continue_(input_ids=tokens, attention_mask=mask.long(), generation_config=settings)
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig()  # transformers fills what is not set from the model's own
+        try:
+            whole = continue_(input_ids=tokens, attention_mask=mask.long(), generation_config=settings)
+        finally:
+            self.model.generation_config = own
         new = whole[:, tokens.shape[1] :]
         ended = torch.isin(new, torch.tensor(self.ends, device=new.device)).cumsum(dim=1) > 0
         result = torch.full((len(tokens), new_tokens), -1, dtype=torch.int64, device=tokens.device)
@@ -203,6 +212,17 @@ class Language(Wrapper):
         given = {key: value for key, value in settings.items() if value is not None}
         checkpointing = bool(given.pop("checkpointing", False))
         return cls(model, TextEncoder(tokenizer, **{**stored_settings(beside), **given}), checkpointing)
+
+
+def _check_positions(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse items that are longer than a model's table of positions, where it has one."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if tables and positions is not None and max_length > positions:
+        raise RecipeError(
+            f"The model has {positions} positions, and model.max_length is {max_length}. "
+            f"Type model.max_length={positions}, or less."
+        )
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:

@@ -96,6 +96,9 @@ class Objective(ABC):
         """Refuse values out of range with a ValueError; subclasses extend it."""
         at_least(self, weight=0)
 
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse data that this term cannot use, before any work, with a RecipeError; it reads ``splits[split]``."""
+
     def prepare(self, model: Any, context: Context) -> None:
         """Compute once, before the first step, what the run needs; write it to ``context.state``."""
 

@@ -161,7 +161,6 @@ class OrthoGrad(Combination):
     alpha: float = 0.5
 
     per_sample: ClassVar[bool] = True
-    """Whether the gradient of every retain sample is needed (one extra copy of the moving parameters a sample)."""
 
     def __post_init__(self) -> None:
         """Refuse an alpha out of range."""

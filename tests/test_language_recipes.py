@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from tests.command import unlearn
-from tests.language_small import tiny
+from tests.language_small import tiny, tiny_splits
 from unlearn import layers
+from unlearn.change import build_module
+from unlearn.errors import RecipeError
 from unlearn.estimate import of_a_step
+from unlearn.fit import fit
 from unlearn.job import check
 from unlearn.models.language_skeleton import kept_numbers
 from unlearn.recipe import load
+from unlearn.reference import Reference
 from unlearn.run import main
+from unlearn.schema import Trainer
 
 RECIPES = ("language/tofu", "language/muse_news", "language/muse_books")
 TOFU = Path(__file__).parent / "data" / "tofu_shaped"
@@ -96,6 +102,22 @@ def test_the_settings_are_those_of_the_sources() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("settings", ["published", "tuned"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_rmu_moves_only_what_its_loss_reaches(name: str, settings: str, tmp_path: Path) -> None:
+    """On a model that is deeper than the steered layer; under scope=all, the control, the layers above are refused."""
+
+    def step(*more: str) -> None:
+        recipe = load(name, ["forget=rmu", f"settings={settings}", *more])
+        short = replace(recipe, optim=replace(recipe.optim, steps=1, batch=2, accumulate=1))
+        module = build_module(short, tiny(depth=10), tiny_splits(), 0, Reference(lambda: tiny(depth=10)))
+        fit(module, Trainer(threads=1, tensorboard=False), tmp_path / str(len(more)), "a step")
+
+    step()
+    with pytest.raises(RecipeError, match="no loss reaches"):
+        step("scope=all")
 
 
 def test_tofu_runs(models: list[str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from unlearn.estimate import estimated
 from unlearn.evaluate import evaluate
 from unlearn.evaluators.base import Findings, Run
 from unlearn.fit import check_machine, peak_memory, quiet_lightning
-from unlearn.materials import Materials, gather_materials, rehearse
+from unlearn.materials import Materials, gather_materials, rehearse, remarks
 from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
 from unlearn.needs import check_capabilities, check_subjects
@@ -204,6 +204,8 @@ def _one(
         place.keep(materials.facts)
         place.write_splits(materials.splits)
         place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}")
+        for line in remarks(materials.splits):
+            place.say(line)
         changed = change(recipe, materials, seed, place)
         return _judge(recipe, place, changed, materials, seed, seconds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -121,7 +121,18 @@ def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
     splits = _rehearsed(recipe, dataset)
     for evaluator in recipe.evaluate.values():
         evaluator.check(splits)
+    for group in ("forget", "retain"):
+        for term in getattr(recipe, group).values():
+            term.check(splits, group)
+    remarks(splits)
     return splits
+
+
+def remarks(splits: Mapping[str, Split]) -> list[str]:
+    """Return what a user should know of the items that are trained on. Raises RecipeError where they cannot serve."""
+    return [
+        f"{name}: {line}" for name in ("forget", "retain") for line in splits[name].dataset.remarks(splits[name].ids)
+    ]
 
 
 def _rehearsed(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:

@@ -271,7 +271,8 @@ def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise RecipeError(
             f"Phase {phase.name!r}: no loss reaches {len(lost)} of {len(phase.parameters)} parameters that may move: "
-            f"{shown}. Take them out (scope.name=pattern scope.exclude=[...]), or add a loss that reaches them."
+            f"{shown}. Narrow the scope (scope.exclude=[...], with scope.name=pattern in place of all), or add a loss "
+            "that reaches them."
         )
 
 

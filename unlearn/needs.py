@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import CAPABILITIES
+from unlearn.models.scope import All
 from unlearn.objectives.base import ParameterObjective
 from unlearn.registry import names, resolve
 from unlearn.schema import Recipe
@@ -17,6 +18,11 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
     parts += [(f"evaluate.{name}", evaluator) for name, evaluator in recipe.evaluate.items()]
     if recipe.edit is not None:
         parts.append(("edit", recipe.edit))
+        if not isinstance(recipe.scope, All):
+            raise RecipeError(
+                f"edit={recipe.tree['edit']['name']} decides itself what it changes, and scope="
+                f"{recipe.tree['scope']['name']} would have no effect. Type scope=all."
+            )
     if recipe.data.asks_likelihood:
         _require("data: likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:

@@ -182,6 +182,8 @@ class Gate:
 class Select:
     """Keeps the weights of the best step, judged on half of the forget items; the figures are of the others.
 
+    With an edit there is nothing to keep, and the figures are of that half all the same.
+
     Args:
         evaluator: entry of ``evaluate`` that measures.
         metric: its figure on forget.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import check_form
 from unlearn.ranges import above
@@ -36,9 +37,9 @@ class AnswerPreservation(Objective):
         super().__post_init__()
         above(self, beta=0)
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Refuse items that have no refusal."""
-        check_form(context, "refusal", "answer_preservation")
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without a refusal."""
+        check_form(splits[split], "refusal", "answer_preservation")
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss an item, (B,), in nats / beta."""

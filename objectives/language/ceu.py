@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unlearn.data.base import Batch
 from unlearn.models.base import Answers
@@ -49,11 +48,5 @@ class CEU(Objective):
 
 def later(answers: Answers, skip: int) -> Answers:
     """Return the answers without the first ``skip`` tokens of each."""
-    kept = _position(answers) >= skip
+    kept = answers.places >= skip
     return Answers(answers.logits[kept], answers.targets[kept], answers.row[kept], answers.size)
-
-
-def _position(answers: Answers) -> Tensor:
-    """Return each token's place in its answer, (N,), from 0."""
-    starts = answers.lengths.cumsum(0) - answers.lengths
-    return torch.arange(len(answers.row), device=answers.row.device) - starts[answers.row]

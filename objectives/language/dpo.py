@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch.nn.functional as F
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import Instead, check_form, recall_log_prob, remember_log_prob
 from unlearn.ranges import above
@@ -46,9 +47,12 @@ class DPO(Objective):
         super().__post_init__()
         above(self, beta=0)
 
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without the answer that is preferred."""
+        check_form(splits[split], self.instead, "dpo")
+
     def prepare(self, model: Any, context: Context) -> None:
         """Keep the target's log-probs of both answers."""
-        check_form(context, self.instead, "dpo")
         remember_log_prob(model, context)
         remember_log_prob(model, context, self.instead)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.divergences import DIVERGENCES, RELEASED
 from unlearn.objectives.language.terms import Instead, check_form
@@ -50,9 +51,9 @@ class FLAT(Objective):
 
     needs = ("continues",)
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Refuse items that have no template answer."""
-        check_form(context, self.instead, "flat")
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without a template answer."""
+        check_form(splits[split], self.instead, "flat")
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss an item, (B,)."""

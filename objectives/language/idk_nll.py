@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.terms import Instead, check_form
 
@@ -28,9 +29,9 @@ class IdkNLL(Objective):
 
     needs = ("training_loss",)
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Refuse items that have no such answer."""
-        check_form(context, self.instead, "idk_nll")
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without such an answer."""
+        check_form(splits[split], self.instead, "idk_nll")
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the negative log-likelihood of the other answer, (B,), in nats a token."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.errors import RecipeError
 from unlearn.models.base import Answers
 from unlearn.objectives.base import Context
@@ -26,15 +26,14 @@ def reduced(answers: Answers, values: Tensor, reduction: Reduction) -> Tensor:
     return answers.means(values) if reduction == "mean" else answers.sums(values)
 
 
-def check_form(context: Context, form: str, what: str) -> None:
+def check_form(split: Split, form: str, what: str) -> None:
     """Refuse a split whose items do not all have a form. Raises RecipeError."""
-    split = context.splits[context.split]
     lacking = int((~split.dataset.having_form(form)[split.ids]).sum())
     if lacking:
         raise RecipeError(
-            f"{what}: {lacking} of the {len(split)} {context.split} items have no form {form!r} "
+            f"{what}: {lacking} of the {len(split)} {split.name} items have no form {form!r} "
             "(a passage has no refusal; an alternate answer must come with the data). Type another objective, such as "
-            f"{'retain=training_loss' if context.split == 'retain' else 'forget=npo'}, or other data."
+            f"{'retain=training_loss' if split.name == 'retain' else 'forget=npo'}, or other data."
         )
 
 

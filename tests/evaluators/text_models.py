@@ -18,13 +18,13 @@ from unlearn.randomness import Randomness
 class Letters:
     """The letters a and b are the tokens 0 and 1; nothing begins or ends a text."""
 
-    fingerprint = "letters"
+    fingerprint = vocabulary = "letters"
     max_length = 100
 
     def length(self, passage: str) -> int:
         return len(passage)
 
-    def encode(self, question: str, answer: str | None) -> tuple[list[int], list[int]]:
+    def encode(self, question: str, answer: str | None, goes_on: bool = False) -> tuple[list[int], list[int]]:
         return ["ab".index(letter) for letter in question], ["ab".index(letter) for letter in answer or ""]
 
 
@@ -32,6 +32,7 @@ class Bigram(Wrapper):
     """p(b) after a, and p(b) after b: the whole model. Greedy where a letter has more than a half."""
 
     family: ClassVar[str] = "language"
+    encoder = Letters()
 
     def __init__(self, after_a: float, after_b: float | None = None) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ class Parity:
 
     fingerprint = "parity"
 
-    def encode(self, question: str, answer: str | None) -> tuple[list[int], list[int]]:
+    def encode(self, question: str, answer: str | None, goes_on: bool = False) -> tuple[list[int], list[int]]:
         return [ord(letter) % 2 for letter in question], [ord(letter) % 2 for letter in answer or ""]
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from tests.objectives.language_bench import Bench, Bigram, answers_of, logit, refusal_counts, sigmoid
+from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.objectives.base import Objective
 from unlearn.objectives.language.answer_preservation import AnswerPreservation
 from unlearn.objectives.language.dpo import DPO
+from unlearn.objectives.language.flat import FLAT
 from unlearn.objectives.language.gradient_ascent import GradientAscent
 from unlearn.objectives.language.idk_nll import IdkNLL
 from unlearn.objectives.language.kl import KL
@@ -127,10 +129,12 @@ def test_the_target_is_remembered_not_the_model(tmp_path: Path) -> None:
     assert not torch.allclose(resumed.model.answers(own.dataset.batch(torch.tensor([0]))).logits, found)
 
 
-def test_items_without_the_other_answer_are_refused(tmp_path: Path) -> None:
-    for objective in (DPO(instead="alternate"), IdkNLL(instead="alternate")):
+def test_items_without_the_other_answer_are_refused() -> None:
+    splits = {"forget": Split("forget", answers_of("a", "b"), torch.arange(2))}
+    for objective in (DPO(instead="alternate"), IdkNLL(instead="alternate"), FLAT(instead="alternate")):
         with pytest.raises(RecipeError, match=r"2 of the 2 forget items have no form 'alternate'.*forget=npo"):
-            Bench(tmp_path, Bigram(P), answers_of("a", "b"), objective)
+            objective.check(splits, "forget")
+    DPO().check(splits, "forget")  # the control: each question has a refusal
 
 
 @pytest.mark.parametrize("kind", [NPO, DPO, AnswerPreservation])

@@ -47,6 +47,10 @@ class Dataset(ABC):
         """Return a hash of what a model trained on these items sees."""
         return f"{self.fingerprint} {hashlib.sha256(ids.numpy().tobytes()).hexdigest()}"
 
+    def remarks(self, ids: Tensor) -> list[str]:
+        """Return what a user should know of these items before a run. Raises RecipeError where they cannot serve."""
+        return []
+
     def form(self, name: str, ids: Tensor) -> Batch:
         """Return the items in another form (a paraphrase, a refusal); data that has such forms overrides this."""
         raise RecipeError(f"{type(self).__name__} has no form {name!r} of its items.")

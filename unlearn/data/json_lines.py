@@ -14,8 +14,10 @@ def read_values(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield every value of a file of JSON lines, or of one JSON list, with the place it stands in.
 
     Raises:
-        RecipeError: the file cannot be read, holds nothing, or is no JSON.
+        RecipeError: the file is missing, cannot be read, holds nothing, or is no JSON.
     """
+    if not file.is_file():
+        raise RecipeError(f"there is no file {file}. Type an existing file of JSON lines.")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 from math import ceil
 
@@ -40,8 +41,8 @@ class PackedDataset(TextDataset):
         items, is_test = [], []
         for whole, out in self._joined():
             parts = cut(whole.answer, limit, encoder.length) if self._is_packed(whole) else [whole.answer]
-            for part in parts:
-                items.append(TextItem(whole.question, part, whole.label, whole.attributes, whole.forms))
+            for number, part in enumerate(parts, 1):
+                items.append(replace(whole, answer=part, goes_on=number < len(parts)))
                 is_test.append(out)
         read = TextDataset(items, torch.tensor(is_test, dtype=torch.bool), encoder=encoder)
         read.in_context = self.in_context
@@ -54,7 +55,7 @@ class PackedDataset(TextDataset):
             together = list(group)
             first, out, _ = together[0]
             text = "\n\n".join(item.answer for item, _, _ in together)
-            yield TextItem(first.question, text, first.label, first.attributes, first.forms), out
+            yield replace(first, answer=text), out
 
     def _key(self, row: tuple[TextItem, bool, int]) -> tuple[object, ...]:
         item, out, place = row

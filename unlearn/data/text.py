@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Batch, Dataset
+from unlearn.errors import RecipeError
 
 OWN_FORMS = ("prompt", "refusal")
 """Forms that every question has, whatever its source."""
@@ -31,6 +32,7 @@ class TextItem:
         attributes: further labels.
         forms: other wordings by name, as (question, answer): ``paraphrased_answer``, ``paraphrased_question``,
             ``perturbed_0`` ... (the same question with a wrong answer), ``alternate`` (another plausible answer).
+        goes_on: whether the passage is a piece of a longer one, whose end it is not.
     """
 
     question: str
@@ -38,6 +40,7 @@ class TextItem:
     label: str = ""
     attributes: frozenset[str] = frozenset()
     forms: dict[str, tuple[str, str]] = field(default_factory=dict)
+    goes_on: bool = False
 
 
 class Encoder(Protocol):
@@ -52,8 +55,11 @@ class Encoder(Protocol):
     def length(self, passage: str) -> int:
         """Return the tokens of a passage, with those that begin and end it, before anything is cut."""
 
-    def encode(self, question: str, answer: str | None) -> tuple[list[int], list[int]]:
-        """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question."""
+    def encode(self, question: str, answer: str | None, goes_on: bool = False) -> tuple[list[int], list[int]]:
+        """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question.
+
+        No end token follows an answer that ``goes_on``.
+        """
 
 
 class TextDataset(Dataset):
@@ -110,7 +116,24 @@ class TextDataset(Dataset):
 
     def content(self, ids: Tensor) -> str:
         """Return a hash of the words of these items; what else the data holds does not matter."""
-        return hashlib.sha256(repr([self.words(index) for index in ids.tolist()]).encode()).hexdigest()
+        words = [self.words(index) + ("goes on",) * self.items[index].goes_on for index in ids.tolist()]
+        return hashlib.sha256(repr(words).encode()).hexdigest()
+
+    def remarks(self, ids: Tensor) -> list[str]:
+        """Say how many items are cut off. Raises RecipeError where nothing is left of any answer."""
+        if self.encoder is None:
+            return []
+        limit = self.encoder.max_length
+        lengths = [tuple(map(len, self.tokens(index))) for index in ids.tolist()]
+        if lengths and not any(answer for _, answer in lengths):
+            raise RecipeError(
+                f"Nothing is left of any answer: the prompts alone fill model.max_length={limit} tokens. "
+                "Type a larger model.max_length, or a shorter model.template."
+            )
+        full = sum(prompt + answer >= limit for prompt, answer in lengths)
+        lost = sum(answer == 0 for _, answer in lengths)
+        empty = f", and of {lost:,} no answer is left" if lost else ""
+        return [f"{full:,} of {len(ids):,} reach model.max_length={limit} and may be cut{empty}"] if full else []
 
     def batch(self, ids: Tensor) -> Batch:
         """Return the items as they are."""
@@ -133,7 +156,8 @@ class TextDataset(Dataset):
             raise RuntimeError("text has no tokens before a model's encoder is known: call encoded_by")
         if (index, name) not in self._encoded:
             question, answer = self.words(index, name)
-            self._encoded[index, name] = self.encoder.encode(question, None if name == "prompt" else answer)
+            said = None if name == "prompt" else answer
+            self._encoded[index, name] = self.encoder.encode(question, said, self.items[index].goes_on)
         return self._encoded[index, name]
 
     def words(self, index: int, name: str = "") -> tuple[str, str]:

@@ -13,6 +13,7 @@ from unlearn.data.json_lines import read_rows, text_of, texts_of
 from unlearn.data.packing import PackedDataset
 from unlearn.data.text import TextItem
 from unlearn.errors import RecipeError
+from unlearn.ranges import at_least
 
 FILES = ("forget", "retain", "holdout")
 KEYS = {
@@ -49,8 +50,7 @@ class TextFiles(Source):
 
     def __post_init__(self) -> None:
         """Refuse values out of range; forget the forget file where nothing else is said."""
-        if self.chunk_tokens is not None and self.chunk_tokens < 16:
-            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be >= 16")
+        at_least(self, chunk_tokens=16)
         self.forget = self.forget.or_label("forget")
 
     def load(self) -> PackedDataset:
