@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unlearn import registry
-from unlearn.errors import RecipeError
+from unlearn.errors import MANY, RecipeError, did_you_mean
 
 OWN = """
 from dataclasses import dataclass
@@ -84,6 +84,14 @@ def test_a_near_name_is_suggested(kind: registry.Kind) -> None:
         registry.resolve(kind, f"{name}x")
     with pytest.raises(RecipeError, match=r"'zzzzzz'. Allowed: .*package.module:Class"):
         registry.resolve(kind, "zzzzzz")
+
+
+def test_of_many_names_only_the_nearest_are_listed() -> None:
+    many = [f"task_{number}" for number in range(MANY + 1)]
+    assert did_you_mean("zzzzzz", many[:-1]) == f"Allowed: {', '.join(sorted(many[:-1]))}."
+    assert did_you_mean("zzzzzz", many) == f"Allowed: {MANY + 1:,} names."
+    found = did_you_mean("tusk_7", many)
+    assert found.startswith("Did you mean: task_7,") and found.count("task_") == 5 and found.endswith(" names.")
 
 
 @pytest.mark.parametrize("name", ["{}:Mine", "{}.Mine"])

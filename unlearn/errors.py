@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+MANY = 300
+"""More names than this are not listed in a message."""
+
 
 class UnlearnError(Exception):
     """A failure with one clear message: what was given, what is allowed, what to type."""
@@ -44,11 +47,12 @@ class Interrupted(UnlearnError):
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return ``Did you mean: a, b? `` or nothing, then all allowed names."""
+    """Return ``Did you mean: a, b? `` or nothing, then all allowed names, or how many there are where they are many."""
     names = sorted(allowed)
-    near = get_close_matches(given, names, n=3, cutoff=0.5)
+    many = len(names) > MANY
+    near = get_close_matches(given, names, n=5 if many else 3, cutoff=0.5)
     hint = f"Did you mean: {', '.join(near)}? " if near else ""
-    return f"{hint}Allowed: {', '.join(names) or 'none'}."
+    return f"{hint}Allowed: {f'{len(names):,} names' if many else ', '.join(names) or 'none'}."
 
 
 def is_of_the_machine(error: BaseException) -> bool:
