@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Sheet
 from unlearn.evaluators.generation import generated
-from unlearn.evaluators.shared import limited
+from unlearn.evaluators.shared import judged, limited
 from unlearn.evaluators.text_scores import texts
 from unlearn.ranges import at_least
 
@@ -69,9 +69,8 @@ class AnswerSamples(Evaluator):
 
     def questions(self, evaluation: Evaluation, split: str) -> Tensor:
         """Return the ids of the questions that are shown, no traps among them."""
-        data, ids = texts(evaluation.splits[split]), evaluation.splits[split].ids
-        asked = data.having_form("prompt") & ~data.having(["trap"])
-        return limited(ids[asked[ids]], self.items, evaluation.seed, f"answers/{split}")
+        data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+        return limited(ids[data.having_form("prompt")[ids]], self.items, evaluation.seed, f"answers/{split}")
 
     def said(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> list[str]:
         """Return what a model answers to items (n,)."""

@@ -107,12 +107,21 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an evaluator returns; ``items`` are rows of item-level values (subject, split, id, metric, value)."""
+    """What an evaluator returns.
+
+    Attributes:
+        records: the figures.
+        pictures: for the report.
+        items: rows of item-level values (subject, split, id, metric, value).
+        sheets: tables of texts for the report.
+        notes: sentences on what could not be measured for want of data, each beginning with the evaluator's name.
+    """
 
     records: list[Record] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,8 @@ def multiple_choice(name: str, questions: Sequence[Question], encoder: Any) -> d
         from datasets import Dataset
 
         prompts = [encoder.tokenizer.decode(encoder.encode(each["question"], None)[0]) for each in questions]
-        return {"test": Dataset.from_list([{**q, "prompt": p} for q, p in zip(questions, prompts, strict=True)])}
+        asked = [{**q, "prompt": p + encoder.space(p)} for q, p in zip(questions, prompts, strict=True)]
+        return {"test": Dataset.from_list(asked)}
 
     return {
         "task": name,
@@ -65,6 +66,7 @@ def multiple_choice(name: str, questions: Sequence[Question], encoder: Any) -> d
         "output_type": "multiple_choice",
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
+        "target_delimiter": "",  # the prompt ends with the encoder's own, if any
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
         "metric_list": [

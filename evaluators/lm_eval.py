@@ -5,21 +5,26 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from unlearn.data.base import Split
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
 from unlearn.evaluators.choices import Question, multiple_choice, perturbed_choices, read_questions
-from unlearn.evaluators.shared import limited
+from unlearn.evaluators.shared import judged, limited
 from unlearn.evaluators.text_measures import missing_package
 from unlearn.evaluators.text_scores import texts
 from unlearn.metrics import Direction, Record
@@ -75,40 +80,73 @@ class LmEval(Evaluator):
         if not self.tasks and self.questions is None:
             raise ValueError(f"tasks is empty; name a task, e.g. [{CHOICES}]")
 
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse questions that cannot be read, and tasks that are not there."""
+        self._asked()
+        _ = self._manager  # read now, and kept for the run
+
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return the harness's metrics of every task for every subject."""
-        manager = self._manager()
-        asked = read_questions(Path(self.questions).expanduser()) if self.questions else []
-        records: list[Record] = []
+        self.check(evaluation.splits)
+        asked, chosen = self._asked(), self._chosen(evaluation)
+        findings = Findings()
         for subject, model in evaluation.models.items():
-            tasks = list(self._tasks(evaluation, model, asked[: self.limit]))
+            tasks = list(self._tasks(evaluation, model, chosen, asked))
             if tasks:
-                output = self._run(model, tasks, manager)
+                output = self._run(model, tasks)
                 for task in tasks:
-                    records += _records(evaluation, subject, task, output)
-        return Findings(records)
+                    findings.records.extend(_records(evaluation, subject, task, output))
+        if lacking := [split for split, ids in chosen.items() if not len(ids)]:
+            findings.notes.append(
+                f"lm_eval: the questions of {' and '.join(lacking)} have no perturbed answers, so there is no task "
+                f"{CHOICES} for them."
+            )
+        return findings
 
-    def _tasks(self, evaluation: Evaluation, model: Any, asked: Sequence[Question]) -> Iterator[Task]:
-        """Yield the tasks in a model's own prompts."""
+    def _asked(self) -> list[Question]:
+        """Return the questions of the file, none where none is named."""
+        if self.questions is None:
+            return []
+        try:
+            return read_questions(Path(self.questions).expanduser())[: self.limit]
+        except RecipeError as error:
+            raise RecipeError(f"evaluate.lm_eval.questions: {error}") from error
+
+    def _chosen(self, evaluation: Evaluation) -> dict[str, Tensor]:
+        """Return split -> ids of questions with perturbed answers; nothing where they are no task."""
+        chosen = {}
         for split in DIRECTIONS if CHOICES in self.tasks else ():
             if split in evaluation.splits:
-                data, ids = texts(evaluation.splits[split]), evaluation.splits[split].ids
+                data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
                 able = ids[data.having_form("prompt")[ids] & data.having_form("perturbed_0")[ids]]
-                chosen = limited(able, self.limit, evaluation.seed, split)
-                if len(chosen):
-                    name = f"{CHOICES}_{split}"
-                    yield Task(CHOICES, split, multiple_choice(name, perturbed_choices(data, chosen), model.encoder))
+                chosen[split] = limited(able, self.limit, evaluation.seed, split)
+        return chosen
+
+    def _tasks(
+        self, evaluation: Evaluation, model: Any, chosen: Mapping[str, Tensor], asked: Sequence[Question]
+    ) -> Iterator[Task]:
+        """Yield the tasks in a model's own prompts."""
+        for split, ids in chosen.items():
+            if len(ids):
+                questions = perturbed_choices(texts(evaluation.splits[split]), ids)
+                yield Task(CHOICES, split, multiple_choice(f"{CHOICES}_{split}", questions, model.encoder))
         if asked:
             yield Task("questions", "forget", multiple_choice("questions", asked, model.encoder))
         for name in self.tasks:
             if name != CHOICES:
                 yield Task(name, "", name)
 
+    @cached_property
+    def _folder(self) -> Path | None:
+        """The folder of the user's own tasks, absolute: the harness works inside of it."""
+        return None if self.include_path is None else Path(self.include_path).expanduser().resolve()
+
+    @cached_property
     def _manager(self) -> Any:
-        """Return the harness's list of tasks; its own 14,000, which take long to read, only where one is asked for."""
+        """The harness's list of tasks; its own 14,000, which take long to read, only where one is asked for."""
         manager_class = _harness()[2]
         wanted = [name for name in self.tasks if name != CHOICES]
-        folder = None if self.include_path is None else Path(self.include_path).expanduser()
+        folder = self._folder
         if folder is not None and not folder.is_dir():
             raise RecipeError(f"evaluate.lm_eval.include_path={self.include_path}: there is no such folder.")
         with _quiet():
@@ -117,15 +155,18 @@ class LmEval(Evaluator):
                 manager = manager_class(include_path=folder, include_defaults=True)
         for name in wanted:
             if name not in manager.all_tasks:
-                known = [CHOICES, *manager.all_tasks]
-                raise RecipeError(f"evaluate.lm_eval.tasks: there is no task {name!r}. {did_you_mean(name, known)}")
+                raise RecipeError(
+                    f"evaluate.lm_eval.tasks: there is no task {name!r}. "
+                    f"{did_you_mean(name, [CHOICES, *manager.all_tasks])} To see the harness's own, type: "
+                    "python -m lm_eval ls tasks"
+                )
         return manager
 
-    def _run(self, model: Any, tasks: Sequence[Task], manager: Any) -> Mapping[str, Any]:
+    def _run(self, model: Any, tasks: Sequence[Task]) -> Mapping[str, Any]:
         """Return what the harness finds."""
         simple_evaluate, model_class, _ = _harness()
         try:
-            with kept_random_state(), _quiet(), chdir(self.include_path) if self.include_path else nullcontext():
+            with kept_random_state(), _quiet(), chdir(self._folder) if self._folder else nullcontext():
                 wrapped = model_class(
                     pretrained=model.model,
                     tokenizer=copy.deepcopy(model.tokenizer),  # the harness sets its padding
@@ -134,7 +175,7 @@ class LmEval(Evaluator):
                 found: Mapping[str, Any] = simple_evaluate(
                     model=wrapped,
                     tasks=[task.spec for task in tasks],
-                    task_manager=manager,
+                    task_manager=self._manager,
                     limit=self.limit,
                     bootstrap_iters=0,
                 )
@@ -208,17 +249,32 @@ def kept_random_state() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness from talking: its logger, its bars, and the deprecations of what it imports."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the harness from talking: its logger, its bars, the programs that it starts (git), and what it imports."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        with _no_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drop what this process, and any that it starts, writes to standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(io.StringIO()):
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _harness() -> tuple[Any, Any, Any]:

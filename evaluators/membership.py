@@ -41,7 +41,7 @@ class Membership(Evaluator):
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``membership_auc`` for every subject; nothing where there is no holdout."""
         if "holdout" not in present(evaluation):
-            return Findings()
+            return Findings(notes=["membership: the data have no holdout, so there is no membership_auc."])
         forget, holdout = (some_of(evaluation, split, self.items) for split in ("forget", "holdout"))
         records = []
         for subject in evaluation.models:

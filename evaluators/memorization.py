@@ -7,12 +7,9 @@ from typing import Any, ClassVar
 
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.shared import item_rows, mean_share, some_of
-from unlearn.evaluators.text_measures import exact_memorization, extraction_strength
 from unlearn.evaluators.text_scores import answer_scores
 from unlearn.metrics import Direction, Record
 from unlearn.ranges import at_least
-
-__all__ = ["Memorization", "exact_memorization", "extraction_strength"]
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 METRICS = {"exact_memorization": "exact", "extraction_strength": "extraction"}

@@ -12,7 +12,7 @@ from torch import Tensor
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.generation import continuations, generated
-from unlearn.evaluators.shared import item_rows, limited, mean_share
+from unlearn.evaluators.shared import item_rows, judged, limited, mean_share
 from unlearn.evaluators.text_measures import rouge_l
 from unlearn.evaluators.text_scores import texts
 from unlearn.metrics import Direction, Record
@@ -86,6 +86,13 @@ class Muse(Evaluator):
             for prompts in self.knowledge(evaluation, model):
                 said = answers_of(model, self._said(evaluation, subject, prompts, self.knowledge_tokens))
                 _add(findings, evaluation, subject, "knowledge_memorization", prompts, said)
+        measured = {record.metric for record in findings.records}
+        for metric, lacking in (
+            ("verbatim_memorization", f"passages of more than {self.prompt_tokens} tokens"),
+            ("knowledge_memorization", "questions"),
+        ):
+            if metric not in measured:
+                findings.notes.append(f"muse: the data have no {lacking}, so there is no {metric}.")
         return findings
 
     def verbatim(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
@@ -93,7 +100,7 @@ class Muse(Evaluator):
         data = texts(evaluation.splits["forget"])
         given = data.having([VERBATIM]).nonzero().flatten()
         for split in ["forget"] if len(given) else present(evaluation):
-            ids = given if len(given) else self._passages(data, evaluation.splits[split].ids)
+            ids = given if len(given) else self._passages(data, judged(evaluation.splits[split]))
             ids = limited(ids, self.items, evaluation.seed, f"{VERBATIM}/{split}")
             if len(given):
                 pairs = [data.words(item) for item in ids.tolist()]
@@ -112,7 +119,7 @@ class Muse(Evaluator):
         given = {split: data.having([f"{KNOWLEDGE}_{split}"]).nonzero().flatten() for split in DIRECTIONS}
         by_data = any(len(ids) for ids in given.values())
         for split in DIRECTIONS if by_data else present(evaluation):
-            ids = given[split] if by_data else evaluation.splits[split].ids
+            ids = given[split] if by_data else judged(evaluation.splits[split])
             ids = limited(ids[asked[ids]], self.items, evaluation.seed, f"{KNOWLEDGE}/{split}")
             pairs = [data.words(item) for item in ids.tolist()]
             tokens = None

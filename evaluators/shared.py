@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Split
+from unlearn.data.traps import PLANTED
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, mean_ci95
@@ -67,9 +68,18 @@ def likelihoods(
     return bits[ids]
 
 
+def judged(split: Split) -> Tensor:
+    """Return the ids of a split without planted traps, which stand there repeatedly and have an evaluator of their own.
+
+    Every evaluator but ``traps`` starts from here.
+    """
+    planted = torch.tensor([PLANTED in names for names in split.dataset.attributes], dtype=torch.bool)
+    return split.ids[~planted[split.ids]]
+
+
 def some_of(evaluation: Evaluation, split: str, limit: int | None) -> Tensor:
-    """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order."""
-    return limited(evaluation.splits[split].ids, limit, evaluation.seed, split)
+    """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order; no planted traps."""
+    return limited(judged(evaluation.splits[split]), limit, evaluation.seed, split)
 
 
 def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:

@@ -39,12 +39,6 @@ def token_measures(answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
     return chosen, right, z
 
 
-def places(answers: Answers) -> Tensor:
-    """Return the place of each answer token in its answer, (N,), from 0."""
-    starts = answers.lengths.cumsum(0) - answers.lengths
-    return torch.arange(len(answers.row), device=answers.row.device) - starts[answers.row]
-
-
 def exact_memorization(answers: Answers, right: Tensor | None = None) -> Tensor:
     """Return the share of an item's answer tokens that are the likeliest, (B,) float64; nan without answer tokens.
 
@@ -73,7 +67,7 @@ def extraction_strength(answers: Answers, right: Tensor | None = None) -> Tensor
     """
     right = answers.logits.argmax(dim=1) == answers.targets if right is None else right
     last_wrong = torch.full_like(answers.lengths, -1)
-    last_wrong.scatter_reduce_(0, answers.row[~right], places(answers)[~right], "amax")
+    last_wrong.scatter_reduce_(0, answers.row[~right], answers.places[~right], "amax")
     return 1 - (last_wrong + 1) / answers.lengths.double()
 
 
@@ -86,7 +80,7 @@ def lowest_mean(answers: Answers, values: Tensor, k: float) -> Tensor:
     kept = torch.tensor([max(1, int(k * n)) for n in lengths.tolist()], device=lengths.device)[:, None]
     width = max(1, int(lengths.max())) if len(lengths) else 1
     table = torch.full((answers.size, width), torch.inf, dtype=torch.float64, device=values.device)
-    table[answers.row, places(answers)] = values.double()
+    table[answers.row, answers.places] = values.double()
     among = torch.arange(width, device=values.device) < kept
     mean = torch.where(among, table.sort(dim=1).values, 0).sum(dim=1) / kept.squeeze(1)
     return mean.masked_fill(lengths == 0, torch.nan)

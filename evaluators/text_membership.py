@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.data.base import Split
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
@@ -68,11 +69,18 @@ class TextMembership(Evaluator):
         if not 0 < self.k <= 1:
             raise ValueError(f"k is {self.k}; it must be above 0 and at most 1")
 
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that are no text, and a reference that is not there."""
+        texts(splits["forget"])
+        if self.reference is not None:
+            _reference_folder(self.reference)
+
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``membership_auc`` for every subject and score, and ``privleak``; nothing without a holdout."""
         items = self.compared(evaluation)
         if items is None:
-            return Findings()
+            lacking = "the data have no holdout, so there is no membership_auc and no privleak"
+            return Findings(notes=[f"text_membership: {lacking}."])
         judge = self._reference_nll(evaluation, items)
         found = {subject: dict(self.scores(evaluation, subject, items, judge)) for subject in evaluation.models}
         records = []
@@ -151,20 +159,29 @@ class TextMembership(Evaluator):
         """Return the reference model's mean NLL of the items, or None where none is named."""
         if self.reference is None:
             return None
-        model = type(next(iter(evaluation.models.values()))).from_pretrained(Path(self.reference).expanduser())
-        try:
-            model.check_fits(evaluation.splits["forget"].dataset.info)
-        except RecipeError as error:
+        target = next(iter(evaluation.models.values()))
+        model = type(target).from_pretrained(_reference_folder(self.reference))
+        if model.encoder.vocabulary != target.encoder.vocabulary:
             raise RecipeError(
                 f"evaluate.text_membership.reference={self.reference}: this model turns text into other tokens than "
                 "the target does, so that likelihoods cannot be compared. Type a model with the target's tokenizer, "
                 "or null."
-            ) from error
+            )
         judge = replace(
             evaluation, models={self.reference: model.eval().to(evaluation.device, torch.float32)}, cache={}
         )
         members, others = self._read(judge, self.reference, items)
         return members.nll, others.nll
+
+
+def _reference_folder(reference: str) -> Path:
+    folder = Path(reference).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(
+            f"evaluate.text_membership.reference={reference}: there is no such folder. "
+            "Type the folder of a model, or null."
+        )
+    return folder
 
 
 def compressed_bytes(evaluation: Evaluation, ids: Tensor) -> Tensor:

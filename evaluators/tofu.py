@@ -16,7 +16,7 @@ from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.generation import generated
 from unlearn.evaluators.measures import Z95
-from unlearn.evaluators.shared import item_rows, limited, mean_share
+from unlearn.evaluators.shared import item_rows, judged, limited, mean_share
 from unlearn.evaluators.text_measures import log_truth_ratio, rouge_l
 from unlearn.evaluators.text_scores import answer_scores, texts
 from unlearn.metrics import Record
@@ -29,6 +29,7 @@ METRICS = ("probability", "rouge_l_recall", "truth_ratio")
 RATIO = "truth_ratio_r"
 """The truth ratio itself, item by item; ``truth_ratio`` folds it into a score."""
 
+SPLITS = ("forget", "retain", "holdout")
 FORGOTTEN = ("forget", "holdout")
 """Splits on which a model should be as one that was never trained on them."""
 
@@ -77,6 +78,7 @@ class Tofu(Evaluator):
         findings = Findings()
         sets = list(self.sets(evaluation))
         ratios: dict[str, Tensor] = {}
+        bare: dict[str, None] = {}  # sets without wrong answers, each once
         for subject in evaluation.models:
             parts: list[list[Tensor]] = []
             for questions in sets:
@@ -87,18 +89,20 @@ class Tofu(Evaluator):
                         findings.records.append(_record(evaluation, subject, questions, metric, each))
                 if questions.name == "forget" and RATIO in values:
                     ratios[subject] = values[RATIO]
+                if RATIO not in values:
+                    bare[questions.name] = None
                 if questions.name in ("retain", *WORLD):
                     parts.append([values[metric] for metric in METRICS if metric in values])
             findings.records.extend(_model_utility(evaluation, subject, parts))
         findings.records.extend(_forget_quality(evaluation, ratios))
+        findings.notes.extend(_lacking(evaluation, [questions.name for questions in sets], list(bare)))
         return findings
 
     def sets(self, evaluation: Evaluation) -> Iterator[Questions]:
         """Return the questions of forget, retain and holdout, and those about the real world where there are any."""
-        for split in ("forget", "retain", "holdout"):
+        for split in SPLITS:
             if split in evaluation.splits:
-                data = texts(evaluation.splits[split])
-                ids = evaluation.splits[split].ids
+                data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
                 asked = ids[data.having_form("prompt")[ids]]
                 whole = asked[data.having_form("perturbed_0")[asked]]
                 ids = limited(whole if len(whole) else asked, self.items, evaluation.seed, split)
@@ -157,6 +161,16 @@ def answerable(data: TextDataset, questions: Questions) -> Iterator[Questions]:
     kept = torch.tensor([has_answers(item) for item in questions.ids.tolist()], dtype=torch.bool)
     if kept.any():
         yield questions._replace(ids=questions.ids[kept])
+
+
+def _lacking(evaluation: Evaluation, measured: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
+    """Yield sentences on splits that ask nothing, and on sets without wrong answers."""
+    silent = [split for split in SPLITS if split in evaluation.splits and split not in measured]
+    if silent:
+        yield f"tofu: {' and '.join(silent)} ask nothing that can be scored, so nothing is measured there."
+    if bare:
+        off = "truth_ratio and no forget_quality" if "forget" in bare else "truth_ratio"
+        yield f"tofu: the questions of {' and '.join(bare)} have no perturbed answers, so there is no {off}."
 
 
 def _record(evaluation: Evaluation, subject: str, questions: Questions, metric: str, values: Tensor) -> Record:

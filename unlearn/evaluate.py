@@ -43,4 +43,5 @@ def measured(
         findings.pictures.extend(found.pictures)
         findings.sheets.extend(found.sheets)
         findings.items.extend(found.items)
+        findings.notes.extend(found.notes)
     return findings

@@ -201,7 +201,7 @@ class RunDir:
             write_json(self.folder / "splits.json", {name: split.ids.tolist() for name, split in splits.items()})
 
     def write_findings(self, findings: Findings, header: dict[str, Any]) -> None:
-        """Write records, pictures, texts and item-level values."""
+        """Write records, pictures, texts, item-level values and notes; say the notes."""
         samples = self.folder / "samples"
         samples.mkdir(exist_ok=True)
         for picture in findings.pictures:
@@ -211,6 +211,7 @@ class RunDir:
         shown = {
             "pictures": [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures],
             "sheets": [{"name": sheet.name} for sheet in findings.sheets],
+            "notes": findings.notes,
         }
         records = [record.to_dict() for record in findings.records]
         write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, **shown})
@@ -220,6 +221,8 @@ class RunDir:
             writer.writeheader()
             writer.writerows(findings.items)
             write_text(self.folder / "items.csv", text.getvalue())
+        for note in findings.notes:
+            self.say(note)
 
     def end(self, table: Table) -> None:
         """Show the figures, and mark the run as finished: the last thing that is written."""

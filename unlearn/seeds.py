@@ -82,6 +82,7 @@ def _content(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str,
         "seed_folders": [seed.path.name for seed in seeds],
         "seconds": _total([seed.fact("seconds") for seed in seeds]),
         "records": [record.to_dict() for record in records],
+        "notes": list(dict.fromkeys(note for seed in seeds for note in seed.notes)),
         "pictures": _pictures(seeds[0]) if seeds else [],
         "sheets": [{"name": sheet.name, "file": _inside(seeds[0], sheet.path)} for sheet in seeds[0].sheets]
         if seeds

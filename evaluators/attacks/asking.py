@@ -38,6 +38,8 @@ class PromptAttack(Evaluator):
 
     needs: ClassVar[tuple[str, ...]] = ("continues",)
     attack: ClassVar[str]
+    lacking: ClassVar[str] = "the forget items ask nothing"
+    """In words, what the data are like where no item can be attacked so."""
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1; subclasses extend it."""
@@ -62,15 +64,17 @@ class PromptAttack(Evaluator):
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``attack_<name>`` for every subject, item by item too; nothing where no item can be attacked so."""
         ids = attacked(evaluation, self.items, self.open_to(texts(evaluation.splits["forget"])))
+        if not len(ids):
+            return Findings(notes=[f"{self.attack}: {self.lacking}, so there is no attack_{self.attack}."])
         found = Findings()
-        for subject, model in evaluation.models.items() if len(ids) else ():
+        for subject, model in evaluation.models.items():
             scores = self.best(evaluation, model, self.ways(evaluation, subject, ids))
             found.records.extend(attack_records(self.attack, subject, scores, self.budget(), evaluation.seed))
             found.items.extend(item_rows(subject, "forget", ids, f"attack_{self.attack}", scores[:, 0]))
         return found
 
     def best(self, evaluation: Evaluation, model: Any, ways: Sequence[Sequence[Pair]]) -> Tensor:
-        """Return the best of each score over the ways to ask each of n items, (n, 2)."""
+        """Return the best of each score over the ways to ask, (n, 2) for n items; nan where none has answer tokens."""
         pairs = [pair for several in ways for pair in several]
 
         def score(places: Tensor) -> Tensor:
@@ -78,7 +82,9 @@ class PromptAttack(Evaluator):
 
         scores = map_ids(score, torch.arange(len(pairs)), self.batch_size).cpu()
         ends = list(accumulate(len(several) for several in ways))
-        return torch.stack([scores[start:end].amax(dim=0) for start, end in zip([0, *ends], ends, strict=False)])
+        known = scores.nan_to_num(nan=-1)  # a way that leaves no answer tokens is no way
+        best = torch.stack([known[start:end].amax(dim=0) for start, end in zip([0, *ends], ends, strict=False)])
+        return best.masked_fill(best < 0, torch.nan)
 
     def batch(self, evaluation: Evaluation, pairs: Sequence[Pair]) -> Batch:
         """Return prompts with their answers as a batch where the models live."""

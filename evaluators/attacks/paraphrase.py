@@ -27,6 +27,7 @@ class Paraphrase(PromptAttack):
     """
 
     attack: ClassVar[str] = "paraphrase"
+    lacking: ClassVar[str] = "no forget question has other wordings"
 
     def budget(self) -> str:
         """Say that all wordings are tried."""

@@ -16,6 +16,7 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
 from unlearn.evaluators.pictures import DPI, OTHER, SUBJECTS, encode
+from unlearn.evaluators.shared import judged
 from unlearn.ranges import above, at_least
 
 OTHERS, RELEARNED = "others", "relearned"
@@ -66,7 +67,7 @@ class Relearning(Evaluator):
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a forget set that leaves no other items."""
-        n = len(splits["forget"])
+        n = len(judged(splits["forget"]))
         if n <= max(self.items):
             raise RecipeError(
                 f"evaluate.relearning trains on {max(self.items)} forget items and scores the others, but there are "
@@ -82,7 +83,8 @@ class Relearning(Evaluator):
         order = ids[evaluation.randomness.child("items").permutation(len(ids))]
         sizes = [k for k in sorted(self.items) if k < len(order)]
         if not sizes:
-            return Findings()
+            few = f"too few forget items ({len(ids)}) to train on {min(self.items)} and score others"
+            return Findings(notes=[f"relearning: {few}, so there is no attack_relearning."])
         others = order[sizes[-1] :][: self.scored]
         found, curves = Findings(), Curves()
         for subject, model in evaluation.models.items():

@@ -12,7 +12,7 @@ from unlearn.data.base import Batch
 from unlearn.data.text import Encoder, TextDataset
 from unlearn.distributed import map_ids
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.shared import limited, mean_share
+from unlearn.evaluators.shared import judged, limited, mean_share
 from unlearn.evaluators.text_measures import extraction_strength
 from unlearn.metrics import Record
 
@@ -42,9 +42,8 @@ def attacked(evaluation: Evaluation, limit: int | None, among: Tensor | None = N
         among: (N,) bool, the items of the dataset that may be taken; None for all.
     """
     split = evaluation.splits["forget"]
-    taken = ~split.dataset.having(["trap"])
-    taken &= True if among is None else among
-    return limited(split.ids[taken[split.ids]], limit, evaluation.seed, "attacked")
+    ids = judged(split)
+    return limited(ids if among is None else ids[among[ids]], limit, evaluation.seed, "attacked")
 
 
 def attack_records(

@@ -8,6 +8,7 @@ import torch
 
 from tests.language_small import encoder
 from unlearn.data.base import Selection
+from unlearn.data.json_lines import read_values
 from unlearn.data.packing import PackedDataset, cut
 from unlearn.data.splits import make_splits
 from unlearn.data.text import TextItem
@@ -126,6 +127,8 @@ def test_wrong_folders(tmp_path: Path) -> None:
     (tmp_path / "retain.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(RecipeError, match=r"retain\.jsonl cannot be read as UTF-8"):
         TextFiles(path=str(tmp_path)).load()
+    with pytest.raises(RecipeError, match=r"^there is no file .*none\.jsonl\. Type an existing file of JSON lines"):
+        next(read_values(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="chunk_tokens is 3"):
         TextFiles(chunk_tokens=3)
 

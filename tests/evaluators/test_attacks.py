@@ -99,6 +99,16 @@ def test_the_best_prefix_counts() -> None:
     assert [row["value"] for row in single.items] != [row["value"] for row in alone.items]
 
 
+def test_a_prefix_that_leaves_no_answer_does_not_count() -> None:
+    """96 tokens hold no answer behind a prefix of 200 letters; where all are such, there is no value."""
+    long, model = "x" * 200, remembering()
+    both = Prefix(prefixes=["", long])(evaluation(target=model))
+    assert [row["value"] for row in both.items] == plain(model, [0, 1, 2, 3])
+    pairs = Prefix(prefixes=[long])
+    run = evaluation(target=model)
+    assert pairs.best(run, model, pairs.ways(run, "target", torch.tensor([0]))).isnan().all()
+
+
 def test_paraphrases_ask_the_forms_and_score_the_items_own_answer() -> None:
     data = tiny_dataset()
     found = Paraphrase()(evaluation(target=remembering()))
@@ -110,8 +120,10 @@ def test_paraphrases_ask_the_forms_and_score_the_items_own_answer() -> None:
 def test_where_no_item_can_be_attacked_nothing_is_reported() -> None:
     bare = TextDataset([TextItem("", "Far away.", "a"), TextItem("Who?", "Me", "b")], torch.tensor([False] * 2))
     for attack in PROMPTS:
-        assert attack(evaluation_on(bare.encoded_by(encoder()), [0], target=tiny(0))).records == []
-    assert Paraphrase()(evaluation_on(bare.encoded_by(encoder()), [1], target=tiny(0))).records == []
+        found = attack(evaluation_on(bare.encoded_by(encoder()), [0], target=tiny(0)))
+        assert found.records == [] and found.notes[0].endswith(f"so there is no attack_{attack.attack}.")
+    found = Paraphrase()(evaluation_on(bare.encoded_by(encoder()), [1], target=tiny(0)))
+    assert found.records == [] and "no forget question has other wordings" in found.notes[0]
 
 
 def test_context_is_of_the_same_label_and_never_the_item_itself() -> None:

@@ -10,15 +10,22 @@ import torch
 
 from tests.evaluators.models import value
 from tests.evaluators.trained import evaluation_on, fit
-from tests.language_small import CAPITALS, encoder, tiny
-from unlearn.data.base import Selection, Source
+from tests.language_small import CAPITALS, encoder, tiny, tiny_dataset
+from unlearn.data.base import Selection, Source, Split
 from unlearn.data.factbook import Factbook
 from unlearn.data.packing import PackedDataset
 from unlearn.data.splits import make_splits, train_split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.traps import OVERLAP, PLANTED, TWIN, jaccard, with_traps
 from unlearn.errors import RecipeError
+from unlearn.evaluators.answer_samples import AnswerSamples
+from unlearn.evaluators.attacks.prefix import Prefix
+from unlearn.evaluators.attacks.relearning import Relearning
 from unlearn.evaluators.attacks.traps import TrapsAttack, planted
+from unlearn.evaluators.memorization import Memorization
+from unlearn.evaluators.muse import Muse
+from unlearn.evaluators.text_membership import TextMembership
+from unlearn.evaluators.tofu import Tofu
 from unlearn.models.language import Language
 from unlearn.randomness import Randomness
 
@@ -191,6 +198,31 @@ def test_half_of_the_forget_items_names_the_same_budget() -> None:
     half = replace(whole, splits={"forget": whole.splits["forget"].halves()[1]})
     (record,) = TrapsAttack()(half).records
     assert record.about["budget"].endswith("3 times")
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        Memorization(),
+        TextMembership(gradient_items=1),
+        Muse(prompt_tokens=4, verbatim_tokens=2, knowledge_tokens=2),
+        Tofu(new_tokens=2),
+        AnswerSamples(new_tokens=2),
+        Prefix(),
+        Relearning(items=[1], steps=[1]),
+    ],
+    ids=lambda judge: type(judge).__name__,
+)
+def test_no_other_evaluator_looks_at_them(judge: Any) -> None:
+    """All figures, items and answers are those of the forget set without its traps."""
+    data = with_traps(tiny_dataset(), "Peru", count=4, words=4, repeats=3)
+    holdout = torch.nonzero(data.is_test & ~data.having([TWIN])).flatten()
+    found = []
+    for forget in ([0, 1, 2, 3, 10], [0, 1, 2, 3, 10, *range(12, 24)]):
+        run = evaluation_on(data, forget, target=tiny(0), unlearned=tiny(1))
+        found.append(judge(replace(run, splits={**run.splits, "holdout": Split("holdout", data, holdout)})))
+    assert found[0].records == found[1].records and found[0].items == found[1].items
+    assert found[0].sheets == found[1].sheets and (found[0].records or found[0].sheets)
 
 
 def test_data_without_traps_are_refused() -> None:

@@ -239,7 +239,8 @@ def test_sizes_that_leave_no_other_item() -> None:
     assert {r.about["budget"] for r in Relearning(items=[2, 4], steps=[0])(run).records} == {"2 items, 0 steps"}
     one = {"forget": Split("forget", splits["forget"].dataset, torch.tensor([0]))}
     run = Evaluation({"target": tiny()}, one, Randomness(0), torch.device("cpu"))
-    assert Relearning(items=[1], steps=[0])(run).records == []
+    found = Relearning(items=[1], steps=[0])(run)
+    assert found.records == [] and "too few forget items (1) to train on 1" in found.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,10 @@ def test_membership_of_models_that_know_nothing_all_and_the_opposite(threes: Spl
 
 def test_no_holdout_no_membership(threes: Splits) -> None:
     splits = {name: split for name, split in threes.items() if name != "holdout"}
-    assert Membership()(evaluation_of({"target": Pixels(5, 2)}, splits)).records == []
+    found = Membership()(evaluation_of({"target": Pixels(5, 2)}, splits))
+    assert found.records == [] and found.notes == [
+        "membership: the data have no holdout, so there is no membership_auc."
+    ]
 
 
 @pytest.mark.parametrize("make", [BitsPerDim, LikelihoodRank, Membership])

@@ -1,9 +1,13 @@
 """lm-evaluation-harness on models in memory, with no network and no trace in the random state."""
 
+import io
 import json
+import logging
 import random
 import socket
+import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,15 @@ import pytest
 import torch
 
 from tests.evaluators.models import evaluation_of, value
-from tests.evaluators.text_models import trained
+from tests.evaluators.text_models import letters, trained
 from tests.language_small import tiny, tiny_splits
+from unlearn.data.text import TextItem
 from unlearn.errors import RecipeError
-from unlearn.evaluators.choices import perturbed_choices, read_questions
-from unlearn.evaluators.lm_eval import LmEval, kept_random_state
+from unlearn.evaluators.choices import multiple_choice, perturbed_choices, read_questions
+from unlearn.evaluators.lm_eval import LmEval, _quiet, kept_random_state
 from unlearn.metrics import Record
 from unlearn.models.language import Language
+from unlearn.models.language_tokens import TextEncoder
 
 
 @cache
@@ -154,16 +160,22 @@ metric_list:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file beside the task; only this folder is searched, so that no list of 14,000 tasks is read."""
+@pytest.mark.parametrize("start", ["", "~/"])
+def test_a_task_of_ones_own(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file beside the task, in a folder relative to here or to the home folder.
+
+    Only this folder is searched, so that no list of 14,000 tasks is read.
+    """
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "capitals.yaml").write_text(TASK)
     write(tmp_path / "capitals.jsonl", GOOD, {**GOOD, "question": "What is the capital of Fiji?", "answer": 0})
-    judge = LmEval(tasks=["capitals", "perturbed_choices"], include_path=str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path.parent)
+    judge = LmEval(tasks=["capitals", "perturbed_choices"], include_path=f"{start}{tmp_path.name}")
     before = Path.cwd()
     records = judge(evaluation_of(models(), tiny_splits())).records
     assert Path.cwd() == before
-    assert judge._manager().all_tasks == ["capitals"]
+    assert judge._manager.all_tasks == ["capitals"]
     own = [r for r in records if r.about == {"task": "capitals"}]
     assert {(r.metric, r.subject, r.split, r.direction, r.n) for r in own} == {
         ("lm_eval_acc", subject, "", "higher", 2) for subject in models()
@@ -185,6 +197,40 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         LmEval()(evaluation)
 
 
+def test_wrong_settings_are_found_before_the_work(tmp_path: Path) -> None:
+    """Among the harness's 14,000 tasks only the nearest are named."""
+    splits = tiny_splits()
+    with pytest.raises(RecipeError, match=r"evaluate\.lm_eval\.questions: there is no file .*none\.jsonl"):
+        LmEval(tasks=[], questions=str(tmp_path / "none.jsonl")).check(splits)
+    with pytest.raises(RecipeError, match=r"Did you mean: arc_easy,.*python -m lm_eval ls tasks") as error:
+        LmEval(tasks=["arc_eesy"]).check(splits)
+    assert len(str(error.value)) < 400
+
+
+def test_splits_without_wrong_answers_are_named() -> None:
+    plain = letters(forget=[TextItem("a", "b")], retain=[TextItem("b", "a")])
+    (note,) = LmEval()(evaluation_of({"target": tiny(0)}, plain)).notes
+    assert note.startswith("lm_eval: the questions of forget and retain have no perturbed answers")
+    assert LmEval()(evaluation_of(models(), tiny_splits())).notes == []
+
+
+TURN = "{% for turn in messages %}<u>{{ turn.content }}</u>{% endfor %}<a>:"
+
+
+@pytest.mark.parametrize("template", ["chat", "Q: {question}\nA:", "Q: {question}\nA: "])
+def test_choices_stand_behind_the_prompt_as_the_models_answers_do(template: str) -> None:
+    """What the harness scores is what the encoder makes of question and choice, less the end token."""
+    model = tiny(3, width=32)
+    model.tokenizer.chat_template = TURN
+    encoder = TextEncoder(model.tokenizer, template)
+    task = multiple_choice("choices", [GOOD], encoder)
+    prompt = task["custom_dataset"]()["test"][0]["prompt"]
+    asked, answer = encoder.encode(GOOD["question"], GOOD["choices"][1])
+    whole = encoder.tokenizer.decode([*asked, *answer[:-1]])
+    assert prompt + task["target_delimiter"] + GOOD["choices"][1] == whole
+    assert whole.endswith({"chat": "<a>:Lima"}.get(template, "A: Lima"))
+
+
 def states() -> tuple[Any, ...]:
     numpy = np.random.get_state()
     return random.getstate(), numpy[1].tolist(), numpy[2], torch.random.get_rng_state().tolist()
@@ -198,6 +244,30 @@ def test_the_random_states_are_left_as_they_are() -> None:
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         assert all(now != then for now, then in zip(states(), before, strict=True) if isinstance(now, list))
     assert states() == before
+
+
+def test_the_harness_is_quiet_outside_of_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """git, which the harness asks for the version of the working folder, would complain that there is none."""
+    monkeypatch.chdir(tmp_path)
+    LmEval(limit=1)(evaluation_of({"target": tiny(3)}, tiny_splits()))
+    assert capfd.readouterr().err == ""
+
+
+def test_other_voices_are_silent_for_a_while(capfd: pytest.CaptureFixture[str]) -> None:
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        for quiet in (False, True, False):
+            with _quiet() if quiet else nullcontext():
+                logging.getLogger("transformers.generation").warning("A reminder, quiet is %s", quiet)
+                subprocess.run(["git", "--git-dir=none", "log"], check=False)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert heard.getvalue() == "A reminder, quiet is False\n" * 2
+    assert capfd.readouterr().err.count("fatal: not a git repository") == 2
 
 
 def test_the_model_and_its_tokenizer_are_left_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:

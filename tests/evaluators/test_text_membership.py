@@ -9,7 +9,7 @@ import torch
 
 from tests.evaluators.models import evaluation_of, value
 from tests.evaluators.text_models import Bigram, letters
-from tests.language_small import tiny, tiny_splits
+from tests.language_small import encoder, tiny, tiny_splits
 from unlearn.data.base import Split
 from unlearn.data.text import TextItem
 from unlearn.errors import RecipeError
@@ -68,7 +68,9 @@ def test_identical_models_have_privleak_0() -> None:
 def test_privleak_needs_the_retrained_model_and_membership_a_holdout() -> None:
     assert "privleak" not in {r.metric for r in records_of(KNOWS, FLAT)}
     splits = {name: split for name, split in two_sides().items() if name != "holdout"}
-    assert records_of(KNOWS, FLAT, FLAT, splits=splits) == []
+    found = TextMembership()(evaluation_of({"target": Bigram(KNOWS)}, splits))
+    assert found.records == [] and len(found.notes) == 1
+    assert "the data have no holdout, so there is no membership_auc and no privleak" in found.notes[0]
 
 
 def test_scores_by_hand() -> None:
@@ -132,14 +134,22 @@ def test_the_reference_score(tmp_path: Path) -> None:
 
 def test_a_reference_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     other = tiny(0)
-    other.encoder.template = "Q: {question} A:"
+    other.encoder = encoder(280)
     other.save_pretrained(tmp_path)
     evaluation = evaluation_of({"target": tiny(0)}, tiny_splits())
     with pytest.raises(RecipeError, match=r"into other tokens than the target does.*Type a model with"):
         TextMembership(reference=str(tmp_path), gradient_items=0)(evaluation)
-    tiny(1).save_pretrained(tmp_path)
+    same = tiny(1)
+    same.encoder.template, same.encoder.max_length = "Q: {question} A:", 48  # the target's own are what counts
+    same.save_pretrained(tmp_path)
     records = TextMembership(reference=str(tmp_path), gradient_items=0)(evaluation).records
     assert "reference" in {r.about["score"] for r in records}
+
+
+def test_a_reference_that_is_not_there_is_found_before_the_work(tmp_path: Path) -> None:
+    TextMembership(reference=str(tmp_path)).check(two_sides())
+    with pytest.raises(RecipeError, match=r"reference=.*none: there is no such folder\. Type the folder of a model"):
+        TextMembership(reference=str(tmp_path / "none")).check(two_sides())
 
 
 def test_texts_that_the_data_set_apart_are_taken() -> None:

@@ -10,8 +10,14 @@ from tests.evaluators.text_models import Bigram, letters
 from tests.language_small import tiny, tiny_splits
 from unlearn.data.text import TextItem
 from unlearn.errors import RecipeError
-from unlearn.evaluators.memorization import Memorization, exact_memorization, extraction_strength
-from unlearn.evaluators.text_measures import log_truth_ratio, lowest_mean, token_measures
+from unlearn.evaluators.memorization import Memorization
+from unlearn.evaluators.text_measures import (
+    exact_memorization,
+    extraction_strength,
+    log_truth_ratio,
+    lowest_mean,
+    token_measures,
+)
 from unlearn.evaluators.text_scores import answer_scores
 
 TURNS = Bigram(0.9, 0.1)

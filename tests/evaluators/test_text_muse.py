@@ -157,12 +157,16 @@ def test_passages_and_questions_that_the_data_give() -> None:
 def test_short_passages_and_missing_kinds_are_left_out() -> None:
     """A passage must go on behind the tokens that are given; without passages or questions there is no score."""
     splits, model = tiny_splits(), knows()
-    records = Muse(prompt_tokens=90, knowledge_tokens=4)(evaluation_of({"target": model}, splits)).records
-    assert {r.metric for r in records} == {"knowledge_memorization"}
+    found = Muse(prompt_tokens=90, knowledge_tokens=4)(evaluation_of({"target": model}, splits))
+    assert {r.metric for r in found.records} == {"knowledge_memorization"}
+    assert found.notes == [
+        "muse: the data have no passages of more than 90 tokens, so there is no verbatim_memorization."
+    ]
     only = {
         name: Split(name, splits[name].dataset, torch.tensor([item])) for name, item in (("forget", 10), ("retain", 11))
     }
-    records = Muse(prompt_tokens=12, verbatim_tokens=4)(evaluation_of({"target": model}, only)).records
-    assert {r.metric for r in records} == {"verbatim_memorization"}
+    found = Muse(prompt_tokens=12, verbatim_tokens=4)(evaluation_of({"target": model}, only))
+    assert {r.metric for r in found.records} == {"verbatim_memorization"}
+    assert found.notes == ["muse: the data have no questions, so there is no knowledge_memorization."]
     with pytest.raises(ValueError, match="prompt_tokens is 0; it must be >= 1"):
         Muse(prompt_tokens=0)

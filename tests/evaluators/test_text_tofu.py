@@ -124,8 +124,10 @@ def test_missing_forms_switch_off_what_needs_them() -> None:
     """No wrong answers: no truth ratio, no forget quality, no probability among options; and no retrained model."""
     splits = letters(forget=[asked()], retain=[asked()], test=[asked("b", ["real_authors"])])
     models = {"target": HIGH, "retrained": HIGH}
-    records = Tofu(new_tokens=1)(evaluation_of(models, splits)).records
-    assert {(r.metric, r.split) for r in records} == {
+    found = Tofu(new_tokens=1)(evaluation_of(models, splits))
+    bare = "forget and retain and real_authors have no perturbed answers"
+    assert found.notes == [f"tofu: the questions of {bare}, so there is no truth_ratio and no forget_quality."]
+    assert {(r.metric, r.split) for r in found.records} == {
         ("probability", "forget"),
         ("rouge_l_recall", "forget"),
         ("probability", "retain"),
@@ -134,11 +136,13 @@ def test_missing_forms_switch_off_what_needs_them() -> None:
         ("model_utility", ""),
     }
     whole = letters(forget=[asked(**WRONG), asked("a")], retain=[asked(**WRONG)])
-    records = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, whole)).records
-    assert "forget_quality" not in {r.metric for r in records}
+    found = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, whole))
+    records = found.records
+    assert found.notes == [] and "forget_quality" not in {r.metric for r in records}
     assert {r.n for r in records if r.split == "forget"} == {1}  # where some have wrong answers, it is those
     passages = letters(forget=[TextItem("", "abab")], retain=[TextItem("", "ab")])
-    assert Tofu()(evaluation_of({"target": HIGH}, passages)).records == []
+    found = Tofu()(evaluation_of({"target": HIGH}, passages))
+    assert found.records == [] and found.notes[0].startswith("tofu: forget and retain ask nothing")
 
 
 def test_answers_that_are_cut_away_are_left_out() -> None:

@@ -91,6 +91,21 @@ def test_what_is_written_is_read(tmp_path):
     assert [value["same"] for value in first[1]] == [False, False, False, False, True]
 
 
+def test_what_could_not_be_measured_is_said_and_shown(tmp_path, make_run, capsys):
+    """On the terminal and in the log, in the report, the card, and once in the report of several seeds."""
+    note = "text_membership: the data have no holdout."
+    (tmp_path / "recipe.yaml").write_text("model: llama\n")
+    RunDir(tmp_path).write_findings(Findings(notes=[note]), {"status": "done"})
+    assert note in capsys.readouterr().err and note in (tmp_path / "log.txt").read_text()
+    assert read_run(tmp_path).notes == [note]
+    assert note in build_report(tmp_path).read_text().partition('<section id="limits">')[2].partition("</section>")[0]
+    assert note.replace("_", "\\_") in write_model_card(tmp_path).read_text()
+    seeds = [make_run(f"all/seed-{seed}", seed=seed, notes=[note]) for seed in (0, 1)]
+    write_summary(tmp_path / "all", seeds)
+    assert (tmp_path / "all" / "report.html").read_text().count(note) == 1
+    assert read_run(make_run("plain")).notes == []
+
+
 def test_long_texts_are_cut():
     assert cut("a b", 5) == "a b" and cut("one two", 4) == "one …"
 

@@ -75,6 +75,11 @@ class RunFolder:
         """How the run ended; ``done`` when it came to its end."""
         return str(self.facts.get("status") or "unknown")
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what could not be measured for want of data."""
+        return [str(note) for note in self.facts.get("notes") or ()]
+
     def part(self, key: str) -> dict[str, Any]:
         """Return one part of the resolved recipe, a bare name as ``{"name": ...}``."""
         return _mapping(self.recipe.get(key))

@@ -91,8 +91,8 @@ def _names(record: Record) -> tuple[str, ...]:
 
 
 def caveats(run: RunFolder) -> list[str]:
-    """Return what the figures themselves leave open: seeds, intervals, undefined values."""
-    found = []
+    """Return what the figures themselves leave open: what the data lack, seeds, intervals, undefined values."""
+    found = [*run.notes]
     seeds = len(run.seeds)
     if seeds == 0:
         found.append("One seed: another seed gives other figures. Intervals are over items or samples, not over seeds.")
