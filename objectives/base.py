@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn.data.base import Batch, Split
 from unlearn.randomness import Randomness
 from unlearn.remembered import Remembered
+from unlearn.schema import Optim
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Another network that a term trains beside the model: a fake score, a discriminator, a key.
+
+    Its losses are read from the splits that ``groups`` names, and its step comes before each step of the model. They
+    must not reach the model's own parameters: take what the model draws without gradient.
+
+    Attributes:
+        network: what is trained; without buffers that change, as only its parameters are in a checkpoint.
+        groups: its terms by split name.
+        optim: how it moves; ``steps`` and ``batch`` are the model's.
+    """
+
+    network: nn.Module
+    groups: Mapping[str, Mapping[str, Objective]]
+    optim: Optim
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Hold a network still while a loss runs forward through it: no gradient is taken for its parameters."""
+    moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in moving:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -31,6 +64,8 @@ class Context:
         device: where batches live.
         remembered: the target's values that ``remember`` keeps.
         split: whose items this term reads: the split of its group.
+        companion: the network that this term's ``companion`` gave; for its terms as well.
+        shared: what terms of one step leave for each other; empty at the beginning of a step.
     """
 
     step: int
@@ -42,6 +77,8 @@ class Context:
     device: torch.device
     remembered: Remembered | None = None
     split: str = "forget"
+    companion: nn.Module | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def remember(self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
         """Compute once, in ``prepare``, values of the target for the items of a split.
@@ -95,6 +132,10 @@ class Objective(ABC):
         """Refuse values out of range with a ValueError; subclasses extend it."""
         if not self.weight >= 0:
             raise ValueError(f"weight is {self.weight}; it must be >= 0")
+
+    def companion(self, model: Any, reference: Callable[[], Any], randomness: Randomness) -> Companion | None:
+        """Return another network that is trained beside the model, None for none."""
+        return None
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute once, before the first step, what the run needs; write it to ``context.state``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,7 +99,30 @@ def build_module(
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
     phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
     phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
-    return UnlearningModule(model, [phase], splits, seed, reference, recipe.trainer.log_every)
+    beside = list(_companions(phase, model, reference, Randomness(seed, "companion")))
+    return UnlearningModule(model, [*beside, phase], splits, seed, reference, recipe.trainer.log_every)
+
+
+def _companions(phase: Phase, model: nn.Module, reference: Reference, randomness: Randomness) -> Iterator[Phase]:
+    """Yield a phase for each network that a term trains beside the model; it steps before the model does."""
+    for group, name, objective in phase.terms():
+        owner = f"{group}/{name}"
+        companion = objective.companion(model, reference, randomness.child(owner))
+        if companion is not None:
+            groups = {
+                split: {f"{name}_{inner}": term for inner, term in terms.items()}
+                for split, terms in companion.groups.items()
+            }
+            network = companion.network.eval()
+            yield Phase(
+                {f"{owner}.{key}": parameter for key, parameter in network.named_parameters()},
+                groups,
+                companion.optim,
+                name=name,
+                primary=False,
+                network=network,
+                owner=owner,
+            )
 
 
 def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:

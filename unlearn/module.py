@@ -64,6 +64,14 @@ class UnlearningModule(lightning.LightningModule):
         self.splits, self.reference, self.log_every = splits, reference, log_every
         self.stream = Randomness(seed)
         self.primary = next(phase for phase in self.phases if phase.primary)
+        beside = [phase for phase in self.phases if phase.network is not None]
+        self.companions = nn.ModuleList([phase.network for phase in beside])
+        self.companion_of = {
+            term: phase.network
+            for phase in beside
+            for term in (phase.owner, *(f"{group}/{name}" for group, name, _ in phase.terms()))
+        }
+        self.shared: dict[str, Any] = {}
         self.step_count = 0
         self.goal: str | None = None
         self.stop_asked = False
@@ -129,7 +137,7 @@ class UnlearningModule(lightning.LightningModule):
         measure = step % self.log_every == 0
         optimisers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
         optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
-        self.row = {}
+        self.row, self.shared = {}, {}
         for index, phase in enumerate(self.phases):
             if step % phase.every:
                 continue
@@ -248,6 +256,8 @@ class UnlearningModule(lightning.LightningModule):
             device=self.device,
             remembered=self.remembered,
             split=term.partition("/")[0],
+            companion=self.companion_of.get(term),
+            shared=self.shared,
         )
 
     def _reference(self) -> Any:

@@ -30,6 +30,8 @@ class Phase:
         name: for the log.
         every: run at every n-th step.
         primary: whether its steps are the steps that the run counts.
+        network: what moves, where it is not the model; its terms find it in their context.
+        owner: the term, ``group/name``, that brought the network, and that finds it too.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -39,6 +41,8 @@ class Phase:
     name: str = "main"
     every: int = 1
     primary: bool = True
+    network: nn.Module | None = None
+    owner: str = ""
 
     def terms(self) -> Iterable[tuple[str, str, Objective]]:
         """Yield (group, name, objective)."""

@@ -1,0 +1,104 @@
+"""Reading diffusion models: folders that this package wrote, and pipelines of diffusers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+
+from unlearn.errors import RecipeError
+from unlearn.models.diffusion_text import TextSide
+from unlearn.models.diffusion_wrapper import SETTINGS, Diffusion, DiffusionSettings
+
+Model = TypeVar("Model", bound=Diffusion)
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiTPipeline")
+"""Pipelines that can be read; each is saved as it came."""
+
+_DENOISERS = {
+    "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "DiTTransformer2DModel": DiTTransformer2DModel,
+}
+
+
+def read_model(cls: type[Model], folder: Path) -> Model:
+    """Read a model folder. Raises RecipeError where something is missing or of a kind that is not known."""
+    try:
+        if (folder / "model_index.json").is_file():
+            return _from_pipeline(cls, folder)
+        return _from_parts(cls, folder)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{folder} holds no diffusion model that can be read ({error}). "
+            "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
+        ) from error
+
+
+def read_settings(folder: Path) -> DiffusionSettings | None:
+    """Return what ``unlearn.json`` says, None where there is none."""
+    if not (folder / SETTINGS).is_file():
+        return None
+    content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    content["shape"] = tuple(content["shape"])
+    content["classes"] = tuple(content["classes"]) if content["classes"] is not None else None
+    return DiffusionSettings(**content)
+
+
+def _from_parts(cls: type[Model], folder: Path) -> Model:
+    settings = read_settings(folder)
+    if settings is None:
+        raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
+    place = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
+    kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    text = None
+    if (folder / "text_encoder").is_dir():
+        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
+    vae = AutoencoderKL.from_pretrained(folder / "vae") if (folder / "vae").is_dir() else None
+    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    return cls(_DENOISERS[kind].from_pretrained(place), scheduler, settings, text, vae)
+
+
+def _from_pipeline(cls: type[Model], folder: Path) -> Model:
+    kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    if kind not in PIPELINES:
+        raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
+    plain: dict[str, Any] = {} if kind == "DiTPipeline" else {"add_watermarker": False} if "XL" in kind else {
+        "safety_checker": None, "requires_safety_checker": False
+    }
+    pipe: DiffusionPipeline = getattr(diffusers, kind).from_pretrained(folder, **plain)
+    text = None
+    if not isinstance(pipe, DiTPipeline):
+        encoders = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
+        tokenizers = [getattr(pipe, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipe, name, None)]
+        if not all(isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection) for encoder in encoders):
+            raise RecipeError(f"{folder}: the text encoders are no CLIP models, and no others can be read.")
+        text = TextSide(encoders, tokenizers)
+    denoiser = pipe.transformer if isinstance(pipe, DiTPipeline) else pipe.unet
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    settings = read_settings(folder) or _settings_of(pipe, denoiser)
+    return cls(denoiser, scheduler, settings, text, pipe.vae, kind)
+
+
+def _settings_of(pipe: DiffusionPipeline, denoiser: Any) -> DiffusionSettings:
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    side = denoiser.config.sample_size * factor
+    classes = None
+    if isinstance(pipe, DiTPipeline):
+        named = pipe.labels or {}
+        names = {int(number): name for name, number in named.items()}
+        classes = tuple(names.get(index, str(index)) for index in range(denoiser.config.num_embeds_ada_norm))
+    return DiffusionSettings(shape=(3, side, side), classes=classes, steps=50, guidance=7.5 if classes is None else 4.0)
