@@ -80,7 +80,9 @@ class Context:
     companion: nn.Module | None = None
     shared: dict[str, Any] = field(default_factory=dict)
 
-    def remember(self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
+    def remember(
+        self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]], ids: Tensor | None = None
+    ) -> None:
         """Compute once, in ``prepare``, values of the target for the items of a split.
 
         Before the first step the model still is the target, so no second copy of it is needed.
@@ -89,10 +91,12 @@ class Context:
             name: e.g. ``log_prob``; terms that ask for the same name share the values.
             split: whose items.
             compute: batch -> (rows (n, ...) of all items in their order, number of rows of each (B,)).
+            ids: of which items, by default of all.
         """
         if self.remembered is None:
             raise RuntimeError("there is no place for the target's values: the module was given none")
-        self.remembered.put(f"{split}.{name}", self.splits[split].ids, lambda ids: compute(self.batch(split, ids)))
+        chosen = self.splits[split].ids if ids is None else ids
+        self.remembered.put(f"{split}.{name}", chosen, lambda ids: compute(self.batch(split, ids)))
 
     def recall(self, name: str, split: str, ids: Tensor) -> Tensor:
         """Return the remembered rows of items, one after the other, on the device."""

@@ -54,6 +54,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "category_taming": "unlearn.objectives.flow.category_taming:CategoryTaming",
         "debias": "unlearn.objectives.flow.debias:Debias",
         "likelihood_ascent": "unlearn.objectives.flow.likelihood_ascent:LikelihoodAscent",
+        "esd": "unlearn.objectives.diffusion.esd:ESD",
+        "score_preservation": "unlearn.objectives.diffusion.score_preservation:ScorePreservation",
         "training_loss": "unlearn.objectives.common.training_loss:TrainingLoss",
         "weight_anchor": "unlearn.objectives.common.weight_anchor:WeightAnchor",
         "gradient_ascent": "unlearn.objectives.language.gradient_ascent:GradientAscent",

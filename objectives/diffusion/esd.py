@@ -1,0 +1,78 @@
+"""ESD: the score at the concept is turned away from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.diffusion.states import States, StateSource
+from unlearn.objectives.diffusion.targets import affine_target, mean_square
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESD(Objective):
+    """Erased Stable Diffusion: the model's score at the concept becomes the target's negatively guided one.
+
+    || eps(x_t, c_f) - [ eps_0(x_t, c_n) - eta (eps_0(x_t, c_f) - eps_0(x_t, c_n)) ] ||^2
+
+    The scope makes the variant: ESD-x is ``scope.kinds=[cross_attention]``, ESD-x-strict
+    ``scope.kinds=[cross_attention_kv]``, ESD-u ``scope.kinds=[not_cross_attention]``. The value is the mean over
+    values, not their sum.
+
+    Args:
+        eta: how far beyond the empty prompt the score is pushed, >= 0. The authors' diffusers code adds 1 to what it is
+            given where there is no other concept to erase from; this is the paper's.
+        erase_from: a prompt (or class) from which the concept is erased as an attribute: the score at this prompt
+            becomes eps_0(x_t, c_from) - eta (eps_0(x_t, c_f) - eps_0(x_t, c_n)).
+        items: forget items along whose trajectories the states lie.
+        steps: DDIM steps of a trajectory.
+        guidance: of the trajectories. They are the target's and drawn once; the authors' first code follows the model
+            as it moves (``states: student``).
+        states: ``trajectory`` or ``student``.
+
+    Reference:
+        Gandikota et al., Erasing Concepts from Diffusion Models, 2023, eq. 7. arXiv:2303.07345
+    """
+
+    eta: float = 1.0
+    erase_from: str | None = None
+    items: int = 64
+    steps: int = 20
+    guidance: float = 3.0
+    states: str = "trajectory"
+
+    needs: ClassVar[tuple[str, ...]] = ("denoises",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.eta >= 0:
+            raise ValueError(f"eta is {self.eta}; it must be >= 0")
+        if self.states not in ("trajectory", "student"):
+            raise ValueError(f"states is {self.states!r}; it must be trajectory or student")
+
+    @property
+    def source(self) -> StateSource:
+        """Where states come from."""
+        return StateSource(source=self.states, items=self.items, steps=self.steps, guidance=self.guidance)  # type: ignore[arg-type]
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Compute the target's trajectories."""
+        if self.erase_from is not None and self.erase_from not in ("",):
+            model.prompts([self.erase_from])  # refuses a class that the model does not know
+        self.source.prepare(model, context)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the mean squared distance from the target, (B,)."""
+        found: States = self.source(model, batch, context)
+        teacher, n = context.reference(), len(batch["id"])
+        told = found.condition
+        if self.erase_from is None:
+            parts = [(1 + self.eta, model.null(n)), (-self.eta, told)]
+        else:
+            told = model.prompts([self.erase_from]).repeat(n)
+            parts = [(1.0, told), (-self.eta, found.condition), (self.eta, model.null(n))]
+        wanted = affine_target(teacher, found.x, found.t, parts)
+        return Values(mean_square(model.predict(found.x, found.t, told) - wanted))

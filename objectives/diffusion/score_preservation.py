@@ -1,0 +1,48 @@
+"""The target's scores on what must stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from unlearn.data.base import Batch
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.diffusion.states import Source, StateSource
+from unlearn.objectives.diffusion.targets import affine_target, mean_square
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePreservation(Objective):
+    """Keep the score on retain items: || eps(x_t, c_r) - eps_0(x_t, c_r) ||^2, the mean over values.
+
+    Args:
+        states: where x_t comes from; ``data`` asks for images, ``trajectory`` and ``generated`` for none.
+        items: retain items that have a trajectory or a generated item.
+        steps: DDIM steps of those.
+        guidance: of those.
+
+    Reference:
+        the retain term of Zhang et al., AdvUnlearn, 2024, eq. 5. arXiv:2405.15234
+    """
+
+    states: Source = "data"
+    items: int = 64
+    steps: int = 20
+    guidance: float = 3.0
+
+    needs: ClassVar[tuple[str, ...]] = ("denoises",)
+
+    @property
+    def source(self) -> StateSource:
+        """Where states come from."""
+        return StateSource(source=self.states, items=self.items, steps=self.steps, guidance=self.guidance)
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Compute the target's trajectories or items."""
+        self.source.prepare(model, context)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the mean squared distance from the target's score, (B,)."""
+        found = self.source(model, batch, context)
+        wanted = affine_target(context.reference(), found.x, found.t, [(1.0, found.condition)])
+        return Values(mean_square(model.predict(found.x, found.t, found.condition) - wanted))
