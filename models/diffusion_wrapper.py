@@ -318,7 +318,8 @@ class Diffusion(Wrapper):
         for number, t in enumerate(scheduler.timesteps.tolist()[first:], first):
             at = torch.full((len(x),), t, device=x.device)
             eps = self.guided(x, at, told, self.settings.guidance if guidance is None else guidance)
-            x = scheduler.step(eps, t, x, return_dict=False)[0]
+            # a clipped x_0 needs the eps that belongs to it, or errors add up from step to step
+            x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
             yield number, x
 
     # scope
