@@ -35,13 +35,17 @@ class TextSide(nn.Module):
         ]
         return torch.stack([row["input_ids"] for row in rows], dim=1)
 
+    def lengths(self, prompts: Sequence[str]) -> Tensor:
+        """Return the number of tokens of each prompt, with those that begin and end it but no padding, (B,) int64."""
+        length = min(tokenizer.model_max_length for tokenizer in self.tokenizers)
+        counts = [[len(self.tokenizers[0](p, truncation=True, max_length=length)["input_ids"])] for p in prompts]
+        return torch.tensor(counts, dtype=torch.int64).view(len(prompts))
+
     def forward(self, tokens: Tensor) -> Condition:
         """Return encoded prompts of tokens (B, E, L)."""
         if len(self.encoders) == 1:
             return Condition(states=self.encoders[0](tokens[:, 0])[0])
-        found = [
-            encoder(tokens[:, index], output_hidden_states=True) for index, encoder in enumerate(self.encoders)
-        ]
+        found = [encoder(tokens[:, index], output_hidden_states=True) for index, encoder in enumerate(self.encoders)]
         # SDXL (Podell et al. 2023, section 2.1) takes the last but one layer of both, and the second's pooled vector
         states = torch.cat([output.hidden_states[-2] for output in found], dim=-1)
         return Condition(states=states, pooled=found[-1][0])
