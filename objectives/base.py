@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,18 +21,23 @@ from unlearn.schema import Optim
 class Companion:
     """Another network that a term trains beside the model: a fake score, a discriminator, a key.
 
-    Its losses are read from the splits that ``groups`` names, and its step comes before each step of the model. They
-    must not reach the model's own parameters: take what the model draws without gradient.
+    Its losses are read from the splits that ``groups`` names, and its step comes before each step of the model, which
+    alone counts. The losses must not reach the model's own parameters: take what the model draws without gradient.
 
     Attributes:
-        network: what is trained; without buffers that change, as only its parameters are in a checkpoint.
+        name: for the log; companions of one name, brought by several terms, are one network with the losses of all.
+        build: makes the network, in its place and float type like the model. Its parameters that ask for a gradient
+            move; its buffers must not, as only what moves is in a checkpoint.
         groups: its terms by split name.
-        optim: how it moves; ``steps`` and ``batch`` are the model's.
+        optim: how it moves; its ``steps``, ``batch`` and ``accumulate`` are the model's.
+        warmup: steps that it takes alone before the model's first step; they do not count either.
     """
 
-    network: nn.Module
+    name: str
+    build: Callable[[], nn.Module]
     groups: Mapping[str, Mapping[str, Objective]]
     optim: Optim
+    warmup: int = 0
 
 
 @contextmanager
@@ -53,7 +58,7 @@ class Context:
     """What an objective may use besides the model and the batch.
 
     Attributes:
-        step: number of steps taken so far.
+        step: number of steps taken so far; below 0 while a companion warms up.
         randomness: stream of this objective at this step.
         splits: the data by split name (forget, retain, holdout, test).
         state: the objective's own state; tensors, numbers, strings and lists of them. It is in every checkpoint
@@ -65,7 +70,10 @@ class Context:
         remembered: the target's values that ``remember`` keeps.
         split: whose items this term reads: the split of its group.
         companion: the network that this term's ``companion`` gave; for its terms as well.
+        distilled_from: returns the frozen model that the target was distilled from, where it was.
         shared: what terms of one step leave for each other; empty at the beginning of a step.
+        averaged: returns a context in which the model has the average of its weights (``optim.ema``); None where no
+            average is kept.
     """
 
     step: int
@@ -78,7 +86,9 @@ class Context:
     remembered: Remembered | None = None
     split: str = "forget"
     companion: nn.Module | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
+    distilled_from: Callable[[], Any] | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
+    averaged: Callable[[], AbstractContextManager[None]] | None = None
 
     def remember(
         self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]], ids: Tensor | None = None
@@ -103,6 +113,10 @@ class Context:
         if self.remembered is None:
             raise RuntimeError("there is no place for the target's values: the module was given none")
         return self.remembered.get(f"{split}.{name}", ids)
+
+    def teacher(self) -> Any:
+        """Return the frozen model that the target was distilled from, or the target where it was not distilled."""
+        return (self.distilled_from or self.reference)()
 
     def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
         """Return items of a split on the device, in another form where one is named (a refusal, a paraphrase)."""
@@ -137,8 +151,17 @@ class Objective(ABC):
         if not self.weight >= 0:
             raise ValueError(f"weight is {self.weight}; it must be >= 0")
 
-    def companion(self, model: Any, reference: Callable[[], Any], randomness: Randomness) -> Companion | None:
-        """Return another network that is trained beside the model, None for none."""
+    def attach(self, model: Any) -> None:
+        """Make the model what this term needs, before anything else; called again where a run is resumed."""
+
+    def companion(self, model: Any, teacher: Callable[[], Any], randomness: Randomness) -> Companion | None:
+        """Return another network that is trained beside the model, None for none.
+
+        Args:
+            model: that moves, with gradients asked for where the scope lets it.
+            teacher: returns the frozen model that the target was distilled from, or the target.
+            randomness: of the network's first weights.
+        """
         return None
 
     def prepare(self, model: Any, context: Context) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from unlearn.companions import companions
 from unlearn.data.base import Split
 from unlearn.evaluate import measured
 from unlearn.feed import Feed
@@ -54,7 +55,8 @@ def change(recipe: Recipe, materials: Materials, seed: int, place: RunDir) -> Ch
     target = Reference(materials.load_target)
     if recipe.edit is not None:
         return _edit(recipe, recipe.edit, materials, target, seed, place)
-    module = build_module(recipe, materials.load_target(), materials.splits, seed, target)
+    teacher = Reference(materials.load_teacher) if materials.load_teacher else None
+    module = build_module(recipe, materials.load_target(), materials.splits, seed, target, teacher)
     place.say(scope_lines(module))
     prepare, beside = prepare_masks(recipe, place.say), _keep_best(recipe, materials, target, seed, place.say)
     whole = fit(module, recipe.trainer, place.folder, "unlearning", prepare, beside)
@@ -87,9 +89,25 @@ def further_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> Unl
 
 
 def build_module(
-    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, target: Reference
+    recipe: Recipe,
+    model: nn.Module,
+    splits: dict[str, Split],
+    seed: int,
+    target: Reference,
+    distilled_from: Reference | None = None,
 ) -> UnlearningModule:
-    """Return the module that a recipe describes, around a model that moves."""
+    """Return the module that a recipe describes, around a model that moves.
+
+    Args:
+        recipe: what to do.
+        model: that moves; it begins as the target.
+        splits: the data by split name.
+        seed: of the run.
+        target: the frozen target.
+        distilled_from: the frozen model that the target was distilled from, where it was.
+    """
+    for term in (*recipe.forget.values(), *recipe.retain.values()):
+        term.attach(model)
     recipe.scope.attach(model, Randomness(seed, "scope"))
     reference = WithoutAdapter(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
     names = recipe.scope.select(model)
@@ -99,30 +117,9 @@ def build_module(
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
     phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
     phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
-    beside = list(_companions(phase, model, reference, Randomness(seed, "companion")))
-    return UnlearningModule(model, [*beside, phase], splits, seed, reference, recipe.trainer.log_every)
-
-
-def _companions(phase: Phase, model: nn.Module, reference: Reference, randomness: Randomness) -> Iterator[Phase]:
-    """Yield a phase for each network that a term trains beside the model; it steps before the model does."""
-    for group, name, objective in phase.terms():
-        owner = f"{group}/{name}"
-        companion = objective.companion(model, reference, randomness.child(owner))
-        if companion is not None:
-            groups = {
-                split: {f"{name}_{inner}": term for inner, term in terms.items()}
-                for split, terms in companion.groups.items()
-            }
-            network = companion.network.eval()
-            yield Phase(
-                {f"{owner}.{key}": parameter for key, parameter in network.named_parameters()},
-                groups,
-                companion.optim,
-                name=name,
-                primary=False,
-                network=network,
-                owner=owner,
-            )
+    beside = companions(phase, model, distilled_from or reference, Randomness(seed, "companion"))
+    every = recipe.trainer.log_every
+    return UnlearningModule(model, [*beside, phase], splits, seed, reference, every, distilled_from)
 
 
 def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:

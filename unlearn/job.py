@@ -225,7 +225,7 @@ def _judge(
     place.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
     began = time.monotonic()
     models: dict[str, Callable[[], Any]] = {"target": changed.target, "unlearned": lambda: student}
-    others = {"retrained": materials.load_retrained, "clean": materials.load_clean}
+    others = {"retrained": materials.load_retrained, "teacher": materials.load_teacher, "clean": materials.load_clean}
     models |= {name: load for name, load in others.items() if load is not None}
     splits = dict(materials.splits)
     if recipe.select is not None:

@@ -31,7 +31,8 @@ class Phase:
         every: run at every n-th step.
         primary: whether its steps are the steps that the run counts.
         network: what moves, where it is not the model; its terms find it in their context.
-        owner: the term, ``group/name``, that brought the network, and that finds it too.
+        owners: the terms, ``group/name``, that brought the network, and that find it too.
+        warmup: steps that it takes before the first primary one.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -42,7 +43,17 @@ class Phase:
     every: int = 1
     primary: bool = True
     network: nn.Module | None = None
-    owner: str = ""
+    owners: tuple[str, ...] = ()
+    warmup: int = 0
+
+    @property
+    def first(self) -> int:
+        """The first step at which it is due; primary steps count from 0."""
+        return -(self.warmup // self.every) * self.every
+
+    def is_due(self, step: int) -> bool:
+        """Whether it moves at a step."""
+        return step >= self.first and step % self.every == 0
 
     def terms(self) -> Iterable[tuple[str, str, Objective]]:
         """Yield (group, name, objective)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn.metrics import Record
 
-SUBJECTS = ("target", "unlearned", "retrained", "clean", "corrupted", "target_latent")
+SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
 """Order of the subjects in every table; others follow as they come."""
 
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "retrained": "≈", "none": ""}
