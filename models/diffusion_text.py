@@ -36,10 +36,8 @@ class TextSide(nn.Module):
         return torch.stack([row["input_ids"] for row in rows], dim=1)
 
     def lengths(self, prompts: Sequence[str]) -> Tensor:
-        """Return the number of tokens of each prompt, with those that begin and end it but no padding, (B,) int64."""
-        length = min(tokenizer.model_max_length for tokenizer in self.tokenizers)
-        counts = [[len(self.tokenizers[0](p, truncation=True, max_length=length)["input_ids"])] for p in prompts]
-        return torch.tensor(counts, dtype=torch.int64).view(len(prompts))
+        """Return the number of tokens of each prompt, those at both ends counted and padding not, (B,) int64."""
+        return torch.tensor([len(self.tokenizers[0](prompt, verbose=False)["input_ids"]) for prompt in prompts])
 
     def forward(self, tokens: Tensor) -> Condition:
         """Return encoded prompts of tokens (B, E, L)."""

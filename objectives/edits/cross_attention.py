@@ -73,7 +73,7 @@ def effective(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     found = {}
     for name in names:
         layer: Any = model.get_submodule(name)
-        weight = _base(layer).weight.detach().double()
+        weight = _base(layer).weight.detach().to(torch.float64, copy=True)
         if hasattr(layer, "get_delta_weight") and not layer.merged and not layer.disable_adapters:
             for adapter in layer.active_adapters:
                 weight = weight + layer.get_delta_weight(adapter).detach().double()

@@ -114,8 +114,8 @@ class Ridge:
         A = lam W + sum_i w_i v_i c_i^T + sum_j w_j W r_j r_j^T
         B = lam I + sum_i w_i c_i c_i^T + sum_j w_j r_j r_j^T
 
-    As A = W B + sum_i w_i (v_i - W c_i) c_i^T, A B^-1 = W + sum_i w_i (v_i - W c_i) (B^-1 c_i)^T: what is kept enters by
-    B alone, and one solution for the R inputs serves every map. Nothing is inverted.
+    As A = W B + sum_i w_i (v_i - W c_i) c_i^T, A B^-1 = W + sum_i w_i (v_i - W c_i) (B^-1 c_i)^T: what is kept enters
+    by B alone, and one solution for the R inputs serves every map. Nothing is inverted.
 
     Args:
         rows: what is asked for.

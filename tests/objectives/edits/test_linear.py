@@ -31,7 +31,13 @@ def kept(count: int = P, weight: float = 0.3) -> Kept:
 
 def brute_force(weight: Tensor, wanted: Tensor, requests: Rows, stay: Tensor, s_p: float, lam: float) -> Tensor:
     """Stack every square as a row of one least-squares problem: rows X c = v scaled by sqrt(w), and sqrt(lam) X = W."""
-    left = torch.cat([requests.weights.sqrt()[:, None] * requests.inputs, s_p**0.5 * stay, lam**0.5 * torch.eye(N)])
+    left = torch.cat(
+        [
+            requests.weights.sqrt()[:, None] * requests.inputs,
+            s_p**0.5 * stay,
+            lam**0.5 * torch.eye(N, dtype=torch.float64),
+        ]
+    )
     right = torch.cat([requests.weights.sqrt()[:, None] * wanted, s_p**0.5 * stay @ weight.T, lam**0.5 * weight.T])
     solution: Tensor = torch.linalg.lstsq(left, right).solution
     return solution.T
