@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Split
+from unlearn.data.conditioned import Conditioned
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, mean_ci95
@@ -27,20 +28,47 @@ def at_least(component: Any, **least: int) -> None:
             raise ValueError(f"{name} is {value}; it must be >= {bound}")
 
 
-def samples(evaluation: Evaluation, subject: str, n: int, batch_size: int = 256) -> Tensor:
+def sampled_splits(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the splits whose conditions samples are drawn for; one, the empty name, where models are told nothing."""
+    return ("forget", "retain") if is_told(evaluation.splits["forget"]) else ("",)
+
+
+def is_told(split: Split) -> bool:
+    """Return whether models of the data are told what to draw (a class, a prompt)."""
+    return isinstance(split.dataset, Conditioned)
+
+
+def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
+    """Return the items that the first n samples of a split are to be like, (n,) int64 ids, in an order of the seed."""
+    ids = evaluation.splits[split].ids
+    order = Randomness(evaluation.seed, f"conditions/{split}").permutation(len(ids))
+    return ids[order[torch.arange(n) % len(ids)]]
+
+
+def samples(evaluation: Evaluation, subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 
-    The noise is the same for every subject and every evaluator. A larger n later draws only what is missing.
+    The noise is the same for every subject, every split and every evaluator. A larger n later draws only what is
+    missing.
+
+    Args:
+        evaluation: with the models.
+        subject: which of them.
+        split: the samples are told what its items are (``sampled_items``); of no account where models are told nothing.
+        n: number of samples.
+        batch_size: samples drawn at once; does not change the result.
     """
-    model = evaluation.models[subject]
-    key = ("samples", subject)
+    model, told = evaluation.models[subject], is_told(evaluation.splits["forget"])
+    key = ("samples", subject, split if told else "")
+    items = sampled_items(evaluation, split, n) if told else None
     drawn = evaluation.cache.get(key)
     start = 0 if drawn is None else len(drawn)
     if start < n:
         randomness = Randomness(evaluation.seed, "samples")
 
         def draw(ids: Tensor) -> Tensor:
-            batch = model.sample(ids, randomness)
+            like = {} if items is None else {"like": evaluation.batch(split, items[ids.cpu()])}
+            batch = model.sample(ids, randomness, **like)
             if "image" not in batch:
                 raise RecipeError(
                     f"The samples of {subject} are no images (they hold {', '.join(sorted(batch))}), and this "

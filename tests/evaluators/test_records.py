@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.evaluators.models import evaluation_of, value
+from tests.evaluators.coloured import coloured, splits_of
+from tests.evaluators.models import Obedient, evaluation_of, value
 from tests.evaluators.trained import WRONG, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
 from unlearn import registry
@@ -53,7 +54,7 @@ def trapped_split() -> Split:
 
 @pytest.fixture(scope="module")
 def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
-    """Run every registered evaluator on three untrained models of a family that it can judge: Glows, or Llamas."""
+    """Run every registered evaluator on three models of a family that it can judge: untrained Glows, or Llamas."""
     with torch.no_grad():
         flows = {}
         for number, subject in enumerate(SUBJECTS):
@@ -63,14 +64,17 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
         on_text = evaluation_of({s: tiny(n) for n, s in enumerate(SUBJECTS)}, tiny_splits(), seed=5, **RUN)
         corrupted = {"clean": remembering(), "target": remembering((4, 5, 6), WRONG), "unlearned": remembering()}
         own = {
+            "concept_accuracy": evaluation_of(
+                dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5
+            ),
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
         }
         found = {}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
-            family = own.get(name) or on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
-            found[name] = judge(family)  # type: ignore[operator]
+            family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
+            found[name] = judge(own.get(name) or family)  # type: ignore[operator]
         return found
 
 
@@ -110,7 +114,7 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
             assert record.n >= 1
             assert record.about.keys() <= ABOUT
             assert math.isfinite(record.value), record
-            assert record.split in {"forget", "retain", "holdout", "test", "probe", ""}
+            assert record.split in {"forget", "retain", "holdout", "test", "probe", "cross_domain", ""}
             without = name in ("cost", "goal") or record.metric in ("forget_quality", "codes_changed")
             without |= record.n == 1 or record.value in (0, 0.5, 1, -100)  # nothing varies
             without |= record.about.get("score") == "floor"
