@@ -29,14 +29,14 @@ class Companion:
         build: makes the network, in its place and float type like the model. Its parameters that ask for a gradient
             move; its buffers must not, as only what moves is in a checkpoint.
         groups: its terms by split name.
-        optim: how it moves; its ``steps``, ``batch`` and ``accumulate`` are the model's.
+        optim: how the model moves -> how it moves; steps and batches are the model's, an average there is none.
         warmup: steps that it takes alone before the model's first step; they do not count either.
     """
 
     name: str
     build: Callable[[], nn.Module]
     groups: Mapping[str, Mapping[str, Objective]]
-    optim: Optim
+    optim: Callable[[Optim], Optim]
     warmup: int = 0
 
 
@@ -154,12 +154,13 @@ class Objective(ABC):
     def attach(self, model: Any) -> None:
         """Make the model what this term needs, before anything else; called again where a run is resumed."""
 
-    def companion(self, model: Any, teacher: Callable[[], Any], randomness: Randomness) -> Companion | None:
+    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion | None:
         """Return another network that is trained beside the model, None for none.
 
         Args:
             model: that moves, with gradients asked for where the scope lets it.
             teacher: returns the frozen model that the target was distilled from, or the target.
+            split: whose items this term reads.
             randomness: of the network's first weights.
         """
         return None

@@ -12,6 +12,7 @@ from unlearn.errors import RecipeError
 from unlearn.objectives.base import Companion
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
+from unlearn.schema import Optim
 
 
 def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], randomness: Randomness) -> list[Phase]:
@@ -28,33 +29,38 @@ def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], rando
     Raises:
         RecipeError: two terms bring a network of one name and differ in how it moves.
     """
-    found: dict[str, tuple[Companion, Phase]] = {}
+    found: dict[str, Phase] = {}
     for group, name, objective in phase.terms():
-        brought = objective.companion(model, teacher, randomness.child(f"{group}/{name}"))
+        brought = objective.companion(model, teacher, group, randomness.child(f"{group}/{name}"))
         if brought is None:
             continue
+        optim = _optim(brought, phase.optim)
         if brought.name not in found:
-            found[brought.name] = (brought, _phase(brought, phase))
-        first, beside = found[brought.name]
-        if (brought.optim, brought.warmup) != (first.optim, first.warmup):
+            found[brought.name] = _phase(brought, optim)
+        beside = found[brought.name]
+        if (beside.optim, beside.warmup) != (optim, brought.warmup):
             raise RecipeError(
                 f"{beside.owners[0]} and {group}/{name} train one network, {brought.name!r}, and differ in how it "
-                f"moves: {first.optim}, warm-up {first.warmup}; {brought.optim}, warm-up {brought.warmup}. "
+                f"moves: {beside.optim}, warm-up {beside.warmup}; {optim}, warm-up {brought.warmup}. "
                 "Give both the same."
             )
         beside.owners = (*beside.owners, f"{group}/{name}")
         for split, terms in brought.groups.items():
             beside.groups.setdefault(split, {}).update({f"{name}_{inner}": term for inner, term in terms.items()})
-    return [beside for _, beside in found.values()]
+    return list(found.values())
 
 
-def _phase(companion: Companion, primary: Phase) -> Phase:
+def _optim(companion: Companion, primary: Optim) -> Optim:
+    counted = {key: getattr(primary, key) for key in ("steps", "batch", "forget_batch", "accumulate")}
+    return replace(companion.optim(primary), **counted, ema=None)
+
+
+def _phase(companion: Companion, optim: Optim) -> Phase:
     network = companion.build().eval()
-    counted = {key: getattr(primary.optim, key) for key in ("steps", "batch", "forget_batch", "accumulate")}
     return Phase(
         {f"{companion.name}.{key}": value for key, value in network.named_parameters() if value.requires_grad},
         {},
-        replace(companion.optim, **counted),
+        optim,
         name=companion.name,
         primary=False,
         network=network,

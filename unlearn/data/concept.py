@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,7 +43,11 @@ class Concept:
         """Return a prompt with the anchor's words in place of the concept's; words, not letters, are replaced."""
         if self.anchor is None:
             raise ValueError(f"the concept {self.name!r} has no anchor")
-        return f" {prompt} ".replace(f" {self.name} ", f" {self.anchor} ").strip()
+        return self.said_as(self.anchor, prompt)
+
+    def said_as(self, words: str, prompt: str) -> str:
+        """Return a prompt with other words in place of the concept's."""
+        return re.sub(rf"(?<!\w){re.escape(self.name)}(?!\w)", lambda _: words, prompt)
 
 
 def concept_of(concepts: Sequence[Concept], names: frozenset[str]) -> Concept | None:

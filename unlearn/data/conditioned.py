@@ -18,8 +18,9 @@ from unlearn.errors import RecipeError, did_you_mean
 class Told(Protocol):
     """Turns words into conditions."""
 
-    key: str
-    """Entry of a batch that holds the conditions."""
+    @property
+    def key(self) -> str:
+        """Entry of a batch that holds the conditions."""
 
     def info(self) -> dict[str, Any]:
         """Return what a model must know of it (see Dataset.info)."""
@@ -93,6 +94,11 @@ class Conditioned(Dataset):
         self._conditions = dict(zip(unique, told(unique), strict=True))
         for concept in self.concepts:
             self._check(concept)
+        self._concept = [
+            concept_of(self.concepts, attributes | {label})
+            for label, attributes in zip(self.labels, self.attributes, strict=True)
+        ]
+        self._anchored = torch.tensor([concept is not None and concept.anchor is not None for concept in self._concept])
 
     def batch(self, ids: Tensor) -> Batch:
         """Return the items of the base, and ``class`` (B,) or ``tokens`` (B, E, L)."""
@@ -102,23 +108,22 @@ class Conditioned(Dataset):
         """Return the items told the anchor; every one of them must be of a concept that has one."""
         if name != "anchor":
             return super().form(name, ids)
-        words = []
-        for index in ids.tolist():
-            concept = self._concept(index)
-            if concept is None or concept.anchor is None:
-                raise RecipeError(
-                    f"Item {index} ({self.captions[index]!r}) is of no concept that has an anchor. "
-                    "Type data.concepts=[{name: NAME, anchor: OTHER}]."
-                )
-            words.append(self._anchored(concept, self.captions[index]))
-        return self._with(words, ids)
+        return self._with([self._anchor_of(index) for index in ids.tolist()], ids)
 
     def having_form(self, name: str) -> Tensor:
         """Return (N,) bool: the items of a concept that has an anchor."""
         if name != "anchor":
             return super().having_form(name)
-        found = [self._concept(index) for index in range(len(self))]
-        return torch.tensor([concept is not None and concept.anchor is not None for concept in found])
+        return self._anchored
+
+    def instead(self, ids: Tensor, words: Sequence[str]) -> Batch:
+        """Return items told other words, one an item, in place of their concept (of their label, where it is none)."""
+        if isinstance(self.told, Classes):
+            return self._with(words, ids)
+        concepts = [self._concept[index] or Concept(name=self.labels[index]) for index in ids.tolist()]
+        captions = [self.captions[index] for index in ids.tolist()]
+        told = [one.said_as(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
+        return self._with(told, ids)
 
     def conditions(self, words: Sequence[str]) -> Tensor:
         """Return what a denoiser is told for words, (B, ...)."""
@@ -131,11 +136,23 @@ class Conditioned(Dataset):
             return {"id": ids}
         return {**self.base.batch(ids), self.told.key: self.conditions(words)}
 
-    def _concept(self, index: int) -> Concept | None:
-        return concept_of(self.concepts, self.attributes[index] | {self.labels[index]})
-
-    def _anchored(self, concept: Concept, caption: str) -> str:
-        return concept.anchored(caption) if isinstance(self.told, Prompts) else str(concept.anchor)
+    def _anchor_of(self, index: int) -> str:
+        """Return what an item is told in place of its caption."""
+        concept, caption = self._concept[index], self.captions[index]
+        if concept is None or concept.anchor is None:
+            raise RecipeError(
+                f"Item {index} ({caption!r}) is of no concept that has an anchor. "
+                "Type data.concepts=[{name: NAME, anchor: OTHER}]."
+            )
+        if isinstance(self.told, Classes):
+            return concept.anchor
+        anchored = concept.anchored(caption)
+        if anchored == caption:
+            raise RecipeError(
+                f"data.concepts: the caption {caption!r} of item {index} does not have the words {concept.name!r}, "
+                "so the anchor cannot stand in their place. Name the concept as it stands in the captions."
+            )
+        return anchored
 
     def _check(self, concept: Concept) -> None:
         """Refuse a concept that the data does not know, and a class that is none."""
