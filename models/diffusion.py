@@ -27,7 +27,7 @@ from unlearn.randomness import Randomness
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Diffusion", "DiffusionConfig", "DiT", "StableDiffusion", "TextUNet", "UNet"]
+__all__ = ["DiT", "Diffusion", "DiffusionConfig", "StableDiffusion", "TextUNet", "UNet"]
 
 
 @dataclass

@@ -22,6 +22,7 @@ from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
 from unlearn.models.scope import HeldEntries, scope_table
 from unlearn.module import UnlearningModule
+from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.edits.base import Edit
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
@@ -130,7 +131,9 @@ def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Unlea
     def prepare(module: UnlearningModule, feed: Feed) -> None:
         if not module.masks:
             passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
-            gradients = module.forget_gradient([feed[index] for index in range(min(passes, 50))])
+            batches = [feed[index] for index in range(min(passes, 50))]
+            terms = {"training_loss": TrainingLoss()} if recipe.scope.by_training_loss else None
+            gradients = module.forget_gradient(batches, terms)
             module.masks = recipe.scope.masks(gradients)
             say(scope_lines(module))
         module.held = HeldEntries(module.primary.parameters, module.masks)

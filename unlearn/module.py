@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -179,12 +180,22 @@ class UnlearningModule(lightning.LightningModule):
         if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
             self.goal = next(iter([*self._goals()]), None)
 
-    def forget_gradient(self, batches: Sequence[StepBatches]) -> dict[str, Tensor]:
+    def forget_gradient(
+        self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
+    ) -> dict[str, Tensor]:
         """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
 
         What the terms measure before a step is measured on a copy of their states, so that the run starts unmoved.
+
+        Args:
+            batches: of these steps.
+            terms: in place of the phase's own forget terms.
         """
         kept, self.states = self.states, copy.deepcopy(self.states)
+        phase = self.primary
+        if terms is not None:
+            phase = replace(phase, groups={"forget": dict(terms)})
+            self.states |= {f"forget/{name}": {} for name in terms}
         for _ in self._goals():
             pass
         parameters = list(self.primary.parameters.values())
@@ -192,7 +203,7 @@ class UnlearningModule(lightning.LightningModule):
         for batch in batches:
             self.shared = {}
             moved = self.transfer_batch_to_device(batch, self.device, 0)
-            lazy: list[LazyLoss] = Losses(self.primary, self.model, moved, self._context).group("forget")
+            lazy: list[LazyLoss] = Losses(phase, self.model, moved, self._context).group("forget")
             torch._foreach_add_(total, fresh_gradients(lazy, parameters))
         take_gradients(parameters)
         self.states = kept

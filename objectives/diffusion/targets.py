@@ -19,12 +19,14 @@ def affine_target(model: Any, x: Tensor, t: Tensor, parts: Sequence[tuple[float,
         model: whose scores: the target's, or the model's own as it is.
         x: (B, C, H, W).
         t: (B,) int64.
-        parts: (w_k, B conditions).
+        parts: (w_k, B conditions), all conditions of one kind; those of weight 0 cost nothing.
     """
-    told = Condition.cat([model.encode(condition) for _, condition in parts])
-    times = len(parts)
-    scores = model.predict(x.repeat(times, 1, 1, 1), t.repeat(times), told).chunk(times)
-    return sum(weight * score for (weight, _), score in zip(parts, scores, strict=True))  # type: ignore[return-value]
+    asked = [(weight, condition) for weight, condition in parts if weight != 0]
+    times = len(asked)
+    told = Condition.cat([condition for _, condition in asked])
+    scores = model.predict(x.repeat(times, 1, 1, 1), t.repeat(times), told).unflatten(0, (times, len(x)))
+    weights = scores.new_tensor([weight for weight, _ in asked])
+    return torch.tensordot(weights, scores, dims=1)
 
 
 def mean_square(difference: Tensor) -> Tensor:

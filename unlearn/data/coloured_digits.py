@@ -11,6 +11,7 @@ from torch import Tensor
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.digits import Digits
+from unlearn.data.images import label_numbers
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (1, 0, 0),
@@ -54,12 +55,11 @@ class _Coloured(Dataset):
         self.is_test = digits.is_test.repeat_interleave(len(names))
         self.info = {"shape": (3, *digits.info["shape"][1:]), "levels": digits.info["levels"]}
         self.fingerprint = hashlib.sha256(repr((digits.fingerprint, COLOURS)).encode()).hexdigest()
-        self._numbers = {name: number for number, name in enumerate(sorted(set(self.labels)))}
+        self._numbers = label_numbers(self)
         self._ink = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[:, :, None, None]
 
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``image`` (B, 3, 8, 8) uint8 and ``label`` (B,)."""
         digits, colours = ids // len(COLOURS), ids % len(COLOURS)
         image = self.digits.batch(digits)["image"] * self._ink[colours]
-        numbers = torch.tensor([self._numbers[self.labels[index]] for index in ids.tolist()], dtype=torch.int64)
-        return {"id": ids, "image": image, "label": numbers}
+        return {"id": ids, "image": image, "label": self._numbers[ids]}
