@@ -24,6 +24,9 @@ from unlearn.models.diffusion_wrapper import SETTINGS, Diffusion, DiffusionSetti
 
 Model = TypeVar("Model", bound=Diffusion)
 
+GUARD = "guard.json"
+"""Beside the files of an unchanged model: what stands around it (unlearn.models.guards.guidance)."""
+
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiTPipeline")
 """Pipelines that can be read; each is saved as it came."""
 
@@ -37,14 +40,18 @@ _DENOISERS = {
 def read_model(cls: type[Model], folder: Path) -> Model:
     """Read a model folder. Raises RecipeError where something is missing or of a kind that is not known."""
     try:
-        if (folder / "model_index.json").is_file():
-            return _from_pipeline(cls, folder)
-        return _from_parts(cls, folder)
+        read = _from_pipeline if (folder / "model_index.json").is_file() else _from_parts
+        model = read(cls, folder)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{folder} holds no diffusion model that can be read ({error}). "
             "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
         ) from error
+    if not (folder / GUARD).is_file():
+        return model
+    from unlearn.models.guards.guidance import read_guarded
+
+    return read_guarded(model, folder)  # type: ignore[return-value]
 
 
 def read_settings(folder: Path) -> DiffusionSettings | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -28,6 +28,9 @@ SETTINGS = "unlearn.json"
 """Beside the model's own files: what they do not say."""
 
 Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
+
+Steering = Callable[[int, Tensor, Tensor, Condition], Tensor]
+"""(number of the step, x, t, encoded condition) -> eps, along one trajectory."""
 
 
 @dataclass
@@ -183,6 +186,10 @@ class Diffusion(Wrapper):
         empty, told = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
         return empty + guidance * (told - empty)
 
+    def steering(self, guidance: float) -> Steering:
+        """Return what gives eps at each step of one trajectory; a guard steers here, and may keep a state."""
+        return lambda number, x, t, condition: self.guided(x, t, condition, guidance)
+
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t of clean items and noise, both (B, C, H, W)."""
         signal, scale = self._scales(t, x0)
@@ -315,9 +322,10 @@ class Diffusion(Wrapper):
         )
         scheduler.set_timesteps(steps or self.settings.steps)
         told = self.encode(condition)
+        steer = self.steering(self.settings.guidance if guidance is None else guidance)
         for number, t in enumerate(scheduler.timesteps.tolist()[first:], first):
             at = torch.full((len(x),), t, device=x.device)
-            eps = self.guided(x, at, told, self.settings.guidance if guidance is None else guidance)
+            eps = steer(number, x, at, told)
             # a clipped x_0 needs the eps that belongs to it, or errors add up from step to step
             x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
             yield number, x

@@ -31,6 +31,8 @@ class Companion:
         groups: its terms by split name.
         optim: how the model moves -> how it moves; steps and batches are the model's, an average there is none.
         warmup: steps that it takes alone before the model's first step; they do not count either.
+        file: of safetensors in the run directory, beside ``model/``, into which it is written after the last step;
+            empty for none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Companion:
     groups: Mapping[str, Mapping[str, Objective]]
     optim: Callable[[Optim], Optim]
     warmup: int = 0
+    file: str = ""
 
 
 @contextmanager

@@ -1,18 +1,22 @@
-"""How a model is changed: step by step on the recipe's losses, or by an edit."""
+"""How a model is changed: step by step on the recipe's losses, or by an edit; and what stands around it then."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from unlearn.companions import companions
 from unlearn.data.base import Split
+from unlearn.distributed import rank
 from unlearn.evaluate import measured
 from unlearn.feed import Feed
 from unlearn.fit import device_for, fit
@@ -42,6 +46,7 @@ class Changed:
         steps: optimiser steps taken.
         seconds: of the steps, and of the measurements between them.
         states: the objectives' last states.
+        networks: what was trained beside the model, by its name.
     """
 
     student: Any
@@ -49,13 +54,25 @@ class Changed:
     steps: int
     seconds: dict[str, float]
     states: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def change(recipe: Recipe, materials: Materials, seed: int, place: RunDir) -> Changed:
     """Change the target as the recipe says; a change that was cut off goes on where it stood."""
     target = Reference(materials.load_target)
     if recipe.edit is not None:
-        return _edit(recipe, recipe.edit, materials, target, seed, place)
+        changed = _edit(recipe, recipe.edit, materials, target, seed, place)
+    elif recipe.forget:
+        changed = _train(recipe, materials, target, seed, place)
+    else:
+        changed = Changed(materials.load_target(), target, 0, {"unlearning": 0.0, "selection": 0.0}, {})
+    if recipe.guard is None:
+        return changed
+    return replace(changed, student=recipe.guard(changed.student, materials.splits))
+
+
+def _train(recipe: Recipe, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
+    """Take the steps of the recipe's losses."""
     teacher = Reference(materials.load_teacher) if materials.load_teacher else None
     module = build_module(recipe, materials.load_target(), materials.splits, seed, target, teacher)
     place.say(scope_lines(module))
@@ -64,7 +81,19 @@ def change(recipe: Recipe, materials: Materials, seed: int, place: RunDir) -> Ch
     selection = sum(callback.seconds for callback in beside)
     recipe.scope.detach(module.model, place.folder)
     seconds = {"unlearning": whole - selection, "selection": selection}
-    return Changed(module.model, target, module.step_count, seconds, module.states)
+    return Changed(module.model, target, module.step_count, seconds, module.states, _networks(module, place))
+
+
+def _networks(module: UnlearningModule, place: RunDir) -> dict[str, nn.Module]:
+    """Return what was trained beside the model; write what asks for it, apart from the model."""
+    found = {}
+    for phase in module.phases:
+        if phase.network is not None:
+            found[phase.name] = phase.network
+            if phase.file and rank() == 0:
+                state = {key: value.detach().cpu().contiguous() for key, value in phase.network.state_dict().items()}
+                save_file(state, place.folder / phase.file)
+    return found
 
 
 def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
@@ -80,8 +109,28 @@ def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, s
         steps += module.step_count
         return further
 
-    student = edit(materials.load_target(), train, materials.splits)
+    with _heard(place.say):
+        student = edit(materials.load_target(), train, materials.splits)
     return Changed(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
+
+
+@contextmanager
+def _heard(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand the notes that the package logs while the body runs to ``say``: what an edit found, and its warnings."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger, handler = logging.getLogger("unlearn"), Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def further_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:

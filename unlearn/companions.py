@@ -65,4 +65,5 @@ def _phase(companion: Companion, optim: Optim) -> Phase:
         primary=False,
         network=network,
         warmup=companion.warmup,
+        file=companion.file,
     )

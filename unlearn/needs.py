@@ -16,8 +16,7 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
     ]
     parts += [(f"evaluate.{name}", evaluator) for name, evaluator in recipe.evaluate.items()]
     parts += [(f"distil={name}", term) for name, term in recipe.distil_by.items()]
-    if recipe.edit is not None:
-        parts.append(("edit", recipe.edit))
+    parts += [(key, part) for key, part in (("edit", recipe.edit), ("guard", recipe.guard)) if part is not None]
     if recipe.data.asks_likelihood:
         _require("data: likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:

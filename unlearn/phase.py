@@ -33,6 +33,7 @@ class Phase:
         network: what moves, where it is not the model; its terms find it in their context.
         owners: the terms, ``group/name``, that brought the network, and that find it too.
         warmup: steps that it takes before the first primary one.
+        file: where the network is written after the run; see Companion.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -45,6 +46,7 @@ class Phase:
     network: nn.Module | None = None
     owners: tuple[str, ...] = ()
     warmup: int = 0
+    file: str = ""
 
     @property
     def first(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.yaml_text import shorten
 
-Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit"]
+Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit", "guard"]
 
 BASES: dict[str, str] = {
     "model": "unlearn.models.base:ModelConfig",
@@ -21,6 +21,7 @@ BASES: dict[str, str] = {
     "scope": "unlearn.models.scope:Scope",
     "evaluator": "unlearn.evaluators.base:Evaluator",
     "edit": "unlearn.objectives.edits.base:Edit",
+    "guard": "unlearn.models.guards.base:Guard",
 }
 """The class that every component of a kind extends."""
 
@@ -127,6 +128,12 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "edit": {
         "task_vector": "unlearn.objectives.edits.task_vector:TaskVector",
         "whp": "unlearn.objectives.edits.whp:WhosHarryPotter",
+        "uce": "unlearn.objectives.edits.uce:UCE",
+        "rece": "unlearn.objectives.edits.rece:RECE",
+    },
+    "guard": {
+        "negative_guidance": "unlearn.models.guards.guidance:NegativeGuidance",
+        "sld": "unlearn.models.guards.guidance:SafeLatentDiffusion",
     },
 }
 """Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unlearn.data.base import Source
     from unlearn.evaluators.base import Evaluator
     from unlearn.models.base import ModelConfig
+    from unlearn.models.guards.base import Guard
     from unlearn.models.scope import Scope
     from unlearn.objectives.base import Objective
     from unlearn.objectives.edits.base import Edit
@@ -262,6 +263,7 @@ class Recipe:
     optim: Optim
     trainer: Trainer
     edit: Edit | None
+    guard: Guard | None
     corrupt: Corrupt | None
     distil: Distil | None
     distil_by: dict[str, Objective]
