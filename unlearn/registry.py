@@ -63,6 +63,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "score_preservation": "unlearn.objectives.diffusion.score_preservation:ScorePreservation",
         "doco": "unlearn.objectives.diffusion.doco:DoCo",
         "sfd": "unlearn.objectives.diffusion.sfd:SFD",
+        "kpop": "unlearn.objectives.diffusion.kpop:KPOP",
         "training_loss": "unlearn.objectives.common.training_loss:TrainingLoss",
         "weight_anchor": "unlearn.objectives.common.weight_anchor:WeightAnchor",
         "gradient_ascent": "unlearn.objectives.common.gradient_ascent:GradientAscent",
@@ -123,6 +124,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "traps": "unlearn.evaluators.attacks.traps:TrapsAttack",
         "restor": "unlearn.evaluators.restor:Restor",
         "cost": "unlearn.evaluators.cost:Cost",
+        "key_recovery": "unlearn.evaluators.key_recovery:KeyRecovery",
         "goal": "unlearn.evaluators.goal:Goal",
     },
     "edit": {

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,20 @@ import torch
 
 from tests.evaluators.coloured import coloured, splits_of
 from tests.evaluators.models import Obedient, evaluation_of, value
+from tests.evaluators.painters import class_painter, ink, word_painter
 from tests.evaluators.trained import WRONG, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
+from tests.small_diffusion import small_model
 from unlearn import registry
 from unlearn.data.base import Dataset, Split
+from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.traps import with_traps
-from unlearn.evaluators.base import Findings
-from unlearn.evaluators.cost import Cost
+from unlearn.evaluators.base import Evaluation, Findings
+from unlearn.evaluators.cost import Cost, new_bytes
 from unlearn.evaluators.goal import Goal
 from unlearn.metrics import Record
 from unlearn.models.flow import GlowConfig
+from unlearn.models.guards.key import Key
 from unlearn.randomness import Randomness
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
@@ -30,8 +35,13 @@ SETTINGS = {
     "sample_share": {"samples": 40},
     "feature_distance": {"samples": 40, "items": 40},
     "sample_grid": {"side": 2, "search": 40},
+    "key_recovery": {"samples": 4, "wrong_keys": 1},
     "tofu": {"new_tokens": 4},
     "relearning": {"items": [2], "steps": [0, 2]},
+    "image_relearning": {"items": [2], "steps": [0, 2], "samples": 4},
+    "concept_inversion": {"steps": 2, "samples": 4, "images": 4},
+    "unlearn_diff_atk": {"steps": 2, "samples": 4},
+    "ring_a_bell": {"generations": 1, "population": 4, "samples": 4},
     "stepwise": {"new_tokens": 4},
     "restor": {"new_tokens": 12},
     "muse": {"prompt_tokens": 8, "verbatim_tokens": 4, "knowledge_tokens": 4},
@@ -52,6 +62,16 @@ def trapped_split() -> Split:
     return Split("forget", data, torch.nonzero(data.having(["Peru"]) & data.is_trained).flatten())
 
 
+def keyed_evaluation() -> Evaluation:
+    """Return a text-conditional diffusion model and a key to it."""
+    model = small_model("text").float()
+    model.settings.steps = 2
+    dataset = model.read(ColouredDigits().load())
+    splits = {name: replace(split, dataset=dataset) for name, split in splits_of("three").items()}
+    key = Key.drawn(model.encode(model.null(1)).states, 2, Randomness(0))
+    return evaluation_of(dict.fromkeys(SUBJECTS, model), splits, seed=5, networks={"key": key})
+
+
 @pytest.fixture(scope="module")
 def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
     """Run every registered evaluator on three models of a family that it can judge: untrained Glows, or Llamas."""
@@ -67,9 +87,20 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
             "concept_accuracy": evaluation_of(
                 dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5
             ),
+            "key_recovery": keyed_evaluation(),
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
         }
+        painted = {"target": class_painter(), "unlearned": class_painter(_3="8"), "retrained": class_painter(_3="")}
+        own |= {
+            name: evaluation_of(painted, threes("class"), seed=5) for name in ("image_relearning", "concept_inversion")
+        }
+        written = {
+            "target": word_painter(),
+            "unlearned": word_painter(_3=ink("8")),
+            "retrained": word_painter(_3=0 * ink("3")),
+        }
+        own |= {name: evaluation_of(written, threes("text"), seed=5) for name in ("unlearn_diff_atk", "ring_a_bell")}
         found = {}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
@@ -97,6 +128,22 @@ def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[st
     emitted = {(listed(r), r.evaluator) for found in findings.values() for r in found.records}
     assert emitted == table().keys()
     assert ("sample_shares", "sample_share") not in emitted
+
+
+def test_storage_is_what_the_target_does_not_hold() -> None:
+    """One row of 64 numbers in a table of 11 was changed: the whole table must be stored, 4 x 704 bytes.
+
+    The same tensors under other names cost nothing, and one that only begins alike does.
+    """
+    target = class_painter()
+    assert new_bytes(target, class_painter()) == 0
+    assert new_bytes(target, class_painter(_3="8")) == 4 * 11 * 64
+    wrapped = torch.nn.ModuleDict({"inner": class_painter()})
+    assert new_bytes(target, wrapped) == 0
+    late = class_painter()
+    with torch.no_grad():
+        late.denoiser.class_embedding.weight[-1, -1] += 1
+    assert new_bytes(target, late) == 4 * 11 * 64
 
 
 def test_directions_are_those_of_the_table(findings: dict[str, Findings]) -> None:
