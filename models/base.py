@@ -165,6 +165,9 @@ class Denoises(Protocol):
     def encode(self, condition: Condition) -> Condition:
         """Return encoded prompts, with gradient; classes and encoded prompts come back as they are."""
 
+    def tables(self) -> list[nn.Embedding]:
+        """Return the tables in which it looks up what it is told: words, or classes."""
+
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return eps(x_t, t, c) of x_t (B, C, H, W), t (B,) int64 and B conditions."""
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import diffusers
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
+from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
 
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.models.conditions import Condition
+from unlearn.models.diffusion_kinds import parameter_kinds
 from unlearn.models.diffusion_text import TextSide
 from unlearn.randomness import Randomness
 
-SETTINGS = "unlearn.json"
-"""Beside the model's own files: what they do not say."""
+disable_progress_bar()  # a run shows one bar, its own
+disable_bar_of_transformers()
 
 Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
 
@@ -101,6 +99,11 @@ class Diffusion(Wrapper):
         return len(self.alphas)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the denoiser."""
+        return next(self.denoiser.parameters()).dtype
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, H, W) of what the denoiser takes."""
         if self.vae is None:
@@ -158,6 +161,12 @@ class Diffusion(Wrapper):
             return condition
         rows, where = torch.unique(condition.tokens, dim=0, return_inverse=True)  # prompts repeat within a batch
         return self.text(rows)[where]
+
+    def tables(self) -> list[nn.Embedding]:
+        """Return the tables in which it looks up words (one a text encoder) or classes (one, or one a block)."""
+        if self.text is not None:
+            return [encoder.get_input_embeddings() for encoder in self.text.encoders]  # type: ignore[operator]
+        return [module for module in self.denoiser.modules() if isinstance(module, nn.Embedding)]
 
     # scores
 
@@ -222,7 +231,7 @@ class Diffusion(Wrapper):
         """Return the clean items x_0 of a batch of images, (B, C, H, W)."""
         if "image" not in batch:
             raise RecipeError("The data has prompts without images, and this objective asks for images. Give images.")
-        dtype = self._dtype
+        dtype = self.dtype
         images = batch["image"].to(dtype) * (2 / (self.settings.levels - 1)) - 1
         if self.vae is None:
             return images
@@ -258,7 +267,7 @@ class Diffusion(Wrapper):
 
     def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return x_T ~ N(0, 1), one an id, (B, C, H, W); the same id and randomness give the same in every model."""
-        return randomness.child("latents").normal(ids, self.latent_shape, self._dtype)
+        return randomness.child("latents").normal(ids, self.latent_shape, self.dtype)
 
     @torch.no_grad()
     def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
@@ -278,8 +287,8 @@ class Diffusion(Wrapper):
         if self.settings.one_step is not None:
             return self.images(self.generated(noise, self.encode(condition)))
         x = noise
-        for _, x in self.trajectory(noise, condition):
-            pass
+        for _, after in self.trajectory(noise, condition):
+            x = after
         return self.images(x)
 
     def generated(self, noise: Tensor, condition: Condition) -> Tensor:
@@ -334,31 +343,7 @@ class Diffusion(Wrapper):
 
     def parameter_kinds(self) -> dict[str, list[str]]:
         """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
-        found: dict[str, set[str]] = {name: set() for name in KINDS}
-        for place, module in self.named_modules():
-            if isinstance(module, Attention) and place.startswith("denoiser"):
-                crossing = bool(module.is_cross_attention)
-                for name, _ in module.named_parameters(prefix=place):
-                    found["cross_attention" if crossing else "self_attention"].add(name)
-                    part = name.removeprefix(place + ".").partition(".")[0]
-                    if crossing and part in ("to_k", "to_v"):
-                        found["cross_attention_kv"].add(name)
-                    if crossing and part == "to_q":
-                        found["cross_attention_q"].add(name)
-            elif isinstance(module, FeedForward) and place.startswith("denoiser"):
-                found["feed_forward"] |= {name for name, _ in module.named_parameters(prefix=place)}
-        for name, _ in self.named_parameters():
-            if name.startswith("text."):
-                found["text_encoder"].add(name)
-                if ".mlp." in name:
-                    found["text_encoder_mlp"].add(name)
-                if "_embedding." in name:
-                    found["text_embeddings"].add(name)
-            elif name.startswith("denoiser."):
-                found["denoiser"].add(name)
-                if name not in found["cross_attention"]:
-                    found["not_cross_attention"].add(name)
-        return {kind: [name for name, _ in self.named_parameters() if name in names] for kind, names in found.items()}
+        return parameter_kinds(self)
 
     # files
 
@@ -375,21 +360,9 @@ class Diffusion(Wrapper):
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the pipeline of diffusers that the model came from, or its parts, and ``unlearn.json``."""
-        kept = {name: value.clone() for name, value in self.state_dict().items()} if dtype else None
-        if dtype:
-            self.to(dtype)
-        parts = self.components()
-        if self.pipeline is not None:
-            kind = getattr(diffusers, self.pipeline)
-            wanted = inspect.signature(kind.__init__).parameters
-            kind(**{name: part for name, part in parts.items() if name in wanted}).save_pretrained(folder)
-        else:
-            for name, part in parts.items():
-                part.save_pretrained(folder / name)
-        (folder / SETTINGS).write_text(json.dumps(asdict(self.settings), indent=2) + "\n", encoding="utf-8")
-        if kept is not None:
-            self.to(next(value.dtype for value in kept.values() if value.is_floating_point()))
-            self.load_state_dict(kept)
+        from unlearn.models.diffusion_files import write_model
+
+        write_model(self, folder, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
@@ -397,22 +370,3 @@ class Diffusion(Wrapper):
         from unlearn.models.diffusion_files import read_model
 
         return read_model(cls, folder)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.denoiser.parameters()).dtype
-
-
-KINDS = (
-    "cross_attention",
-    "cross_attention_kv",
-    "cross_attention_q",
-    "self_attention",
-    "feed_forward",
-    "not_cross_attention",
-    "denoiser",
-    "text_encoder",
-    "text_encoder_mlp",
-    "text_embeddings",
-)
-"""Kinds of parameters that a recipe's ``scope.kinds`` may name, beside those of every model."""
