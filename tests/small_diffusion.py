@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 
-from unlearn.change import build_module
+from unlearn.companions import companions
 from unlearn.data.base import Selection, Source, Split
 from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.concept import Concept
@@ -22,12 +21,11 @@ from unlearn.models.diffusion_wrapper import Diffusion
 from unlearn.models.scope import All, Scope
 from unlearn.module import UnlearningModule
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.surgery import WeightedSum
-from unlearn.phase import Losses
+from unlearn.phase import Losses, Phase
 from unlearn.randomness import Randomness
-from unlearn.reference import Reference
+from unlearn.reference import Reference, WithoutAdapter
 from unlearn.remembered import Remembered
-from unlearn.schema import Optim, Trainer
+from unlearn.schema import Optim
 
 Told = Literal["class", "text", "dit"]
 
@@ -128,7 +126,7 @@ def small_job(
     teacher: Diffusion | None = None,
     optim: Optim | None = None,
 ) -> UnlearningModule:
-    """Return the module of a run, networks beside the model included, prepared for its first step.
+    """Return the module of a run, networks beside the model included; ``on_fit_start`` prepares its terms.
 
     Args:
         groups: the terms.
@@ -138,21 +136,26 @@ def small_job(
         teacher: that the target was distilled from, by default none.
         optim: by default two steps of Adam.
     """
-    settings = optim or Optim(steps=2, batch=4, lr=1e-3)
-    recipe = SimpleNamespace(
-        forget=groups.get("forget", {}),
-        retain=groups.get("retain", {}),
-        scope=scope or All(),
-        optim=settings,
-        combine=WeightedSum(),
-        trainer=Trainer(log_every=1),
-    )
-    target, distilled_from = small_model(told), Reference(lambda: teacher) if teacher is not None else None
-    splits = dict(small_splits(told))
-    module = build_module(recipe, small_model(told), splits, 0, Reference(lambda: target), distilled_from)  # type: ignore[arg-type]
+    model, target, chosen = small_model(told), small_model(told), scope or All()
+    for terms in groups.values():
+        for term in terms.values():
+            term.attach(model)
+    chosen.attach(model, Randomness(0, "scope"))
+    names = set(chosen.select(model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    moving = {name: parameter for name, parameter in model.named_parameters() if name in names}
+    phase = Phase(moving, {group: dict(terms) for group, terms in groups.items()}, optim or OPTIM)
+    reference = WithoutAdapter(model, lambda: chosen.off(model)) if chosen.is_adapter else Reference(lambda: target)
+    distilled_from = Reference(lambda: teacher) if teacher is not None else None
+    beside = companions(phase, model, distilled_from or reference, Randomness(0, "companion"))
+    splits = small_splits(told)
+    module = UnlearningModule(model, [*beside, phase], splits, 0, reference, 1, distilled_from)
     module.remembered = Remembered(folder)
-    module.on_fit_start()
     return module
+
+
+OPTIM = Optim(steps=2, batch=4, lr=1e-3)
 
 
 def first_step(module: UnlearningModule) -> StepBatches:

@@ -275,6 +275,7 @@ class UnlearningModule(lightning.LightningModule):
             remembered=self.remembered,
             split=term.partition("/")[0],
             companion=self.companion_of.get(term),
+            distilled_from=self.distilled_from,
             shared=self.shared,
             averaged=self.averaged if self.primary.optim.ema is not None else None,
         )
