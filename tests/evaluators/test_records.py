@@ -11,6 +11,7 @@ import torch
 from tests.evaluators.coloured import coloured, splits_of
 from tests.evaluators.models import Obedient, evaluation_of, value
 from tests.evaluators.painters import class_painter, ink, word_painter
+from tests.evaluators.painters import threes as three_splits
 from tests.evaluators.trained import WRONG, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
 from tests.small_diffusion import small_model
@@ -91,16 +92,15 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
         }
-        painted = {"target": class_painter(), "unlearned": class_painter(_3="8"), "retrained": class_painter(_3="")}
-        own |= {
-            name: evaluation_of(painted, threes("class"), seed=5) for name in ("image_relearning", "concept_inversion")
-        }
-        written = {
-            "target": word_painter(),
-            "unlearned": word_painter(_3=ink("8")),
-            "retrained": word_painter(_3=0 * ink("3")),
-        }
-        own |= {name: evaluation_of(written, threes("text"), seed=5) for name in ("unlearn_diff_atk", "ring_a_bell")}
+        painted = dict(zip(SUBJECTS, (class_painter(), class_painter(_3="8"), class_painter(_3="")), strict=True))
+        written = dict(
+            zip(SUBJECTS, (word_painter(), word_painter(_3=ink("8")), word_painter(dog=ink("8"))), strict=True)
+        )
+        for told, models, names in (
+            ("class", painted, ("image_relearning", "concept_inversion")),
+            ("text", written, ("unlearn_diff_atk", "ring_a_bell")),
+        ):
+            own |= {name: evaluation_of(models, three_splits(told), seed=5) for name in names}
         found = {}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
@@ -205,10 +205,12 @@ def test_the_same_evaluation_gives_the_same_records(digits: Dataset, threes: Spl
 def test_cost(threes: Splits) -> None:
     """9 s of 90 s are a tenth; 2^20 bytes are a MiB."""
     run = {"steps": 60, "seconds": 9.0, "target_seconds": 90.0, "peak_memory": 3 * 2**20}
-    records = Cost()(evaluation_of({}, threes, **run)).records
-    assert {r.metric: r.value for r in records} == {"cost_seconds": 9, "cost_share": 0.1, "peak_memory": 3, "steps": 60}
-    unknown = Cost()(evaluation_of({}, threes, **{**run, "target_seconds": None})).records
-    assert {r.metric for r in unknown} == {"cost_seconds", "peak_memory", "steps"}
+    models = {"target": class_painter(), "unlearned": class_painter(_3="8")}
+    found = {r.metric: r.value for r in Cost()(evaluation_of(models, threes, **run)).records}
+    assert found.pop("storage") == 4 * 11 * 64 / 2**20
+    assert found == {"cost_seconds": 9, "cost_share": 0.1, "peak_memory": 3, "steps": 60}
+    unknown = Cost()(evaluation_of(models, threes, **{**run, "target_seconds": None})).records
+    assert {r.metric for r in unknown} == {"cost_seconds", "peak_memory", "storage", "steps"}
 
 
 def test_goal(threes: Splits) -> None:
