@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.small_diffusion import small_model, small_splits
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.errors import RecipeError
+from unlearn.models.diffusion_text import TextSide
 from unlearn.models.diffusion_wrapper import Diffusion
 from unlearn.objectives.edits.cross_attention import (
     Asked,
@@ -278,6 +281,45 @@ def test_adapters_are_left_alone_and_count(edit: Any) -> None:
     for name, weight in effective(result, list(maps(expected))).items():
         assert torch.allclose(weight, maps(expected)[name], atol=1e-10)
         assert not torch.equal(after[f"{name}.base_layer.weight"], before[f"{name}.base_layer.weight"])
+
+
+def xl_model() -> Diffusion:
+    """A small model of SDXL's layout: two text encoders side by side, and a pooled vector beside their states."""
+    small = small_model("text")
+    assert small.text is not None
+    settings = small.text.encoders[0].config.to_dict() | {"hidden_size": 8, "projection_dim": 12}
+    torch.manual_seed(0)
+    encoders = [CLIPTextModel(CLIPTextConfig(**settings)), CLIPTextModelWithProjection(CLIPTextConfig(**settings))]
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )
+    text = TextSide(encoders, small.text.tokenizers * 2)
+    return Diffusion(unet, small.scheduler, small.settings, text).double()
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=["uce", "rece"])
+def test_models_of_sdxls_layout_are_edited(edit: Any) -> None:
+    """Two transformer blocks a place: (1 down + 1 middle + 2 up) x 2 layers x 2 maps, of both encoders' states."""
+    model = xl_model()
+    result = edit(model, no_training, small_splits("text"))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, result.state_dict()[name])}
+    assert len(changed) == 16 and changed == {f"{name}.weight" for name in keys_and_values(model, "test")}
+    x, t = torch.randn(1, 3, 8, 8, dtype=torch.float64), torch.tensor([500])
+    with torch.no_grad():
+        assert result.predict(x, t, result.prompts(["a red three"])).isfinite().all()
 
 
 def test_what_was_found_and_the_condition_number_are_said(caplog: pytest.LogCaptureFixture) -> None:
