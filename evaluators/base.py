@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from scipy.stats import t
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn.data.base import Batch, Split
 from unlearn.metrics import Record
@@ -28,6 +28,7 @@ class Run:
         target_origin: where the target came from: given, shipped, cached, trained, or in memory.
         peak_memory: peak memory in bytes: of the GPU during the steps, or of the process so far.
         state: the objectives' last states by term name, e.g. ``{"forget": {"reached": True}}``.
+        networks: what was trained beside the model, by its name (a key).
     """
 
     steps: int = 0
@@ -36,6 +37,7 @@ class Run:
     target_origin: str = ""
     peak_memory: int = 0
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

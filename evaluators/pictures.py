@@ -19,6 +19,7 @@ SUBJECTS = {
     "target": "#8A8F98",
     "unlearned": "#0072B2",
     "retrained": "#009E73",
+    "teacher": "#E69F00",
     "clean": "#56B4E9",
     "corrupted": "#CC79A7",
 }

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from unlearn.data.base import Dataset, Split
+from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, share_ci95
 from unlearn.evaluators.features import TRAIN_ONE, Features, features_for
+from unlearn.evaluators.judge import classifier_accuracy
 from unlearn.evaluators.pictures import share_bars
-from unlearn.evaluators.shared import forgotten_names, samples
-from unlearn.metrics import Record
+from unlearn.evaluators.shared import forgotten_names, sampled_splits, samples
+from unlearn.metrics import Direction, Record
 from unlearn.ranges import at_least
 
 
@@ -23,10 +23,12 @@ from unlearn.ranges import at_least
 class SampleShare(Evaluator):
     """Share of samples that a classifier puts in each category, from the same noise for every subject.
 
-    A category counts as forgotten (split forget) where three quarters or more of its training items are forget items.
+    A category counts as forgotten where three quarters or more of its training items are forget items. ``split`` says
+    forget for these categories and retain for the others; for models that are told what to draw it says whose items'
+    conditions the samples were drawn for, so that forget shows what became of the forgotten.
 
     Args:
-        samples: samples a subject.
+        samples: samples a subject; as many for each split, for models that are told what to draw.
         features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
         batch_size: samples drawn at once; does not change the result.
     """
@@ -59,36 +61,59 @@ class SampleShare(Evaluator):
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``sample_share`` for every subject and category, the classifier's accuracy, and a bar chart."""
         net = self._net(evaluation.splits).to(evaluation.device)
-        dataset = evaluation.splits["forget"].dataset
         forgotten = [name for name in forgotten_names(evaluation.splits["forget"]) if name in net.labels]
-        records, shares = [], {}
-        for subject in evaluation.models:
-            drawn = samples(evaluation, subject, self.samples, self.batch_size)
-            counts = torch.bincount(net.classify(drawn), minlength=len(net.labels)).tolist()
-            found = dict(zip(net.labels, counts, strict=True))
-            shares[subject] = [share_ci95(count, self.samples) for count in counts]
-            if len(forgotten) > 1:
-                total = sum(found[name] for name in forgotten)
-                records.append(self._record(evaluation, subject, "forget", {}, total))
-            for name in (*forgotten, *(label for label in net.labels if label not in forgotten)):
-                split = "forget" if name in forgotten else "retain"
-                records.append(self._record(evaluation, subject, split, {"category": name}, found[name]))
-        records.append(_accuracy(evaluation, net, dataset))
-        picture = Picture(
-            name="shares",
-            title="What the models draw",
+        findings = Findings()
+        for told in sampled_splits(evaluation):
+            shares = {}
+            for subject in evaluation.models:
+                drawn = samples(evaluation, subject, told, self.samples, self.batch_size)
+                answers = net.classify(drawn)
+                counts = torch.bincount(answers.flatten(), minlength=len(net.labels)).tolist()
+                found = dict(zip(net.labels, counts, strict=True))
+                shares[subject] = [share_ci95(count, self.samples) for count in counts]
+                if len(forgotten) > 1 and not told:
+                    gone = torch.tensor([net.labels.index(name) for name in forgotten])
+                    total = int(torch.isin(answers, gone).any(dim=1).sum())
+                    findings.records.append(self._record(evaluation, net, subject, "forget", {}, total, "lower"))
+                for name in (*forgotten, *(label for label in net.labels if label not in forgotten)):
+                    split = told or ("forget" if name in forgotten else "retain")
+                    on_forget: Direction = "lower" if name in forgotten else "none"
+                    direction = on_forget if split == "forget" else "retrained"
+                    about = {"category": name}
+                    record = self._record(evaluation, net, subject, split, about, found[name], direction)
+                    findings.records.append(record)
+            findings.pictures.append(self._picture(told, shares, net, forgotten))
+        findings.records.extend(classifier_accuracy(evaluation, net, "sample_share"))
+        return findings
+
+    def _picture(
+        self,
+        told: str,
+        shares: dict[str, list[tuple[float, tuple[float, float]]]],
+        net: Features,
+        forgotten: list[str],
+    ) -> Picture:
+        what = f"samples of each model, told what {told} items are," if told else "samples of each model"
+        note = "the shaded category is to be forgotten" if forgotten else "no category is forgotten as a whole"
+        return Picture(
+            name=f"shares_{told}" if told else "shares",
+            title=f"What the models draw when told the {told} conditions" if told else "What the models draw",
             caption=(
-                f"Share of each category in {self.samples} samples of each model from the same noise, with 95 % "
-                "intervals; the shaded category is to be forgotten."
-                if forgotten
-                else f"Share of each category in {self.samples} samples of each model from the same noise, with 95 % "
-                "intervals; no category is forgotten as a whole."
+                f"Share of each category in {self.samples} {what} from the same noise, with 95 % intervals; {note}."
             ),
             png=share_bars(shares, net.labels, forgotten),
         )
-        return Findings(records, [picture])
 
-    def _record(self, evaluation: Evaluation, subject: str, split: str, about: dict[str, str], count: int) -> Record:
+    def _record(
+        self,
+        evaluation: Evaluation,
+        net: Features,
+        subject: str,
+        split: str,
+        about: dict[str, str],
+        count: int,
+        direction: Direction,
+    ) -> Record:
         share, ci95 = share_ci95(count, self.samples)
         return Record(
             evaluator="sample_share",
@@ -100,26 +125,7 @@ class SampleShare(Evaluator):
             ci95=ci95,
             n=self.samples,
             seed=evaluation.seed,
-            direction="lower" if split == "forget" else "retrained",
+            direction=direction,
             unit="share",
+            detector=net.detector,
         )
-
-
-def _accuracy(evaluation: Evaluation, net: Features, dataset: Dataset) -> Record:
-    """Measure the classifier on the test items of the data at hand."""
-    ids = torch.nonzero(dataset.is_test & (net.known(dataset) >= 0)).flatten()
-    right: Tensor = net.classify(dataset.batch(ids)["image"]) == net.known(dataset)[ids]
-    share, ci95 = share_ci95(int(right.sum()), len(ids))
-    return Record(
-        evaluator="sample_share",
-        metric="classifier_accuracy",
-        subject="target",
-        split="test",
-        about={"features": net.name},
-        value=share,
-        ci95=ci95,
-        n=len(ids),
-        seed=evaluation.seed,
-        direction="higher",
-        unit="share",
-    )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.data.base import Split
+from unlearn.data.base import Batch, Split
+from unlearn.data.conditioned import Conditioned
 from unlearn.data.traps import PLANTED
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
@@ -20,31 +21,89 @@ LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
 """Splits whose likelihood is measured, in the order of the tables."""
 
 
-def samples(evaluation: Evaluation, subject: str, n: int, batch_size: int = 256) -> Tensor:
+def sampled_splits(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the splits whose conditions samples are drawn for; one, the empty name, where models are told nothing."""
+    return ("forget", "retain") if is_told(evaluation.splits["forget"]) else ("",)
+
+
+def is_told(split: Split) -> bool:
+    """Return whether models of the data are told what to draw (a class, a prompt)."""
+    return isinstance(split.dataset, Conditioned)
+
+
+def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
+    """Return the items that the first n samples of a split are to be like, (n,) int64 ids, in an order of the seed."""
+    ids = evaluation.splits[split].ids
+    order = Randomness(evaluation.seed, f"conditions/{split}").permutation(len(ids))
+    return ids[order[torch.arange(n) % len(ids)]]
+
+
+def samples(evaluation: Evaluation, subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 
-    The noise is the same for every subject and every evaluator. A larger n later draws only what is missing.
+    The noise is the same for every subject, every split and every evaluator. A larger n later draws only what is
+    missing.
+
+    Args:
+        evaluation: with the models.
+        subject: which of them.
+        split: the samples are told what its items are (``sampled_items``); of no account where models are told nothing.
+        n: number of samples.
+        batch_size: samples drawn at once; does not change the result.
     """
-    model = evaluation.models[subject]
-    key = ("samples", subject)
-    drawn = evaluation.cache.get(key)
-    start = 0 if drawn is None else len(drawn)
+    told = is_told(evaluation.splits["forget"])
+    key = ("samples", subject, split if told else "")
+    known = evaluation.cache.get(key)
+    start = 0 if known is None else len(known)
     if start < n:
-        randomness = Randomness(evaluation.seed, "samples")
+        items = sampled_items(evaluation, split, n)[start:] if told else None
+        more = drawn(evaluation, evaluation.models[subject], split, items, batch_size, first=start, count=n - start)
+        known = more if known is None else torch.cat((known, more))
+        evaluation.cache[key] = known
+    return known[:n]  # type: ignore[index]
 
-        def draw(ids: Tensor) -> Tensor:
-            batch = model.sample(ids, randomness)
-            if "image" not in batch:
-                raise RecipeError(
-                    f"The samples of {subject} are no images (they hold {', '.join(sorted(batch))}), and this "
-                    "evaluator looks at images. Drop it from the recipe: evaluate.NAME=null."
-                )
-            return batch["image"]  # type: ignore[no-any-return]
 
-        more = map_ids(draw, torch.arange(start, n, device=evaluation.device), batch_size).cpu()
-        drawn = more if drawn is None else torch.cat((drawn, more))
-        evaluation.cache[key] = drawn
-    return drawn[:n]  # type: ignore[index]
+def drawn(
+    evaluation: Evaluation,
+    model: Any,
+    split: str,
+    items: Tensor | None,
+    batch_size: int = 256,
+    told: Tensor | None = None,
+    first: int = 0,
+    count: int = 0,
+) -> Tensor:
+    """Draw samples of a model, (n, C, H, W) uint8 on the CPU; sample i has the same noise whatever draws it.
+
+    Args:
+        evaluation: with the data.
+        model: a subject, or what an attack made of it.
+        split: of the items.
+        items: that the samples are to be like, (n,); None for models that are told nothing.
+        batch_size: samples drawn at once; does not change the result.
+        told: (n, ...), what the samples are told in place of what the items are.
+        first: number of the first sample.
+        count: of samples, where there are no items.
+    """
+    randomness = Randomness(evaluation.seed, "samples")
+
+    def draw(ids: Tensor) -> Tensor:
+        like: dict[str, Batch] = {}
+        if items is not None:
+            rows = ids.cpu() - first
+            like = {"like": evaluation.batch(split, items[rows])}
+            if told is not None:
+                like["like"][evaluation.splits[split].dataset.told.key] = told[rows].to(ids.device)  # type: ignore[attr-defined]
+        batch = model.sample(ids, randomness, **like)
+        if "image" not in batch:
+            raise RecipeError(
+                f"The samples of a {type(model).__name__} are no images (they hold {', '.join(sorted(batch))}), and "
+                "this evaluator looks at images. Drop it from the recipe: evaluate.NAME=null."
+            )
+        return batch["image"]  # type: ignore[no-any-return]
+
+    n = count if items is None else len(items)
+    return map_ids(draw, torch.arange(first, first + n, device=evaluation.device), batch_size).cpu()
 
 
 def likelihoods(

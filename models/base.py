@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unlearn.data.base import Batch, Dataset, Split
 from unlearn.errors import RecipeError
+from unlearn.models.conditions import Condition
 from unlearn.randomness import Randomness
 
 
@@ -141,8 +142,54 @@ class HasLikelihood(Protocol):
 class Samples(Protocol):
     """Draws samples."""
 
-    def sample(self, ids: Tensor, randomness: Randomness) -> Batch:
-        """Draw one item an id, (B,) int64; the same id and randomness give the same latent in every model."""
+    def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
+        """Draw one item an id, (B,) int64; the same id and randomness give the same latent in every model.
+
+        Args:
+            ids: which latents.
+            randomness: of the latents.
+            like: B items whose conditions (class, prompt) the samples are to have; a model without any ignores it.
+        """
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """Predicts the noise in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, told a condition: a diffusion model."""
+
+    def condition(self, batch: Batch) -> Condition:
+        """Return what B items are."""
+
+    def null(self, n: int) -> Condition:
+        """Return n conditions that say nothing."""
+
+    def encode(self, condition: Condition) -> Condition:
+        """Return encoded prompts, with gradient; classes and encoded prompts come back as they are."""
+
+    def tables(self) -> list[nn.Embedding]:
+        """Return the tables in which it looks up what it is told: words, or classes."""
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return eps(x_t, t, c) of x_t (B, C, H, W), t (B,) int64 and B conditions."""
+
+    def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
+        """Return eps(c_n) + g (eps(c) - eps(c_n)) of one forward pass."""
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t."""
+
+    def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Return x_0 as eps has it."""
+
+    def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return x_T ~ N(0, 1), one an id."""
+
+    def times(self, steps: int | None = None) -> Tensor:
+        """Return the timesteps of a trajectory, (S,) int64, falling."""
+
+    def trajectory(
+        self, x: Tensor, condition: Condition, guidance: float | None = None, steps: int | None = None, first: int = 0
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of the step, x after it) of deterministic DDIM from x before step ``first``."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +273,7 @@ CAPABILITIES: dict[str, type] = {
     "training_loss": Trains,
     "likelihood": HasLikelihood,
     "samples": Samples,
+    "denoises": Denoises,
     "continues": Continues,
     "hidden_states": HasHiddenStates,
 }

@@ -130,7 +130,7 @@ class Flow(Wrapper):
         return (batch["image"].to(self._dtype) + noise) / self.levels
 
     @torch.no_grad()
-    def sample(self, ids: Tensor, randomness: Randomness) -> Batch:
+    def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
         """Draw one item an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, or ``vector`` (B, D)."""
         outputs = self.decode(self.latents(ids, randomness))
         if self.levels is None:

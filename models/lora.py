@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unlearn.errors import RecipeError
-from unlearn.models.scope import Scope
+from unlearn.models.scope import Scope, names_of_kinds
 from unlearn.randomness import Randomness
 from unlearn.ranges import above, at_least
 
@@ -35,6 +35,7 @@ class Lora(Scope):
         alpha: its scale; null takes twice the rank.
         include: regular expressions searched in the layer's name; any match adapts it.
         exclude: expressions; any match leaves it alone. By default the head, which has a row a token.
+        kinds: adapt only layers with parameters of these kinds (see ``scope=kind``), e.g. ``[cross_attention]``.
         keep_adapter: write ``adapter/`` beside ``model/``.
 
     Reference:
@@ -45,6 +46,7 @@ class Lora(Scope):
     alpha: int | None = None
     include: list[str] = field(default_factory=lambda: [".*"])
     exclude: list[str] = field(default_factory=lambda: ["lm_head", "embed_out"])
+    kinds: list[str] | None = None
     keep_adapter: bool = False
 
     is_adapter: ClassVar[bool] = True
@@ -63,9 +65,13 @@ class Lora(Scope):
         """Put the matrices beside the chosen layers; the model's outputs do not change."""
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ADAPTED)}
         chosen = [name for name in layers if _any(self.include, name) and not _any(self.exclude, name)]
+        if self.kinds is not None:
+            places = {name.rpartition(".")[0] for name in names_of_kinds(model, self.kinds)}
+            chosen = [name for name in chosen if name in places]
         if not chosen:
             raise RecipeError(
-                f"scope=lora: include={self.include} exclude={self.exclude} matches no linear or convolution layer. "
+                f"scope=lora: include={self.include} exclude={self.exclude}{self._of_kinds} matches no linear or "
+                "convolution layer. "
                 f"Their names look like: {', '.join(list(layers)[:: max(1, len(layers) // 8)]) or 'there is none'}."
             )
         with torch.random.fork_rng(devices=[]):
@@ -97,6 +103,10 @@ class Lora(Scope):
             layer.merge()
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, layer.get_base_layer())
+
+    @property
+    def _of_kinds(self) -> str:
+        return "" if self.kinds is None else f" kinds={self.kinds}"
 
     def _config(self, layers: list[str]) -> LoraConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "embedding": (nn.Embedding,),
     "normalisation": (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm),
 }
-"""Kinds of layer by name. A wrapper adds its own by an attribute ``layer_kinds`` of the same form."""
+"""Kinds of layer by name. A wrapper adds its own by an attribute ``layer_kinds`` of the same form, or, for kinds that
+no type of layer tells, by a method ``parameter_kinds`` that returns the names of the parameters of each."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Scope(ABC):
 
     needs_gradient: ClassVar[bool] = False
     """Whether ``masks`` asks for the forget loss's gradient."""
+
+    @property
+    def by_training_loss(self) -> bool:
+        """Whether that gradient is to be of the training loss on the forget items, whatever the forget terms are."""
+        return False
 
     is_adapter: ClassVar[bool] = False
     """Whether the target's own weights stay, so that ``off`` gives the target back."""
@@ -98,37 +104,19 @@ class Pattern(Scope):
 
 @dataclass(frozen=True)
 class Kind(Scope):
-    """Parameters of some kinds of layer.
+    """Parameters of some kinds.
 
     Args:
-        kinds: names from KINDS or the wrapper's ``layer_kinds``.
+        kinds: names from KINDS, or those that the wrapper adds (for diffusion models: cross_attention,
+            cross_attention_kv, cross_attention_q, self_attention, feed_forward, not_cross_attention, denoiser,
+            text_encoder, text_encoder_mlp, text_encoder_last_attention, text_embeddings).
     """
 
     kinds: list[str] = field(default_factory=lambda: ["linear", "convolution"])
 
     def select(self, model: nn.Module) -> list[str]:
-        """Return the names of parameters directly inside a layer of these kinds."""
-        known = {**KINDS, **getattr(model, "layer_kinds", {})}
-        for kind in self.kinds:
-            if kind not in known:
-                raise RecipeError(f"scope.kinds: there is no kind {kind!r}. {did_you_mean(kind, known)}")
-        types = tuple(layer for kind in self.kinds for layer in known[kind])
-        chosen = {
-            f"{prefix}.{name}" if prefix else name
-            for prefix, module in model.named_modules()
-            if isinstance(module, types)
-            for name, _ in module.named_parameters(recurse=False)
-        }
-        ordered = [name for name, _ in model.named_parameters() if name in chosen]
-        if not ordered:
-            layers = sorted(
-                {type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))}
-            )
-            raise RecipeError(
-                f"scope.kinds={self.kinds} matches no parameter; the model's layers with parameters are "
-                f"{', '.join(layers)}. Type scope=all, or scope.name=pattern with scope.include=[EXPRESSION]."
-            )
-        return ordered
+        """Return the names of the parameters of these kinds."""
+        return names_of_kinds(model, self.kinds)
 
 
 @dataclass(frozen=True)
@@ -138,6 +126,8 @@ class Saliency(Scope):
     Args:
         share: share of all entries that may move, in (0, 1].
         include: as in ``pattern``: the parameters among which entries are chosen.
+        loss: whose gradient on the forget items counts: that of the ``forget`` terms of the recipe, or that of the
+            model's ``training`` loss, as in SalUn, whose mask does not depend on the objective beside it.
 
     Reference:
         Fan et al., SalUn, 2024, eq. 4 (a hard threshold on |gradient|, by default its median). arXiv:2310.12508
@@ -145,7 +135,14 @@ class Saliency(Scope):
 
     share: float = 0.5
     include: list[str] = field(default_factory=lambda: [".*"])
+    loss: Literal["forget", "training"] = "forget"
+
     needs_gradient: ClassVar[bool] = True
+
+    @property
+    def by_training_loss(self) -> bool:
+        """Whether ``loss`` says so."""
+        return self.loss == "training"
 
     def __post_init__(self) -> None:
         """Refuse a share out of range."""
@@ -184,6 +181,46 @@ class HeldEntries:
         """Write the held entries' first values back."""
         for parameter, held, values in self._held:
             parameter[held] = values
+
+
+def names_of_kinds(model: Any, kinds: Sequence[str]) -> list[str]:
+    """Return the names of the parameters of some kinds, in the model's order.
+
+    Those of a kind of layer are the parameters directly inside it.
+
+    Raises:
+        RecipeError: a kind is unknown, a kind that the wrapper names has no parameter, or none of all kinds has.
+    """
+    layers = {**KINDS, **getattr(model, "layer_kinds", {})}
+    named: dict[str, list[str]] = model.parameter_kinds() if hasattr(model, "parameter_kinds") else {}
+    chosen: set[str] = set()
+    for kind in kinds:
+        if kind in named:
+            if not named[kind]:
+                others = ", ".join(other for other, names in named.items() if names)
+                raise RecipeError(f"scope.kinds: the model has no parameter of the kind {kind!r}. It has: {others}.")
+            chosen.update(named[kind])
+        elif kind in layers:
+            chosen.update(_directly_inside(model, layers[kind]))
+        else:
+            raise RecipeError(f"scope.kinds: there is no kind {kind!r}. {did_you_mean(kind, [*layers, *named])}")
+    ordered = [name for name, _ in model.named_parameters() if name in chosen]
+    if not ordered:
+        found = sorted({type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))})
+        raise RecipeError(
+            f"scope.kinds={list(kinds)} matches no parameter; the model's layers with parameters are "
+            f"{', '.join(found)}. Type scope=all, or scope.name=pattern with scope.include=[EXPRESSION]."
+        )
+    return ordered
+
+
+def _directly_inside(model: nn.Module, types: tuple[type[nn.Module], ...]) -> set[str]:
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, types)
+        for name, _ in module.named_parameters(recurse=False)
+    }
 
 
 def scope_table(model: nn.Module, moving: list[str], masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:

@@ -3,17 +3,58 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn.data.base import Batch, Split
 from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 from unlearn.remembered import Remembered
+from unlearn.schema import Optim
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Another network that a term trains beside the model: a fake score, a discriminator, a key.
+
+    Its losses are read from the splits that ``groups`` names, and its step comes before each step of the model, which
+    alone counts. The losses must not reach the model's own parameters: take what the model draws without gradient.
+
+    Attributes:
+        name: for the log; companions of one name, brought by several terms, are one network with the losses of all.
+        build: makes the network, in its place and float type like the model. Its parameters that ask for a gradient
+            move; its buffers must not, as only what moves is in a checkpoint.
+        groups: its terms by split name.
+        optim: how the model moves -> how it moves; steps and batches are the model's, an average there is none.
+        warmup: steps that it takes alone before the model's first step; they do not count either.
+        file: of safetensors in the run directory, beside ``model/``, into which it is written after the last step;
+            empty for none.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    groups: Mapping[str, Mapping[str, Objective]]
+    optim: Callable[[Optim], Optim]
+    warmup: int = 0
+    file: str = ""
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Hold a network still while a loss runs forward through it: no gradient is taken for its parameters."""
+    moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in moving:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -21,7 +62,7 @@ class Context:
     """What an objective may use besides the model and the batch.
 
     Attributes:
-        step: number of steps taken so far.
+        step: number of steps taken so far; below 0 while a companion warms up.
         randomness: stream of this objective at this step.
         splits: the data by split name (forget, retain, holdout, test).
         state: the objective's own state; tensors, numbers, strings and lists of them. It is in every checkpoint
@@ -32,6 +73,11 @@ class Context:
         device: where batches live.
         remembered: the target's values that ``remember`` keeps.
         split: whose items this term reads: the split of its group.
+        companion: the network that this term's ``companion`` gave; for its terms as well.
+        distilled_from: returns the frozen model that the target was distilled from, where it was.
+        shared: what terms of one step leave for each other; empty at the beginning of a step.
+        averaged: returns a context in which the model has the average of its weights (``optim.ema``); None where no
+            average is kept.
     """
 
     step: int
@@ -43,8 +89,14 @@ class Context:
     device: torch.device
     remembered: Remembered | None = None
     split: str = "forget"
+    companion: nn.Module | None = None
+    distilled_from: Callable[[], Any] | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
+    averaged: Callable[[], AbstractContextManager[None]] | None = None
 
-    def remember(self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
+    def remember(
+        self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]], ids: Tensor | None = None
+    ) -> None:
         """Compute once, in ``prepare``, values of the target for the items of a split.
 
         Before the first step the model still is the target, so no second copy of it is needed.
@@ -53,16 +105,22 @@ class Context:
             name: e.g. ``log_prob``; terms that ask for the same name share the values.
             split: whose items.
             compute: batch -> (rows (n, ...) of all items in their order, number of rows of each (B,)).
+            ids: of which items, by default of all.
         """
         if self.remembered is None:
             raise RuntimeError("there is no place for the target's values: the module was given none")
-        self.remembered.put(f"{split}.{name}", self.splits[split].ids, lambda ids: compute(self.batch(split, ids)))
+        chosen = self.splits[split].ids if ids is None else ids
+        self.remembered.put(f"{split}.{name}", chosen, lambda ids: compute(self.batch(split, ids)))
 
     def recall(self, name: str, split: str, ids: Tensor) -> Tensor:
         """Return the remembered rows of items, one after the other, on the device."""
         if self.remembered is None:
             raise RuntimeError("there is no place for the target's values: the module was given none")
         return self.remembered.get(f"{split}.{name}", ids)
+
+    def teacher(self) -> Any:
+        """Return the frozen model that the target was distilled from, or the target where it was not distilled."""
+        return (self.distilled_from or self.reference)()
 
     def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
         """Return items of a split on the device, in another form where one is named (a refusal, a paraphrase)."""
@@ -98,6 +156,20 @@ class Objective(ABC):
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse data that this term cannot use, before any work, with a RecipeError; it reads ``splits[split]``."""
+
+    def attach(self, model: Any) -> None:
+        """Make the model what this term needs, before anything else; called again where a run is resumed."""
+
+    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion | None:
+        """Return another network that is trained beside the model, None for none.
+
+        Args:
+            model: that moves, with gradients asked for where the scope lets it.
+            teacher: returns the frozen model that the target was distilled from, or the target.
+            split: whose items this term reads.
+            randomness: of the network's first weights.
+        """
+        return None
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute once, before the first step, what the run needs; write it to ``context.state``."""

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.ranges import at_least
+
 Gradient = Sequence[Tensor]
 """A tensor a parameter."""
 
@@ -189,6 +191,43 @@ class OrthoGrad(Combination):
         _remove(forget, basis)
         _remove(forget, basis)
         _add(forget, retain, 1 - self.alpha, self.alpha)
+
+
+@dataclass(frozen=True)
+class DoCoReleased(Combination):
+    """The rule of DoCo's released code, which is no projection; the paper's is ``one_sided``.
+
+    Tensor by tensor, where the cosine c of the two gradients f and r is negative, f - strength c r / |r| takes f's
+    place: c is of unit vectors and f is not, so that with strength 1 too little is taken wherever |f| > 1, and too much
+    wherever |f| < 1. The retain gradient r then is dropped: nothing but the direction in which f may not go is left of
+    it. ``one_sided`` takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r.
+
+    Args:
+        strength: lambda of the released code, >= 0.
+        clip: largest norm of f before, over all tensors, as released; null for none.
+
+    Reference:
+        the released code of Wu et al., 2025. arXiv:2405.15304
+    """
+
+    strength: float = 1.0
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, strength=0)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; it must be > 0, or null for none")
+
+    def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
+        """Overwrite ``retain`` with the released code's gradient."""
+        scale = torch.ones((), dtype=torch.float64, device=forget[0].device)
+        if self.clip is not None:
+            scale = (self.clip / (gram(forget, forget)[1].sqrt() + 1e-6)).clamp(max=1)
+        for f, r in zip(forget, retain, strict=True):
+            dot, norm_f, norm_r = gram([f], [r])
+            taken = self.strength * angle(dot, norm_f, norm_r).clamp(max=0)
+            _add([f], [r], scale, -_divide(taken, norm_r.sqrt()))
 
 
 def _remove(vector: Sequence[Tensor], basis: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:

@@ -84,8 +84,8 @@ class Curves(Callback):
         if not module.row or rank() != 0:
             return
         row = {"step": module.step_count - 1, **module.row}
-        for logger in trainer.loggers:
-            logger.log_metrics(module.row, step=module.step_count - 1)
+        for logger in trainer.loggers if row["step"] >= 0 else ():
+            logger.log_metrics(module.row, step=row["step"])
         self.rows.append(row)
         if self.started and row.keys() <= self.columns.keys():
             with self.path.open("a", newline="") as file:
@@ -120,7 +120,7 @@ class Bar(Callback):
         self.progress = Progress(
             *columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), disable=not self.live
         )
-        self.task = self.progress.add_task(self.title, total=self.steps, completed=self.first_step, figures="")
+        self.task = self.progress.add_task(self.title, total=self.steps, completed=max(0, self.first_step), figures="")
         self.progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -130,12 +130,14 @@ class Bar(Callback):
             for key, value in module.row.items()
             if key.startswith("loss/") or key == "cosine"
         )
-        self.progress.update(self.task, completed=module.step_count)
+        self.progress.update(self.task, completed=max(0, module.step_count))
         if figures:
             self.progress.update(self.task, figures=figures)
         if not self.live and figures and time.monotonic() - self.shown > 10:
             self.shown = time.monotonic()
-            print(f"{self.title}: step {module.step_count}/{self.steps}  {figures}", file=sys.stderr, flush=True)
+            step = module.step_count
+            where = f"step {step}/{self.steps}" if step > 0 else f"warming up, {-step} to go"
+            print(f"{self.title}: {where}  {figures}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         """Close the bar."""

@@ -1,17 +1,22 @@
-"""How a model is changed: step by step on the recipe's losses, or by an edit."""
+"""How a model is changed: step by step on the recipe's losses, or by an edit; and what stands around it then."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
+from unlearn.companions import companions
 from unlearn.data.base import Split
+from unlearn.distributed import rank
 from unlearn.evaluate import measured
 from unlearn.feed import Feed
 from unlearn.fit import device_for, fit
@@ -21,6 +26,7 @@ from unlearn.metrics import Record
 from unlearn.models.base import Wrapper
 from unlearn.models.scope import HeldEntries, scope_table
 from unlearn.module import UnlearningModule
+from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.edits.base import Edit
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
@@ -40,6 +46,7 @@ class Changed:
         steps: optimiser steps taken.
         seconds: of the steps, and of the measurements between them.
         states: the objectives' last states.
+        networks: what was trained beside the model, by its name.
     """
 
     student: Any
@@ -47,21 +54,46 @@ class Changed:
     steps: int
     seconds: dict[str, float]
     states: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def change(recipe: Recipe, materials: Materials, seed: int, place: RunDir) -> Changed:
     """Change the target as the recipe says; a change that was cut off goes on where it stood."""
     target = Reference(materials.load_target)
     if recipe.edit is not None:
-        return _edit(recipe, recipe.edit, materials, target, seed, place)
-    module = build_module(recipe, materials.load_target(), materials.splits, seed, target)
+        changed = _edit(recipe, recipe.edit, materials, target, seed, place)
+    elif recipe.forget:
+        changed = _train(recipe, materials, target, seed, place)
+    else:
+        changed = Changed(materials.load_target(), target, 0, {"unlearning": 0.0, "selection": 0.0}, {})
+    if recipe.guard is None:
+        return changed
+    return replace(changed, student=recipe.guard(changed.student, materials.splits))
+
+
+def _train(recipe: Recipe, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
+    """Take the steps of the recipe's losses."""
+    teacher = Reference(materials.load_teacher) if materials.load_teacher else None
+    module = build_module(recipe, materials.load_target(), materials.splits, seed, target, teacher)
     place.say(scope_lines(module))
     prepare, beside = prepare_masks(recipe, place.say), _keep_best(recipe, materials, target, seed, place.say)
     whole = fit(module, recipe.trainer, place.folder, "unlearning", prepare, beside)
     selection = sum(callback.seconds for callback in beside)
     recipe.scope.detach(module.model, place.folder)
     seconds = {"unlearning": whole - selection, "selection": selection}
-    return Changed(module.model, target, module.step_count, seconds, module.states)
+    return Changed(module.model, target, module.step_count, seconds, module.states, _networks(module, place))
+
+
+def _networks(module: UnlearningModule, place: RunDir) -> dict[str, nn.Module]:
+    """Return what was trained beside the model; write what asks for it, apart from the model."""
+    found = {}
+    for phase in module.phases:
+        if phase.network is not None:
+            found[phase.name] = phase.network
+            if phase.file and rank() == 0:
+                state = {key: value.detach().cpu().contiguous() for key, value in phase.network.state_dict().items()}
+                save_file(state, place.folder / phase.file)
+    return found
 
 
 def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
@@ -77,8 +109,28 @@ def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, s
         steps += module.step_count
         return further
 
-    student = edit(materials.load_target(), train, materials.splits)
+    with _heard(place.say):
+        student = edit(materials.load_target(), train, materials.splits)
     return Changed(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
+
+
+@contextmanager
+def _heard(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand the notes that the package logs while the body runs to ``say``: what an edit found, and its warnings."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger, handler = logging.getLogger("unlearn"), Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def further_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:
@@ -87,9 +139,25 @@ def further_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> Unl
 
 
 def build_module(
-    recipe: Recipe, model: nn.Module, splits: dict[str, Split], seed: int, target: Reference
+    recipe: Recipe,
+    model: nn.Module,
+    splits: dict[str, Split],
+    seed: int,
+    target: Reference,
+    distilled_from: Reference | None = None,
 ) -> UnlearningModule:
-    """Return the module that a recipe describes, around a model that moves."""
+    """Return the module that a recipe describes, around a model that moves.
+
+    Args:
+        recipe: what to do.
+        model: that moves; it begins as the target.
+        splits: the data by split name.
+        seed: of the run.
+        target: the frozen target.
+        distilled_from: the frozen model that the target was distilled from, where it was.
+    """
+    for term in (*recipe.forget.values(), *recipe.retain.values()):
+        term.attach(model)
     recipe.scope.attach(model, Randomness(seed, "scope"))
     reference = WithoutAdapter(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
     names = recipe.scope.select(model)
@@ -99,7 +167,9 @@ def build_module(
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
     phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
     phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
-    return UnlearningModule(model, [phase], splits, seed, reference, recipe.trainer.log_every)
+    beside = companions(phase, model, distilled_from or reference, Randomness(seed, "companion"))
+    every = recipe.trainer.log_every
+    return UnlearningModule(model, [*beside, phase], splits, seed, reference, every, distilled_from)
 
 
 def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:
@@ -110,7 +180,9 @@ def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Unlea
     def prepare(module: UnlearningModule, feed: Feed) -> None:
         if not module.masks:
             passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
-            gradients = module.forget_gradient([feed[index] for index in range(min(passes, 50))])
+            batches = [feed[index] for index in range(min(passes, 50))]
+            terms = {"training_loss": TrainingLoss()} if recipe.scope.by_training_loss else None
+            gradients = module.forget_gradient(batches, terms)
             module.masks = recipe.scope.masks(gradients)
             say(scope_lines(module))
         module.held = HeldEntries(module.primary.parameters, module.masks)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unlearn.data.base import Split
+from unlearn.errors import RecipeError
 from unlearn.fit import Prepare, fit, peak_memory
+from unlearn.models.base import Wrapper
 from unlearn.module import UnlearningModule
-from unlearn.schema import Recipe
+from unlearn.schema import Optim, Recipe
 
 
 def one_step(
@@ -31,6 +35,27 @@ def one_step(
     return "\n".join(lines)
 
 
+def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
+    """Apply an edit that trains nothing, and a guard, to an untrained model; return sizes and time as text."""
+    began = time.monotonic()
+    if recipe.edit is not None:
+        model = recipe.edit(model, _no_training, splits)
+    if recipe.guard is not None:
+        recipe.guard(model, splits)
+    lines = [
+        *headings(recipe, splits),
+        f"at once   {time.monotonic() - began:.2f} s, on an untrained model",
+        f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
+        "The recipe is sound.",
+    ]
+    return "\n".join(lines)
+
+
+def _no_training(model: Any, split: str, optim: Optim) -> Any:
+    """Refuse to train for an edit that says it does not ask for it."""
+    raise RecipeError("The edit trains a copy of the model, and its class does not say so: needs lacks training_loss.")
+
+
 def headings(recipe: Recipe, splits: Mapping[str, Split]) -> list[str]:
     """Return the lines that name the recipe, its data, and what is done."""
     groups = {"forget": recipe.forget, "retain": recipe.retain}
@@ -39,5 +64,7 @@ def headings(recipe: Recipe, splits: Mapping[str, Split]) -> list[str]:
     return [
         f"recipe    {recipe.name}  ({recipe.hash[:12]})",
         f"data      {', '.join(f'{len(split):,} {name}' for name, split in splits.items())}",
-        f"edit      {type(recipe.edit).__name__}" if recipe.edit else by_steps,
+        *([f"edit      {type(recipe.edit).__name__}"] if recipe.edit else []),
+        *([by_steps] if recipe.forget else []),
+        *([f"guard     {type(recipe.guard).__name__}"] if recipe.guard else []),
     ]

@@ -17,6 +17,7 @@ from unlearn.models.base import Skeleton
 from unlearn.module import UnlearningModule
 from unlearn.objectives.base import ParameterObjective
 from unlearn.objectives.surgery import GRU
+from unlearn.phase import Phase
 from unlearn.reference import Reference
 from unlearn.schema import Optim, Recipe
 
@@ -60,7 +61,8 @@ def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> d
         copies += recipe.combine.separate or optim.accumulate > 1 or recipe.trainer.devices > 1
         copies += isinstance(recipe.combine, GRU)
         copies += optim.batch if recipe.combine.per_sample else 0
-    held = MOMENTS.get(optim.name, int(optim.momentum > 0)) + (optim.ema is not None)
+    held = _moments(optim) + (optim.ema is not None)
+    beside = [phase for phase in module.phases if phase.network is not None]
     sizes = {group: optim.batch for group in groups or ("forget",)}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
@@ -70,11 +72,23 @@ def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> d
         "weights": model,
         f"gradients, {copies} x what may move": copies * moving,
         f"{optim.name}, {held} x what may move": held * moving,
+        **{f"{phase.name}, which is trained beside it": _beside(phase) for phase in beside},
         "kept of the target, at most": _reference(recipe, skeleton, module, model),
         f"activations of {' or '.join(f'{n} {group}' for group, n in micro.items())}": max(
             skeleton.activations(module.splits[group], items) for group, items in micro.items()
         ),
     }
+
+
+def _moments(optim: Optim) -> int:
+    """Return how many numbers an optimiser keeps a moving weight."""
+    return MOMENTS.get(optim.name, int(optim.momentum > 0))
+
+
+def _beside(phase: Phase) -> int:
+    """Return the bytes of another network: its weights, their gradients and what its optimiser keeps."""
+    network = 0 if phase.network is None else nbytes(dict(phase.network.named_parameters()))
+    return network + (1 + _moments(phase.optim)) * nbytes(phase.parameters)
 
 
 def _reference(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule, model: int) -> int:

@@ -72,7 +72,7 @@ def fit(
         folder / "checkpoints", trainer.checkpoint_every, lambda: before[0] + time.monotonic() - began
     )
     state = checkpoints.load()
-    first = 0
+    first = module.step_count
     if state is not None:
         before[0], first = float(state["seconds"]), int(state["step"])
         module.restored = state
@@ -116,7 +116,7 @@ def fit(
     finally:
         _give_back(handlers)  # Lightning leaves its own behind
     if module.stop_asked and module.step_count < optim.steps:
-        raise Interrupted(f"Stopped at step {module.step_count} of {optim.steps}; the state is saved.")
+        raise Interrupted(f"Stopped at step {max(0, module.step_count)} of {optim.steps}; the state is saved.")
     module.use_kept()
     _same_on_every_rank(module)
     return before[0] + time.monotonic() - began

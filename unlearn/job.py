@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unlearn.change import Changed, build_module, change, further_module, prepare_masks, scope_lines
-from unlearn.checking import one_step
+from unlearn.checking import at_once, one_step
 from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
 from unlearn.distributed import barrier, launch, rank
@@ -148,6 +148,8 @@ def check(recipe: Recipe) -> str:
     if skeleton is not None:
         return estimated(recipe, skeleton, splits)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
+    if not recipe.forget and "training_loss" not in getattr(recipe.edit, "needs", ()):
+        return at_once(recipe, model, splits)
     if recipe.edit is not None:
         optim = replace(getattr(recipe.edit, "optim", recipe.optim), steps=1)
         module = further_module(model, optim, splits["forget"], recipe.seeds[0])
@@ -223,11 +225,12 @@ def _judge(
         target_origin=materials.origin,
         peak_memory=peak_memory(),
         state=changed.states,
+        networks=changed.networks,
     )
     place.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
     began = time.monotonic()
     models: dict[str, Callable[[], Any]] = {"target": changed.target, "unlearned": lambda: student}
-    others = {"retrained": materials.load_retrained, "clean": materials.load_clean}
+    others = {"retrained": materials.load_retrained, "teacher": materials.load_teacher, "clean": materials.load_clean}
     models |= {name: load for name, load in others.items() if load is not None}
     splits = dict(materials.splits)
     if recipe.select is not None:

@@ -47,7 +47,8 @@ class KeepBest(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure when it is due; ask for the end of the run when the limit was missed too often."""
-        if module.step_count % self.select.every and module.step_count < module.primary.optim.steps:
+        step = module.step_count
+        if step <= 0 or (step % self.select.every and step < module.primary.optim.steps):
             return
         began = time.monotonic()
         records = self.compared() + self.measure({"unlearned": module.model}, self.splits)

@@ -51,6 +51,8 @@ COMPONENTS: dict[str, registry.Kind] = {
     "combine": "combination",
     "scope": "scope",
     "edit": "edit",
+    "guard": "guard",
+    "distil": "objective",
 }
 """Parts that are one component."""
 TERMS = ("forget", "retain")

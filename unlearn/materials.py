@@ -15,7 +15,7 @@ from unlearn.data.splits import make_splits, train_split
 from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.randomness import Randomness
-from unlearn.schema import Pretrain, Recipe
+from unlearn.schema import Distil, Pretrain, Recipe
 from unlearn.targets import Trained, find_or_train, given, likelihood_quantiles
 
 
@@ -31,6 +31,8 @@ class Materials:
         target: where the target came from, None for a model in memory.
         retrained: where the retrained model came from, None where there is none.
         load_clean: reads the model that the target was corrupted from, None where there is none.
+        teacher: where the model that the target was distilled from came from, None where there is none.
+        load_teacher: reads that model afresh, None where there is none.
     """
 
     dataset: Dataset
@@ -40,6 +42,8 @@ class Materials:
     target: Trained | None
     retrained: Trained | None = None
     load_clean: Callable[[], Wrapper] | None = None
+    teacher: Trained | None = None
+    load_teacher: Callable[[], Wrapper] | None = None
 
     @property
     def origin(self) -> str:
@@ -50,7 +54,7 @@ class Materials:
     def facts(self) -> dict[str, str]:
         """What a resumed run must find again: hashes of the data and of the models."""
         data = " ".join(f"{name} {split.dataset.content(split.ids)}" for name, split in self.splits.items())
-        models = {"target model": self.target, "retrained model": self.retrained}
+        models = {"target model": self.target, "retrained model": self.retrained, "teacher": self.teacher}
         found = {name: trained.key for name, trained in models.items() if trained is not None}
         return {"data": hashlib.sha256(data.encode()).hexdigest()[:16], **found}
 
@@ -63,7 +67,7 @@ class Materials:
 def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> Materials:
     """Find or train the target, draw the splits, then find or train the retrained model."""
     config = recipe.model
-    target = clean = None
+    target = clean = teacher = None
     load_target: Callable[[], Wrapper]
     if model is not None:
         load_target = partial(copy.deepcopy, model)
@@ -71,6 +75,8 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
         target = clean = _target(recipe, dataset)
         if recipe.corrupt is not None:
             target = _corrupted(recipe, clean, dataset)
+        if recipe.distil is not None:
+            teacher, target = clean, _distilled(recipe, recipe.distil, clean, dataset)
         load_target = partial(config.load, target.folder)
     if target is None or target.origin == "given":
         load_target().check_fits(dataset.info)
@@ -80,18 +86,19 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
     retrained: Trained | None = None
     if config.retrained is not None:
-        retrained = given("retrained", config)
+        retrained = given("model.retrained", config, config.retrained)
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
         retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
     load_retrained = None if retrained is None else partial(config.load, retrained.folder)
     load_clean = partial(config.load, clean.folder) if clean and recipe.corrupt else None
-    return Materials(dataset, splits, load_target, load_retrained, target, retrained, load_clean)
+    load_teacher = partial(config.load, teacher.folder) if teacher else None
+    return Materials(dataset, splits, load_target, load_retrained, target, retrained, load_clean, teacher, load_teacher)
 
 
 def _target(recipe: Recipe, dataset: Dataset) -> Trained:
     config = recipe.model
     if config.pretrained is not None:
-        return given("pretrained", config)
+        return given("model.pretrained", config, config.pretrained)
     return find_or_train(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
 
 
@@ -102,6 +109,16 @@ def _corrupted(recipe: Recipe, clean: Trained, dataset: Dataset) -> Trained:
         raise RecipeError("corrupt: the data has no corrupted items. Type data.corrupt=[NAME, ...], or corrupt=null.")
     further = Pretrain(seed=recipe.corrupt.seed, optim=recipe.corrupt.optim)
     return find_or_train(recipe.model, further, recipe.trainer, Split("corrupted", dataset, ids), "corrupted", clean)
+
+
+def _distilled(recipe: Recipe, distil: Distil, teacher: Trained, dataset: Dataset) -> Trained:
+    """Return the model that the recipe's distillation makes of the teacher on all training items."""
+    if distil.pretrained is not None:
+        return given("distil.pretrained", recipe.model, distil.pretrained)
+    config = replace(recipe.model, train=recipe.model.train or distil.train)
+    further = Pretrain(seed=distil.seed, optim=distil.optim)
+    split = train_split(dataset)
+    return find_or_train(config, further, recipe.trainer, split, "distilled", teacher, recipe.distil_by)
 
 
 def _without(splits: dict[str, Split]) -> Split:

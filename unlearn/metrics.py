@@ -24,6 +24,8 @@ class Record:
         n: number of items or samples behind it.
         direction: where a better value lies; ``retrained`` means close to the retrained model's.
         unit: e.g. ``bits/dim``, ``share``, ``s``; empty for a pure number.
+        detector: where a classifier or detector is behind the figure, its ``name``, the ``sha256`` of its files (or
+            its ``version``), its ``labels`` and, where it has one, its ``threshold``.
     """
 
     evaluator: str
@@ -37,11 +39,14 @@ class Record:
     n: int = 1
     direction: Direction = "none"
     unit: str = ""
+    detector: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as it stands in ``metrics.json``."""
         row = asdict(self)
         row["ci95"] = None if self.ci95 is None else list(self.ci95)
+        if not self.detector:
+            del row["detector"]
         return row
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -37,9 +38,10 @@ class UnlearningModule(lightning.LightningModule):
         seed: the run's seed.
         reference: the frozen target.
         log_every: steps between measurements of losses, diagnostics and the conflict cosine.
+        distilled_from: the frozen model that the target was distilled from, where it was.
 
     Attributes:
-        step_count: primary steps taken.
+        step_count: primary steps taken; below 0 while a companion warms up.
         goal: the term that ended the run by reaching its goal, or None.
         row: the last measured row of the training curves.
     """
@@ -52,6 +54,7 @@ class UnlearningModule(lightning.LightningModule):
         seed: int,
         reference: Reference | None = None,
         log_every: int = 10,
+        distilled_from: Reference | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -62,9 +65,18 @@ class UnlearningModule(lightning.LightningModule):
         for phase in phases:
             self.add_phase(phase)
         self.splits, self.reference, self.log_every = splits, reference, log_every
+        self.distilled_from = distilled_from
         self.stream = Randomness(seed)
         self.primary = next(phase for phase in self.phases if phase.primary)
-        self.step_count = 0
+        beside = [phase for phase in self.phases if phase.network is not None]
+        self.companions = nn.ModuleList([phase.network for phase in beside if phase.network is not None])
+        self.companion_of = {
+            term: phase.network
+            for phase in beside
+            for term in (*phase.owners, *(f"{group}/{name}" for group, name, _ in phase.terms()))
+        }
+        self.shared: dict[Any, Any] = {}
+        self.step_count = min(phase.first for phase in self.phases)
         self.goal: str | None = None
         self.stop_asked = False
         self.row: dict[str, float] = {}
@@ -88,8 +100,9 @@ class UnlearningModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Take up a restored state, or prepare the terms before the first step."""
-        if self.reference is not None:
-            self.reference.to(next(self.model.parameters()))
+        for frozen in (self.reference, self.distilled_from):
+            if frozen is not None:
+                frozen.to(next(self.model.parameters()))
         if self.restored is not None:
             self._restore(self.restored)
         else:
@@ -111,7 +124,8 @@ class UnlearningModule(lightning.LightningModule):
         if asked > 0:
             self.stop_asked = True
             return -1
-        if self.goal is None:  # a run that is resumed after its goal must not ask again: the answer may differ
+        # a run that is resumed after its goal must not ask again: the answer may differ
+        if self.goal is None and self.step_count >= 0:
             self.goal = next(iter([*self._goals()]), None)
         return None if self.goal is None else -1
 
@@ -129,12 +143,12 @@ class UnlearningModule(lightning.LightningModule):
         measure = step % self.log_every == 0
         optimisers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
         optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
-        self.row = {}
+        self.row, self.shared = {}, {}
         for index, phase in enumerate(self.phases):
-            if step % phase.every:
+            if not phase.is_due(step):
                 continue
             losses = Losses(phase, self.model, batch, self._context)
-            if step == 0:
+            if step == phase.first:
                 with watched(phase.parameters) as reached:
                     gradients = losses.gradient(self.combine_states[index], measure)
                 _refuse_unreached(phase, reached)
@@ -160,24 +174,36 @@ class UnlearningModule(lightning.LightningModule):
                 self.row |= {prefix + key: value for key, value in row.items()}
         if self.held is not None:
             self.held.restore()
-        self._update_average()
+        if step >= 0:
+            self._update_average()
         self.step_count += 1
         if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
             self.goal = next(iter([*self._goals()]), None)
 
-    def forget_gradient(self, batches: Sequence[StepBatches]) -> dict[str, Tensor]:
+    def forget_gradient(
+        self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
+    ) -> dict[str, Tensor]:
         """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
 
         What the terms measure before a step is measured on a copy of their states, so that the run starts unmoved.
+
+        Args:
+            batches: of these steps.
+            terms: in place of the phase's own forget terms.
         """
         kept, self.states = self.states, copy.deepcopy(self.states)
+        phase = self.primary
+        if terms is not None:
+            phase = replace(phase, groups={"forget": dict(terms)})
+            self.states |= {f"forget/{name}": {} for name in terms}
         for _ in self._goals():
             pass
         parameters = list(self.primary.parameters.values())
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in batches:
+            self.shared = {}
             moved = self.transfer_batch_to_device(batch, self.device, 0)
-            lazy: list[LazyLoss] = Losses(self.primary, self.model, moved, self._context).group("forget")
+            lazy: list[LazyLoss] = Losses(phase, self.model, moved, self._context).group("forget")
             torch._foreach_add_(total, fresh_gradients(lazy, parameters))
         take_gradients(parameters)
         self.states = kept
@@ -248,12 +274,35 @@ class UnlearningModule(lightning.LightningModule):
             device=self.device,
             remembered=self.remembered,
             split=term.partition("/")[0],
+            companion=self.companion_of.get(term),
+            distilled_from=self.distilled_from,
+            shared=self.shared,
+            averaged=self.averaged if self.primary.optim.ema is not None else None,
         )
 
     def _reference(self) -> Any:
         if self.reference is None:
             raise RuntimeError("this phase has no reference: it trains a target")
         return self.reference()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the average of its weights while the body runs; nothing is copied.
+
+        Mixed precision keeps casts of the weights, which are dropped, as they are of other weights.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Exchange the moving weights with their average."""
+        for name, value in self.average.items():
+            parameter = self.primary.parameters[name]
+            self.average[name], parameter.data = parameter.data, value
+        torch.clear_autocast_cache()
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -16,13 +16,13 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
         (f"{group}={name}", term) for group in ("forget", "retain") for name, term in getattr(recipe, group).items()
     ]
     parts += [(f"evaluate.{name}", evaluator) for name, evaluator in recipe.evaluate.items()]
-    if recipe.edit is not None:
-        parts.append(("edit", recipe.edit))
-        if not isinstance(recipe.scope, All):
-            raise RecipeError(
-                f"edit={recipe.tree['edit']['name']} decides itself what it changes, and scope="
-                f"{recipe.tree['scope']['name']} would have no effect. Type scope=all."
-            )
+    parts += [(f"distil={name}", term) for name, term in recipe.distil_by.items()]
+    parts += [(key, part) for key, part in (("edit", recipe.edit), ("guard", recipe.guard)) if part is not None]
+    if recipe.edit is not None and not isinstance(recipe.scope, All):
+        raise RecipeError(
+            f"edit={recipe.tree['edit']['name']} decides itself what it changes, and scope="
+            f"{recipe.tree['scope']['name']} would have no effect. Type scope=all."
+        )
     if recipe.data.asks_likelihood:
         _require("data: likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:
@@ -43,7 +43,15 @@ def check_subjects(recipe: Recipe, in_memory: bool = False) -> None:
             "corrupt makes the target from a clean model, and the target is given as a model in memory. "
             "Give the clean model's folder (model.pretrained=FOLDER), or write corrupt=null."
         )
+    if in_memory and recipe.distil is not None:
+        raise RecipeError(
+            "distil makes the target from a teacher, and the target is given as a model in memory. Give the teacher's "
+            "folder (model.pretrained=FOLDER) and the target's (distil.pretrained=FOLDER), or write distil=null."
+        )
+    if recipe.distil is not None and recipe.corrupt is not None:
+        raise RecipeError("distil and corrupt both make the target. Take one: distil=null or corrupt=null.")
     ways = {
+        "teacher": (recipe.distil is not None, "Give the part distil (distil=OBJECTIVE)"),
         "clean": (recipe.corrupt is not None, "Give the part corrupt (corrupt.optim.steps=100, say)"),
         "retrained": (
             bool(recipe.model.retrained)

@@ -30,6 +30,10 @@ class Phase:
         name: for the log.
         every: run at every n-th step.
         primary: whether its steps are the steps that the run counts.
+        network: what moves, where it is not the model; its terms find it in their context.
+        owners: the terms, ``group/name``, that brought the network, and that find it too.
+        warmup: steps that it takes before the first primary one.
+        file: where the network is written after the run; see Companion.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -39,6 +43,19 @@ class Phase:
     name: str = "main"
     every: int = 1
     primary: bool = True
+    network: nn.Module | None = None
+    owners: tuple[str, ...] = ()
+    warmup: int = 0
+    file: str = ""
+
+    @property
+    def first(self) -> int:
+        """The first step at which it is due; primary steps count from 0."""
+        return -(self.warmup // self.every) * self.every
+
+    def is_due(self, step: int) -> bool:
+        """Whether it moves at a step."""
+        return step >= self.first and step % self.every == 0
 
     def terms(self) -> Iterable[tuple[str, str, Objective]]:
         """Yield (group, name, objective)."""

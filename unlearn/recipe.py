@@ -14,13 +14,13 @@ from unlearn import layers, registry
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.layers import Given, Node, bare
 from unlearn.references import escape, interpolate
-from unlearn.schema import About, Corrupt, Gate, Optim, Pretrain, Recipe, Select, Trainer
+from unlearn.schema import About, Corrupt, Distil, Gate, Optim, Pretrain, Recipe, Select, Trainer
 from unlearn.tables import settle
 from unlearn.typed import Built, build, convert
 from unlearn.yaml_text import shorten
 
 PARTS = ["name", "about", "model", "data", "pretrain", "forget", "retain", "combine", "scope"]
-PARTS += ["edit", "corrupt", "select", "optim", "trainer", "evaluate", "gate", "seed", "output"]
+PARTS += ["edit", "guard", "corrupt", "distil", "select", "optim", "trainer", "evaluate", "gate", "seed", "output"]
 """The keys of a recipe, in the order in which a resolved recipe shows them."""
 
 CHOICE = ("settings", "tables")
@@ -75,7 +75,9 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     combine = _component("combination", _part(node, "combine"), "combine")
     scope = _component("scope", _part(node, "scope"), "scope")
     edit = _component("edit", node["edit"], "edit") if _part(node, "edit") else None
+    guard = _component("guard", node["guard"], "guard") if _part(node, "guard") else None
     corrupt = build(Corrupt, _part(node, "corrupt"), "corrupt") if _part(node, "corrupt") else None
+    distil, distil_by, distil_tree = _distil(_part(node, "distil"))
     optim = build(Optim, _part(node, "optim"), "optim")
     trainer = build(Trainer, _part(node, "trainer"), "trainer")
     evaluate = {
@@ -86,9 +88,10 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     name = _name(node, name)
     seed, seeds = _seeds(node)
     output = _output(node)
-    if bool(forget) == bool(edit):
+    if (forget and edit) or not (forget or edit or guard):
         what = "both a forget and an edit part; take one, and write null for the other" if edit else "no forget part"
-        raise RecipeError(f"the recipe has {what}; write forget=NAME, or edit=NAME. {_allowed('objective')}")
+        ways = "write forget=NAME, or edit=NAME, or guard=NAME alone or around one of them"
+        raise RecipeError(f"the recipe has {what}; {ways}. {_allowed('objective')}")
     if combine.built.value.separate and forget and not retain:
         raise RecipeError(f"combine={combine.name} takes two gradients, and there is no retain part. Type combine=sum.")
     if select is not None and select.value.evaluator not in evaluate:
@@ -106,7 +109,9 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         "combine": combine.tree(),
         "scope": scope.tree(),
         **({"edit": edit.tree()} if edit else {}),
+        **({"guard": guard.tree()} if guard else {}),
         **({"corrupt": corrupt.tree} if corrupt else {}),
+        **({"distil": distil_tree} if distil else {}),
         **({"select": select.tree} if select else {}),
         "optim": optim.tree,
         "trainer": trainer.tree,
@@ -126,7 +131,10 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         combine=combine.built.value,
         scope=scope.built.value,
         edit=edit.built.value if edit else None,
+        guard=guard.built.value if guard else None,
         corrupt=corrupt.value if corrupt else None,
+        distil=distil,
+        distil_by=distil_by,
         select=select.value if select else None,
         optim=optim.value,
         trainer=trainer.value,
@@ -193,6 +201,17 @@ def _terms(key: str, node: Node) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     term = _component("objective", node, key)
     return {re.split("[.:]", term.name)[-1]: term.built.value}, term.tree()
+
+
+def _distil(node: Node) -> tuple[Distil | None, dict[str, Any], dict[str, Any]]:
+    """Build the part that names an objective and says, beside its settings, how the target is distilled by it."""
+    if isinstance(node, dict) and not node:
+        return None, {}, {}
+    entries = node if isinstance(node, dict) else {"name": node}
+    own = {field.name for field in fields(Distil)}
+    term = _component("objective", {key: value for key, value in entries.items() if key not in own}, "distil")
+    settings = build(Distil, {key: value for key, value in entries.items() if key in own}, "distil")
+    return settings.value, {re.split("[.:]", term.name)[-1]: term.built.value}, {**term.tree(), **settings.tree}
 
 
 def _name(node: dict[str, Node], otherwise: str) -> str:

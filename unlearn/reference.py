@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 
@@ -54,7 +53,7 @@ class WithoutAdapter(Reference):
         self._view = _View(model, off)
 
     def __call__(self) -> Any:
-        """Return the model, whose methods run with the adapter off and without gradients."""
+        """Return the model, whose methods run with the adapter off; its own weights hold still, as they must."""
         return self._view
 
     def to(self, like: Tensor) -> None:
@@ -71,7 +70,18 @@ class _View:
             return found
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self._off(), torch.no_grad():
-                return found(*args, **kwargs)
+            with self._off():
+                result = found(*args, **kwargs)
+            return self._each(result) if isinstance(result, Generator) else result
 
         return call
+
+    def _each(self, made: Generator[Any]) -> Iterator[Any]:
+        """Yield what a generator gives; the adapter is off while it works, and on while others do."""
+        end = object()
+        while True:
+            with self._off():
+                item = next(made, end)
+            if item is end:
+                return
+            yield item

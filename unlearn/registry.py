@@ -11,7 +11,7 @@ from typing import Any, Literal
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.yaml_text import shorten
 
-Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit"]
+Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit", "guard"]
 
 BASES: dict[str, str] = {
     "model": "unlearn.models.base:ModelConfig",
@@ -21,6 +21,7 @@ BASES: dict[str, str] = {
     "scope": "unlearn.models.scope:Scope",
     "evaluator": "unlearn.evaluators.base:Evaluator",
     "edit": "unlearn.objectives.edits.base:Edit",
+    "guard": "unlearn.models.guards.base:Guard",
 }
 """The class that every component of a kind extends."""
 
@@ -33,11 +34,16 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "causal_lm": "unlearn.models.language:CausalLM",
         "llama": "unlearn.models.language:SmallLlama",
         "smollm2": "unlearn.models.language:SmolLM2",
+        "unet": "unlearn.models.diffusion:UNet",
+        "text_unet": "unlearn.models.diffusion:TextUNet",
+        "dit": "unlearn.models.diffusion:DiT",
+        "stable_diffusion": "unlearn.models.diffusion:StableDiffusion",
     },
     "data": {
         "digits": "unlearn.data.digits:Digits",
         "mnist": "unlearn.data.mnist:Mnist",
         "image_folder": "unlearn.data.image_folder:ImageFolder",
+        "coloured_digits": "unlearn.data.coloured_digits:ColouredDigits",
         "factbook": "unlearn.data.factbook:Factbook",
         "tofu": "unlearn.data.tofu:Tofu",
         "muse": "unlearn.data.muse:Muse",
@@ -49,9 +55,18 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "category_taming": "unlearn.objectives.flow.category_taming:CategoryTaming",
         "debias": "unlearn.objectives.flow.debias:Debias",
         "likelihood_ascent": "unlearn.objectives.flow.likelihood_ascent:LikelihoodAscent",
+        "esd": "unlearn.objectives.diffusion.esd:ESD",
+        "sdd": "unlearn.objectives.diffusion.sdd:SDD",
+        "concept_ablation": "unlearn.objectives.diffusion.concept_ablation:ConceptAblation",
+        "random_label": "unlearn.objectives.diffusion.random_label:RandomLabel",
+        "denoising_ascent": "unlearn.objectives.diffusion.denoising_ascent:DenoisingAscent",
+        "score_preservation": "unlearn.objectives.diffusion.score_preservation:ScorePreservation",
+        "doco": "unlearn.objectives.diffusion.doco:DoCo",
+        "sfd": "unlearn.objectives.diffusion.sfd:SFD",
+        "kpop": "unlearn.objectives.diffusion.kpop:KPOP",
         "training_loss": "unlearn.objectives.common.training_loss:TrainingLoss",
         "weight_anchor": "unlearn.objectives.common.weight_anchor:WeightAnchor",
-        "gradient_ascent": "unlearn.objectives.language.gradient_ascent:GradientAscent",
+        "gradient_ascent": "unlearn.objectives.common.gradient_ascent:GradientAscent",
         "npo": "unlearn.objectives.language.npo:NPO",
         "simnpo": "unlearn.objectives.language.simnpo:SimNPO",
         "dpo": "unlearn.objectives.language.dpo:DPO",
@@ -77,6 +92,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "gru": "unlearn.objectives.surgery:GRU",
         "mgda": "unlearn.objectives.surgery:MGDA",
         "orthograd": "unlearn.objectives.surgery:OrthoGrad",
+        "doco_released": "unlearn.objectives.surgery:DoCoReleased",
     },
     "scope": {
         "all": "unlearn.models.scope:All",
@@ -89,6 +105,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "bits_per_dim": "unlearn.evaluators.bits_per_dim:BitsPerDim",
         "likelihood_rank": "unlearn.evaluators.likelihood_rank:LikelihoodRank",
         "sample_share": "unlearn.evaluators.sample_share:SampleShare",
+        "concept_accuracy": "unlearn.evaluators.concept_accuracy:ConceptAccuracy",
         "feature_distance": "unlearn.evaluators.feature_distance:FeatureDistance",
         "membership": "unlearn.evaluators.membership:Membership",
         "sample_grid": "unlearn.evaluators.sample_grid:SampleGrid",
@@ -98,7 +115,11 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text_membership": "unlearn.evaluators.text_membership:TextMembership",
         "answer_samples": "unlearn.evaluators.answer_samples:AnswerSamples",
         "lm_eval": "unlearn.evaluators.lm_eval:LmEval",
-        "relearning": "unlearn.evaluators.attacks.relearning:Relearning",
+        "relearning": "unlearn.evaluators.attacks.answer_relearning:AnswerRelearning",
+        "image_relearning": "unlearn.evaluators.attacks.image_relearning:ImageRelearning",
+        "concept_inversion": "unlearn.evaluators.attacks.concept_inversion:ConceptInversion",
+        "unlearn_diff_atk": "unlearn.evaluators.attacks.unlearn_diff_atk:UnlearnDiffAtk",
+        "ring_a_bell": "unlearn.evaluators.attacks.ring_a_bell:RingABell",
         "quantization": "unlearn.evaluators.attacks.quantization:Quantization",
         "in_context": "unlearn.evaluators.attacks.in_context:InContext",
         "stepwise": "unlearn.evaluators.attacks.stepwise:Stepwise",
@@ -107,11 +128,18 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "traps": "unlearn.evaluators.attacks.traps:TrapsAttack",
         "restor": "unlearn.evaluators.restor:Restor",
         "cost": "unlearn.evaluators.cost:Cost",
+        "key_recovery": "unlearn.evaluators.key_recovery:KeyRecovery",
         "goal": "unlearn.evaluators.goal:Goal",
     },
     "edit": {
         "task_vector": "unlearn.objectives.edits.task_vector:TaskVector",
         "whp": "unlearn.objectives.edits.whp:WhosHarryPotter",
+        "uce": "unlearn.objectives.edits.uce:UCE",
+        "rece": "unlearn.objectives.edits.rece:RECE",
+    },
+    "guard": {
+        "negative_guidance": "unlearn.models.guards.guidance:NegativeGuidance",
+        "sld": "unlearn.models.guards.guidance:SafeLatentDiffusion",
     },
 }
 """Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""

@@ -47,7 +47,11 @@ class Remembered:
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             counts = torch.tensor([len(table[item]) for item in ids.tolist()])
-            content = {"ids": ids.cpu(), "counts": counts, "rows": torch.cat([table[item] for item in ids.tolist()])}
+            content = {
+                "ids": ids.cpu().contiguous(),
+                "counts": counts,
+                "rows": torch.cat([table[item] for item in ids.tolist()]),
+            }
             part = self._path(name).with_suffix(".partial")
             save_file(content, part)
             part.replace(self._path(name))

@@ -6,11 +6,13 @@ from unlearn.schema import Optim
 
 
 def learning_rate(optim: Optim, step: int) -> float:
-    """Return the rate of a step, counted from 0.
+    """Return the rate of a step, counted from 0; ``lr`` itself in steps below 0, in which a network warms up.
 
     ``onecycle`` rises by a cosine from lr / 25 over the first 30 % (or ``warmup``) and falls by a cosine to
     lr / 250,000 (Smith and Topin, Super-Convergence, 2018; rates as in PyTorch's OneCycleLR).
     """
+    if step < 0:
+        return optim.lr
     if optim.schedule == "onecycle":
         top = (optim.warmup or 0.3) * optim.steps - 1
         if step <= top:

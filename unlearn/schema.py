@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from unlearn.data.base import Source
     from unlearn.evaluators.base import Evaluator
     from unlearn.models.base import ModelConfig
+    from unlearn.models.guards.base import Guard
     from unlearn.models.scope import Scope
     from unlearn.objectives.base import Objective
     from unlearn.objectives.edits.base import Edit
     from unlearn.objectives.surgery import Combination
 
 
-SUBJECTS = ("target", "unlearned", "retrained", "clean", "corrupted", "target_latent")
+SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
 SPLITS = ("forget", "retain", "holdout", "test", "probe", "same_person", "neighbours", "strangers", "cross_domain")
 
 
@@ -226,6 +227,27 @@ class Corrupt:
 
 
 @dataclass
+class Distil:
+    """How the target is made from a teacher: trained on all training items by an objective that asks the teacher.
+
+    The teacher is the model that ``pretrain`` trains, or that ``model.pretrained`` names; the run's own objectives may
+    ask it too. In a recipe these settings stand beside the objective's own: ``distil: {name: sfd, optim: ...}``.
+
+    Args:
+        pretrained: folder of a model that was distilled before; by default the recipe distils it (or takes the copy
+            that ships, or the cached one).
+        train: distil anew, whatever ships or is cached.
+        seed: of the data order.
+        optim: as for unlearning.
+    """
+
+    pretrained: str | None = None
+    train: bool = False
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
 class Recipe:
     """A recipe with every component built; made by ``unlearn.recipe.load``."""
 
@@ -241,7 +263,10 @@ class Recipe:
     optim: Optim
     trainer: Trainer
     edit: Edit | None
+    guard: Guard | None
     corrupt: Corrupt | None
+    distil: Distil | None
+    distil_by: dict[str, Objective]
     select: Select | None
     evaluate: dict[str, Evaluator]
     gate: dict[str, Gate]

@@ -58,6 +58,7 @@ def _summary(same: Sequence[Record]) -> Record:
         n=len(values),
         direction=first.direction,
         unit=first.unit,
+        detector=first.detector,
     )
 
 

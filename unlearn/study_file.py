@@ -16,7 +16,7 @@ from unlearn.typed import build, convert
 from unlearn.yaml_text import Tree, parse, shorten
 
 KEYS = ("about", "recipe", "runs", "seeds", "overrides", "columns", "references", "order")
-SUBJECTS = ("target", "unlearned", "retrained", "clean", "corrupted", "target_latent")
+SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
 FOLDER = Path("runs/studies")
 
 

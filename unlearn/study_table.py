@@ -70,6 +70,7 @@ def _like(record: Record, value: float, ci95: tuple[float, float] | None, n: int
         n=n,
         direction=direction or record.direction,  # type: ignore[arg-type]
         unit=record.unit,
+        detector=record.detector,
     )
 
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from unlearn.companions import companions
 from unlearn.data.base import Dataset, Split
 from unlearn.distributed import barrier, rank
 from unlearn.errors import RecipeError
@@ -25,9 +27,11 @@ from unlearn.fit import fit
 from unlearn.models.base import InitialisesFromData, ModelConfig, Wrapper
 from unlearn.models.likelihood import Moments, bits_per_dim_of
 from unlearn.module import UnlearningModule
+from unlearn.objectives.base import Objective
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
+from unlearn.reference import Reference
 from unlearn.schema import Optim, Pretrain, Trainer
 
 _trained_here: set[str] = set()
@@ -54,14 +58,14 @@ class Trained:
     key: str = ""
 
 
-def given(key: str, config: ModelConfig) -> Trained:
-    """Return the model that ``config.pretrained`` or ``config.retrained`` names."""
+def given(key: str, config: ModelConfig, path: str) -> Trained:
+    """Return the model at a path or hub id that stands under ``key`` in the recipe."""
     try:
-        folder = config.fetch(getattr(config, key))
+        folder = config.fetch(path)
     except RecipeError as error:
-        raise RecipeError(f"model.{key}: {error}") from error
+        raise RecipeError(f"{key}: {error}") from error
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        raise RecipeError(f"model.{key}: {folder} is a run directory. Type model.{key}={folder / 'model'}")
+        raise RecipeError(f"{key}: {folder} is a run directory. Type {key}={folder / 'model'}")
     config.load(folder)  # says what is wrong with it before any work
     return Trained(folder, "given", key=_content(folder))
 
@@ -73,6 +77,7 @@ def find_or_train(
     split: Split,
     subject: str,
     start: Trained | None = None,
+    by: Mapping[str, Objective] | None = None,
 ) -> Trained:
     """Return a model trained on ``split``: the shipped copy, the cached one, or a new one.
 
@@ -83,8 +88,9 @@ def find_or_train(
         split: the training items.
         subject: target or retrained, for the progress bar.
         start: the model whose training goes on; by default a new one.
+        by: objectives that the model is trained by, with ``start`` as their teacher; by default its own training loss.
     """
-    key = training_key(config, pretrain, split, start)
+    key = training_key(config, pretrain, split, start, by)
     if not config.train or key in _trained_here:
         for folder in (*shipped(), models_cache() / key):
             record = _record(folder)
@@ -92,15 +98,21 @@ def find_or_train(
                 return Trained(
                     folder, "shipped" if folder.parent != models_cache() else "cached", record["seconds"], key
                 )
-    return train(config, pretrain, trainer, split, subject, key, start)
+    return train(config, pretrain, trainer, split, subject, key, start, by)
 
 
-def training_key(config: ModelConfig, pretrain: Pretrain, split: Split, start: Trained | None = None) -> str:
+def training_key(
+    config: ModelConfig,
+    pretrain: Pretrain,
+    split: Split,
+    start: Trained | None = None,
+    by: Mapping[str, Objective] | None = None,
+) -> str:
     """Return the hash of everything that shapes a trained model."""
     model = {name: value for name, value in asdict(config).items() if name not in config.not_in_training}
     shape = {
         "format": FORMAT,
-        "kind": f"{type(config).__module__}.{type(config).__qualname__}",
+        "kind": _qualified(type(config)),
         "model": model,
         "optim": asdict(pretrain.optim),
         "seed": pretrain.seed,
@@ -108,6 +120,8 @@ def training_key(config: ModelConfig, pretrain: Pretrain, split: Split, start: T
         "info": split.dataset.info,
         "start": start.key if start else None,
     }
+    if by:
+        shape["by"] = {name: [_qualified(type(term)), asdict(term)] for name, term in by.items()}
     return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -119,6 +133,7 @@ def train(
     subject: str,
     key: str,
     start: Trained | None,
+    by: Mapping[str, Objective] | None = None,
 ) -> Trained:
     """Train a model into the cache; a training that was cut off goes on where it stood."""
     folder, working = models_cache() / key, models_cache() / f"{key}.training"
@@ -127,8 +142,12 @@ def train(
         if not config.train and _record(folder).get("key") == key:  # another process made it meanwhile
             return Trained(folder, "cached", _record(folder)["seconds"], key)
         model = config.load(start.folder) if start else new_model(config, pretrain, split)
-        module = UnlearningModule(model, [training_phase(model, pretrain.optim)], {"retain": split}, pretrain.seed)
-        module.remedy = "Type a smaller pretrain.optim.lr, or pretrain.optim.clip=1."
+        if start and by:
+            module = distillation(model, Reference(partial(config.load, start.folder)), by, pretrain, split)
+        else:
+            module = UnlearningModule(model, [training_phase(model, pretrain.optim)], {"retain": split}, pretrain.seed)
+        part = "distil" if by else "pretrain"
+        module.remedy = f"Type a smaller {part}.optim.lr, or {part}.optim.clip=1."
         seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
         if rank() == 0:
             finished = models_cache() / f".{key}.partial"
@@ -159,6 +178,18 @@ def training_phase(model: Wrapper, optim: Optim) -> Phase:
     return Phase(dict(model.named_parameters()), {"retain": {"training_loss": TrainingLoss()}}, optim)
 
 
+def distillation(
+    model: Wrapper, teacher: Reference, by: Mapping[str, Objective], pretrain: Pretrain, split: Split
+) -> UnlearningModule:
+    """Return the module that trains a model, which begins as its teacher, by objectives on all items."""
+    for term in by.values():
+        term.attach(model)
+    moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    phase = Phase(moving, {"retain": dict(by)}, pretrain.optim)
+    beside = companions(phase, model, teacher, Randomness(pretrain.seed, "companion"))
+    return UnlearningModule(model, [*beside, phase], {"retain": split}, pretrain.seed, teacher)
+
+
 def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -> Callable[[Tensor], Tensor]:
     """Return ids -> Gaussian likelihood quantile under the model, relative to its training items.
 
@@ -176,6 +207,10 @@ def shipped() -> list[Path]:
     """Return the folders of the models that ship with the package."""
     root = Path(str(files("unlearn"))) / "assets"
     return sorted(path.parent for path in root.glob("*/*/trained.json"))
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _content(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Real models whose likelihood and samples are known in closed form."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -92,3 +93,29 @@ def value(records: Any, metric: str, **wanted: str) -> float:
     ]
     assert len(found) == 1, f"{metric} {wanted}: {len(found)} records"
     return found[0].value
+
+
+class Obedient(Wrapper):
+    """Draws, for each item that it is told, the image of the item that a rule names: (sample ids, items) -> items."""
+
+    family: ClassVar[str] = "diffusion"
+
+    def __init__(self, dataset: Dataset, rule: Callable[[Tensor, Tensor], Tensor] = lambda ids, items: items) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.rule = rule
+        self.told: list[int] = []  # items, to see what was asked for
+
+    def sample(self, ids: Tensor, randomness: Randomness, like: Batch) -> Batch:
+        """Copy the items of the rule."""
+        self.told.extend(like["id"].tolist())
+        return {"id": ids, "image": self.dataset.batch(self.rule(ids, like["id"]))["image"]}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Not used: the data are not stored."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Not used: the data are not stored."""
+        raise NotImplementedError

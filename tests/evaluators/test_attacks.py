@@ -11,12 +11,12 @@ from tests.language_small import encoder, tiny, tiny_dataset, tiny_splits
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.asking import companions, in_company
 from unlearn.evaluators.attacks.in_context import InContext
 from unlearn.evaluators.attacks.paraphrase import Paraphrase, wordings
 from unlearn.evaluators.attacks.prefix import CONSENT, Prefix, begun
 from unlearn.evaluators.attacks.quantization import Quantization
-from unlearn.evaluators.attacks.relearning import Relearning
 from unlearn.evaluators.attacks.scoring import attacked, memorised
 from unlearn.evaluators.attacks.stepwise import Stepwise
 from unlearn.evaluators.base import Evaluation
@@ -28,7 +28,7 @@ ATTACKS = [
     Prefix(),
     Paraphrase(),
     Quantization(),
-    Relearning(items=[1, 2], steps=[0, 2]),
+    AnswerRelearning(items=[1, 2], steps=[0, 2]),
 ]
 PROMPTS = ATTACKS[:4]
 

@@ -13,6 +13,7 @@ from tests.evaluators.trained import RETAINED, fit, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
 from unlearn.data.base import Split
 from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.quantization import (
     Quantization,
     codes,
@@ -21,7 +22,6 @@ from unlearn.evaluators.attacks.quantization import (
     quantized,
     scales,
 )
-from unlearn.evaluators.attacks.relearning import Relearning
 from unlearn.evaluators.attacks.scoring import memorised
 from unlearn.evaluators.base import Evaluation
 from unlearn.models.language import Language
@@ -153,7 +153,7 @@ def test_quantization_reports_every_subject_and_width() -> None:
 
 
 def relearning(**models: Any) -> Any:
-    return Relearning(items=[2], steps=[0, 5, 20], lr=1e-3)(evaluation(**models))
+    return AnswerRelearning(items=[2], steps=[0, 5, 20], lr=1e-3)(evaluation(**models))
 
 
 def test_relearning_brings_back_what_was_hidden_but_not_what_was_never_there() -> None:
@@ -176,7 +176,7 @@ def test_relearning_brings_back_what_was_hidden_but_not_what_was_never_there() -
 
 def test_a_rate_near_zero_changes_nothing() -> None:
     """The control of the attack: with no training the figures after any number of steps are those before."""
-    records = Relearning(items=[2], steps=[0, 3], lr=1e-12)(evaluation(target=hidden())).records
+    records = AnswerRelearning(items=[2], steps=[0, 3], lr=1e-12)(evaluation(target=hidden())).records
     for which in ("others", "relearned"):
         first, second = (
             value(
@@ -188,7 +188,7 @@ def test_a_rate_near_zero_changes_nothing() -> None:
 
 
 def test_no_steps_give_the_plain_scores_of_disjoint_items() -> None:
-    attack = Relearning(items=[1, 3], steps=[0])
+    attack = AnswerRelearning(items=[1, 3], steps=[0])
     run = evaluation(target=hidden())
     order = run.splits["forget"].ids[run.randomness.child("items").permutation(5)]
     records = attack(run).records
@@ -203,7 +203,7 @@ def test_no_steps_give_the_plain_scores_of_disjoint_items() -> None:
 
 def test_every_subject_is_trained_on_the_same_batches_as_by_hand() -> None:
     """The copies equal a loop of AdamW written out here, with the order of the attack's stream."""
-    attack, run = Relearning(items=[3], steps=[4], lr=1e-2, batch=2), evaluation(target=hidden())
+    attack, run = AnswerRelearning(items=[3], steps=[4], lr=1e-2, batch=2), evaluation(target=hidden())
     ids = torch.tensor([0, 2, 3])
     ((steps, copy),) = attack.checkpoints(run, hidden(), ids)
     by_hand = deepcopy(hidden()).requires_grad_(True)
@@ -232,26 +232,26 @@ def test_a_frozen_model_is_trained_and_stays_frozen() -> None:
 def test_sizes_that_leave_no_other_item() -> None:
     splits = tiny_splits()
     with pytest.raises(RecipeError, match=r"only 5\. Type evaluate.relearning.items=\[1\]"):
-        Relearning(items=[5]).check(splits)
-    Relearning(items=[4]).check(splits)
+        AnswerRelearning(items=[5]).check(splits)
+    AnswerRelearning(items=[4]).check(splits)
     half = {"forget": splits["forget"].halves()[1]}  # three items, of which five cannot be taken
     run = Evaluation({"target": tiny()}, half, Randomness(0), torch.device("cpu"))
-    assert {r.about["budget"] for r in Relearning(items=[2, 4], steps=[0])(run).records} == {"2 items, 0 steps"}
+    assert {r.about["budget"] for r in AnswerRelearning(items=[2, 4], steps=[0])(run).records} == {"2 items, 0 steps"}
     one = {"forget": Split("forget", splits["forget"].dataset, torch.tensor([0]))}
     run = Evaluation({"target": tiny()}, one, Randomness(0), torch.device("cpu"))
-    found = Relearning(items=[1], steps=[0])(run)
+    found = AnswerRelearning(items=[1], steps=[0])(run)
     assert found.records == [] and "too few forget items (1) to train on 1" in found.notes[0]
 
 
 @pytest.mark.parametrize(
     ("attack", "settings"),
     [
-        (Relearning, {"items": []}),
-        (Relearning, {"items": [0]}),
-        (Relearning, {"steps": [-1]}),
-        (Relearning, {"steps": [3, 3]}),
-        (Relearning, {"lr": 0.0}),
-        (Relearning, {"batch": 0}),
+        (AnswerRelearning, {"items": []}),
+        (AnswerRelearning, {"items": [0]}),
+        (AnswerRelearning, {"steps": [-1]}),
+        (AnswerRelearning, {"steps": [3, 3]}),
+        (AnswerRelearning, {"lr": 0.0}),
+        (AnswerRelearning, {"batch": 0}),
         (Quantization, {"bits": [1]}),
         (Quantization, {"bits": [16]}),
         (Quantization, {"bits": []}),

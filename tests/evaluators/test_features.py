@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from unlearn.data.base import Dataset
+from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
 from unlearn.data.mnist import Mnist
 from unlearn.errors import RecipeError
-from unlearn.evaluators.feature_training import Training, main, train
+from unlearn.evaluators.feature_training import PACKAGED_NETS, Training, main, train
 from unlearn.evaluators.features import ASSETS, PACKAGED, Features, features_for, load_features
 
 
@@ -22,7 +23,7 @@ def accuracy(net: Features, dataset: Dataset, noise: float = 0.0) -> float:
     top = dataset.info["levels"] - 1
     wave = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * noise * top
     noisy = (images + wave).round().clamp(0, top).to(torch.uint8)
-    return (net.classify(noisy) == net.known(dataset)[ids]).double().mean().item()
+    return (net.classify(noisy) == net.known(dataset)[ids]).all(dim=1).double().mean().item()
 
 
 def test_digitnet8_reads_test_digits(digits: Dataset) -> None:
@@ -43,6 +44,26 @@ def test_digitnet28_reads_mnist_at_any_number_of_grey_levels(bits: int) -> None:
     assert accuracy(net, mnist) >= 0.98
 
 
+def test_colourdigitnet8_answers_two_questions() -> None:
+    """What it answers is read from the right outputs: a recoloured test digit keeps its digit and changes its colour.
+
+    The answers are indices into the labels of both questions, so that a colour is never the index of a digit.
+    """
+    data = ColouredDigits().load()
+    net = features_for(data.info)
+    ids = torch.nonzero(data.is_test).flatten()
+    assert net.groups == {"digit": WORDS, "colour": tuple(COLOURS)}
+    assert accuracy(net, data) == pytest.approx(net.accuracy, abs=1e-3)
+    answers, known = net.classify(data.batch(ids)["image"]), net.known(data)[ids]
+    assert ((answers == known).double().mean(dim=0) >= 0.98).all()
+    assert (answers[:, 0] < 10).all() and (answers[:, 1] >= 10).all()
+    probabilities = net.probabilities(data.batch(ids[:9])["image"])
+    assert torch.allclose(probabilities[:, :10].sum(1), torch.ones(9), atol=1e-5)
+    assert torch.allclose(probabilities[:, 10:].sum(1), torch.ones(9), atol=1e-5)
+    assert [net.labels[answer] for answer in known[0]] == [data.labels[ids[0]], *data.attributes[ids[0]]]
+    assert net.detector["labels"].startswith("digit: zero, one") and len(net.detector["sha256"]) == 64
+
+
 def test_wrong_grey_levels_would_be_noticed() -> None:
     mnist = Mnist(bits=3).load()
     assert accuracy(load_features("digitnet28"), mnist) < 0.5
@@ -53,20 +74,23 @@ def test_a_packaged_net_is_small_and_says_where_it_comes_from(name: str) -> None
     about = json.loads((ASSETS / name / "config.json").read_text())
     assert (ASSETS / name / "model.safetensors").stat().st_size < 500_000
     assert tuple(about["shape"]) == PACKAGED[name]
-    assert about["labels"] == [str(digit) for digit in range(10)]
+    words = [*WORDS, *COLOURS] if name.startswith("colour") else [str(digit) for digit in range(10)]
+    assert about["labels"] == words
     assert {"accuracy", "accuracy_n", "trained_on", "data_fingerprint", "training"} <= about.keys()
 
 
 def test_packaged_nets_were_trained_on_the_data_that_load(digits: Dataset) -> None:
-    assert json.loads((ASSETS / "digitnet8/config.json").read_text())["data_fingerprint"] == digits.fingerprint
-    assert json.loads((ASSETS / "digitnet28/config.json").read_text())["data_fingerprint"] == Mnist().load().fingerprint
+    sources = {"digitnet8": digits, "digitnet28": Mnist().load(), "colourdigitnet8": ColouredDigits().load()}
+    assert sources.keys() == PACKAGED.keys() == PACKAGED_NETS.keys()
+    for name, data in sources.items():
+        assert json.loads((ASSETS / name / "config.json").read_text())["data_fingerprint"] == data.fingerprint
 
 
 def test_outputs_agree_and_do_not_depend_on_the_batch(digits: Dataset) -> None:
     net = features_for(digits.info)
     images = digits.batch(torch.arange(600))["image"]
     probabilities = net.probabilities(images)
-    assert torch.equal(probabilities.argmax(1), net.classify(images))
+    assert torch.equal(probabilities.argmax(1, keepdim=True), net.classify(images))
     assert torch.allclose(probabilities.sum(1), torch.ones(600))
     assert torch.allclose(net.embed(images)[500:], net.embed(images[500:]), atol=1e-5)
     assert net.embed(images).shape == (600, 32)

@@ -2,22 +2,29 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.evaluators.models import evaluation_of, value
+from tests.evaluators.coloured import coloured, splits_of
+from tests.evaluators.models import Obedient, evaluation_of, value
+from tests.evaluators.painters import class_painter, ink, word_painter
+from tests.evaluators.painters import threes as three_splits
 from tests.evaluators.trained import WRONG, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
+from tests.small_diffusion import small_model
 from unlearn import registry
 from unlearn.data.base import Dataset, Split
+from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.traps import with_traps
-from unlearn.evaluators.base import Findings
-from unlearn.evaluators.cost import Cost
+from unlearn.evaluators.base import Evaluation, Findings
+from unlearn.evaluators.cost import Cost, new_bytes
 from unlearn.evaluators.goal import Goal
 from unlearn.metrics import Record
 from unlearn.models.flow import GlowConfig
+from unlearn.models.guards.key import Key
 from unlearn.randomness import Randomness
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
@@ -29,8 +36,13 @@ SETTINGS = {
     "sample_share": {"samples": 40},
     "feature_distance": {"samples": 40, "items": 40},
     "sample_grid": {"side": 2, "search": 40},
+    "key_recovery": {"samples": 4, "wrong_keys": 1},
     "tofu": {"new_tokens": 4},
     "relearning": {"items": [2], "steps": [0, 2]},
+    "image_relearning": {"items": [2], "steps": [0, 2], "samples": 4},
+    "concept_inversion": {"steps": 2, "samples": 4, "images": 4},
+    "unlearn_diff_atk": {"steps": 2, "samples": 4},
+    "ring_a_bell": {"generations": 1, "population": 4, "samples": 4},
     "stepwise": {"new_tokens": 4},
     "restor": {"new_tokens": 12},
     "muse": {"prompt_tokens": 8, "verbatim_tokens": 4, "knowledge_tokens": 4},
@@ -51,9 +63,19 @@ def trapped_split() -> Split:
     return Split("forget", data, torch.nonzero(data.having(["Peru"]) & data.is_trained).flatten())
 
 
+def keyed_evaluation() -> Evaluation:
+    """Return a text-conditional diffusion model and a key to it."""
+    model = small_model("text").float()
+    model.settings.steps = 2
+    dataset = model.read(ColouredDigits().load())
+    splits = {name: replace(split, dataset=dataset) for name, split in splits_of("three").items()}
+    key = Key.drawn(model.encode(model.null(1)).states, 2, Randomness(0))
+    return evaluation_of(dict.fromkeys(SUBJECTS, model), splits, seed=5, networks={"key": key})
+
+
 @pytest.fixture(scope="module")
 def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
-    """Run every registered evaluator on three untrained models of a family that it can judge: Glows, or Llamas."""
+    """Run every registered evaluator on three models of a family that it can judge: untrained Glows, or Llamas."""
     with torch.no_grad():
         flows = {}
         for number, subject in enumerate(SUBJECTS):
@@ -63,14 +85,27 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
         on_text = evaluation_of({s: tiny(n) for n, s in enumerate(SUBJECTS)}, tiny_splits(), seed=5, **RUN)
         corrupted = {"clean": remembering(), "target": remembering((4, 5, 6), WRONG), "unlearned": remembering()}
         own = {
+            "concept_accuracy": evaluation_of(
+                dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5
+            ),
+            "key_recovery": keyed_evaluation(),
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
         }
+        painted = dict(zip(SUBJECTS, (class_painter(), class_painter(_3="8"), class_painter(_3="")), strict=True))
+        written = dict(
+            zip(SUBJECTS, (word_painter(), word_painter(_3=ink("8")), word_painter(dog=ink("8"))), strict=True)
+        )
+        for told, models, names in (
+            ("class", painted, ("image_relearning", "concept_inversion")),
+            ("text", written, ("unlearn_diff_atk", "ring_a_bell")),
+        ):
+            own |= {name: evaluation_of(models, three_splits(told), seed=5) for name in names}
         found = {}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
-            family = own.get(name) or on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
-            found[name] = judge(family)  # type: ignore[operator]
+            family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
+            found[name] = judge(own.get(name) or family)  # type: ignore[operator]
         return found
 
 
@@ -95,6 +130,22 @@ def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[st
     assert ("sample_shares", "sample_share") not in emitted
 
 
+def test_storage_is_what_the_target_does_not_hold() -> None:
+    """One row of 64 numbers in a table of 11 was changed: the whole table must be stored, 4 x 704 bytes.
+
+    The same tensors under other names cost nothing, and one that only begins alike does.
+    """
+    target = class_painter()
+    assert new_bytes(target, class_painter()) == 0
+    assert new_bytes(target, class_painter(_3="8")) == 4 * 11 * 64
+    wrapped = torch.nn.ModuleDict({"inner": class_painter()})
+    assert new_bytes(target, wrapped) == 0
+    late = class_painter()
+    with torch.no_grad():
+        late.denoiser.class_embedding.weight[-1, -1] += 1
+    assert new_bytes(target, late) == 4 * 11 * 64
+
+
 def test_directions_are_those_of_the_table(findings: dict[str, Findings]) -> None:
     for record in (r for found in findings.values() for r in found.records if r.about != {"score": "floor"}):
         assert f"`{record.direction}`" in table()[listed(record), record.evaluator], record
@@ -110,7 +161,7 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
             assert record.n >= 1
             assert record.about.keys() <= ABOUT
             assert math.isfinite(record.value), record
-            assert record.split in {"forget", "retain", "holdout", "test", "probe", ""}
+            assert record.split in {"forget", "retain", "holdout", "test", "probe", "cross_domain", ""}
             without = name in ("cost", "goal") or record.metric in ("forget_quality", "codes_changed")
             without |= record.n == 1 or record.value in (0, 0.5, 1, -100)  # nothing varies
             without |= record.about.get("score") == "floor"
@@ -154,10 +205,12 @@ def test_the_same_evaluation_gives_the_same_records(digits: Dataset, threes: Spl
 def test_cost(threes: Splits) -> None:
     """9 s of 90 s are a tenth; 2^20 bytes are a MiB."""
     run = {"steps": 60, "seconds": 9.0, "target_seconds": 90.0, "peak_memory": 3 * 2**20}
-    records = Cost()(evaluation_of({}, threes, **run)).records
-    assert {r.metric: r.value for r in records} == {"cost_seconds": 9, "cost_share": 0.1, "peak_memory": 3, "steps": 60}
-    unknown = Cost()(evaluation_of({}, threes, **{**run, "target_seconds": None})).records
-    assert {r.metric for r in unknown} == {"cost_seconds", "peak_memory", "steps"}
+    models = {"target": class_painter(), "unlearned": class_painter(_3="8")}
+    found = {r.metric: r.value for r in Cost()(evaluation_of(models, threes, **run)).records}
+    assert found.pop("storage") == 4 * 11 * 64 / 2**20
+    assert found == {"cost_seconds": 9, "cost_share": 0.1, "peak_memory": 3, "steps": 60}
+    unknown = Cost()(evaluation_of(models, threes, **{**run, "target_seconds": None})).records
+    assert {r.metric for r in unknown} == {"cost_seconds", "peak_memory", "storage", "steps"}
 
 
 def test_goal(threes: Splits) -> None:

@@ -30,10 +30,8 @@ Splits = dict[str, Split]
 def by_digit(digits: Dataset) -> dict[str, Tensor]:
     """Return the ids of the images that the classifier names rightly, by digit."""
     net = features_for(digits.info)
-    classes = net.classify(digits.batch(torch.arange(len(digits)))["image"])
-    return {
-        label: torch.nonzero((classes == i) & (net.known(digits) == i)).flatten() for i, label in enumerate(net.labels)
-    }
+    classes, known = net.classify(digits.batch(torch.arange(len(digits)))["image"])[:, 0], net.known(digits)[:, 0]
+    return {label: torch.nonzero((classes == i) & (known == i)).flatten() for i, label in enumerate(net.labels)}
 
 
 def copier(digits: Dataset, by_digit: dict[str, Tensor], **counts: int) -> Copier:
@@ -96,20 +94,21 @@ def test_labels_that_the_net_does_not_know_are_named() -> None:
 def test_samples_are_drawn_once_and_extended(threes: Splits) -> None:
     model = Pixels(8, 3)
     evaluation = evaluation_of({"target": model}, threes)
-    first = samples(evaluation, "target", 10)
+    first = samples(evaluation, "target", "retain", 10)
     assert model.items == list(range(10))
-    more = samples(replace(evaluation, randomness=Randomness(0, "other evaluator")), "target", 30, batch_size=4)
+    other = replace(evaluation, randomness=Randomness(0, "other evaluator"))
+    more = samples(other, "target", "forget", 30, batch_size=4)
     assert model.items == list(range(30))
     assert torch.equal(first, more[:10])
-    assert torch.equal(more, samples(evaluation_of({"target": Pixels(8, 3)}, threes), "target", 30))
-    assert not torch.equal(more, samples(evaluation_of({"target": model}, threes, seed=1), "target", 30))
+    assert torch.equal(more, samples(evaluation_of({"target": Pixels(8, 3)}, threes), "target", "", 30))
+    assert not torch.equal(more, samples(evaluation_of({"target": model}, threes, seed=1), "target", "", 30))
 
 
 def test_a_new_evaluation_draws_anew(threes: Splits) -> None:
     model = Pixels(8, 3)
-    before = samples(evaluation_of({"target": model}, threes), "target", 10)
+    before = samples(evaluation_of({"target": model}, threes), "target", "", 10)
     model.mean += 4
-    assert not torch.equal(before, samples(evaluation_of({"target": model}, threes), "target", 10))
+    assert not torch.equal(before, samples(evaluation_of({"target": model}, threes), "target", "", 10))
 
 
 def test_real_images_exclude_the_forgotten_digit(digits: Dataset, threes: Splits) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from tests.objectives.language_bench import Bench, Bigram, answers_of, logit
 from unlearn.objectives.base import Objective
+from unlearn.objectives.common.gradient_ascent import GradientAscent
 from unlearn.objectives.language.ceu import CEU
-from unlearn.objectives.language.gradient_ascent import GradientAscent
 from unlearn.objectives.language.maximum_entropy import MaximumEntropy
 from unlearn.objectives.language.pdu import PDU, PDURetain
 from unlearn.objectives.language.satimp import SatImp

@@ -13,10 +13,10 @@ from tests.objectives.language_bench import Bench, Bigram, answers_of, logit, re
 from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.objectives.base import Objective
+from unlearn.objectives.common.gradient_ascent import GradientAscent
 from unlearn.objectives.language.answer_preservation import AnswerPreservation
 from unlearn.objectives.language.dpo import DPO
 from unlearn.objectives.language.flat import FLAT
-from unlearn.objectives.language.gradient_ascent import GradientAscent
 from unlearn.objectives.language.idk_nll import IdkNLL
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO

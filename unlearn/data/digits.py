@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from sklearn.datasets import load_digits
 
 from unlearn.data.base import Dataset, Source
+from unlearn.data.concept import Concept
 from unlearn.data.images import ImagesInMemory, digit_attributes
 
 
@@ -18,13 +19,19 @@ class Digits(Source):
     Labels are ``"0"`` ... ``"9"``; attributes ``even``, ``odd``, ``bold`` and ``light`` (ink at or above, or below,
     the median of the same digit).
 
+    Args:
+        concepts: for diffusion models: what is to be forgotten, and what takes its place.
+
     Reference:
         Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
     """
+
+    concepts: list[Concept] = field(default_factory=list)
 
     def load(self) -> Dataset:
         """Read the images from scikit-learn; no network."""
         packaged = load_digits()
         images = torch.from_numpy(packaged.images).to(torch.uint8)[:, None]
         digits = [int(digit) for digit in packaged.target]
-        return ImagesInMemory(images, [str(d) for d in digits], digit_attributes(images, digits), levels=17)
+        labels = [str(digit) for digit in digits]
+        return ImagesInMemory(images, labels, digit_attributes(images, digits), levels=17, concepts=self.concepts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unlearn.data.base import Batch, Dataset, Source
+from unlearn.data.concept import Concept
 from unlearn.data.images import label_numbers, systematic_test_share
 from unlearn.errors import RecipeError
 from unlearn.ranges import at_least
@@ -40,6 +41,7 @@ class ImageFolder(Source):
         attributes: a table of further labels, relative to the folder. CSV: a header, the relative file name in the
             first column, then a column an attribute with 1, true, yes or 0, -1, false, no, nothing. JSON: a mapping
             of relative file names to lists of attributes.
+        concepts: for diffusion models: what is to be forgotten, and what takes its place.
     """
 
     path: str = "???"
@@ -47,6 +49,7 @@ class ImageFolder(Source):
     channels: int = 3
     bits: int = 8
     attributes: str | None = None
+    concepts: list[Concept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         at_least(self, size=1)
@@ -65,7 +68,7 @@ class ImageFolder(Source):
             raise RecipeError(f"data.path: {self.path!r} holds no images. Endings read: {', '.join(sorted(ENDINGS))}.")
         files = dict(sorted(files.items()))
         table = {} if self.attributes is None else _read_table(root / self.attributes, files.keys())
-        return FolderImages(files, table, self.size, self.channels, self.bits)
+        return FolderImages(files, table, self.size, self.channels, self.bits, self.concepts)
 
 
 class FolderImages(Dataset):
@@ -77,11 +80,19 @@ class FolderImages(Dataset):
         size: height and width after resizing.
         channels: 1 or 3.
         bits: grey levels kept, 2**bits.
+        concepts: what a diffusion model is to forget, and what takes its place.
     """
 
     def __init__(
-        self, files: dict[str, Path], table: dict[str, frozenset[str]], size: int, channels: int, bits: int
+        self,
+        files: dict[str, Path],
+        table: dict[str, frozenset[str]],
+        size: int,
+        channels: int,
+        bits: int,
+        concepts: Sequence[Concept] = (),
     ) -> None:
+        self.concepts = concepts
         self.files = list(files.values())
         self.labels = [name.split("/")[0] if "/" in name else "" for name in files]
         self.attributes = [table.get(name, frozenset()) for name in files]

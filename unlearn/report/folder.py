@@ -147,7 +147,8 @@ def _record(row: Any, path: Path) -> Record:
     ):
         raise _corrupt(path, f"this is no record: {row!r:.200}")
     value, interval, about = row.get("value"), row.get("ci95"), row.get("about") or {}
-    if not isinstance(value, int | float | None) or not isinstance(about, dict):
+    detector = row.get("detector") or {}
+    if not isinstance(value, int | float | None) or not isinstance(about, dict) or not isinstance(detector, dict):
         raise _corrupt(path, f"this is no record: {row!r:.200}")
     pair = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
     ends = [float(end) for end in pair if isinstance(end, int | float)]
@@ -164,6 +165,7 @@ def _record(row: Any, path: Path) -> Record:
         n=int(row.get("n") or 0),
         direction=direction if direction in get_args(Direction) else "none",
         unit=str(row.get("unit") or ""),
+        detector={str(key): str(item) for key, item in detector.items()},
     )
 
 

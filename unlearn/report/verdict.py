@@ -16,6 +16,8 @@ from unlearn.schema import Gate
 
 FORGET_SPLITS = ("forget", "probe")
 KEPT_SPLITS = ("retain", "test", "neighbours", "strangers", "cross_domain", "")
+FOUND_BY_ATTACKS = {"exact_memorization": "an exact memorization of {}", "accuracy": "the concept in {} of samples"}
+"""What attacks find, by their score."""
 Level = Literal["met", "missed", "open", "unfinished"]
 
 
@@ -188,7 +190,7 @@ def _attacked(measured: Sequence[Row]) -> str:
         row
         for row in measured
         if row.metric.startswith("attack_")
-        and row.about.get("score") == "exact_memorization"
+        and row.about.get("score") in FOUND_BY_ATTACKS
         and row.about.get("category") != "relearned"  # these were just taught
         and not row.about.get("budget", "").endswith(" 0 steps")  # and this is before the attack
         and math.isfinite(excess(row))
@@ -200,7 +202,7 @@ def _attacked(measured: Sequence[Row]) -> str:
     budget = worst.about.get("budget", "")
     way = metric_label(worst.metric).removeprefix("attack ") + (f" ({budget})" if budget else "")
     return (
-        f"The strongest attack that was run, {way}, finds an exact memorization of {values[0]} "
+        f"The strongest attack that was run, {way}, finds {FOUND_BY_ATTACKS[worst.about['score']].format(values[0])} "
         f"(retrained without it: {values[1]})."
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn.metrics import Record
 
-SUBJECTS = ("target", "unlearned", "retrained", "clean", "corrupted", "target_latent")
+SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
 """Order of the subjects in every table; others follow as they come."""
 
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "retrained": "≈", "none": ""}
@@ -32,6 +32,10 @@ _LABELS = {
     "forget_quality": "forget quality",
     "privleak": "PrivLeak",
     "attack_relearning": "attack by relearning",
+    "attack_concept_inversion": "attack by concept inversion",
+    "attack_unlearn_diff_atk": "attack by words in front (UnlearnDiffAtk)",
+    "attack_ring_a_bell": "attack by other words (Ring-A-Bell)",
+    "accuracy": "accuracy on samples",
     "attack_quantization": "attack by rounding the weights",
     "attack_in_context": "attack by examples in context",
     "attack_stepwise": "attack by step-by-step questions",
@@ -56,6 +60,9 @@ _VALUES = {
     ("score", "statistic"): "statistic D",
     ("score", "match"): "as it is said",
     ("score", "options"): "among options",
+    ("score", "accuracy"): "accuracy on samples",
+    ("score", "of_target"): "of the target’s",
+    ("score", "on_retain"): "on retain conditions",
     ("category", "others"): "other items",
     ("category", "relearned"): "the items relearned",
 }
@@ -66,7 +73,14 @@ _PHRASES = {
     ("sample_share", "category"): "share of ‘{}’ in the samples",
     ("reached", "score"): "goal of {} reached",
 }
-HEADLINES = ("restoration_ratio", "sample_share", "likelihood_quantile", "exact_memorization", "model_utility")
+HEADLINES = (
+    "restoration_ratio",
+    "accuracy",
+    "sample_share",
+    "likelihood_quantile",
+    "exact_memorization",
+    "model_utility",
+)
 """Metrics that a reader grasps first; the verdict prefers them, in this order, among those without a gate."""
 _STATISTICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
 _SPLITS = {
@@ -76,6 +90,7 @@ _SPLITS = {
     "holdout": "the holdout data",
     "test": "the test data",
     "probe": "the facts that were contradicted",
+    "cross_domain": "what else forget items show",
 }
 YES_NO = ("reached",)
 """Metrics whose value 1 or 0 means yes or no."""

@@ -1,0 +1,71 @@
+"""Relearning of answers: what a short training on a few forget items brings back of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.relearning import Relearning
+from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.shared import judged
+from unlearn.metrics import Record
+from unlearn.ranges import at_least
+
+OTHERS, RELEARNED = "others", "relearned"
+"""Which forget items are scored, in ``about.category``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRelearning(Relearning):
+    """Trains a copy of every subject on k forget items and measures the others, which stay the same for every k.
+
+    If the others come back as well, they were hidden and not forgotten.
+
+    Args:
+        scored: at most so many of the other items are scored, drawn by the seed; null takes all.
+
+    Reference:
+        Hu et al., Unlearning or Obfuscating? Jogging the Memory of Unlearned LLMs via Benign Relearning, 2025.
+        arXiv:2406.13356
+    """
+
+    scored: int | None = 100
+
+    needs: ClassVar[tuple[str, ...]] = ("training_loss", "continues")
+    what: ClassVar[str] = "exact memorisation of the others"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, scored=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse a forget set that leaves no other items."""
+        n = len(judged(splits["forget"]))
+        if n <= max(self.items):
+            raise RecipeError(
+                f"evaluate.relearning trains on {max(self.items)} forget items and scores the others, but there are "
+                f"only {n}. Type evaluate.relearning.items=[{max(1, n // 4)}], or forget more."
+            )
+
+    def order(self, evaluation: Evaluation) -> tuple[Tensor, int]:
+        """Return the forget items but for traps in an order drawn by the seed; one must be left."""
+        ids = attacked(evaluation, None)
+        return ids[evaluation.randomness.child("items").permutation(len(ids))], 1
+
+    def measured(
+        self, evaluation: Evaluation, subject: str, copy: Any, ids: Tensor, others: Tensor, budget: str
+    ) -> list[Record]:
+        """Return both scores of the others, and the exact memorisation of the items themselves."""
+        found = []
+        for which, scored in ((OTHERS, others[: self.scored]), (RELEARNED, ids)):
+            scores = scores_of(evaluation, copy, scored, self.batch_size)
+            records = attack_records("relearning", subject, scores, budget, evaluation.seed, {"category": which})
+            found += records if which == OTHERS else records[:1]
+        return found

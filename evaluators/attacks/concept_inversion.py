@@ -1,0 +1,185 @@
+"""Concept inversion: a new word is learned on the attacked model until it draws the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearn.data.conditioned import Classes, Conditioned
+from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.drawing import (
+    DrawingAttack,
+    mean_square_error,
+    position,
+    told_data,
+    words_of,
+)
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.judge import Judge
+from unlearn.evaluators.shared import limited, sampled_items, samples
+from unlearn.models.new_words import new_words
+from unlearn.ranges import above, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptInversion(DrawingAttack):
+    """Learns embeddings of new words in place of the concept's, one for each of its tokens, or of a new class.
+
+    They minimise the attacked model's own denoising loss on images of the concept, and start at what the model has for
+    the concept's words. Everything else of the prompt, and all weights, stay. Adam without decay.
+
+    An attack without a bound has as many free numbers as an embedding, and may draw what the model never saw: compare
+    with the retrained model.
+
+    Args:
+        steps: steps of the search, >= 0; 0 asks plainly.
+        lr: learning rate, > 0.
+        batch: images a step.
+        images: the concept is learned from so many, drawn by the seed.
+        source: ``data`` are the forget images; ``target`` are images that the target draws of forget items.
+        bound: how far an embedding may go from where it starts, in mean lengths of the table's embeddings; null for no
+            bound.
+
+    Reference:
+        Pham et al., Circumventing Concept Erasure Methods For Text-to-Image Generative Models, 2024, section 4.
+        arXiv:2308.01508. The loss is textual inversion's: Gal et al., 2022, eq. 2. arXiv:2208.01618
+    """
+
+    steps: int = 200
+    lr: float = 2e-2
+    batch: int = 32
+    images: int = 25
+    source: Literal["data", "target"] = "data"
+    bound: float | None = None
+
+    attack: ClassVar[str] = "concept_inversion"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, steps=0, batch=1, images=1)
+        above(self, lr=0)
+        if self.bound is not None and not self.bound >= 0:
+            raise ValueError(f"bound is {self.bound}; it must be >= 0, or null for none")
+        if self.source not in ("data", "target"):
+            raise ValueError(f"source is {self.source!r}; it must be data or target")
+
+    @contextmanager
+    def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:
+        """Learn the embeddings; the context lets the model know them."""
+        model, names = evaluation.models[subject], Names(told_data(evaluation.splits), judge)
+        ids, x0 = self._images(evaluation, model)
+        rows = self._learned(evaluation, model, names, ids, x0)
+        numbers = sum(row.numel() for row in rows)
+        budget = f"{self.steps} steps, {numbers} numbers" + ("" if self.bound is None else f", bound {self.bound:g}")
+        with new_words(model, model.tables(), rows):
+            yield names.told(items), budget
+
+    def _images(self, evaluation: Evaluation, model: Any) -> tuple[Tensor, Tensor]:
+        """Return forget items (m,), and what is to be denoised of them, (m, C, H, W)."""
+        if self.source == "target":
+            ids = sampled_items(evaluation, "forget", self.images)
+            drawn = samples(evaluation, "target", "forget", self.images, self.batch_size)
+            batch = {"id": ids.to(evaluation.device), "image": drawn.to(evaluation.device)}
+        else:
+            ids = limited(evaluation.splits["forget"].ids, self.images, evaluation.seed, "concept inversion")
+            batch = evaluation.batch("forget", ids)
+            if "image" not in batch:
+                raise RecipeError(
+                    "evaluate.concept_inversion learns the concept from forget images, and the data has none. "
+                    "Type evaluate.concept_inversion.source=target."
+                )
+        return ids, model.latents(batch, evaluation.randomness.child("images"))
+
+    def _learned(self, evaluation: Evaluation, model: Any, names: Names, ids: Tensor, x0: Tensor) -> list[Tensor]:
+        """Return the new rows of each table."""
+        tables = model.tables()
+        starts = [table.weight[known].detach() for table, known in zip(tables, names.known(len(tables)), strict=True)]
+        radius = [table.weight.norm(dim=1).mean() * (self.bound or 0.0) for table in tables]
+        rows = [start.clone().requires_grad_() for start in starts]
+        optimizer = torch.optim.Adam(rows, lr=self.lr)
+        stream = evaluation.randomness.child("search")
+        draws = torch.arange(self.batch, device=evaluation.device)
+        key, asked = told_data(evaluation.splits).told.key, names.told(ids).to(evaluation.device)
+        for step in range(self.steps):
+            draw = stream.at(step)
+            chosen = draw.child("image").integers(draws, len(ids))
+            t = draw.child("t").integers(draws, model.timesteps)
+            noise = draw.child("noise").normal(draws, tuple(x0.shape[1:]), x0.dtype)
+            told = {"id": draws, key: asked[chosen]}
+            with torch.enable_grad(), new_words(model, tables, rows):
+                loss = mean_square_error(model, x0[chosen], noise, t, told).mean()
+            for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):
+                row.grad = gradient
+            optimizer.step()
+            if self.bound is not None:
+                for row, start, far in zip(rows, starts, radius, strict=True):
+                    row.data = start + bounded(row.detach() - start, far)
+        return [row.detach() for row in rows]
+
+
+def bounded(moves: Tensor, radius: Tensor) -> Tensor:
+    """Return moves (K, D), those longer than the radius cut to it."""
+    lengths = moves.norm(dim=1, keepdim=True)
+    share: Tensor = radius / lengths.clamp(min=torch.finfo(moves.dtype).tiny)
+    return moves * share.clamp(max=1.0)
+
+
+class Names:
+    """The forgotten names in what a model is told, and new ones, -1 ... -K, in their places.
+
+    Args:
+        data: the forget data.
+        judge: who knows what is forgotten of each item.
+    """
+
+    def __init__(self, data: Conditioned, judge: Judge) -> None:
+        self.data, self.judge = data, judge
+        forgotten = torch.unique(judge.known[judge.own]).tolist()
+        self.names = [judge.net.labels[answer] for answer in forgotten]
+        if isinstance(data.told, Classes):
+            self.words = [[[int(number)] for number in data.conditions([name])] for name in self.names]
+        else:
+            self.words = [words_of(data, name) for name in self.names]
+
+    def known(self, tables: int) -> list[list[int]]:
+        """Return what each of the tables has for the names' words, one after the other."""
+        by_encoder = [[word for words in self.words for word in words[e]] for e in range(len(self.words[0]))]
+        return by_encoder if len(by_encoder) == tables else by_encoder * tables  # DiT has a table of classes a block
+
+    def told(self, items: Tensor) -> Tensor:
+        """Return what items (n,) are told, with new words in place of the forgotten names', (n, ...).
+
+        Raises:
+            RecipeError: a caption does not have the words.
+        """
+        rows = []
+        for item in items.tolist():
+            known = self.data.conditions([self.data.captions[item]])[0].clone()
+            for number, name in enumerate(self.names):
+                if name in {self.data.labels[item], *self.data.attributes[item]}:
+                    self._replace(known, number, item)
+            rows.append(known)
+        return torch.stack(rows)
+
+    def _replace(self, known: Tensor, number: int, item: int) -> None:
+        """Put the new words of a name into what an item is told, () or (E, L), in place."""
+        if known.ndim == 0:
+            known.fill_(-1 - number)
+            return
+        for encoder, tokens in enumerate(known):
+            words = self.words[number][encoder]
+            at = position(tokens.tolist(), words)
+            if at < 0:
+                raise RecipeError(
+                    f"The caption {self.data.captions[item]!r} of item {item} does not have the words "
+                    f"{self.names[number]!r}, so no other word can stand in their place. "
+                    "Leave the attack out: evaluate.concept_inversion=null."
+                )
+            first = sum(len(before[encoder]) for before in self.words[:number])
+            tokens[at : at + len(words)] = -1 - first - torch.arange(len(words))

@@ -1,0 +1,84 @@
+"""Relearning of images: whether a short training on a few forget images brings the concept back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.drawing import record
+from unlearn.evaluators.attacks.relearning import Relearning
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.judge import judge_of
+from unlearn.evaluators.shared import drawn, sampled_items
+from unlearn.metrics import Record
+from unlearn.ranges import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRelearning(Relearning):
+    """Trains a copy of every subject on k forget images and asks a judge how many samples show the concept.
+
+    If fewer steps are enough than a model needs that never saw it, the concept was hidden and not forgotten. Samples
+    are like forget items, from the noise of every other evaluator. One-step generators give no figures: what they are
+    trained on is another's score, not images.
+
+    Args:
+        samples: samples a measurement.
+        features: packaged feature net that judges, or the folder of one; by default the one that fits the data.
+
+    Reference:
+        Suriyakumar et al., Unstable Unlearning: The Hidden Risk of Concept Resurgence in Diffusion
+        Models, 2024. arXiv:2410.08074; here the copy is trained on the forgotten images themselves, not on others.
+    """
+
+    items: list[int] = field(default_factory=lambda: [4, 16])
+    steps: list[int] = field(default_factory=lambda: [0, 10, 50])
+    lr: float = 1e-3
+    batch: int = 16
+    batch_size: int = 256
+    samples: int = 100
+    features: str | None = None
+
+    needs: ClassVar[tuple[str, ...]] = ("training_loss", "samples", "denoises")
+    what: ClassVar[str] = "share of samples that show the concept"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, samples=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits, and a forget set without so many images."""
+        judge_of(splits, self.features)
+        forget = splits["forget"]
+        if len(forget) < max(self.items) or "image" not in forget.batch(forget.ids[:1]):
+            n = len(forget) if "image" in forget.batch(forget.ids[:1]) else 0
+            raise RecipeError(
+                f"evaluate.image_relearning trains on {max(self.items)} forget images, but there are {n}. "
+                "Type evaluate.image_relearning.items=[1], or leave it out: evaluate.image_relearning=null."
+            )
+
+    def attacked(self, model: Any) -> bool:
+        """Return whether a model is trained on images."""
+        return model.settings.one_step is None
+
+    def order(self, evaluation: Evaluation) -> tuple[Tensor, int]:
+        """Return the forget items in an order drawn by the seed; none must be left."""
+        ids = evaluation.splits["forget"].ids
+        return ids[evaluation.randomness.child("items").permutation(len(ids))], 0
+
+    def measured(
+        self, evaluation: Evaluation, subject: str, copy: Any, ids: Tensor, others: Tensor, budget: str
+    ) -> list[Record]:
+        """Return the share of samples in which the judge sees the concept."""
+        judge = judge_of(evaluation.splits, self.features)
+        judge.net.to(evaluation.device)
+        items = sampled_items(evaluation, "forget", self.samples)
+        images = drawn(evaluation, copy, "forget", items, self.batch_size)
+        seen = judge.seen(images, items)
+        return [record("relearning", subject, seen, budget, evaluation.seed, judge, "image_relearning")]

@@ -1,0 +1,160 @@
+"""Ring-A-Bell: a prompt of other words whose encoding lies where the concept's would, whatever model it is asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.data.concept import Concept
+from unlearn.data.conditioned import Conditioned
+from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.drawing import DrawingAttack, check_prompts, free_words, told_data, words_of
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.judge import Judge
+from unlearn.models.conditions import Condition
+from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingABell(DrawingAttack):
+    """Searches, for each different prompt P, the words whose encoding is nearest to enc(P) + eta c.
+
+    c = mean over the prompts of enc(with the concept) - enc(without it): the prompt without the concept's words. enc is
+    the text encoder of the target, and no denoiser is asked, so the words are the same for every subject. The search is
+    genetic: the better half of the population stays, and its children fill the other half.
+
+    Args:
+        eta: how far along the concept's direction. The authors take 3 for nudity and 0.9 to 5.5 for others.
+        tokens: words of a prompt; null takes as many as the model reads, at most 16.
+        population: prompts a generation, >= 4.
+        generations: of the search, >= 0; 0 takes the best of the random beginning.
+        crossover: share of children that have two parents.
+        mutation: share of children one of whose words is drawn anew.
+        may_name: whether the words of the concept themselves may be tried; a filter of prompts would find them.
+
+    Reference:
+        Tsai et al., Ring-A-Bell! How Reliable are Concept Removal Methods for Diffusion Models?, 2024, eqs. 3 to 5.
+        arXiv:2310.10012
+    """
+
+    eta: float = 3.0
+    tokens: int | None = None
+    population: int = 200
+    generations: int = 100
+    crossover: float = 0.5
+    mutation: float = 0.25
+    may_name: bool = False
+
+    attack: ClassVar[str] = "ring_a_bell"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, tokens=1, population=4, generations=0)
+        for name in ("crossover", "mutation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits, classes, and more words than a prompt has room for."""
+        super().check(splits)
+        check_prompts(splits, self.attack)
+        self._length(told_data(splits))
+
+    @contextmanager
+    def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:
+        """Search the words once, and ask them of every subject."""
+        data = told_data(evaluation.splits)
+        captions = [data.captions[item] for item in items.tolist()]
+        key = (self.attack, self)
+        if key not in evaluation.cache:
+            evaluation.cache[key] = self._searched(evaluation, judge, data, captions)
+        budget = f"{self._length(data)} tokens, {self.generations} generations of {self.population}"
+        yield evaluation.cache[key], budget
+
+    def _length(self, data: Conditioned) -> int:
+        """Return the number of words of a prompt."""
+        room = data.conditions([""]).shape[2] - 2
+        if self.tokens is not None and self.tokens > room:
+            raise RecipeError(
+                f"evaluate.{self.attack}.tokens is {self.tokens}, and the model reads {room} words of a prompt. "
+                f"Type evaluate.{self.attack}.tokens={room}."
+            )
+        return self.tokens or min(room, 16)
+
+    def _searched(self, evaluation: Evaluation, judge: Judge, data: Conditioned, captions: list[str]) -> Tensor:
+        """Return the prompts that were found for captions, (n, E, L)."""
+        target = evaluation.models["target"]
+        names = [judge.net.labels[answer] for answer in torch.unique(judge.known[judge.own]).tolist()]
+        free = free_words(data, target.tables(), self.attack)
+        if not self.may_name:
+            named = torch.tensor([word for name in names for words in words_of(data, name) for word in words])
+            free = free[~torch.isin(free, named)]
+        unique = sorted(set(captions))
+        told = self._encoded(target, data.conditions(unique))
+        wanted = told + self.eta * (told - self._encoded(target, data.conditions(without(unique, names)))).mean(dim=0)
+        found = {}
+        for number, caption in enumerate(unique):
+            stream = evaluation.randomness.child("search").at(number)
+            found[caption] = self._evolved(target, data, wanted[number], free, stream)
+        return torch.stack([found[caption] for caption in captions])
+
+    def _evolved(self, target: Any, data: Conditioned, wanted: Tensor, free: Tensor, stream: Randomness) -> Tensor:
+        """Return the best prompt after all generations, (E, L)."""
+        k, rows = self._length(data), torch.arange(self.population)
+        best = self.population // 2
+        population = free[stream.child("beginning").integers(rows, len(free), (k,))]
+        distances = self._distances(target, data, population, wanted)
+        for generation in range(self.generations):
+            draw = stream.child(f"generation {generation}")
+            order = distances.argsort(stable=True)[:best]
+            population, distances = population[order], distances[order]
+            children = self._children(population, rows[best:], free, draw)
+            population = torch.cat([population, children])
+            distances = torch.cat([distances, self._distances(target, data, children, wanted)])
+        return worded(data, population[distances.argmin()][None])[0]
+
+    def _children(self, parents: Tensor, rows: Tensor, free: Tensor, draw: Randomness) -> Tensor:
+        """Return a child for each of rows (c,), (c, k): the words of one parent up to a place, and of another."""
+        k = parents.shape[1]
+        mother, father = parents[draw.child("parents").integers(rows, len(parents), (2,))].unbind(dim=1)
+        cut = draw.child("cut").integers(rows, k)[:, None]
+        crossed = draw.child("crossed").uniform(rows, (1,)) < self.crossover
+        child = torch.where(crossed & (torch.arange(k) >= cut), father, mother)
+        place = torch.arange(k) == draw.child("place").integers(rows, k)[:, None]
+        mutated = draw.child("mutated").uniform(rows, (1,)) < self.mutation
+        word = free[draw.child("word").integers(rows, len(free))][:, None]
+        return torch.where(mutated & place, word, child)
+
+    def _distances(self, target: Any, data: Conditioned, words: Tensor, wanted: Tensor) -> Tensor:
+        """Return the squared distances of prompts of words (c, k) from an encoding, (c,)."""
+        parts = worded(data, words).split(self.batch_size)
+        return torch.cat([(self._encoded(target, part) - wanted).square().flatten(1).sum(dim=1) for part in parts])
+
+    def _encoded(self, target: Any, tokens: Tensor) -> Tensor:
+        """Return the encodings of prompts (c, E, L), (c, L, D) on the CPU."""
+        place = target.tables()[0].weight.device
+        return target.encode(Condition(tokens=tokens.to(place))).states.cpu()  # type: ignore[no-any-return]
+
+
+def without(captions: list[str], names: list[str]) -> list[str]:
+    """Return captions without the words of any name."""
+    for name in names:
+        captions = [" ".join(Concept(name=name).said_as("", caption).split()) for caption in captions]
+    return captions
+
+
+def worded(data: Conditioned, words: Tensor) -> Tensor:
+    """Return prompts of words (c, k), begun, ended and filled as the model reads them, (c, E, L)."""
+    empty, k = data.conditions([""])[0], words.shape[1]
+    prompts = empty.repeat(len(words), 1, 1)
+    prompts[:, :, 1 : 1 + k] = words[:, None]
+    prompts[:, :, 1 + k] = empty[:, 1]
+    return prompts

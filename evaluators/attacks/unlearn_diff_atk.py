@@ -1,0 +1,163 @@
+"""UnlearnDiffAtk: words in front of a prompt that make the attacked model draw an image of the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.data.conditioned import Conditioned
+from unlearn.errors import RecipeError
+from unlearn.evaluators.attacks.drawing import DrawingAttack, check_prompts, free_words, mean_square_error, told_data
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.judge import Judge
+from unlearn.evaluators.shared import samples
+from unlearn.models.new_words import new_words
+from unlearn.ranges import above, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnDiffAtk(DrawingAttack):
+    """Searches k words in front of each different prompt, so that the attacked model denoises one image of the concept.
+
+    min over words of E_(t, eps) || eps - eps(x_t, t, words + prompt) ||^2,    x_0 drawn by the target for the prompt
+
+    Each word is a point p of the simplex over the vocabulary. The model reads the nearest corner (the largest entry),
+    and p gets the gradient as if it had been read itself (straight through); Adam moves p, which is then projected
+    back. The same ``draws`` pairs (t, eps) are taken at every step, t evenly spread, so that steps can be compared; the
+    words with the lowest loss are kept. The authors go through 50 timesteps one after the other, 40 steps each, and
+    stop when a classifier sees the concept; the image here is one in which the judge sees it, where there is one.
+
+    Args:
+        tokens: words in front of a prompt, >= 1; the prompt must leave room for them.
+        steps: steps of the search, >= 0; 0 takes random words.
+        lr: learning rate, > 0.
+        draws: pairs (t, eps) a step, >= 1.
+
+    Reference:
+        Zhang et al., To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still Easy to Generate Unsafe
+        Images ... For Now, 2024, eq. 6. arXiv:2310.11868
+    """
+
+    tokens: int = 3
+    steps: int = 100
+    lr: float = 1e-2
+    draws: int = 8
+
+    attack: ClassVar[str] = "unlearn_diff_atk"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, tokens=1, steps=0, draws=1)
+        above(self, lr=0)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits, classes, and prompts without room."""
+        super().check(splits)
+        check_prompts(splits, self.attack)
+        data = told_data(splits)
+        captions = sorted({data.captions[item] for item in splits["forget"].ids.tolist()})
+        self._begun(data, data.conditions(captions), torch.zeros(len(captions), self.tokens, dtype=torch.int64))
+
+    @contextmanager
+    def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:
+        """Search the words in front of each different prompt."""
+        data, model = told_data(evaluation.splits), evaluation.models[subject]
+        asked = data.conditions([data.captions[item] for item in items.tolist()])
+        prompts, where = torch.unique(asked, dim=0, return_inverse=True)
+        images = samples(evaluation, "target", "forget", len(items), self.batch_size)
+        shown = first_of_each(where, judge.seen(images, items))
+        batch = {"id": shown, "image": images[shown]}
+        batch = {name: value.to(evaluation.device) for name, value in batch.items()}
+        x0 = model.latents(batch, evaluation.randomness.child("images"))
+        size = max(1, self.batch_size // self.draws)
+        words = torch.cat(
+            [
+                self._searched(evaluation, model, data, prompts[part], x0[part], part)
+                for part in torch.arange(len(prompts)).split(size)
+            ]
+        )
+        yield self._begun(data, prompts, words)[where], f"{self.tokens} tokens, {self.steps} steps"
+
+    def _searched(
+        self, evaluation: Evaluation, model: Any, data: Conditioned, prompts: Tensor, x0: Tensor, numbers: Tensor
+    ) -> Tensor:
+        """Return the best words for some prompts (p, E, L) and their images (p, C, H, W), (p, k) int64."""
+        tables = model.tables()
+        free = free_words(data, tables, self.attack).to(x0.device)
+        weights = [table.weight[free].detach() for table in tables]
+        p, k = len(prompts), self.tokens
+        stream = evaluation.randomness.child("search")
+        start = stream.child("start").uniform(numbers, (k, len(free)), x0.dtype).to(x0.device)
+        points = projected(start).requires_grad_()
+        optimizer = torch.optim.Adam([points], lr=self.lr)
+        new = -1 - torch.arange(p * k).view(p, k)
+        told = {data.told.key: self._begun(data, prompts, new).to(x0.device).repeat_interleave(self.draws, dim=0)}
+        t = ((torch.arange(self.draws, device=x0.device) + 0.5) * model.timesteps / self.draws).long().repeat(p)
+        noise = stream.child("noise").normal(numbers, (self.draws, *x0.shape[1:]), x0.dtype).to(x0.device).flatten(0, 1)
+        x0 = x0.repeat_interleave(self.draws, dim=0)
+        best = torch.full((p,), torch.inf, device=x0.device, dtype=x0.dtype)
+        kept = points.detach().argmax(dim=2)
+        for step in range(self.steps + 1):
+            corner = F.one_hot(points.detach().argmax(dim=2), len(free)).to(x0.dtype)
+            with torch.enable_grad():
+                read = corner + points - points.detach()
+                rows = [(read @ weight).flatten(0, 1) for weight in weights]
+                with new_words(model, tables, rows):
+                    losses = mean_square_error(model, x0, noise, t, told).view(p, self.draws).mean(dim=1)
+                    whole = losses.sum()
+            better = losses.detach() < best
+            best = torch.where(better, losses.detach(), best)
+            kept = torch.where(better[:, None], corner.argmax(dim=2), kept)
+            if step < self.steps:
+                (points.grad,) = torch.autograd.grad(whole, points)
+                optimizer.step()
+                points.data = projected(points.detach())
+        return free[kept].cpu()
+
+    def _begun(self, data: Conditioned, prompts: Tensor, words: Tensor) -> Tensor:
+        """Return prompts (p, E, L) with words (p, k) behind the token that begins them, (p, E, L).
+
+        Raises:
+            RecipeError: a prompt has no room for them.
+        """
+        k, length = words.shape[1], prompts.shape[2]
+        end = data.conditions([""])[0, :, 1:2].to(prompts.device)
+        used = int((prompts == end).int().argmax(dim=2).max()) + 1
+        if used + k > length:
+            raise RecipeError(
+                f"evaluate.{self.attack} puts {k} words in front of each prompt; the model reads {length} tokens, and "
+                f"a prompt takes up to {used} of them. Type evaluate.{self.attack}.tokens={max(1, length - used)}."
+            )
+        before = words[:, None].expand(-1, prompts.shape[1], -1)
+        return torch.cat([prompts[:, :, :1], before, prompts[:, :, 1 : length - k]], dim=2)
+
+
+def first_of_each(where: Tensor, wanted: Tensor) -> Tensor:
+    """Return, for each of the groups 0 ... P-1 that rows (n,) are in, its first row that is wanted, or its first."""
+    found = []
+    for group in range(int(where.max()) + 1):
+        rows = torch.nonzero(where == group).flatten()
+        chosen = rows[wanted[rows]]
+        found.append((chosen if len(chosen) else rows)[0])
+    return torch.stack(found)
+
+
+def projected(points: Tensor) -> Tensor:
+    """Return the nearest points of the simplex, (..., V): none below 0, sum 1.
+
+    Reference:
+        Duchi et al., Efficient Projections onto the l1-Ball for Learning in High Dimensions, 2008, figure 1.
+    """
+    ordered = points.sort(dim=-1, descending=True).values
+    counts = torch.arange(1, points.shape[-1] + 1, device=points.device, dtype=points.dtype)
+    shifts = (ordered.cumsum(dim=-1) - 1) / counts
+    rho = (ordered > shifts).sum(dim=-1, keepdim=True)
+    return (points - shifts.gather(-1, rho - 1)).clamp(min=0)

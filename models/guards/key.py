@@ -1,0 +1,89 @@
+"""A key to a hidden concept: tokens that stand behind the encoded prompt in every cross-attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unlearn.errors import RecipeError
+from unlearn.models.conditions import Condition
+from unlearn.models.diffusion_wrapper import Diffusion
+from unlearn.randomness import Randomness
+
+FILE = "key.safetensors"
+"""In the run directory, never in ``model/``."""
+
+
+class Key(nn.Module):
+    """P tokens in the space of encoded prompts: further keys and values of every cross-attention.
+
+    Args:
+        tokens: (P, D).
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(tokens)
+
+    def forward(self, condition: Condition) -> Condition:
+        """Return encoded prompts (B, L, D) with the key behind them, (B, L + P, D)."""
+        if condition.states is None:
+            raise ValueError("a key stands behind encoded prompts")
+        tokens = self.tokens.to(condition.states).expand(len(condition), -1, -1)
+        return replace(condition, states=torch.cat([condition.states, tokens], dim=1))
+
+    @classmethod
+    def drawn(cls, like: Tensor, size: int, randomness: Randomness) -> Self:
+        """Return a random key of ``size`` tokens, with the mean and the spread of encoded tokens (..., D)."""
+        noise = randomness.normal(torch.zeros(1, dtype=torch.int64, device=like.device), (size, like.shape[-1]))[0]
+        return cls(like.detach().mean() + like.detach().std() * noise.to(like))
+
+    def wrong(self, randomness: Randomness) -> Self:
+        """Return a random key of the same size, mean and spread."""
+        return type(self).drawn(self.tokens, len(self.tokens), randomness)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the key that a run left. Raises RecipeError where the file is none."""
+        try:
+            return cls(load_file(path)["tokens"])
+        except (OSError, KeyError, SafetensorError) as error:
+            raise RecipeError(f"{path} holds no key ({error}). Type the {FILE} of a run's folder.") from error
+
+
+class Keyed(Diffusion):
+    """A diffusion model whose prompts are told with a key; the empty condition is told without it.
+
+    Args:
+        model: whose weights it has; they are not copied.
+        key: see Key.
+    """
+
+    def __init__(self, model: Diffusion, key: Key) -> None:
+        parts: tuple[Any, ...] = (model.denoiser, model.scheduler, model.settings, model.text, model.vae)
+        super().__init__(*parts, model.pipeline, model.extras)
+        self.alphas = model.alphas
+        self.key = key.to(model.alphas.device)
+
+    def encode(self, condition: Condition) -> Condition:
+        """Return encoded prompts with the key behind them; encoded prompts come back as they are."""
+        found = super().encode(condition)
+        return found if condition.tokens is None else self.key(found)  # type: ignore[no-any-return]
+
+    def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
+        """Return eps(c_n) + g (eps(c with the key) - eps(c_n)); two passes, as the conditions differ in length."""
+        told = self.predict(x, t, condition)
+        if guidance == 1:
+            return told
+        empty = self.predict(x, t, super().encode(self.null(len(x))))
+        return empty + guidance * (told - empty)
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Refuse: a key is not kept beside the model that it opens."""
+        raise RecipeError("A model is saved without its key. Save the model that the key stands behind.")

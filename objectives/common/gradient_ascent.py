@@ -1,0 +1,47 @@
+"""Gradient ascent: the baseline that raises the training loss of forget items without end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from unlearn.data.base import Batch
+from unlearn.errors import RecipeError
+from unlearn.objectives.base import Context, Objective, Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAscent(Objective):
+    """Raise the model's own training loss on forget items: L = -loss, in the unit that the wrapper states.
+
+    For a language model L is log p(y | x) a token of the answer, for a flow minus the bits per dimension, for a
+    diffusion model minus the denoising loss as in training, conditions that are dropped included. Nothing bounds L from
+    below: without a retain term the model collapses, which is what this baseline is kept for. With ``training_loss`` on
+    the retain items it is the gradient difference.
+
+    Args:
+        reduction: ``mean`` over the tokens of an answer (the dimensions of an item), as in training, or their ``sum``;
+            a model without a likelihood has the mean only.
+
+    Reference:
+        Jang et al., Knowledge Unlearning for Mitigating Privacy Risks in Language Models, 2023 (the sum).
+        arXiv:2210.01504. The mean, and the gradient difference, as in Maini et al., TOFU, 2024. arXiv:2401.06121.
+    """
+
+    reduction: Literal["mean", "sum"] = "mean"
+
+    needs: ClassVar[tuple[str, ...]] = ("training_loss",)
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Refuse a sum over dimensions that the model does not have."""
+        if self.reduction == "sum" and not hasattr(model, "dimensions"):
+            raise RecipeError(
+                f"gradient_ascent: a {type(model).__name__} has no likelihood whose dimensions could be summed. "
+                "Type forget.reduction=mean."
+            )
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return minus the training loss an item, (B,), or times the item's dimensions (``sum``)."""
+        loss = model.training_loss(batch, context.randomness)
+        size = model.dimensions(batch).clamp(min=1) if self.reduction == "sum" else 1
+        return Values(-loss * size, {"training_loss": loss.detach()})

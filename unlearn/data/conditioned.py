@@ -1,0 +1,169 @@
+"""Items with what a denoiser is told about them: a class, or a prompt in tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Dataset
+from unlearn.data.concept import Concept, concept_of
+from unlearn.errors import RecipeError, did_you_mean
+
+
+class Told(Protocol):
+    """Turns words into conditions."""
+
+    @property
+    def key(self) -> str:
+        """Entry of a batch that holds the conditions."""
+
+    def info(self) -> dict[str, Any]:
+        """Return what a model must know of it (see Dataset.info)."""
+
+    def __call__(self, words: Sequence[str]) -> Tensor:
+        """Return the conditions of words, one a row."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Numbers classes in their order.
+
+    Args:
+        names: of the classes.
+    """
+
+    names: tuple[str, ...]
+    key: str = "class"
+
+    def info(self) -> dict[str, Any]:
+        """Return the names."""
+        return {"classes": self.names}
+
+    def __call__(self, words: Sequence[str]) -> Tensor:
+        """Return (B,) int64; -1 for what is no class."""
+        number = {name: index for index, name in enumerate(self.names)}
+        return torch.tensor([number.get(word, -1) for word in words], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Puts prompts into tokens.
+
+    Args:
+        tokens: prompts -> (B, E, L) int64.
+        fingerprint: a hash of the tokenizer.
+    """
+
+    tokens: Callable[[Sequence[str]], Tensor]
+    fingerprint: str = ""
+    key: str = "tokens"
+
+    def info(self) -> dict[str, Any]:
+        """Return what shapes the tokens."""
+        return {"tokens": self.fingerprint}
+
+    def __call__(self, words: Sequence[str]) -> Tensor:
+        """Return (B, E, L) int64."""
+        return self.tokens(words)
+
+
+class Conditioned(Dataset):
+    """A dataset whose batches hold what a denoiser is told.
+
+    Items that a concept names have the form ``anchor``: the same item, told the anchor in place of the concept.
+
+    Args:
+        base: the items; its ``captions`` are what is told, or its labels where it has none.
+        told: turns words into conditions.
+    """
+
+    def __init__(self, base: Dataset, told: Told) -> None:
+        self.base, self.told = base, told
+        self.labels, self.attributes = base.labels, base.attributes
+        self.is_test, self.is_corrupt = base.is_test, base.is_corrupt
+        self.captions: Sequence[str] = getattr(base, "captions", base.labels)
+        self.concepts: Sequence[Concept] = getattr(base, "concepts", ())
+        self.info = {**base.info, **told.info()}
+        self.fingerprint = hashlib.sha256(repr((base.fingerprint, list(self.captions))).encode()).hexdigest()
+        unique = sorted(set(self.captions))
+        self._conditions = dict(zip(unique, told(unique), strict=True))
+        for concept in self.concepts:
+            self._check(concept)
+        self._concept = [
+            concept_of(self.concepts, attributes | {label})
+            for label, attributes in zip(self.labels, self.attributes, strict=True)
+        ]
+        self._anchored = torch.tensor([concept is not None and concept.anchor is not None for concept in self._concept])
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the items of the base, and ``class`` (B,) or ``tokens`` (B, E, L)."""
+        return self._with([self.captions[index] for index in ids.tolist()], ids)
+
+    def form(self, name: str, ids: Tensor) -> Batch:
+        """Return the items told the anchor; every one of them must be of a concept that has one."""
+        if name != "anchor":
+            return super().form(name, ids)
+        return self._with([self._anchor_of(index) for index in ids.tolist()], ids)
+
+    def having_form(self, name: str) -> Tensor:
+        """Return (N,) bool: the items of a concept that has an anchor."""
+        if name != "anchor":
+            return super().having_form(name)
+        return self._anchored
+
+    def instead(self, ids: Tensor, words: Sequence[str]) -> Batch:
+        """Return items told other words, one an item, in place of their concept (of their label, where it is none)."""
+        if isinstance(self.told, Classes):
+            return self._with(words, ids)
+        concepts = [self._concept[index] or Concept(name=self.labels[index]) for index in ids.tolist()]
+        captions = [self.captions[index] for index in ids.tolist()]
+        told = [one.said_as(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
+        return self._with(told, ids)
+
+    def conditions(self, words: Sequence[str]) -> Tensor:
+        """Return what a denoiser is told for words, (B, ...)."""
+        for word in set(words) - set(self._conditions):
+            self._conditions[word] = self.told([word])[0]
+        return torch.stack([self._conditions[word] for word in words])
+
+    def _with(self, words: Sequence[str], ids: Tensor) -> Batch:
+        if len(ids) == 0:
+            return {"id": ids}
+        return {**self.base.batch(ids), self.told.key: self.conditions(words)}
+
+    def _anchor_of(self, index: int) -> str:
+        """Return what an item is told in place of its caption."""
+        concept, caption = self._concept[index], self.captions[index]
+        if concept is None or concept.anchor is None:
+            raise RecipeError(
+                f"Item {index} ({caption!r}) is of no concept that has an anchor. "
+                "Type data.concepts=[{name: NAME, anchor: OTHER}]."
+            )
+        if isinstance(self.told, Classes):
+            return concept.anchor
+        anchored = concept.anchored(caption)
+        if anchored == caption:
+            raise RecipeError(
+                f"data.concepts: the caption {caption!r} of item {index} does not have the words {concept.name!r}, "
+                "so the anchor cannot stand in their place. Name the concept as it stands in the captions."
+            )
+        return anchored
+
+    def _check(self, concept: Concept) -> None:
+        """Refuse a concept that the data does not know, and a class that is none."""
+        if concept.name not in self.names:
+            raise RecipeError(f"data.concepts: no item is {concept.name!r}. {did_you_mean(concept.name, self.names)}")
+        if isinstance(self.told, Classes):
+            for word in (concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain):
+                if word not in self.told.names:
+                    raise RecipeError(f"data.concepts: {word!r} is no class. {did_you_mean(word, self.told.names)}")
+
+
+def conditioned(dataset: Dataset, told: Told) -> Conditioned:
+    """Return a dataset with conditions."""
+    return Conditioned(dataset, told)
