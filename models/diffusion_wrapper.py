@@ -72,6 +72,12 @@ class Diffusion(Wrapper):
 
     family: ClassVar[str] = "diffusion"
 
+    alphas: Tensor
+    """abar_t, (T,)."""
+
+    denoiser: Any
+    vae: Any
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -101,7 +107,7 @@ class Diffusion(Wrapper):
     @property
     def dtype(self) -> torch.dtype:
         """Float type of the denoiser."""
-        return next(self.denoiser.parameters()).dtype
+        return next(iter(self.denoiser.parameters())).dtype  # type: ignore[no-any-return]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -160,7 +166,8 @@ class Diffusion(Wrapper):
         if condition.tokens is None or self.text is None:
             return condition
         rows, where = torch.unique(condition.tokens, dim=0, return_inverse=True)  # prompts repeat within a batch
-        return self.text(rows)[where]
+        encoded: Condition = self.text(rows)
+        return encoded[where]
 
     def tables(self) -> list[nn.Embedding]:
         """Return the tables in which it looks up words (one a text encoder) or classes (one, or one a block)."""
@@ -214,15 +221,16 @@ class Diffusion(Wrapper):
         return kept.sqrt(), (1 - kept).sqrt()
 
     def _network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        network: Any = self.denoiser
         if isinstance(self.denoiser, UNet2DConditionModel):
             added = None
             if condition.pooled is not None:
                 height, width = self.settings.shape[1:]
                 times = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
                 added = {"text_embeds": condition.pooled, "time_ids": times}
-            found = self.denoiser(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
+            found: Tensor = network(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
         else:
-            found = self.denoiser(x, timestep=t, class_labels=condition.classes, return_dict=False)[0]
+            found = network(x, timestep=t, class_labels=condition.classes, return_dict=False)[0]
         return found[:, : x.shape[1]]  # DiT predicts a variance too
 
     # data

@@ -89,7 +89,7 @@ class Context:
     device: torch.device
     remembered: Remembered | None = None
     split: str = "forget"
-    companion: nn.Module | None = None
+    companion: Any = None
     distilled_from: Callable[[], Any] | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
     averaged: Callable[[], AbstractContextManager[None]] | None = None

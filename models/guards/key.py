@@ -66,15 +66,15 @@ class Keyed(Diffusion):
     """
 
     def __init__(self, model: Diffusion, key: Key) -> None:
-        parts: tuple[Any, ...] = (model.denoiser, model.scheduler, model.settings, model.text, model.vae)
-        super().__init__(*parts, model.pipeline, model.extras)
+        text, vae, pipeline, extras = model.text, model.vae, model.pipeline, model.extras
+        super().__init__(model.denoiser, model.scheduler, model.settings, text, vae, pipeline, extras)
         self.alphas = model.alphas
         self.key = key.to(model.alphas.device)
 
     def encode(self, condition: Condition) -> Condition:
         """Return encoded prompts with the key behind them; encoded prompts come back as they are."""
         found = super().encode(condition)
-        return found if condition.tokens is None else self.key(found)  # type: ignore[no-any-return]
+        return found if condition.tokens is None else self.key(found)
 
     def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
         """Return eps(c_n) + g (eps(c with the key) - eps(c_n)); two passes, as the conditions differ in length."""

@@ -114,7 +114,8 @@ class SFD(Objective):
         def build() -> nn.Module:
             found = teacher()
             if not isinstance(found, nn.Module):  # the moving model without its adapter; the copy has one of its own
-                return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
+                alike: nn.Module = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
+                return alike
             network = copy.deepcopy(found).requires_grad_(False)
             network.denoiser.requires_grad_(True)
             return network
@@ -196,7 +197,7 @@ class SFD(Objective):
             if how == "drawn":
                 reached = likely.cumsum(dim=1) / likely.sum(dim=1, keepdim=True)
                 chosen = (reached[:, :-1] <= draw.uniform(ids, (1,), torch.float64)).sum(dim=1)
-        dataset = context.splits[context.split].dataset
+        dataset: Any = context.splits[context.split].dataset
         told = dataset.instead(ids.cpu(), [words[index] for index in chosen.tolist()])
         return model.condition({key: value.to(ids.device) for key, value in told.items()})  # type: ignore[no-any-return]
 
@@ -230,7 +231,7 @@ class FakeScore(Objective):
         both = Condition.cat([model.condition(batch), model.null(len(ids))])
         dropped = context.randomness.child("drop").uniform(ids, ()) < term.drop
         told = both[torch.arange(len(ids), device=ids.device) + dropped * len(ids)]
-        return Values(mean_square(fake.guided(x, t, told, term.guidance) - noise))  # type: ignore[union-attr]
+        return Values(mean_square(fake.guided(x, t, told, term.guidance) - noise))
 
 
 def sid_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:

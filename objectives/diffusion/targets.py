@@ -24,9 +24,10 @@ def affine_target(model: Any, x: Tensor, t: Tensor, parts: Sequence[tuple[float,
     asked = [(weight, condition) for weight, condition in parts if weight != 0]
     times = len(asked)
     told = Condition.cat([condition for _, condition in asked])
-    scores = model.predict(x.repeat(times, 1, 1, 1), t.repeat(times), told).unflatten(0, (times, len(x)))
+    scores: Tensor = model.predict(x.repeat(times, 1, 1, 1), t.repeat(times), told).unflatten(0, (times, len(x)))
     weights = scores.new_tensor([weight for weight, _ in asked])
-    return torch.tensordot(weights, scores, dims=1)
+    total: Tensor = torch.tensordot(weights, scores, dims=1)
+    return total
 
 
 def mean_square(difference: Tensor) -> Tensor:
