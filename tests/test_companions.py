@@ -13,16 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.command import ROOT
 from tests.small import digits_splits, run, small_glow
 from unlearn.companions import companions
 from unlearn.data.base import Batch
 from unlearn.errors import Interrupted, RecipeError
+from unlearn.estimate import of_a_step
 from unlearn.keep_best import kept
+from unlearn.models.base import Skeleton
 from unlearn.module import UnlearningModule
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
 from unlearn.objectives.surgery import OneSided, WeightedSum
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
+from unlearn.recipe import load
 from unlearn.reference import Reference
 from unlearn.schema import Optim
 
@@ -241,3 +245,18 @@ def test_a_loss_that_reaches_no_companion_parameter_is_refused(tmp_path: Path) -
     module.phases[0].parameters["scorer.lost"] = lost
     with pytest.raises(RecipeError, match=r"Phase 'scorer'.*scorer\.lost"):
         run(module, tmp_path)
+
+
+def test_the_estimate_counts_the_companion() -> None:
+    """65 weights in double precision, 64 of them with a gradient and Adam's two averages."""
+    recipe = load(ROOT / "tests" / "recipes" / "small.yaml")
+    module = module_of()
+    skeleton = Skeleton(module.model, lambda split, items: 0, "none")  # type: ignore[arg-type]
+    assert of_a_step(recipe, skeleton, module)["scorer, which is trained beside it"] == 8 * (65 + 3 * 64)
+
+
+def test_a_companion_goes_where_the_model_goes() -> None:
+    module = module_of().to(torch.float32)
+    assert {p.dtype for p in (*module.model.parameters(), *module.companions.parameters())} == {torch.float32}
+    module.to("meta")
+    assert {p.device.type for phase in module.phases for p in phase.parameters.values()} == {"meta"}

@@ -9,8 +9,7 @@ import torch
 
 from unlearn.data.base import Split
 from unlearn.data.splits import train_split
-from unlearn.make_models import SHIPPED, mean_loss
-from unlearn.materials import training_items
+from unlearn.make_models import SHIPPED, found, mean_loss
 from unlearn.recipe import load
 from unlearn.targets import find_or_train, shipped, training_key
 
@@ -26,10 +25,10 @@ def test_recipes_find_their_shipped_models(name: str, tmp_path: Path, monkeypatc
     recipe_name, overrides = SHIPPED[name]
     recipe = load(recipe_name, overrides)
     dataset = recipe.model.read(recipe.data.load())
-    split = train_split(dataset) if name.endswith("/target") else training_items(recipe, dataset)
-    found = find_or_train(recipe.model, recipe.pretrain, recipe.trainer, split, "target")
-    assert found.origin == "shipped" and f"{found.folder.parent.name}/{found.folder.name}" == name
-    recipe.model.wrapper.from_pretrained(found.folder).check_fits(dataset.info)
+    model = found(name, recipe, dataset)
+    assert model.origin == "shipped" and f"{model.folder.parent.name}/{model.folder.name}" == name
+    recipe.model.wrapper.from_pretrained(model.folder).check_fits(dataset.info)
+    split = train_split(dataset)
     other = training_key(recipe.model, replace(recipe.pretrain, seed=1), split)
     assert other != training_key(recipe.model, recipe.pretrain, split)
 

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import torch
 
-from unlearn.data.base import Split
+from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import train_split
 from unlearn.distributed import map_ids
+from unlearn.errors import RecipeError
 from unlearn.files import write_json
-from unlearn.materials import training_items
+from unlearn.materials import distilled, training_items
 from unlearn.models.base import Trains, Wrapper
 from unlearn.randomness import Randomness
 from unlearn.recipe import load
-from unlearn.targets import find_or_train, training_key
+from unlearn.schema import Recipe
+from unlearn.targets import Trained, find_or_train
 
 SHIPPED: dict[str, tuple[str, list[str]]] = {
     **{f"digits_glow/without_{digit}": ("flow/category_digits", [f"data.forget.label={digit}"]) for digit in range(10)},
@@ -28,7 +30,8 @@ SHIPPED: dict[str, tuple[str, list[str]]] = {
     "factbook_llama/target": ("language/npo_factbook", []),
     "factbook_llama/without_six": ("language/npo_factbook", []),
 }
-"""Folder under ``unlearn/assets`` -> recipe and overrides; ``target`` is trained on everything."""
+"""Folder under ``unlearn/assets`` -> recipe and overrides; ``target`` is trained on everything, ``one_step`` is what
+the recipe distils of its target."""
 
 VOCABULARY = 2048
 """Entries of the small language models' tokenizer."""
@@ -42,10 +45,8 @@ def make(name: str, assets: Path) -> str:
     recipe_name, overrides = SHIPPED[name]
     recipe = load(recipe_name, overrides)
     dataset = recipe.model.read(recipe.data.load())
-    everything = train_split(dataset)
-    split = everything if name.endswith("/target") else training_items(recipe, dataset)
-    config = replace(recipe.model, train=True)
-    trained = find_or_train(config, recipe.pretrain, recipe.trainer, split, name)
+    trained = found(name, recipe, dataset, anew=True)
+    config = recipe.model
     folder = assets / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -58,10 +59,24 @@ def make(name: str, assets: Path) -> str:
         model.save_pretrained(folder)
         stored = exact
     figures = {"test_loss": stored, "test_loss_single_precision": exact}
-    record = {"key": training_key(recipe.model, recipe.pretrain, split), "seconds": trained.seconds}
+    record = {"key": trained.key, "seconds": trained.seconds}
     write_json(folder / "trained.json", {**record, "recipe": recipe_name, "overrides": overrides, "metrics": figures})
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{name:<28} {trained.seconds:6.1f} s  test loss {stored:.4f}  {size / 1024:.0f} KiB"
+
+
+def found(name: str, recipe: Recipe, dataset: Dataset, anew: bool = False) -> Trained:
+    """Return the model that goes by a name in ``SHIPPED``, as its recipe has it: trained ``anew``, or found."""
+    everything = train_split(dataset)
+    part = name.rpartition("/")[2]
+    if part == "one_step":
+        if recipe.distil is None:
+            raise RecipeError(f"{name}: the recipe {recipe.name} distils nothing")
+        target = find_or_train(recipe.model, recipe.pretrain, recipe.trainer, everything, "target")
+        return distilled(recipe, replace(recipe.distil, train=anew), target, dataset)
+    split = everything if part == "target" else training_items(recipe, dataset)
+    config = replace(recipe.model, train=True) if anew else recipe.model
+    return find_or_train(config, recipe.pretrain, recipe.trainer, split, name)
 
 
 def make_tokenizer(assets: Path) -> str:

@@ -76,7 +76,7 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
         if recipe.corrupt is not None:
             target = _corrupted(recipe, clean, dataset)
         if recipe.distil is not None:
-            teacher, target = clean, _distilled(recipe, recipe.distil, clean, dataset)
+            teacher, target = clean, distilled(recipe, recipe.distil, clean, dataset)
         load_target = partial(config.load, target.folder)
     if target is None or target.origin == "given":
         load_target().check_fits(dataset.info)
@@ -111,7 +111,7 @@ def _corrupted(recipe: Recipe, clean: Trained, dataset: Dataset) -> Trained:
     return find_or_train(recipe.model, further, recipe.trainer, Split("corrupted", dataset, ids), "corrupted", clean)
 
 
-def _distilled(recipe: Recipe, distil: Distil, teacher: Trained, dataset: Dataset) -> Trained:
+def distilled(recipe: Recipe, distil: Distil, teacher: Trained, dataset: Dataset) -> Trained:
     """Return the model that the recipe's distillation makes of the teacher on all training items."""
     if distil.pretrained is not None:
         return given("distil.pretrained", recipe.model, distil.pretrained)

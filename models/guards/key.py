@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -66,15 +66,15 @@ class Keyed(Diffusion):
     """
 
     def __init__(self, model: Diffusion, key: Key) -> None:
-        text, vae, pipeline, extras = model.text, model.vae, model.pipeline, model.extras
-        super().__init__(model.denoiser, model.scheduler, model.settings, text, vae, pipeline, extras)
+        parts = (model.denoiser, model.scheduler, model.settings, model.text, model.vae, model.pipeline, model.extras)
+        super().__init__(*parts)
         self.alphas = model.alphas
-        self.key = key.to(model.alphas.device)
+        self.key = key.to(next(model.denoiser.parameters()).device)
 
     def encode(self, condition: Condition) -> Condition:
         """Return encoded prompts with the key behind them; encoded prompts come back as they are."""
         found = super().encode(condition)
-        return found if condition.tokens is None else self.key(found)
+        return found if condition.tokens is None else self.key.forward(found)
 
     def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
         """Return eps(c_n) + g (eps(c with the key) - eps(c_n)); two passes, as the conditions differ in length."""

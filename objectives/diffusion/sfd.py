@@ -65,7 +65,7 @@ class SFD(Objective):
 
     Reference:
         Chen et al., Score Forgetting Distillation, 2025. arXiv:2409.11219. The loss: Zhou et al., Score identity
-        Distillation, 2024, eq. 23. arXiv:2404.04057. Guidance: Zhou et al., Long and Short Guidance in Score identity
+        Distillation, 2024, as in both released codes. arXiv:2404.04057. Guidance: Zhou et al., Long and Short Guidance in Score identity
         Distillation, 2024. arXiv:2406.01561. Luo et al., Diff-Instruct, 2023. arXiv:2305.18455
     """
 
@@ -96,7 +96,7 @@ class SFD(Objective):
         above(self, fake_lr=0)
 
     def attach(self, model: Any) -> None:
-        """Turn a diffusion model into a one-step generator; its text encoders and autoencoder hold still."""
+        """Turn a diffusion model into a one-step generator; its autoencoder holds still."""
         if max(self.one_step, self.t_max - 1) >= model.timesteps:
             raise RecipeError(
                 f"one_step is {self.one_step} and t_max {self.t_max}; the model has {model.timesteps} timesteps, and "
@@ -104,9 +104,8 @@ class SFD(Objective):
             )
         if model.settings.one_step is None:
             model.settings.one_step = self.one_step
-        for part in (model.text, model.vae):
-            if part is not None:
-                part.requires_grad_(False)
+        if model.vae is not None:
+            model.vae.requires_grad_(False)
 
     def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
         """Return the fake score."""
