@@ -64,8 +64,8 @@ class SFD(Objective):
 
     Reference:
         Chen et al., Score Forgetting Distillation, 2025. arXiv:2409.11219. The loss: Zhou et al., Score identity
-        Distillation, 2024, as in both released codes. arXiv:2404.04057. Guidance: Zhou et al., Long and Short Guidance in Score identity
-        Distillation, 2024. arXiv:2406.01561. Luo et al., Diff-Instruct, 2023. arXiv:2305.18455
+        Distillation, 2024, as in both released codes. arXiv:2404.04057. Guidance: Zhou et al., Long and Short Guidance
+        in Score identity Distillation, 2024. arXiv:2406.01561. Luo et al., Diff-Instruct, 2023. arXiv:2305.18455
     """
 
     override: Override | None = None
@@ -112,11 +112,11 @@ class SFD(Objective):
     def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
         """Return the fake score."""
 
-        def build() -> nn.Module:
+        def build() -> Any:
             found = teacher()
             if not isinstance(found, nn.Module):  # the moving model without its adapter; the copy has one of its own
-                return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
-            network = copy.deepcopy(found).requires_grad_(False)
+                return _copy(model, lambda name, parameter: parameter.requires_grad)
+            network = _copy(found, lambda name, _: name.startswith("denoiser.")).requires_grad_(False)
             network.denoiser.requires_grad_(True)
             return network
 
@@ -152,7 +152,7 @@ class SFD(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the generator's loss, (B,); diagnostics: the distance of the two scores, and omega."""
-        told, fake, teacher = model.condition(batch), context.companion, context.teacher()
+        told, fake, teacher = model.condition(batch), context.beside(), context.teacher()
         drawn = context.shared.pop(_key(batch, context), None)
         x0 = self.drawn(model, batch, context) if drawn is None else drawn
         x, t, _ = self.noised(model, batch, x0, context)
@@ -197,7 +197,7 @@ class SFD(Objective):
             if how == "drawn":
                 reached = likely.cumsum(dim=1) / likely.sum(dim=1, keepdim=True)
                 chosen = (reached[:, :-1] <= draw.uniform(ids, (1,), torch.float64)).sum(dim=1)
-        dataset = context.splits[context.split].dataset
+        dataset: Any = context.splits[context.split].dataset
         told = dataset.instead(ids.cpu(), [words[index] for index in chosen.tolist()])
         return model.condition({key: value.to(ids.device) for key, value in told.items()})  # type: ignore[no-any-return]
 
@@ -222,7 +222,7 @@ class FakeScore(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the mean over values of (eps - eps_psi(x_t, t, c))^2, (B,)."""
-        term, fake, ids = self.term, context.companion, batch["id"]
+        term, fake, ids = self.term, context.beside(), batch["id"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not term.redraw):
             x0 = term.drawn(model, batch, context)
         if x0.requires_grad:
@@ -231,7 +231,7 @@ class FakeScore(Objective):
         both = Condition.cat([model.condition(batch), model.null(len(ids))])
         dropped = context.randomness.child("drop").uniform(ids, ()) < term.drop
         told = both[torch.arange(len(ids), device=ids.device) + dropped * len(ids)]
-        return Values(mean_square(fake.guided(x, t, told, term.guidance) - noise))  # type: ignore[union-attr]
+        return Values(mean_square(fake.guided(x, t, told, term.guidance) - noise))
 
 
 def sid_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:
@@ -243,6 +243,11 @@ def sid_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:
 def diff_instruct_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor) -> Tensor:
     """Return, (B,), what has Diff-Instruct's gradient f_psi - f_phi at x_0 over the number of values."""
     return ((f_phi - f_psi).detach() * (f_psi.detach() - x0)).flatten(1).mean(dim=1)
+
+
+def _copy(network: Any, chosen: Callable[[str, nn.Parameter], bool]) -> Any:
+    """Return a copy of a network with the chosen parameters of its own; all others are the same tensors."""
+    return copy.deepcopy(network, {id(p): p for name, p in network.named_parameters() if not chosen(name, p)})
 
 
 @torch.no_grad()
