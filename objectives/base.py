@@ -118,6 +118,12 @@ class Context:
             raise RuntimeError("there is no place for the target's values: the module was given none")
         return self.remembered.get(f"{split}.{name}", ids)
 
+    def beside(self) -> Any:
+        """Return the network that is trained beside the model. Raises RuntimeError where this term has none."""
+        if self.companion is None:
+            raise RuntimeError("no network is trained beside the model: the phases were made without companions")
+        return self.companion
+
     def teacher(self) -> Any:
         """Return the frozen model that the target was distilled from, or the target where it was not distilled."""
         return (self.distilled_from or self.reference)()

@@ -98,8 +98,8 @@ class DoCo(Objective):
         if estimate is None:
             found = self.source(model, batch, context)
             estimate = self.estimate(model, found, found.condition)
-        with frozen(context.companion):
-            logits = context.companion(estimate)
+        with frozen(context.beside()):
+            logits = context.beside()(estimate)
         return Values(_mean(F.softplus(logits)), {"taken_for_anchor": _mean((logits.detach() < 0).to(logits.dtype))})
 
     def estimate(self, model: Any, found: States, condition: Condition) -> Tensor:
@@ -130,7 +130,7 @@ class Discriminates(Objective):
             context.shared[_key(batch, context)] = estimate
         with torch.no_grad():
             anchor = self.term.estimate(context.reference(), found, _anchor(found))
-        of_anchor, of_concept = context.companion(torch.cat([anchor, estimate.detach()])).chunk(2)
+        of_anchor, of_concept = context.beside()(torch.cat([anchor, estimate.detach()])).chunk(2)
         right = (_mean((of_anchor.detach() < 0).double()) + _mean((of_concept.detach() > 0).double())) / 2
         return Values(_mean(F.softplus(of_anchor)) + _mean(F.softplus(-of_concept)), {"right": right})
 

@@ -16,7 +16,6 @@ from unlearn.models.conditions import Condition
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.targets import mean_square
 from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
 """What the teacher is told of an item: what the generator is told; its anchor; one of the other words by chance; the
@@ -65,8 +64,8 @@ class SFD(Objective):
 
     Reference:
         Chen et al., Score Forgetting Distillation, 2025. arXiv:2409.11219. The loss: Zhou et al., Score identity
-        Distillation, 2024, as in both released codes. arXiv:2404.04057. Guidance: Zhou et al., Long and Short Guidance in Score identity
-        Distillation, 2024. arXiv:2406.01561. Luo et al., Diff-Instruct, 2023. arXiv:2305.18455
+        Distillation, 2024, as in both released codes. arXiv:2404.04057. Guidance: Zhou et al., Long and Short Guidance
+        in Score identity Distillation, 2024. arXiv:2406.01561. Luo et al., Diff-Instruct, 2023. arXiv:2305.18455
     """
 
     override: Override | None = None
@@ -90,10 +89,13 @@ class SFD(Objective):
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
             raise ValueError(f"t_min is {self.t_min} and t_max {self.t_max}; 0 <= t_min < t_max must hold")
-        at_least(self, one_step=0, guidance=0, fake_weight=0)
+        for name in ("one_step", "guidance", "fake_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is {self.drop}; it must lie in [0, 1)")
-        above(self, fake_lr=0)
+        if self.fake_lr is not None and not self.fake_lr > 0:
+            raise ValueError(f"fake_lr is {self.fake_lr}; it must be > 0")
 
     def attach(self, model: Any) -> None:
         """Turn a diffusion model into a one-step generator; its autoencoder holds still."""
@@ -110,12 +112,11 @@ class SFD(Objective):
     def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
         """Return the fake score."""
 
-        def build() -> nn.Module:
+        def build() -> Any:
             found = teacher()
             if not isinstance(found, nn.Module):  # the moving model without its adapter; the copy has one of its own
-                alike: nn.Module = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
-                return alike
-            network = copy.deepcopy(found).requires_grad_(False)
+                return _copy(model, lambda name, parameter: parameter.requires_grad)
+            network = _copy(found, lambda name, _: name.startswith("denoiser.")).requires_grad_(False)
             network.denoiser.requires_grad_(True)
             return network
 
@@ -151,7 +152,7 @@ class SFD(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the generator's loss, (B,); diagnostics: the distance of the two scores, and omega."""
-        told, fake, teacher = model.condition(batch), context.companion, context.teacher()
+        told, fake, teacher = model.condition(batch), context.beside(), context.teacher()
         drawn = context.shared.pop(_key(batch, context), None)
         x0 = self.drawn(model, batch, context) if drawn is None else drawn
         x, t, _ = self.noised(model, batch, x0, context)
@@ -221,7 +222,7 @@ class FakeScore(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the mean over values of (eps - eps_psi(x_t, t, c))^2, (B,)."""
-        term, fake, ids = self.term, context.companion, batch["id"]
+        term, fake, ids = self.term, context.beside(), batch["id"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not term.redraw):
             x0 = term.drawn(model, batch, context)
         if x0.requires_grad:
@@ -242,6 +243,11 @@ def sid_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:
 def diff_instruct_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor) -> Tensor:
     """Return, (B,), what has Diff-Instruct's gradient f_psi - f_phi at x_0 over the number of values."""
     return ((f_phi - f_psi).detach() * (f_psi.detach() - x0)).flatten(1).mean(dim=1)
+
+
+def _copy(network: Any, chosen: Callable[[str, nn.Parameter], bool]) -> Any:
+    """Return a copy of a network with the chosen parameters of its own; all others are the same tensors."""
+    return copy.deepcopy(network, {id(p): p for name, p in network.named_parameters() if not chosen(name, p)})
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.language_small import tiny, tiny_splits
 from tests.small import digits_splits, small_glow
+from tests.small_diffusion import small_model, small_splits
+from unlearn.companions import companions
 from unlearn.data.base import Split
 from unlearn.errors import RecipeError
 from unlearn.feed import Feed
@@ -27,15 +29,20 @@ from unlearn.registry import COMPONENTS, names, resolve
 from unlearn.remembered import Remembered
 from unlearn.schema import Optim
 
-SETTINGS: dict[str, dict[str, Any]] = {"debias": {"shares": {"3": 0.3}, "samples": 64}}
-"""What an objective cannot do without."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "debias": {"shares": {"3": 0.3}, "samples": 64},
+    "esd": {"steps": 2},
+    "sdd": {"steps": 2},
+    "concept_ablation": {"steps": 2},
+}
+"""What an objective cannot do without, or what makes it quick."""
 
 ABOVE = ["model.model.norm.weight", "model.lm_head.weight"]
 UNREACHED = {"rmu": ABOVE, "embedding_difference": ABOVE}
 """Hidden states after the last layer do not depend on the norm and the head behind it."""
 
 COMBINATIONS, SCOPES = names("combination"), names("scope")
-BATCH = {"flow": 16, "language": 4}
+BATCH = {"flow": 16, "language": 4, "diffusion": 3}
 
 
 def cases() -> list[tuple[str, str]]:
@@ -50,13 +57,16 @@ def splits_of(family: str) -> dict[str, Split]:
     """Digits, or questions (a passage has no refusal, and objectives that need one refuse it)."""
     if family == "flow":
         return digits_splits()
+    if family == "diffusion":
+        return dict(small_splits("text"))
     data = tiny_splits()["forget"].dataset
     return {"forget": Split("forget", data, torch.arange(4)), "retain": Split("retain", data, torch.arange(4, 10))}
 
 
 @cache
 def untouched(family: str) -> nn.Module:
-    return small_glow(splits_of("flow")) if family == "flow" else tiny(dtype=torch.float64)
+    made = {"flow": lambda: small_glow(splits_of("flow")), "diffusion": small_model}
+    return made[family]() if family in made else tiny(dtype=torch.float64)
 
 
 def objective(name: str, **settings: Any) -> Objective:
@@ -67,12 +77,15 @@ def objective(name: str, **settings: Any) -> Objective:
 def prepared(family: str, groups: dict[str, dict[str, Objective]], folder: Path, scope: Scope) -> UnlearningModule:
     """Return the module as a run has it once its terms are prepared, then moved: at the target distances are flat."""
     model, target = copy.deepcopy(untouched(family)), copy.deepcopy(untouched(family))
+    for term in (term for terms in groups.values() for term in terms.values()):
+        term.attach(model)
     scope.attach(model, Randomness(0, "scope"))
     reference = WithoutAdapter(model, lambda: scope.off(model)) if scope.is_adapter else Reference(lambda: target)
     chosen = set(scope.select(model))
     moving = {key: parameter for key, parameter in model.named_parameters() if key in chosen}
-    phase = Phase(moving, groups, Optim(steps=1, batch=BATCH[family]), WeightedSum())
-    module = UnlearningModule(model, [phase], splits_of(family), 0, reference)
+    phase = Phase(moving, groups, Optim(steps=1, batch=BATCH[family], ema=0.9), WeightedSum())
+    beside = companions(phase, model, reference, Randomness(0, "companion"))
+    module = UnlearningModule(model, [*beside, phase], splits_of(family), 0, reference)
     module.remembered = Remembered(folder)
     module.on_fit_start()
     with torch.no_grad():

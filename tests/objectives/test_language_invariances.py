@@ -21,6 +21,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"beta": 0.5} if name == "simnpo" else {}) for name in NAMES),  # at 4.5 it has no slope left here
     ("kl", {"top_k": 5}),
     ("dpo", {"instead": "alternate"}),
+    ("gradient_ascent", {}),
     ("gradient_ascent", {"reduction": "sum"}),
     ("maximum_entropy", {"tokens": "all"}),
     ("rmu", {"tokens": "all"}),

@@ -151,6 +151,11 @@ def run(module: UnlearningModule, folder: Path) -> None:
 
 def test_two_steps_move_what_may_move_and_nothing_else(tmp_path: Path) -> None:
     module = job(tmp_path / "values", "text", Pattern(include=["attn2"]), override="anchor")
+    fake, teacher = module.phases[0].network, module.reference()  # type: ignore[misc]
+    assert fake is not None and fake is not teacher
+    for part, shared in (("text", True), ("denoiser", False)):
+        pairs = zip(fake.get_submodule(part).parameters(), teacher.get_submodule(part).parameters(), strict=True)
+        assert all((a is b) == shared for a, b in pairs)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     target = {name: value.clone() for name, value in module.reference().state_dict().items()}  # type: ignore[misc]
     run(module, tmp_path)
