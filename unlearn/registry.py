@@ -144,8 +144,11 @@ COMPONENTS: dict[str, dict[str, str]] = {
 }
 """Kind -> name -> ``module:class``. Nothing is imported before it is asked for."""
 
-LANGUAGE = ("datasets", "lm_eval", "peft", "rouge_score", "tokenizers", "transformers")
-"""Packages of the extra ``language``."""
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "diffusion": ("diffusers",),
+    "language": ("datasets", "lm_eval", "peft", "rouge_score", "tokenizers", "transformers"),
+}
+"""Extra of the distribution -> packages that it alone brings, or brings as well."""
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
@@ -210,8 +213,9 @@ def _load(path: str, what: str) -> Any:
         module = import_module(module_name)
     except Exception as error:  # a user's module may fail in any way
         cause = f"{type(error).__name__}: {error}"
-        lacks = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LANGUAGE
-        hint = '. Type: pip install "unlearnkit[language]"' if lacks else ""
+        lacks = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        extra = next((extra for extra, packages in EXTRAS.items() if lacks in packages), None)
+        hint = f'. Type: pip install "unlearnkit[{extra}]"' if extra else ""
         raise RecipeError(f"{what}: importing {module_name} failed with {cause}{hint}") from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
