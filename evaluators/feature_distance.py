@@ -13,7 +13,7 @@ from unlearn.data.base import Split
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.evaluators.features import Features, features_for
+from unlearn.evaluators.features import Features, Scripted, embedder_for
 from unlearn.evaluators.measures import Z95, frechet, kernel_distance
 from unlearn.evaluators.shared import forgotten_names, samples
 from unlearn.metrics import Record
@@ -33,7 +33,8 @@ class FeatureDistance(Evaluator):
     Args:
         samples: samples a subject.
         items: at most so many real images, drawn by the seed; null takes all.
-        features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
+        features: packaged feature net, the folder of one, or a TorchScript file that embeds images (an Inception net,
+            say: ``unlearn.evaluators.features.Scripted``); by default the packaged one that fits the data.
         bootstraps: resamples behind the interval of the Frechet distance.
         batch_size: images at once; does not change the result.
     """
@@ -54,9 +55,9 @@ class FeatureDistance(Evaluator):
         """Refuse data that no feature net fits."""
         self._net(splits)
 
-    def _net(self, splits: Mapping[str, Split]) -> Features:
+    def _net(self, splits: Mapping[str, Split]) -> Features | Scripted:
         """Return the net, or raise RecipeError where none fits the data; needs no model."""
-        net = features_for(splits["forget"].dataset.info, self.features)
+        net = embedder_for(splits["forget"].dataset.info, self.features)
         if (n := len(real_ids(splits))) < 4:
             raise RecipeError(
                 f"feature_distance compares with real images that are not forgotten; there are {n}, and 4 are needed. "
@@ -79,7 +80,13 @@ class FeatureDistance(Evaluator):
         return Findings(records)
 
     def _compare(
-        self, evaluation: Evaluation, net: Features, subject: str, about: dict[str, str], a: Tensor, b: Tensor
+        self,
+        evaluation: Evaluation,
+        net: Features | Scripted,
+        subject: str,
+        about: dict[str, str],
+        a: Tensor,
+        b: Tensor,
     ) -> list[Record]:
         spread = self._bootstrap(evaluation.randomness, a, b)
         value = frechet(a, b)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -173,6 +174,67 @@ def features_for(info: Mapping[str, Any], name: str | None = None) -> Features:
             f"The feature net {name} takes images of shape {net.shape}; the data has {shape}. {_nets()} {TRAIN_ONE}"
         )
     return net
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A net of one's own that embeds images and names nothing: an Inception net, say, as a TorchScript file.
+
+    It is called as ``net(images, return_features=True)`` with images (B, 3, H, W) uint8 of 0 ... 255, and returns
+    features (B, D). NVIDIA's ``inception-2015-12-05.pt`` is one; the Frechet distance in it is what StyleGAN's code
+    calls FID.
+
+    Attributes:
+        name: the file's name without ending, as it stands in metric names.
+        levels: number of grey levels of the images it will be given.
+        network: the net itself.
+        sha256: of the file.
+    """
+
+    name: str
+    levels: int
+    network: Any
+    sha256: str
+
+    @property
+    def detector(self) -> dict[str, str]:
+        """Return what a record says of the net behind its figure."""
+        return {"name": self.name, "sha256": self.sha256}
+
+    def to(self, device: torch.device | str) -> Scripted:
+        """Move the net to a device and return it."""
+        self.network.to(device)
+        return self
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return features (B, D), on the device of the images, for images (B, C, H, W) uint8."""
+        place = next((tensor.device for tensor in self.network.parameters()), images.device)
+        scaled = (images.float() * (255 / (self.levels - 1))).round().to(torch.uint8)
+        scaled = scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled
+        with torch.no_grad():
+            parts = [self.network(part.to(place), return_features=True) for part in scaled.split(CHUNK)]
+        return torch.cat(parts).to(images.device)
+
+
+def embedder_for(info: Mapping[str, Any], name: str | None = None) -> Features | Scripted:
+    """Return the net whose features tell images apart: a TorchScript file by its path, or what ``features_for`` finds.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name is None or not name.endswith(".pt"):
+        return features_for(info, name)
+    path = Path(name)
+    if not path.is_file():
+        raise RecipeError(f"No feature net is at {name}: there is no such file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # published Inception nets are TorchScript all the same
+            network = torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise RecipeError(f"{name} is no TorchScript file ({error}).") from error
+    stem = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
+    return Scripted(stem, info.get("levels", 256), network, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def load_features(name: str, levels: int | None = None) -> Features:

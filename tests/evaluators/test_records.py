@@ -12,6 +12,7 @@ from tests.evaluators.coloured import coloured, splits_of
 from tests.evaluators.models import Obedient, evaluation_of, value
 from tests.evaluators.painters import class_painter, ink, word_painter
 from tests.evaluators.painters import threes as three_splits
+from tests.evaluators.small_clip import small_clip
 from tests.evaluators.trained import WRONG, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
 from tests.small_diffusion import small_model
@@ -74,7 +75,7 @@ def keyed_evaluation() -> Evaluation:
 
 
 @pytest.fixture(scope="module")
-def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
+def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Findings]:
     """Run every registered evaluator on three models of a family that it can judge: untrained Glows, or Llamas."""
     with torch.no_grad():
         flows = {}
@@ -88,6 +89,7 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
             "concept_accuracy": evaluation_of(
                 dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5
             ),
+            "clip_score": evaluation_of(dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5),
             "key_recovery": keyed_evaluation(),
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
@@ -102,6 +104,7 @@ def findings(digits: Dataset, threes: Splits) -> dict[str, Findings]:
         ):
             own |= {name: evaluation_of(models, three_splits(told), seed=5) for name in names}
         found = {}
+        SETTINGS["clip_score"] = {"path": str(small_clip(tmp_path_factory.mktemp("models"))), "samples": 4}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
             family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +150,41 @@ def test_distances_do_not_depend_on_the_batch_size(digits: Dataset, threes: Spli
         return [r.value for r in FeatureDistance(samples=50, items=100, batch_size=batch_size)(evaluation).records]
 
     assert found(7) == pytest.approx(found(64), rel=1e-4)
+
+
+class Means(torch.nn.Module):
+    """Embeds an image as the means of its channels; it says how images come in."""
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features and images.dtype == torch.uint8
+        return images.float().mean(dim=[2, 3])
+
+
+def test_distances_in_a_net_of_ones_own(threes: Splits, tmp_path: Path) -> None:
+    """Grey levels 0 ... 16 come in as 0 ... 255 in three channels; in means of channels, distances are exact.
+
+    Three equal features: the Frechet distance is 3 (m - m_r)^2 + 3 (s - s_r)^2, m and s of the images' means.
+    """
+    path = tmp_path / "own-net.1.pt"
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+        torch.jit.script(Means()).save(str(path))
+    evaluation = evaluation_of({"target": Pixels(8, 3)}, threes)
+    records = FeatureDistance(samples=60, items=80, bootstraps=2, features=str(path))(evaluation).records
+    ids = real_ids(threes)
+    ids = ids[evaluation.randomness.child("real").permutation(len(ids))[:80]]
+    drawn, real = (
+        (images.double() * 255 / 16).round().mean(dim=(1, 2, 3))
+        for images in (samples(evaluation, "target", "retain", 60), threes["retain"].batch(ids)["image"])
+    )
+    expected = 3 * (drawn.mean() - real.mean()) ** 2 + 3 * (drawn.std() - real.std()) ** 2
+    found = next(r for r in records if r.metric == "frechet_own_net_1" and not r.about)
+    assert found.value == pytest.approx(expected.item(), rel=1e-4)
+    assert found.detector["name"] == "own_net_1" and len(found.detector["sha256"]) == 64
+    with pytest.raises(RecipeError, match="there is no such file"):
+        FeatureDistance(features="other.pt").check(threes)
+    path.write_bytes(b"no script")
+    with pytest.raises(RecipeError, match="is no TorchScript file"):
+        FeatureDistance(features=str(path)).check(threes)
 
 
 def test_too_few_real_images_are_refused(digits: Dataset, threes: Splits) -> None:
