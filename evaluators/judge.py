@@ -69,16 +69,17 @@ def judge_of(splits: Mapping[str, Split], features: str | None) -> Judge:
         lost = split.ids[(known[split.ids] < 0).any(dim=1)]
         if len(lost):
             item = int(lost[0])
-            called = ", ".join(sorted({dataset.labels[item], *dataset.attributes[item]} - {""})) or "nothing"
+            shown = ", ".join(sorted({dataset.labels[item], *dataset.attributes[item]} - {""})) or "nothing"
             raise RecipeError(
                 f"The feature net {net.name} knows the labels {', '.join(net.labels)}; item {item} of the data is "
-                f"{called}. {TRAIN_ONE}"
+                f"{shown}. {TRAIN_ONE}"
             )
-    names = [net.labels.index(name) for name in forgotten_names(forget) if name in net.labels]
+    called = {concept.name for concept in getattr(dataset, "concepts", ())} or set(forgotten_names(forget))
+    names = [net.labels.index(name) for name in sorted(called) if name in net.labels]
     if not names:
         raise RecipeError(
-            f"data.forget takes none of {', '.join(net.labels)} as a whole, so nothing says what samples should not "
-            f"show. Type data.forget.label={net.labels[0]}, or leave the evaluators that judge samples out."
+            f"Neither data.concepts nor data.forget names one of {', '.join(net.labels)}, so nothing says what samples "
+            f"should not show. Type data.forget.label={net.labels[0]}, or leave the evaluators that judge samples out."
         )
     own = torch.isin(known, torch.tensor(names))
     return Judge(net, known, own, own[forget.ids].any(dim=0))

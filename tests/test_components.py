@@ -12,7 +12,7 @@ HUB = ("language/muse_books", "language/muse_news", "language/tofu")
 
 
 def test_no_recipe_is_lost_unseen() -> None:
-    assert len(layers.names()) == 28  # quickstart, five for flows, 22 for language models
+    assert len(layers.names()) == 42  # quickstart, five for flows, 22 for language models, 14 for diffusion models
 
 
 @pytest.mark.parametrize("name", layers.names())

@@ -29,6 +29,10 @@ SHIPPED: dict[str, tuple[str, list[str]]] = {
     "mnist_glow/target": ("flow/taming_mnist", []),
     "factbook_llama/target": ("language/npo_factbook", []),
     "factbook_llama/without_six": ("language/npo_factbook", []),
+    "coloured_digits_unet/target": ("diffusion/esd_digits", []),
+    "coloured_digits_unet/without_three": ("diffusion/esd_digits", []),
+    "digits_unet/target": ("diffusion/salun_digits", []),
+    "digits_unet/without_3": ("diffusion/salun_digits", []),
 }
 """Folder under ``unlearn/assets`` -> recipe and overrides; ``target`` is trained on everything, ``one_step`` is what
 the recipe distils of its target."""
