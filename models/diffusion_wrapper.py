@@ -23,6 +23,7 @@ from unlearn.models.diffusion_text import TextSide
 from unlearn.randomness import Randomness
 
 disable_progress_bar()  # a run shows one bar, its own
+diffusers.utils.logging.set_verbosity_error()  # it warns of every cast to half precision
 disable_bar_of_transformers()
 
 Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
