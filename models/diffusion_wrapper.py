@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-from diffusers.utils.logging import disable_progress_bar
+from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
 
@@ -23,7 +23,7 @@ from unlearn.models.diffusion_text import TextSide
 from unlearn.randomness import Randomness
 
 disable_progress_bar()  # a run shows one bar, its own
-diffusers.utils.logging.set_verbosity_error()  # it warns of every cast to half precision
+set_verbosity_error()  # it warns of every cast to half precision
 disable_bar_of_transformers()
 
 Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel

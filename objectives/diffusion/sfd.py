@@ -16,6 +16,7 @@ from unlearn.models.conditions import Condition
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.targets import mean_square
 from unlearn.randomness import Randomness
+from unlearn.ranges import above, at_least
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
 """What the teacher is told of an item: what the generator is told; its anchor; one of the other words by chance; the
@@ -89,13 +90,10 @@ class SFD(Objective):
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
             raise ValueError(f"t_min is {self.t_min} and t_max {self.t_max}; 0 <= t_min < t_max must hold")
-        for name in ("one_step", "guidance", "fake_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
+        at_least(self, one_step=0, guidance=0, fake_weight=0)
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is {self.drop}; it must lie in [0, 1)")
-        if self.fake_lr is not None and not self.fake_lr > 0:
-            raise ValueError(f"fake_lr is {self.fake_lr}; it must be > 0")
+        above(self, fake_lr=0)
 
     def attach(self, model: Any) -> None:
         """Turn a diffusion model into a one-step generator; its autoencoder holds still."""
