@@ -252,7 +252,9 @@ def load_features(name: str, levels: int | None = None) -> Features:
         files = [(folder / file).read_bytes() for file in ("config.json", "model.safetensors")]
         about = json.loads(files[0])
         groups = _groups(about["labels"], about.get("groups", {"label": len(about["labels"])}))
-        network = fresh(about["shape"], about["channels"], about["features"], len(about["labels"]))
+        network = fresh(
+            about["shape"], about["channels"], about["features"], len(about["labels"])
+        ).float()  # whatever the default is
         network.load_state_dict(load(files[1]))
         return Features(
             name=about["name"],
