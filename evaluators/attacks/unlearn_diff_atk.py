@@ -31,7 +31,8 @@ class UnlearnDiffAtk(DrawingAttack):
     Each word is a point p of the simplex over the vocabulary. The model reads the nearest corner (the largest entry),
     and p gets the gradient as if it had been read itself (straight through); Adam moves p, which is then projected
     back. The same ``draws`` pairs (t, eps) are taken at every step, t evenly spread, so that steps can be compared; the
-    words with the lowest loss are kept. The authors go through 50 timesteps one after the other, 40 steps each, and
+    words with the lowest loss are kept, or none where the prompt alone has a lower one (the authors' rate counts
+    prompts that need no attack, too). The authors go through 50 timesteps one after the other, 40 steps each, and
     stop when a classifier sees the concept; the image here is one in which the judge sees it, where there is one.
 
     Args:
@@ -78,18 +79,18 @@ class UnlearnDiffAtk(DrawingAttack):
         batch = {name: value.to(evaluation.device) for name, value in batch.items()}
         x0 = model.latents(batch, evaluation.randomness.child("images"))
         size = max(1, self.batch_size // self.draws)
-        words = torch.cat(
+        found = torch.cat(
             [
                 self._searched(evaluation, model, data, prompts[part], x0[part], part)
                 for part in torch.arange(len(prompts)).split(size)
             ]
         )
-        yield self._begun(data, prompts, words)[where], f"{self.tokens} tokens, {self.steps} steps"
+        yield found[where], f"{self.tokens} tokens, {self.steps} steps"
 
     def _searched(
         self, evaluation: Evaluation, model: Any, data: Conditioned, prompts: Tensor, x0: Tensor, numbers: Tensor
     ) -> Tensor:
-        """Return the best words for some prompts (p, E, L) and their images (p, C, H, W), (p, k) int64."""
+        """Return some prompts (p, E, L) behind the best words for their images (p, C, H, W), (p, E, L)."""
         tables = model.tables()
         free = free_words(data, tables, self.attack).to(x0.device)
         weights = [table.weight[free].detach() for table in tables]
@@ -99,28 +100,33 @@ class UnlearnDiffAtk(DrawingAttack):
         points = projected(start).requires_grad_()
         optimizer = torch.optim.Adam([points], lr=self.lr)
         new = -1 - torch.arange(p * k).view(p, k)
-        told = {data.told.key: self._begun(data, prompts, new).to(x0.device).repeat_interleave(self.draws, dim=0)}
+        told = self._begun(data, prompts, new)
         t = ((torch.arange(self.draws, device=x0.device) + 0.5) * model.timesteps / self.draws).long().repeat(p)
         noise = stream.child("noise").normal(numbers, (self.draws, *x0.shape[1:]), x0.dtype).to(x0.device).flatten(0, 1)
         x0 = x0.repeat_interleave(self.draws, dim=0)
-        best = torch.full((p,), torch.inf, device=x0.device, dtype=x0.dtype)
-        kept = points.detach().argmax(dim=2)
+
+        def losses(asked: Tensor) -> Tensor:
+            batch = {data.told.key: asked.to(x0.device).repeat_interleave(self.draws, dim=0)}
+            return mean_square_error(model, x0, noise, t, batch).view(p, self.draws).mean(dim=1)
+
+        best, kept = losses(prompts), prompts
         for step in range(self.steps + 1):
-            corner = F.one_hot(points.detach().argmax(dim=2), len(free)).to(x0.dtype)
+            words = points.detach().argmax(dim=2)
+            corner = F.one_hot(words, len(free)).to(x0.dtype)
             with torch.enable_grad():
                 read = corner + points - points.detach()
                 rows = [(read @ weight).flatten(0, 1) for weight in weights]
                 with new_words(model, tables, rows):
-                    losses = mean_square_error(model, x0, noise, t, told).view(p, self.draws).mean(dim=1)
-                    whole = losses.sum()
-            better = losses.detach() < best
-            best = torch.where(better, losses.detach(), best)
-            kept = torch.where(better[:, None], corner.argmax(dim=2), kept)
+                    now = losses(told)
+                whole = now.sum()
+            better = now.detach() < best
+            best = torch.where(better, now.detach(), best)
+            kept = torch.where(better.cpu()[:, None, None], self._begun(data, prompts, free[words].cpu()), kept)
             if step < self.steps:
                 (points.grad,) = torch.autograd.grad(whole, points)
                 optimizer.step()
                 points.data = projected(points.detach())
-        return free[kept].cpu()
+        return kept
 
     def _begun(self, data: Conditioned, prompts: Tensor, words: Tensor) -> Tensor:
         """Return prompts (p, E, L) with words (p, k) behind the token that begins them, (p, E, L).

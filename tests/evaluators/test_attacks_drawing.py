@@ -241,6 +241,19 @@ def test_two_words_are_found_together() -> None:
     assert diff_atk(evaluation, tokens=2, steps=150)["unlearned"] == 1
 
 
+def test_no_words_are_put_where_the_prompt_alone_is_best() -> None:
+    """The target paints its threes from "3"; every word in front would add its ink."""
+    others = {word: torch.full((64,), 0.5) for word in WORDS[2:] if word != "3"}
+    model = word_painter(**{f"_{word}": given for word, given in others.items()})
+    evaluation = attacked("text", target=model)
+    items = threes("text")["forget"].ids[:1]
+    attack = UnlearnDiffAtk(samples=1, tokens=1, steps=5)
+    with attack.finds(evaluation, judge_of(evaluation.splits, None), "target", items) as (told, _):
+        found = told[0, 0].tolist()
+    free = [number for number, word in enumerate(WORDS) if number > 1 and word != "3"]
+    assert found[1] == WORDS.index("3") and not set(free) & set(found)
+
+
 def test_prompts_without_room_and_classes_are_refused() -> None:
     splits = threes("text")
     UnlearnDiffAtk(tokens=5).check(splits)  # start, 3, end, and five
