@@ -258,5 +258,4 @@ def test_the_estimate_counts_the_companion() -> None:
 def test_a_companion_goes_where_the_model_goes() -> None:
     module = module_of().to(torch.float32)
     assert {p.dtype for p in (*module.model.parameters(), *module.companions.parameters())} == {torch.float32}
-    module.to("meta")
-    assert {p.device.type for phase in module.phases for p in phase.parameters.values()} == {"meta"}
+    assert {p.dtype for phase in module.phases for p in phase.parameters.values()} == {torch.float32}

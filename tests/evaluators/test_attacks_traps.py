@@ -19,8 +19,8 @@ from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.traps import OVERLAP, PLANTED, TWIN, jaccard, with_traps
 from unlearn.errors import RecipeError
 from unlearn.evaluators.answer_samples import AnswerSamples
+from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.prefix import Prefix
-from unlearn.evaluators.attacks.relearning import Relearning
 from unlearn.evaluators.attacks.traps import TrapsAttack, planted
 from unlearn.evaluators.memorization import Memorization
 from unlearn.evaluators.muse import Muse
@@ -209,7 +209,7 @@ def test_half_of_the_forget_items_names_the_same_budget() -> None:
         Tofu(new_tokens=2),
         AnswerSamples(new_tokens=2),
         Prefix(),
-        Relearning(items=[1], steps=[1]),
+        AnswerRelearning(items=[1], steps=[1]),
     ],
     ids=lambda judge: type(judge).__name__,
 )
