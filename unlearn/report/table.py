@@ -157,12 +157,18 @@ def _short(row: Row) -> str:
 
 
 def _shown(group: Group) -> list[Row]:
-    """Return the rows for the terminal; of an attack's scores the first alone."""
+    """Return the rows for the terminal; of an attack's scores the first alone.
+
+    Of many rows those over all categories, where several splits have one, and else those on the forget data.
+    """
     found = group.rows
     if group.metric.startswith("attack_"):
         found = [row for row in found if row.about.get("score") == found[0].about.get("score")]
     if len(found) <= MOST_ROWS:
         return found
+    whole = [row for row in found if not row.about]
+    if len({row.split for row in whole}) > 1:
+        return whole
     return [row for row in found if row.split == "forget"] or found[:1]
 
 
