@@ -32,6 +32,7 @@ from unlearn.schema import Optim
 SETTINGS: dict[str, dict[str, Any]] = {
     "debias": {"shares": {"3": 0.3}, "samples": 64},
     "esd": {"steps": 2},
+    "kpop": {"steps": 2, "tokens": 2},
     "sdd": {"steps": 2},
     "concept_ablation": {"steps": 2},
 }
