@@ -60,6 +60,8 @@ class SFD(Objective):
         drop: share of items of which psi is told nothing while it is trained; guidance asks for some.
         fake_weight: of the items of this term in the loss of psi.
         fake_lr: rate of psi; null takes the generator's. All else of its optimiser is the generator's.
+        warmup: steps that psi takes at first alone, so that it knows what a generator that was distilled before draws;
+            the released codes take none.
         redraw: draw anew for the generator's loss, as the released code does, not what psi was just trained on. That
             takes one more forward pass of the generator, and with ``optim.accumulate`` less memory.
 
@@ -81,6 +83,7 @@ class SFD(Objective):
     drop: float = 0.0
     fake_weight: float = 1.0
     fake_lr: float | None = None
+    warmup: int = 0
     redraw: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("denoises",)
@@ -90,7 +93,7 @@ class SFD(Objective):
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
             raise ValueError(f"t_min is {self.t_min} and t_max {self.t_max}; 0 <= t_min < t_max must hold")
-        at_least(self, one_step=0, guidance=0, fake_weight=0)
+        at_least(self, one_step=0, guidance=0, fake_weight=0, warmup=0)
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is {self.drop}; it must lie in [0, 1)")
         above(self, fake_lr=0)
@@ -123,6 +126,7 @@ class SFD(Objective):
             build=build,
             groups={split: {"fake_score": FakeScore(weight=self.fake_weight, term=self)}},
             optim=lambda optim: replace(optim, lr=self.fake_lr or optim.lr),
+            warmup=self.warmup,
         )
 
     def prepare(self, model: Any, context: Context) -> None:
@@ -202,10 +206,12 @@ class SFD(Objective):
     def _judge(self, context: Context) -> Any:
         from unlearn.evaluators.features import features_for
 
-        info = context.splits[context.split].dataset.info
-        if context.remembered is None:
-            return features_for(info, self.judge)
-        return context.remembered.once(f"judge {self.judge}", lambda: features_for(info, self.judge))
+        def read() -> Any:
+            net = features_for(context.splits[context.split].dataset.info, self.judge)
+            net.network.float()  # also where the run is in double precision
+            return net
+
+        return read() if context.remembered is None else context.remembered.once(f"judge {self.judge}", read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,9 +227,10 @@ class FakeScore(Objective):
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the mean over values of (eps - eps_psi(x_t, t, c))^2, (B,)."""
         term, fake, ids = self.term, context.beside(), batch["id"]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not term.redraw):
+        keeps = torch.is_grad_enabled() and not term.redraw and context.step >= 0
+        with torch.set_grad_enabled(keeps):
             x0 = term.drawn(model, batch, context)
-        if x0.requires_grad:
+        if keeps:
             context.shared[_key(batch, context)] = x0
         x, t, noise = term.noised(model, batch, x0.detach(), context)
         both = Condition.cat([model.condition(batch), model.null(len(ids))])

@@ -219,6 +219,7 @@ CHANGES: list[dict[str, Any]] = [
     {"loss": "diff_instruct"},
     {"fake_weight": 0.2},
     {"fake_lr": 1e-2},
+    {"warmup": 2},
     {"weight": 0.1},
     {"one_step": 300},
     {"redraw": True},
@@ -334,6 +335,7 @@ def test_what_is_no_label_needs_words(tmp_path: Path) -> None:
         {"fake_lr": 0.0},
         {"guidance": -1.0},
         {"fake_weight": -1.0},
+        {"warmup": -1},
     ],
 )
 def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
