@@ -82,6 +82,8 @@ def test_the_readmes_table_names_every_component() -> None:
     assert table("forget") | table("retain") == set(registry.COMPONENTS["objective"])
     assert table("combine") == set(registry.COMPONENTS["combination"])
     assert table("scope") == set(registry.COMPONENTS["scope"])
+    assert table("edit") == set(registry.COMPONENTS["edit"])
+    assert table("guard") == set(registry.COMPONENTS["guard"])
     assert table("data") == set(registry.COMPONENTS["data"])
     assert table("evaluate") == set(registry.COMPONENTS["evaluator"])
 
