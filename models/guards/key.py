@@ -69,7 +69,7 @@ class Keyed(Diffusion):
         parts = (model.denoiser, model.scheduler, model.settings, model.text, model.vae, model.pipeline, model.extras)
         super().__init__(*parts)
         self.alphas = model.alphas
-        self.key = key.to(next(model.denoiser.parameters()).device)
+        self.key = key.to(next(self.parameters()).device)
 
     def encode(self, condition: Condition) -> Condition:
         """Return encoded prompts with the key behind them; encoded prompts come back as they are."""
