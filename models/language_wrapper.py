@@ -50,6 +50,7 @@ class Language(Wrapper):
         self.layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # a frozen target has none
         self.eval()
 
     @property

@@ -25,6 +25,8 @@ class DenoisingAscent(Objective):
     Args:
         states: ``data``, the forget images; ``generated``, images of them that the target draws; ``noise``, standard
             normal numbers in place of images (the authors' zero-shot setting).
+        images: of the forget images (``data``) only so many are used, drawn once, >= 1; the paper takes 4. null takes
+            all.
         items: forget items that are generated, >= 1.
         steps: DDIM steps of a generated item, >= 1.
         guidance: of generated items.
@@ -35,6 +37,7 @@ class DenoisingAscent(Objective):
     """
 
     states: Literal["data", "generated", "noise"] = "data"
+    images: int | None = None
     items: int = 64
     steps: int = 20
     guidance: float = 3.0
@@ -49,7 +52,9 @@ class DenoisingAscent(Objective):
     @property
     def source(self) -> StateSource:
         """Where states come from."""
-        return StateSource(source=self.states, items=self.items, steps=self.steps, guidance=self.guidance)
+        return StateSource(
+            source=self.states, images=self.images, items=self.items, steps=self.steps, guidance=self.guidance
+        )
 
     def prepare(self, model: Any, context: Context) -> None:
         """Draw images, where they are asked for."""

@@ -53,6 +53,7 @@ class StateSource:
         guidance: of trajectories and generated items; 1 for none.
         walks: trajectories walked a step where the model's own are followed, >= 1; a batch's states lie on them.
         of_anchor: whether trajectories and items are told the anchor.
+        images: so many images of the split are used (``data``), drawn once, >= 1; None for those of the batch.
         spread: draw t anywhere within the DDIM step that begins at the state, as the released code of ESD and SDD
             does, and not at the state's own time.
     """
@@ -63,30 +64,34 @@ class StateSource:
     guidance: float = 3.0
     walks: int = 4
     of_anchor: bool = False
+    images: int | None = None
     spread: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        at_least(self, items=1, steps=1, walks=1, guidance=0)
+        at_least(self, items=1, steps=1, walks=1, images=1, guidance=0)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute trajectories or items of the target once."""
         if self.source == "average" and context.averaged is None:
             raise RecipeError("states=average asks for an average of the weights. Type optim.ema=0.999.")
         if self.source in ("trajectory", "generated"):
-            ids = self._chosen(context)
+            ids = self._chosen(self.items, context)
             context.remember(self._name, context.split, partial(self._compute, model, context), ids)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> States:
         """Return one state an item of the batch."""
         ids, draw = batch["id"], context.randomness
         if self.source == "data":
-            return self._noised(model, ids, batch, model.latents(batch, draw), context)
+            given = batch
+            if self.images is not None:
+                given = context.batch(context.split, self._pick(ids, self.images, context))
+            return self._noised(model, ids, given, model.latents(given, draw), context)
         if self.source == "noise":
             return self._noised(model, ids, batch, model.noise(ids, draw.child("start")), context)
         if self.source in ("student", "average"):
             return self._walked(model, ids, context)
-        picked = self._pick(ids, context)
+        picked = self._pick(ids, self.items, context)
         told = context.batch(context.split, picked)
         unique, where = picked.unique(return_inverse=True)
         rows = context.recall(self._name, context.split, unique)
@@ -101,22 +106,22 @@ class StateSource:
         anchored = "_of_anchor" if self.of_anchor else ""
         return f"{self.source}{anchored}_{self.steps}_{self.guidance:g}_{self.items}"
 
-    def _chosen(self, context: Context) -> Tensor:
-        """Return the ids of at most ``items`` items, drawn once for all."""
+    def _chosen(self, most: int, context: Context) -> Tensor:
+        """Return the ids of at most so many items, drawn once for all."""
         ids = context.splits[context.split].ids
-        if len(ids) <= self.items:
+        if len(ids) <= most:
             return ids
 
         def draw() -> Tensor:
-            return ids[Randomness(0, "states").permutation(len(ids))[: self.items]]
+            return ids[Randomness(0, "states").permutation(len(ids))[:most]]
 
         if context.remembered is None:
             return draw()
-        return context.remembered.once(f"{context.split}.states_{self.items}", draw)
+        return context.remembered.once(f"{context.split}.states_{most}", draw)
 
-    def _pick(self, ids: Tensor, context: Context) -> Tensor:
+    def _pick(self, ids: Tensor, most: int, context: Context) -> Tensor:
         """Return one of the chosen items for each of ``ids``."""
-        chosen = self._chosen(context).to(ids.device)
+        chosen = self._chosen(most, context).to(ids.device)
         return chosen[context.randomness.child("item").integers(ids, len(chosen))]
 
     def _compute(self, model: Any, context: Context, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -137,7 +142,7 @@ class StateSource:
         draw = context.randomness
         walks, where = draw.child("walk").integers(ids, self.walks).unique(return_inverse=True)
         number = draw.child("step").integers(ids, self.steps)
-        picked = self._pick(walks, context)
+        picked = self._pick(walks, self.items, context)
         x = model.noise(walks, draw.child("start"))
         before, last = [x], int(number.max())
         form = "anchor" if self.of_anchor else ""

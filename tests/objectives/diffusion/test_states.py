@@ -176,6 +176,12 @@ def test_data_is_the_batchs_own_and_noise_has_no_image(tmp_path: Path) -> None:
     clean = own.model.latents(own.batch(), own.context().randomness)
     torch.testing.assert_close(own.model.noised(clean, found.noise, found.t), found.x)
     assert equal(found.condition, own.model.condition(own.batch())) and found.anchor.classes.tolist() == [8] * 8
+    few = draw(bench(tmp_path, "class", source="data", images=2))
+    two = few.x - own.model.noised(torch.zeros_like(few.x), few.noise, few.t)
+    assert (
+        torch.equal(few.noise, found.noise)
+        and len((two / two.amax((1, 2, 3), True)).round(decimals=3).unique(dim=0)) == 2
+    )
     noise = draw(bench(tmp_path, "class", source="noise"))
     assert torch.equal(noise.t, found.t) and torch.equal(noise.noise, found.noise)
     start = own.model.noise(own.batch()["id"], own.context().randomness.child("start"))
@@ -192,7 +198,7 @@ def test_only_so_many_items_have_a_trajectory(tmp_path: Path) -> None:
 
 
 def chosen(own: Bench) -> Tensor:
-    ids = own.objective.source._chosen(own.context())  # type: ignore[attr-defined]
+    ids = own.objective.source._chosen(3, own.context())  # type: ignore[attr-defined]
     assert set(ids.tolist()) <= set(own.splits["forget"].ids.tolist())
     return ids  # type: ignore[no-any-return]
 
@@ -216,7 +222,7 @@ def test_what_has_no_anchor_has_none_and_is_refused_where_one_is_asked_for(tmp_p
         check_anchors(own.context(), "here")
 
 
-@pytest.mark.parametrize("wrong", [{"items": 0}, {"steps": 0}, {"walks": 0}, {"guidance": -1.0}])
+@pytest.mark.parametrize("wrong", [{"items": 0}, {"steps": 0}, {"walks": 0}, {"images": 0}, {"guidance": -1.0}])
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StateSource(source="data", **wrong)
