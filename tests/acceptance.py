@@ -122,6 +122,58 @@ def restor(check: Check, folder: Path) -> None:
         check(f"restoration ratio of NPO by {score} (reported as it is)", found)
 
 
+CONCEPTS = {"three": "eight", "one": "seven", "six": "zero", "red": "blue"}
+"""Three digits and a colour to forget, and what takes their place."""
+COLOURS = ("red", "green", "blue", "yellow", "white")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ATTACKS = ("concept_inversion", "unlearn_diff_atk", "ring_a_bell", "image_relearning")
+
+
+def concept(name: str) -> list[str]:
+    """Return the settings that have a recipe of coloured digits forget one digit or colour."""
+    templates = [f"a {{}} {digit}" for digit in DIGITS] if name in COLOURS else [f"a {colour} {{}}" for colour in COLOURS]
+    record = {"name": name, "anchor": CONCEPTS[name], "templates": templates}
+    return [f"data.forget.label=[{name}]", f"data.concepts=[{json.dumps(record)}]"]
+
+
+def diffusion_text(check: Check, folder: Path) -> None:
+    """Three digits and a colour of the text-to-image model, three seeds; with a term of no weight nothing is forgotten."""
+    quick = ["pretrain.retrained=false", "gate=null", *(f"evaluate.{name}=null" for name in (*ATTACKS, "sample_grid"))]
+    for name in CONCEPTS:
+        for seed in range(3):
+            for method, seconds in (("uce", 1.0), ("concept_ablation", 60.0), ("esd", None)):
+                settings = [f"recipe=diffusion/{method}_digits", *concept(name), f"seed={seed}", *quick]
+                done = run(*settings, f"output={method}-{name}-{seed}", cwd=folder)
+                what = f"{method} {name}, seed {seed}"
+                check(f"{what}: target's accuracy on forget", figure(done, "accuracy", "target", "forget"), least=0.9)
+                check(f"{what}: accuracy on forget", figure(done, "accuracy", split="forget"), most=0.2)
+                kept = figure(done, "accuracy", split="retain", score="of_target")
+                check(f"{what}: accuracy on retain over the target's", kept, least=0.95)
+                check(f"{what}: accuracy across domains", figure(done, "accuracy", split="cross_domain"))
+                check(f"{what}: seconds of unlearning", figure(done, "cost_seconds"), most=seconds)
+    settings = ["recipe=diffusion/esd_digits", "forget.weight=0", *quick, "output=control"]
+    idle = run(*settings, cwd=folder)
+    check("no forget term: accuracy on forget (the control)", figure(idle, "accuracy", split="forget"), least=0.9)
+
+
+def diffusion_class(check: Check, folder: Path) -> None:
+    """Each digit of the class-conditional model by SalUn, and of its one-step generator by SFD."""
+    distance = "frechet_digitnet48"
+    for digit in map(str, range(10)):
+        anchor = {"3": "8", "8": "3"}.get(digit, str((int(digit) + 2) % 10))
+        settings = [f'data.forget.label=["{digit}"]', f'data.concepts=[{{name: "{digit}", anchor: "{anchor}"}}]']
+        quick = ["gate=null", *(f"evaluate.{name}=null" for name in ("concept_inversion", "image_relearning"))]
+        done = run("recipe=diffusion/salun_digits", *settings, *quick, f"output=salun-{digit}", cwd=folder)
+        check(f"SalUn {digit}: UA", figure(done, "unlearning_accuracy", split="forget"), least=0.95)
+        ratio = figure(done, distance, split="retain") / figure(done, distance, "retrained", "retain")
+        check(f"SalUn {digit}: Frechet distance of the others over the retrained's", ratio, most=1.3)
+        settings = [f"data.forget.label=[{digit}]", "pretrain.retrained=false", "gate=null"]
+        done = run("recipe=diffusion/sfd_digits", *settings, f"output=sfd-{digit}", cwd=folder)
+        check(f"SFD {digit}: UA", figure(done, "unlearning_accuracy", split="forget"), least=0.95)
+        ratio = figure(done, distance, split="retain") / figure(done, distance, "target", "retain")
+        check(f"SFD {digit}: Frechet distance of the others over the generator's", ratio, most=1.3)
+
+
 def kills(check: Check, folder: Path) -> None:
     """kill -9 at 20 random moments of a run of about 10 seconds, then resume=auto."""
     settings = [SMALL, "optim.steps=150"]
@@ -204,7 +256,7 @@ def recipe(folder: Path) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[Check, Path], None]] = {
-    check.__name__: check for check in (start, demo, taming, category, debias, language, restor, kills)
+    check.__name__: check for check in (start, demo, taming, category, debias, language, restor, diffusion_text, diffusion_class, kills)
 }
 
 

@@ -33,6 +33,7 @@ SHIPPED: dict[str, tuple[str, list[str]]] = {
     "coloured_digits_unet/without_three": ("diffusion/esd_digits", []),
     "digits_unet/target": ("diffusion/salun_digits", []),
     "digits_unet/without_3": ("diffusion/salun_digits", []),
+    "digits_unet/one_step": ("diffusion/sfd_digits", []),
 }
 """Folder under ``unlearn/assets`` -> recipe and overrides; ``target`` is trained on everything, ``one_step`` is what
 the recipe distils of its target."""
