@@ -128,6 +128,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "paraphrase": "unlearn.evaluators.attacks.paraphrase:Paraphrase",
         "traps": "unlearn.evaluators.attacks.traps:TrapsAttack",
         "restor": "unlearn.evaluators.restor:Restor",
+        "sampling_time": "unlearn.evaluators.sampling_time:SamplingTime",
         "cost": "unlearn.evaluators.cost:Cost",
         "key_recovery": "unlearn.evaluators.key_recovery:KeyRecovery",
         "goal": "unlearn.evaluators.goal:Goal",

@@ -165,7 +165,7 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
             assert record.about.keys() <= ABOUT
             assert math.isfinite(record.value), record
             assert record.split in {"forget", "retain", "holdout", "test", "probe", "cross_domain", ""}
-            without = name in ("cost", "goal") or record.metric in ("forget_quality", "codes_changed")
+            without = name in ("cost", "goal", "sampling_time") or record.metric in ("forget_quality", "codes_changed")
             without |= record.n == 1 or record.value in (0, 0.5, 1, -100)  # nothing varies
             without |= record.about.get("score") == "floor"
             if not without:
