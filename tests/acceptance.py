@@ -159,7 +159,7 @@ def diffusion_text(check: Check, folder: Path) -> None:
 
 def diffusion_class(check: Check, folder: Path) -> None:
     """Each digit of the class-conditional model by SalUn, and of its one-step generator by SFD."""
-    distance = "frechet_digitnet48"
+    distance = "frechet_digitnet8"
     for digit in map(str, range(10)):
         anchor = {"3": "8", "8": "3"}.get(digit, str((int(digit) + 2) % 10))
         settings = [f'data.forget.label=["{digit}"]', f'data.concepts=[{{name: "{digit}", anchor: "{anchor}"}}]']
