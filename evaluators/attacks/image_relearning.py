@@ -38,7 +38,6 @@ class ImageRelearning(Relearning):
 
     items: list[int] = field(default_factory=lambda: [4, 16])
     steps: list[int] = field(default_factory=lambda: [0, 10, 50])
-    lr: float = 1e-3
     batch: int = 16
     batch_size: int = 256
     samples: int = 100
