@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from unlearn.errors import RecipeError
 from unlearn.models.diffusion_text import TextSide
 from unlearn.models.diffusion_wrapper import Diffusion, DiffusionSettings
+from unlearn.models.lora import Adapter
 
 Model = TypeVar("Model", bound=Diffusion)
 
@@ -82,6 +83,38 @@ def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> No
         for name, part in parts.items():
             part.save_pretrained(folder / name)
     (folder / SETTINGS).write_text(json.dumps(asdict(model.settings), indent=2) + "\n", encoding="utf-8")
+
+
+def write_adapter(model: Diffusion, adapter: Adapter, folder: Path) -> None:
+    """Write an adapter into an existing folder.
+
+    Of a model that takes prompts it is ``pytorch_lora_weights.safetensors``, with the settings of peft in the file's
+    metadata; of a model that is told classes, for which diffusers has no loader, the denoiser's in peft's layout. An
+    autoencoder's is left out: no loss reaches it.
+    """
+    denoiser = adapter.inside("denoiser")
+    if model.text is None:
+        assert denoiser is not None  # there is nothing else that could be adapted
+        denoiser.write(folder)
+        return
+    names = ("text_encoder", "text_encoder_2")[: len(model.text.encoders)]
+    found = {"unet": denoiser, **{name: adapter.inside(f"text.encoders.{i}") for i, name in enumerate(names)}}
+    parts = {name: part for name, part in found.items() if part is not None}
+    layers = {name: dict(part.weights) for name, part in parts.items()}
+    for (
+        name
+    ) in names:  # of text encoders, diffusers reads peft's own names of attention alone, and these of every layer
+        layers[name] = {_of_text_encoder(key): weight for key, weight in layers.get(name, {}).items()}
+    kind = diffusers.StableDiffusionXLPipeline if len(names) == 2 else diffusers.StableDiffusionPipeline
+    kind.save_lora_weights(
+        folder,
+        **{f"{name}_lora_layers": weights for name, weights in layers.items()},
+        **{f"{name}_lora_adapter_metadata": part.config.to_dict() for name, part in parts.items()},
+    )
+
+
+def _of_text_encoder(key: str) -> str:
+    return key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up.")
 
 
 def read_settings(folder: Path) -> DiffusionSettings | None:
