@@ -106,7 +106,10 @@ class NewDiffusionConfig(DiffusionConfig):
     def build(self, info: dict[str, Any], randomness: Randomness) -> Diffusion:
         """Build the untrained model for images of ``info["shape"]`` and ``info["levels"]``."""
         if "shape" not in info:
-            raise RecipeError("A new diffusion model is trained on images; the data has prompts alone. Give images.")
+            raise RecipeError(
+                "A new diffusion model is trained on images; the data has prompts alone. Give images, "
+                "or a trained one: model.pretrained=FOLDER."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             return self.network(info)
