@@ -38,12 +38,12 @@ class Adapter:
     config: LoraConfig
 
     def inside(self, place: str) -> Adapter | None:
-        """Return the part that belongs to the module at a place, by the names inside of it; None where there is none."""
+        """Return the part of the module at a place, by the names inside of it; None where there is none."""
         start = f"{place}."
         weights = {name.removeprefix(start): w for name, w in self.weights.items() if name.startswith(start)}
         if not weights:
             return None
-        layers = [name.removeprefix(start) for name in self.config.target_modules if name.startswith(start)]
+        layers = [name.removeprefix(start) for name in self.config.target_modules or () if name.startswith(start)]
         return Adapter(weights, replace(self.config, target_modules=sorted(layers)))
 
     def write(self, folder: Path) -> None:
@@ -66,8 +66,8 @@ class Lora(Scope):
         exclude: expressions; any match leaves it alone. By default the head, which has a row a token, and the
             autoencoder of a model in latent space, which no loss reaches.
         kinds: adapt only layers with parameters of these kinds (see ``scope=kind``), e.g. ``[cross_attention]``.
-        keep_adapter: write ``adapter/`` beside ``model/``: in peft's layout, or, of a diffusion model that takes prompts,
-            as ``load_lora_weights`` of diffusers reads it.
+        keep_adapter: write ``adapter/`` beside ``model/``: in peft's layout, or, of a diffusion model that takes
+            prompts, as ``load_lora_weights`` of diffusers reads it.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2022, eq. 3. arXiv:2106.09685
