@@ -167,17 +167,17 @@ def _module(kind: Any, place: Path, weights: bool) -> Any:
 
 def _empty_pipeline(folder: Path, index: dict[str, Any]) -> Any:
     """Build a pipeline from the descriptions in a folder: modules on the meta device, tokenizers and scheduler."""
-    kind = getattr(diffusers, index["_class_name"])
+    kind, left_out = getattr(diffusers, index["_class_name"]), PIPELINES[index["_class_name"]]
     wanted = inspect.signature(kind.__init__).parameters.values()
     parts: dict[str, Any] = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
     for name in parts:
         library, made = index.get(name) or (None, None)
-        if made is not None and name not in ("feature_extractor", "image_encoder"):
+        if made is not None and name not in (*left_out, "feature_extractor", "image_encoder"):
             part = getattr(diffusers if library == "diffusers" else transformers, made)
             is_module = issubclass(part, nn.Module)
             parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
     named = {key: index[key] for key in ("id2label",) if key in index}  # of DiT: what the classes are called
-    return kind(**parts | PIPELINES[index["_class_name"]] | named)
+    return kind(**parts | left_out | named)
 
 
 def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:

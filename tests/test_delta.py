@@ -124,6 +124,7 @@ def test_what_cannot_be_saved_is_refused(
     for given, message in (
         ([str(tmp_path), str(out)], "holds no finished run"),
         ([str(finished / "run"), str(finished / "change.safetensors")], "is there already"),
+        ([str(finished / "run"), str(tmp_path / "no" / "new.safetensors")], "there is no folder"),
         ([str(finished / "run"), str(out)], "Give its folder: --base FOLDER"),
         ([str(finished / "run"), str(out), *same], "has the weights of its target"),
     ):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from unlearn.errors import RecipeError, UnlearnError
 from unlearn.estimate import gib
+from unlearn.files import write_bytes
 from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.recipe import load
 from unlearn.registry import names, resolve
@@ -71,6 +72,8 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
         raise RecipeError(f"{run} holds no finished run with a model/. Give the run directory of one seed.")
     if file.exists():
         raise RecipeError(f"{file} is there already. Give another name.")
+    if not file.absolute().parent.is_dir():
+        raise RecipeError(f"{file}: there is no folder {file.parent}. Make it first.")
     recipe = load(run / "recipe.yaml")
     config = recipe.model
     target = weights(config.load(base or folder_of(recipe, status.get("works_on", {}).get("target model"))))
@@ -87,12 +90,11 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
         recipe=recipe.name,
         hash=recipe.hash,
     )
-    part = file.with_name(f".{file.name}.part")
+    content = serialized(changed, {"format": "pt", ABOUT: json.dumps(asdict(about))})
     try:
-        save_file(changed, part, {"format": "pt", ABOUT: json.dumps(asdict(about))})
-        part.replace(file)
+        write_bytes(file, content)
     finally:
-        part.unlink(missing_ok=True)
+        file.with_name(f".{file.name}.part").unlink(missing_ok=True)
     size, whole = file.stat().st_size, sum(value.nbytes for value in unlearned.values())
     return f"{file}: {len(changed)} of {len(target)} tensors changed; {gib(size)}, where the model has {gib(whole)}"
 

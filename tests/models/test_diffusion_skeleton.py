@@ -1,5 +1,6 @@
 """Models built from their descriptions alone, and how much one pass keeps for the backward pass."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def saved(kind: str, folder: Path) -> Path:
         small_model("text").float().save_pretrained(folder)
     elif kind == "stable_diffusion":
         small_pipeline().save_pretrained(folder)
+        index = json.loads((folder / "model_index.json").read_text())
+        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]  # as 1.5 has it; it is not read
+        (folder / "model_index.json").write_text(json.dumps(index))
     elif kind == "xl":
         model: Any = xl_model().float()
         names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -41,6 +45,9 @@ def saved(kind: str, folder: Path) -> Path:
         pipe.save_pretrained(folder)
     else:
         DiTPipeline(small_model("dit").float().denoiser, small_vae(1), scheduler).save_pretrained(folder)
+        index = json.loads((folder / "model_index.json").read_text())
+        index["id2label"] = {"0": "nought, zero", "1": "one"}  # as the published ones have it
+        (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

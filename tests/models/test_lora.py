@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.language_small import tiny, tiny_splits
+from tests.objectives.edits.test_uce import xl_model
 from tests.small import digits_splits, small_glow
 from tests.small_diffusion import Told, small_model, small_splits
 from unlearn.errors import RecipeError
@@ -119,6 +120,28 @@ def test_diffusers_reads_the_adapter_of_a_model_that_takes_prompts(kinds: list[s
     parts = {name.partition(".")[0] for name in names}
     wanted = {None: {"unet", "text_encoder"}, "cross_attention": {"unet"}, "text_encoder_mlp": {"text_encoder"}}
     assert parts == wanted[kinds[0] if kinds else None]
+
+
+def test_diffusers_reads_the_adapter_of_sdxls_layout(tmp_path: Path) -> None:
+    """On both text encoders and the U-Net; the first encoder's last layer is not read."""
+    model, fresh = xl_model().float(), xl_model().float()
+    x, t = STREAM.normal(torch.arange(2), model.latent_shape, torch.float32), torch.tensor([30, 400])
+    scope = Lora(rank=2, alpha=3, keep_adapter=True)
+    with torch.no_grad():
+        scope.attach(model, STREAM)
+        moved(model, scope)
+        scope.detach(model, tmp_path)
+        condition = model.prompts(["a red three", "a blue one"])
+        after = model.predict(x, t, condition)
+        names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        text = dict(zip(names, (*fresh.text.encoders, *fresh.text.tokenizers), strict=True))  # type: ignore[union-attr]
+        scheduler = DDPMScheduler(steps_offset=1, clip_sample=False)
+        pipe = StableDiffusionXLPipeline(
+            vae=None, unet=fresh.denoiser, scheduler=scheduler, add_watermarker=False, **text
+        )
+        assert (fresh.predict(x, t, condition) - after).abs().max() > 1e-3
+        pipe.load_lora_weights(tmp_path / "adapter")
+        torch.testing.assert_close(fresh.predict(x, t, condition), after, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("told", ["class", "dit"])
