@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.data.base import Split
+from unlearn.data.base import Split, check_content
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
@@ -52,7 +52,8 @@ class FeatureDistance(Evaluator):
         at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
 
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no feature net fits."""
+        """Refuse data that no feature net fits, and data without images to compare with."""
+        check_content(splits["retain"], "evaluate.feature_distance", "Type evaluate.feature_distance=null.")
         self._net(splits)
 
     def _net(self, splits: Mapping[str, Split]) -> Features | Scripted:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from unlearn.data.base import Batch, Dataset, Split
 from unlearn.errors import RecipeError
 from unlearn.models.conditions import Condition
 from unlearn.randomness import Randomness
+
+if TYPE_CHECKING:
+    from unlearn.models.lora import Adapter
 
 
 class Wrapper(nn.Module, ABC):
@@ -39,6 +42,10 @@ class Wrapper(nn.Module, ABC):
     @abstractmethod
     def from_pretrained(cls, folder: Path) -> Self:
         """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
+
+    def write_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Write an adapter, whose names are those of this wrapper, into an existing folder, as others read it."""
+        adapter.write(folder)
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""

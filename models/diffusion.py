@@ -20,9 +20,12 @@ from unlearn.data.base import Dataset
 from unlearn.data.coloured_digits import COLOURS, WORDS
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.errors import RecipeError
-from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.base import ModelConfig, Skeleton, Wrapper
+from unlearn.models.diffusion_files import read_model
+from unlearn.models.diffusion_skeleton import skeleton
 from unlearn.models.diffusion_text import TextSide
 from unlearn.models.diffusion_wrapper import Diffusion, DiffusionSettings
+from unlearn.models.hub import pipeline_folder
 from unlearn.randomness import Randomness
 
 log = logging.getLogger(__name__)
@@ -60,10 +63,28 @@ class DiffusionConfig(ModelConfig):
                 setattr(model.settings, name, given)
         return model
 
+    def fetch(self, path: str) -> Path:
+        """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""
+        folder = Path(path).expanduser()
+        return folder if folder.exists() else pipeline_folder(path)
+
+    def empty(self, path: str) -> Diffusion:
+        """Return the model of a folder or hub id on the meta device; no weights are read."""
+        folder = Path(path).expanduser()
+        found = folder if folder.exists() else pipeline_folder(path, weights=False)
+        return read_model(Diffusion, found, weights=False)
+
+    def skeleton(self, precision: str) -> Skeleton | None:
+        """Return the model that ``pretrained`` names, without its weights."""
+        return None if self.pretrained is None else skeleton(self.empty(self.pretrained), precision)
+
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data with the condition of each item, as this model takes it."""
         if self.pretrained is not None:
-            return self.load(self.fetch(self.pretrained)).read(dataset)
+            try:
+                return self.empty(self.pretrained).read(dataset)
+            except RecipeError as error:
+                raise RecipeError(f"model.pretrained: {error}") from error
         return conditioned(dataset, self.told(dataset))
 
     def told(self, dataset: Dataset) -> Classes | Prompts:
@@ -106,7 +127,10 @@ class NewDiffusionConfig(DiffusionConfig):
     def build(self, info: dict[str, Any], randomness: Randomness) -> Diffusion:
         """Build the untrained model for images of ``info["shape"]`` and ``info["levels"]``."""
         if "shape" not in info:
-            raise RecipeError("A new diffusion model is trained on images; the data has prompts alone. Give images.")
+            raise RecipeError(
+                "A new diffusion model is trained on images; the data has prompts alone. Give images, "
+                "or a trained one: model.pretrained=FOLDER."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             return self.network(info)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -19,11 +20,13 @@ from diffusers import (
     UNet2DModel,
 )
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from unlearn.errors import RecipeError
 from unlearn.models.diffusion_text import TextSide
 from unlearn.models.diffusion_wrapper import Diffusion, DiffusionSettings
+from unlearn.models.hub import ABOUT, variant
+from unlearn.models.lora import Adapter
 
 Model = TypeVar("Model", bound=Diffusion)
 
@@ -50,17 +53,26 @@ _DENOISERS = {
 }
 
 
-def read_model(cls: type[Model], folder: Path) -> Model:
-    """Read a model folder. Raises RecipeError where something is missing or of a kind that is not known."""
+def read_model(cls: type[Model], folder: Path, weights: bool = True) -> Model:
+    """Read a model folder. Raises RecipeError where something is missing or of a kind that is not known.
+
+    Args:
+        cls: the wrapper.
+        folder: of a pipeline of diffusers, or of parts.
+        weights: whether to read them; otherwise the model is on the meta device, and has no guard.
+    """
+    inner = folder / "model"
+    if not any((folder / name).is_file() for name in ABOUT) and any((inner / name).is_file() for name in ABOUT):
+        raise RecipeError(f"{folder} is a run directory. Type {inner}")
     try:
         read = _from_pipeline if (folder / "model_index.json").is_file() else _from_parts
-        model = read(cls, folder)
+        model = read(cls, folder, weights)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{folder} holds no diffusion model that can be read ({error}). "
             "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
         ) from error
-    if not (folder / GUARD).is_file():
+    if not weights or not (folder / GUARD).is_file():
         return model
     from unlearn.models.guards.guidance import read_guarded
 
@@ -84,6 +96,39 @@ def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> No
     (folder / SETTINGS).write_text(json.dumps(asdict(model.settings), indent=2) + "\n", encoding="utf-8")
 
 
+def write_adapter(model: Diffusion, adapter: Adapter, folder: Path) -> None:
+    """Write an adapter into an existing folder.
+
+    Of a model that takes prompts it is ``pytorch_lora_weights.safetensors``, with the settings of peft in the file's
+    metadata; of a model that is told classes, for which diffusers has no loader, the denoiser's in peft's layout. An
+    autoencoder's is left out: no loss reaches it.
+    """
+    denoiser = adapter.inside("denoiser")
+    if model.text is None:
+        assert denoiser is not None  # there is nothing else that could be adapted
+        denoiser.write(folder)
+        return
+    names = ("text_encoder", "text_encoder_2")[: len(model.text.encoders)]
+    found = {"unet": denoiser, **{name: adapter.inside(f"text.encoders.{i}") for i, name in enumerate(names)}}
+    parts = {name: part for name, part in found.items() if part is not None}
+    layers = {name: dict(part.weights) for name, part in parts.items()}
+    for (
+        name
+    ) in names:  # of text encoders, diffusers reads peft's own names of attention alone, and these of every layer
+        layers[name] = {_of_text_encoder(key): weight for key, weight in layers.get(name, {}).items()}
+    kind = diffusers.StableDiffusionXLPipeline if len(names) == 2 else diffusers.StableDiffusionPipeline
+    settings: Any = {name: part.config for name, part in parts.items()}
+    kind.save_lora_weights(
+        folder,
+        **{f"{name}_lora_layers": weights for name, weights in layers.items()},
+        **{f"{name}_lora_adapter_metadata": config.to_dict() for name, config in settings.items()},
+    )
+
+
+def _of_text_encoder(key: str) -> str:
+    return key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up.")
+
+
 def read_settings(folder: Path) -> DiffusionSettings | None:
     """Return what ``unlearn.json`` says, None where there is none."""
     if not (folder / SETTINGS).is_file():
@@ -94,7 +139,7 @@ def read_settings(folder: Path) -> DiffusionSettings | None:
     return DiffusionSettings(**content)
 
 
-def _from_parts(cls: type[Model], folder: Path) -> Model:
+def _from_parts(cls: type[Model], folder: Path, weights: bool) -> Model:
     settings = read_settings(folder)
     if settings is None:
         raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
@@ -102,18 +147,50 @@ def _from_parts(cls: type[Model], folder: Path) -> Model:
     kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
     text = None
     if (folder / "text_encoder").is_dir():
-        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        encoder = _module(CLIPTextModel, folder / "text_encoder", weights)
         text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
-    vae = AutoencoderKL.from_pretrained(folder / "vae") if (folder / "vae").is_dir() else None
+    vae = _module(AutoencoderKL, folder / "vae", weights) if (folder / "vae").is_dir() else None
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    return cls(_DENOISERS[kind].from_pretrained(place), scheduler, settings, text, vae)
+    return cls(_module(_DENOISERS[kind], place, weights), scheduler, settings, text, vae)
 
 
-def _from_pipeline(cls: type[Model], folder: Path) -> Model:
-    kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+def _module(kind: Any, place: Path, weights: bool) -> Any:
+    """Read a module of transformers or diffusers in single precision, or build it on the meta device."""
+    of_transformers = issubclass(kind, PreTrainedModel)
+    if weights:
+        return kind.from_pretrained(place, **{"dtype" if of_transformers else "torch_dtype": torch.float32})
+    with torch.device("meta"):
+        if of_transformers:
+            return kind(kind.config_class.from_pretrained(place))
+        return kind.from_config(kind.load_config(place))
+
+
+def _empty_pipeline(folder: Path, index: dict[str, Any]) -> Any:
+    """Build a pipeline from the descriptions in a folder: modules on the meta device, tokenizers and scheduler."""
+    kind, left_out = getattr(diffusers, index["_class_name"]), PIPELINES[index["_class_name"]]
+    wanted = inspect.signature(kind.__init__).parameters.values()
+    parts: dict[str, Any] = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
+    for name in parts:
+        library, made = index.get(name) or (None, None)
+        if made is not None and name not in (*left_out, "feature_extractor", "image_encoder"):
+            part = getattr(diffusers if library == "diffusers" else transformers, made)
+            is_module = issubclass(part, nn.Module)
+            parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
+    named = {key: index[key] for key in ("id2label",) if key in index}  # of DiT: what the classes are called
+    return kind(**parts | left_out | named)
+
+
+def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    kind = index["_class_name"]
     if kind not in PIPELINES:
         raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
-    pipe: Any = getattr(diffusers, kind).from_pretrained(folder, dtype=torch.float32, **PIPELINES[kind])
+    if weights:
+        files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+        given = {"dtype": torch.float32, "variant": variant(files)}
+        pipe: Any = getattr(diffusers, kind).from_pretrained(folder, **given, **PIPELINES[kind])
+    else:
+        pipe = _empty_pipeline(folder, index)
     text, by_class = None, kind == "DiTPipeline"
     if not by_class:
         encoders = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]

@@ -24,9 +24,14 @@ class TextSide(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers = list(tokenizers)
 
+    @property
+    def length(self) -> int:
+        """Number of tokens of every prompt, L."""
+        return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)
+
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Return (B, E, L) int64 of B prompts; every prompt is padded, or cut, to the length that was trained."""
-        length = min(tokenizer.model_max_length for tokenizer in self.tokenizers)
+        length = self.length
         if not prompts:  # a tokenizer of transformers raises on an empty list
             return torch.empty(0, len(self.tokenizers), length, dtype=torch.int64)
         rows = [

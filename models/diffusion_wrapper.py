@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
@@ -21,6 +21,9 @@ from unlearn.models.conditions import Condition
 from unlearn.models.diffusion_kinds import parameter_kinds
 from unlearn.models.diffusion_text import TextSide
 from unlearn.randomness import Randomness
+
+if TYPE_CHECKING:
+    from unlearn.models.lora import Adapter
 
 disable_progress_bar()  # a run shows one bar, its own
 set_verbosity_error()  # it warns of every cast to half precision
@@ -372,6 +375,12 @@ class Diffusion(Wrapper):
         from unlearn.models.diffusion_files import write_model
 
         write_model(self, folder, dtype)
+
+    def write_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Write an adapter as ``load_lora_weights`` of diffusers reads it; for a model told classes, as peft does."""
+        from unlearn.models.diffusion_files import write_adapter
+
+        write_adapter(self, adapter, folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:

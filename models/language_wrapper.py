@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from unlearn.errors import RecipeError
 from unlearn.models.base import Answers, Wrapper
 from unlearn.models.language_tokens import TextEncoder
 from unlearn.randomness import Randomness
+
+if TYPE_CHECKING:
+    from unlearn.models.lora import Adapter
 
 disable_progress_bar()  # a run shows one bar, its own
 
@@ -189,6 +192,12 @@ class Language(Wrapper):
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length}
         (Path(folder) / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    def write_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Write an adapter in peft's layout, by the names inside of the transformers model."""
+        inner = adapter.inside("model")
+        assert inner is not None  # every layer is one of the transformers model
+        inner.write(folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path, **settings: Any) -> Self:

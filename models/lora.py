@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn.errors import RecipeError
 from unlearn.models.scope import Scope, names_of_kinds
@@ -21,6 +21,35 @@ from unlearn.randomness import Randomness
 from unlearn.ranges import above, at_least
 
 ADAPTED = (nn.Linear, nn.Conv2d)
+WEIGHTS = "adapter_model.safetensors"
+"""Where peft looks for an adapter's matrices."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Matrices of a low-rank update, and how they are to be read.
+
+    Attributes:
+        weights: ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight`` of each layer.
+        config: peft's, which names the layers.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: LoraConfig
+
+    def inside(self, place: str) -> Adapter | None:
+        """Return the part of the module at a place, by the names inside of it; None where there is none."""
+        start = f"{place}."
+        weights = {name.removeprefix(start): w for name, w in self.weights.items() if name.startswith(start)}
+        if not weights:
+            return None
+        layers = [name.removeprefix(start) for name in self.config.target_modules or () if name.startswith(start)]
+        return Adapter(weights, replace(self.config, target_modules=sorted(layers)))
+
+    def write(self, folder: Path) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` of peft into an existing folder."""
+        save_file({f"base_model.model.{name}": weight for name, weight in self.weights.items()}, folder / WEIGHTS)
+        self.config.save_pretrained(str(folder))
 
 
 @dataclass(frozen=True)
@@ -34,9 +63,11 @@ class Lora(Scope):
         rank: of the update, >= 1.
         alpha: its scale; null takes twice the rank.
         include: regular expressions searched in the layer's name; any match adapts it.
-        exclude: expressions; any match leaves it alone. By default the head, which has a row a token.
+        exclude: expressions; any match leaves it alone. By default the head, which has a row a token, and the
+            autoencoder of a model in latent space, which no loss reaches.
         kinds: adapt only layers with parameters of these kinds (see ``scope=kind``), e.g. ``[cross_attention]``.
-        keep_adapter: write ``adapter/`` beside ``model/``.
+        keep_adapter: write ``adapter/`` beside ``model/``: in peft's layout, or, of a diffusion model that takes
+            prompts, as ``load_lora_weights`` of diffusers reads it.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2022, eq. 3. arXiv:2106.09685
@@ -45,7 +76,7 @@ class Lora(Scope):
     rank: int = 16
     alpha: int | None = None
     include: list[str] = field(default_factory=lambda: [".*"])
-    exclude: list[str] = field(default_factory=lambda: ["lm_head", "embed_out"])
+    exclude: list[str] = field(default_factory=lambda: ["lm_head", "embed_out", r"^vae\."])
     kinds: list[str] | None = None
     keep_adapter: bool = False
 
@@ -94,11 +125,17 @@ class Lora(Scope):
             for layer in layers:
                 layer.enable_adapters(True)
 
-    def detach(self, model: nn.Module, folder: Path) -> None:
+    def detach(self, model: Any, folder: Path) -> None:
         """Merge the update into the weights and take the matrices away; first write them where asked for."""
         adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
         if self.keep_adapter:
-            self._write(model, list(adapted), folder / "adapter")
+            weights = {
+                name.replace(".default", ""): parameter.detach().cpu().clone()
+                for name, parameter in model.named_parameters()
+                if ".lora_" in name
+            }
+            (folder / "adapter").mkdir(exist_ok=True)
+            model.write_adapter(Adapter(weights, self._config(list(adapted))), folder / "adapter")
         for name, layer in adapted.items():
             layer.merge()
             parent, _, own = name.rpartition(".")
@@ -110,17 +147,6 @@ class Lora(Scope):
 
     def _config(self, layers: list[str]) -> LoraConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)
-
-    def _write(self, model: nn.Module, layers: list[str], folder: Path) -> None:
-        """Write the adapter in peft's layout; names are those inside of the transformers model."""
-        folder.mkdir(exist_ok=True)
-        state = {
-            f"base_model.model.{name.removeprefix('model.').replace('.default', '')}": parameter.detach().cpu().clone()
-            for name, parameter in model.named_parameters()
-            if ".lora_" in name
-        }
-        save_file(state, folder / "adapter_model.safetensors")
-        self._config([name.removeprefix("model.") for name in layers]).save_pretrained(str(folder))
 
 
 def _any(expressions: list[str], name: str) -> bool:

@@ -7,12 +7,12 @@ from unlearn.errors import RecipeError
 from unlearn.job import check
 from unlearn.recipe import load
 
-HUB = ("language/muse_books", "language/muse_news", "language/tofu")
-"""Recipes whose models are on a hub, which tests do not ask; see test_language_recipes.py."""
+HUB = ("diffusion/stable_diffusion", "language/muse_books", "language/muse_news", "language/tofu")
+"""Recipes whose models are on a hub, which tests do not ask; see test_language_recipes.py, test_stable_diffusion.py."""
 
 
 def test_no_recipe_is_lost_unseen() -> None:
-    assert len(layers.names()) == 42  # quickstart, five for flows, 22 for language models, 14 for diffusion models
+    assert len(layers.names()) == 43  # quickstart, five for flows, 22 for language models, 15 for diffusion models
 
 
 @pytest.mark.parametrize("name", layers.names())

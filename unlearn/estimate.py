@@ -46,14 +46,16 @@ def estimated(recipe: Recipe, skeleton: Skeleton, splits: dict[str, Split]) -> s
 
 
 def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> dict[str, int]:
-    """Return the bytes that a step asks for, by what they hold.
+    """Return the bytes that a step asks for, by what they hold; of an edit without steps, what that asks for.
 
     The gradient is kept once; a second time where both groups' gradients are taken apart (a combination other than the
     sum, or the sum's conflict cosine under accumulation or on several devices); once more for GRU's average; and once a
     retain sample for a combination that asks for each sample's.
     """
-    moving = nbytes(dict(module.model.named_parameters()) if recipe.edit else module.primary.parameters)
     model = nbytes(dict(module.model.named_parameters()))
+    if not recipe.forget and "training_loss" not in getattr(recipe.edit, "needs", ()):
+        return {"weights, and a copy that is changed": 2 * model}
+    moving = model if recipe.edit else nbytes(module.primary.parameters)
     optim: Optim = getattr(recipe.edit, "optim", recipe.optim)
     groups = module.primary.groups
     copies = 1
@@ -96,6 +98,8 @@ def _reference(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule, mod
     terms = [term for _, _, term in module.primary.terms()]
     if recipe.edit or any(isinstance(term, ParameterObjective) for term in terms):
         return model
+    if any("denoises" in term.needs for term in terms):  # its scores, at states that differ from step to step
+        return 0 if recipe.scope.is_adapter else model
     return skeleton.head if any("continues" in term.needs for term in terms) else 0
 
 

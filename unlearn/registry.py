@@ -43,6 +43,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "digits": "unlearn.data.digits:Digits",
         "mnist": "unlearn.data.mnist:Mnist",
         "image_folder": "unlearn.data.image_folder:ImageFolder",
+        "prompts": "unlearn.data.prompts:PromptList",
         "coloured_digits": "unlearn.data.coloured_digits:ColouredDigits",
         "factbook": "unlearn.data.factbook:Factbook",
         "tofu": "unlearn.data.tofu:Tofu",

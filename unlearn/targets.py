@@ -32,7 +32,7 @@ from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.phase import Phase
 from unlearn.randomness import Randomness
 from unlearn.reference import Reference
-from unlearn.schema import Optim, Pretrain, Trainer
+from unlearn.schema import Optim, Pretrain, Recipe, Trainer
 
 _trained_here: set[str] = set()
 """Keys trained anew by this process: several seeds share one target, also under ``model.train=true``."""
@@ -68,6 +68,30 @@ def given(key: str, config: ModelConfig, path: str) -> Trained:
         raise RecipeError(f"{key}: {folder} is a run directory. Type {key}={folder / 'model'}")
     config.load(folder)  # says what is wrong with it before any work
     return Trained(folder, "given", key=_content(folder))
+
+
+def folder_of(recipe: Recipe, key: str | None) -> Path:
+    """Return the folder of a run's target, which ships, is cached, or was given.
+
+    Args:
+        recipe: of the run.
+        key: of the target, as the run wrote it down; None where it was in memory.
+
+    Raises:
+        RecipeError: it is not there any more, or was never in a folder.
+    """
+    if key is None:
+        raise RecipeError("The run began from a model in memory, which has no folder. Give one: --base FOLDER")
+    for folder in (*shipped(), models_cache() / key):
+        if _record(folder).get("key") == key:
+            return folder
+    for path in (recipe.model.pretrained, recipe.distil.pretrained if recipe.distil else None):
+        if path is not None and _content(recipe.model.fetch(path)) == key:
+            return recipe.model.fetch(path)
+    raise RecipeError(
+        f"The run's target ({key}) is neither in {models_cache()} nor as it was where the recipe says. "
+        "Give its folder: --base FOLDER"
+    )
 
 
 def find_or_train(

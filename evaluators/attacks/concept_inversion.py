@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unlearn.data.base import Split, check_content
 from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.errors import RecipeError
 from unlearn.evaluators.attacks.drawing import (
@@ -68,6 +69,13 @@ class ConceptInversion(DrawingAttack):
             raise ValueError(f"bound is {self.bound}; it must be >= 0, or null for none")
         if self.source not in ("data", "target"):
             raise ValueError(f"source is {self.source!r}; it must be data or target")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits, and items without images that the concept was to be learned from."""
+        super().check(splits)
+        if self.source == "data":
+            instead = "Type evaluate.concept_inversion.source=target."
+            check_content(splits["forget"], "evaluate.concept_inversion", instead)
 
     @contextmanager
     def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split, check_content
 from unlearn.errors import RecipeError
 from unlearn.objectives.base import Context, Objective, Values
 
@@ -31,6 +32,11 @@ class GradientAscent(Objective):
     reduction: Literal["mean", "sum"] = "mean"
 
     needs: ClassVar[tuple[str, ...]] = ("training_loss",)
+
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items that have no training loss."""
+        instead = "Type forget={name: denoising_ascent, states: generated}, or data with images."
+        check_content(splits[split], f"{split}=gradient_ascent", instead)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Refuse a sum over dimensions that the model does not have."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.states import StateSource
 from unlearn.objectives.diffusion.targets import mean_square
@@ -55,6 +56,10 @@ class DenoisingAscent(Objective):
         return StateSource(
             source=self.states, images=self.images, items=self.items, steps=self.steps, guidance=self.guidance
         )
+
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without images, where states are made of images."""
+        self.source.check(splits, split, "denoising_ascent")
 
     def prepare(self, model: Any, context: Context) -> None:
         """Draw images, where they are asked for."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.states import StateSource
 from unlearn.objectives.diffusion.targets import affine_target, mean_square
@@ -45,6 +46,10 @@ class ScorePreservation(Objective):
     def source(self) -> StateSource:
         """Where states come from."""
         return StateSource(source=self.states, items=self.items, steps=self.steps, guidance=self.guidance)
+
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without images, where states are made of images."""
+        self.source.check(splits, split, "score_preservation")
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute the target's trajectories or items, where they are asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split, check_content
 from unlearn.errors import RecipeError
 from unlearn.models.conditions import Condition
 from unlearn.objectives.base import Context
@@ -70,6 +71,11 @@ class StateSource:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, items=1, steps=1, walks=1, images=1, guidance=0)
+
+    def check(self, splits: Mapping[str, Split], split: str, what: str) -> None:
+        """Refuse items without images where states are made of images."""
+        if self.source == "data":
+            check_content(splits[split], f"{split}={what} with states=data", f"Type {split}.states=generated.")
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute trajectories or items of the target once."""

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from tests.language_small import tiny, tiny_splits
+from tests.objectives.edits.test_uce import xl_model
 from tests.small import digits_splits, small_glow
+from tests.small_diffusion import Told, small_model, small_splits
 from unlearn.errors import RecipeError
 from unlearn.models.lora import Lora
 from unlearn.randomness import Randomness
@@ -78,6 +82,82 @@ def test_peft_reads_the_adapter_that_was_kept(tmp_path: Path) -> None:
     fresh = tiny(dtype=torch.float64)
     fresh.model = PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter")).double().merge_and_unload()
     torch.testing.assert_close(fresh.log_prob(batch, STREAM), after, rtol=0, atol=1e-6)
+
+
+def pipeline(model: Any) -> StableDiffusionPipeline:
+    """The parts of a text-conditional model as diffusers knows them."""
+    return StableDiffusionPipeline(
+        vae=None,
+        text_encoder=model.text.encoders[0],
+        tokenizer=model.text.tokenizers[0],
+        unet=model.denoiser,
+        scheduler=DDPMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.mark.parametrize("kinds", [None, ["cross_attention"], ["text_encoder_mlp"]])
+def test_diffusers_reads_the_adapter_of_a_model_that_takes_prompts(kinds: list[str] | None, tmp_path: Path) -> None:
+    """On the U-Net and the text encoder, on one of them; linear and convolution layers; alpha is not the rank."""
+    model, fresh = small_model("text").float(), small_model("text").float()
+    x = STREAM.normal(torch.arange(4), model.latent_shape, torch.float32)
+    t, told = torch.tensor([0, 30, 400, 999]), small_splits("text")["forget"].batch(small_splits("text")["forget"].ids)
+    condition = model.condition({"tokens": told["tokens"][:4]})
+    scope = Lora(rank=2, alpha=3, kinds=kinds, keep_adapter=True)
+    with torch.no_grad():
+        before = fresh.predict(x, t, condition)
+        scope.attach(model, STREAM)
+        moved(model, scope)
+        scope.detach(model, tmp_path)
+        after = model.predict(x, t, condition)
+        assert (after - before).abs().max() > 1e-3
+        pipeline(fresh).load_lora_weights(tmp_path / "adapter")
+        found = fresh.predict(x, t, condition)
+    torch.testing.assert_close(found, after, rtol=0, atol=1e-5)
+    names = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
+    parts = {name.partition(".")[0] for name in names}
+    wanted = {None: {"unet", "text_encoder"}, "cross_attention": {"unet"}, "text_encoder_mlp": {"text_encoder"}}
+    assert parts == wanted[kinds[0] if kinds else None]
+
+
+def test_diffusers_reads_the_adapter_of_sdxls_layout(tmp_path: Path) -> None:
+    """On both text encoders and the U-Net; the first encoder's last layer is not read."""
+    model, fresh = xl_model().float(), xl_model().float()
+    x, t = STREAM.normal(torch.arange(2), model.latent_shape, torch.float32), torch.tensor([30, 400])
+    scope = Lora(rank=2, alpha=3, keep_adapter=True)
+    with torch.no_grad():
+        scope.attach(model, STREAM)
+        moved(model, scope)
+        scope.detach(model, tmp_path)
+        condition = model.prompts(["a red three", "a blue one"])
+        after = model.predict(x, t, condition)
+        names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        text = dict(zip(names, (*fresh.text.encoders, *fresh.text.tokenizers), strict=True))  # type: ignore[union-attr]
+        scheduler = DDPMScheduler(steps_offset=1, clip_sample=False)
+        pipe = StableDiffusionXLPipeline(
+            vae=None, unet=fresh.denoiser, scheduler=scheduler, add_watermarker=False, **text
+        )
+        assert (fresh.predict(x, t, condition) - after).abs().max() > 1e-3
+        pipe.load_lora_weights(tmp_path / "adapter")
+        torch.testing.assert_close(fresh.predict(x, t, condition), after, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", ["class", "dit"])
+def test_peft_reads_the_adapter_of_a_model_that_is_told_classes(told: Told, tmp_path: Path) -> None:
+    model, fresh = small_model(told), small_model(told)
+    x, t = STREAM.normal(torch.arange(2), model.latent_shape, torch.float64), torch.tensor([30, 400])
+    condition = model.prompts(["3", "8"])
+    scope = Lora(rank=2, keep_adapter=True)
+    scope.attach(model, STREAM)
+    moved(model, scope)
+    scope.detach(model, tmp_path)
+    fresh.denoiser = PeftModel.from_pretrained(fresh.denoiser, str(tmp_path / "adapter")).double().merge_and_unload()
+    with torch.no_grad():
+        after = model.predict(x, t, condition)
+        torch.testing.assert_close(fresh.predict(x, t, condition), after, rtol=0, atol=1e-6)
+        assert (after - small_model(told).predict(x, t, condition)).abs().max() > 1e-2
 
 
 def test_the_same_seed_draws_the_same_adapter_whatever_was_drawn_before() -> None:

@@ -27,6 +27,8 @@ class Dataset(ABC):
         is_corrupt: (N,) bool, items with wrong content, which only a corruption trains on; None for none.
         fingerprint: a hash of the content; part of the key under which trained models are cached.
         info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``.
+        only_told: whether items hold no more than what a model is told (prompts), so that no model can be trained on
+            them.
     """
 
     labels: Sequence[str]
@@ -35,6 +37,7 @@ class Dataset(ABC):
     is_corrupt: Tensor | None = None
     fingerprint: str
     info: dict[str, Any]
+    only_told: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,6 +146,12 @@ class Split:
         halves = (order[: len(order) // 2], order[len(order) // 2 :])
         tuning, figures = (replace(self, ids=self.ids[half.sort().values]) for half in halves)
         return tuning, figures
+
+
+def check_content(split: Split, what: str, instead: str) -> None:
+    """Refuse items that only say what to draw. Raises RecipeError with ``instead``, which says what to type."""
+    if split.dataset.only_told:
+        raise RecipeError(f"{what} asks for images, and the {split.name} items are prompts without any. {instead}")
 
 
 @dataclass

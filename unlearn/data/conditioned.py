@@ -85,13 +85,15 @@ class Conditioned(Dataset):
     def __init__(self, base: Dataset, told: Told) -> None:
         self.base, self.told = base, told
         self.labels, self.attributes = base.labels, base.attributes
-        self.is_test, self.is_corrupt = base.is_test, base.is_corrupt
+        self.is_test, self.is_corrupt, self.only_told = base.is_test, base.is_corrupt, base.only_told
         self.captions: Sequence[str] = getattr(base, "captions", base.labels)
         self.concepts: Sequence[Concept] = getattr(base, "concepts", ())
         self.info = {**base.info, **told.info()}
         self.fingerprint = hashlib.sha256(repr((base.fingerprint, list(self.captions))).encode()).hexdigest()
         unique = sorted(set(self.captions))
         self._conditions = dict(zip(unique, told(unique), strict=True))
+        if isinstance(told, Classes) and (lost := [word for word in unique if word not in told.names]):
+            raise RecipeError(f"The data asks for {lost[0]!r}, which is no class. {did_you_mean(lost[0], told.names)}")
         for concept in self.concepts:
             self._check(concept)
         self._concept = [

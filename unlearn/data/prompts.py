@@ -1,0 +1,120 @@
+"""Prompts without images, for a trained model that takes words: what to forget, and what to keep."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Dataset, Source
+from unlearn.data.concept import Concept
+from unlearn.data.images import label_numbers
+from unlearn.errors import RecipeError
+
+EVERYDAY = (
+    "a dog running on a beach",
+    "a cat asleep on a sofa",
+    "a bowl of fruit on a wooden table",
+    "two children playing football in a park",
+    "a red bus in a busy street",
+    "a mountain lake at sunrise",
+    "a man riding a bicycle in the rain",
+    "a plate of pasta with tomatoes",
+    "a woman reading a book in a library",
+    "a small boat on a calm sea",
+    "a bedroom with a large window",
+    "a train arriving at a station",
+    "a horse in a green field",
+    "a cup of coffee beside a laptop",
+    "a city skyline at night",
+    "a bird on a branch covered with snow",
+    "a vase with yellow flowers",
+    "an old house at the edge of a forest",
+    "people walking across a bridge",
+    "a clock on a brick wall",
+)
+"""What is kept where a recipe names nothing."""
+
+
+@dataclass
+class PromptList(Source):
+    """Prompts of concepts to forget, and prompts to keep; no images.
+
+    Forget items are the prompts of each concept, one a template. Retain items are the same prompts with each word of
+    the concept's ``retain`` list in its place, then ``retain_prompts`` and the lines of ``retain_file``; where there is
+    none of these, twenty captions of everyday scenes. The ``probes`` of concepts are the holdout. Labels are the words
+    that stand in a template; attributes are ``forget``, ``retain`` and ``holdout``. Terms and evaluators that ask for
+    images refuse this data before any work; most have a setting that draws images by the target instead.
+
+    Args:
+        concepts: what is to be forgotten, and what takes its place.
+        retain_prompts: prompts to keep; names of classes, for a model that is told classes.
+        retain_file: text file of further ones, one a line.
+    """
+
+    concepts: list[Concept] = field(default_factory=list)
+    retain_prompts: list[str] = field(default_factory=list)
+    retain_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Forget the concepts where nothing else is said."""
+        self.forget = self.forget.or_label("forget")
+
+    def load(self) -> Dataset:
+        """Write the prompts out; no network. Raises RecipeError where one is to be forgotten and kept."""
+        if not self.concepts:
+            raise RecipeError("data=prompts needs what to forget. Type data.concepts=[{name: NAME, anchor: OTHER}].")
+        forget = [(text, concept.name) for concept in self.concepts for text in concept.prompts()]
+        probes = [(text, concept.name) for concept in self.concepts for text in concept.probes]
+        kept = [
+            (template.format(word), word)
+            for concept in self.concepts
+            for word in concept.retain
+            for template in concept.templates
+        ]
+        kept += [(text, "") for text in (*self.retain_prompts, *self._lines())]
+        kept = kept or [(text, "") for text in EVERYDAY]
+        if both := {text for text, _ in (*forget, *probes)} & {text for text, _ in kept}:
+            raise RecipeError(f"data: the prompt {min(both)!r} is to be forgotten and to be kept. Take it out of one.")
+        return Prompted({"forget": forget, "retain": kept, "holdout": probes}, self.concepts)
+
+    def _lines(self) -> list[str]:
+        if self.retain_file is None:
+            return []
+        file = Path(self.retain_file).expanduser()
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"data.retain_file: {file} cannot be read as UTF-8 text ({error}).") from error
+        if not any(lines):
+            raise RecipeError(f"data.retain_file: {file} holds no prompts. Write one a line.")
+        return [line for line in lines if line]
+
+
+class Prompted(Dataset):
+    """Items that are prompts.
+
+    Args:
+        items: (prompt, label) pairs by attribute; each pair counts once. Those of ``holdout`` are test items.
+        concepts: see PromptList.
+    """
+
+    only_told = True
+
+    def __init__(self, items: dict[str, list[tuple[str, str]]], concepts: list[Concept]) -> None:
+        rows = [(text, label, name) for name, pairs in items.items() for text, label in dict.fromkeys(pairs)]
+        self.concepts = concepts
+        self.captions = [text for text, _, _ in rows]
+        self.labels = [label for _, label, _ in rows]
+        self.attributes = [frozenset({name}) for _, _, name in rows]
+        self.is_test: Tensor = torch.tensor([name == "holdout" for _, _, name in rows])
+        self.info = {}
+        self.fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()
+        self._numbers = label_numbers(self)
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return ``id`` and ``label`` (B,) of the items ``ids``."""
+        return {"id": ids, "label": self._numbers[ids]}
