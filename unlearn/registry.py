@@ -44,6 +44,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "mnist": "unlearn.data.mnist:Mnist",
         "image_folder": "unlearn.data.image_folder:ImageFolder",
         "coloured_digits": "unlearn.data.coloured_digits:ColouredDigits",
+        "openmoji": "unlearn.data.openmoji:OpenMoji",
         "factbook": "unlearn.data.factbook:Factbook",
         "tofu": "unlearn.data.tofu:Tofu",
         "muse": "unlearn.data.muse:Muse",
