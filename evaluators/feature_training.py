@@ -118,7 +118,7 @@ def _fit(features: Features, dataset: Dataset, ids: Tensor, known: Tensor, setti
 
 
 def augment(inputs: Tensor, ids: Tensor, randomness: Randomness, settings: Training) -> Tensor:
-    """Turn, scale, shift and add noise to inputs (B, C, H, W) in [-1, 1]; what comes in from outside is black (-1)."""
+    """Turn, scale, shift and add noise to inputs (B, C, H, W) in [-1, 1]; the outside is as the corner."""
     draws = randomness.child("affine").uniform(ids, (5,)) * 2 - 1  # each in [-1, 1)
     angle = draws[:, 0] * math.radians(settings.turn)
     size = 1 + draws[:, 1] * settings.scale
@@ -126,7 +126,8 @@ def augment(inputs: Tensor, ids: Tensor, randomness: Randomness, settings: Train
     cosine, sine = size * angle.cos(), size * angle.sin()
     rows = [torch.stack((cosine, -sine, shift[:, 0]), 1), torch.stack((sine, cosine, shift[:, 1]), 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(inputs.shape), align_corners=False)
-    moved = F.grid_sample(inputs + 1, grid, align_corners=False) - 1
+    outside = inputs[:, :, :1, :1]
+    moved = F.grid_sample(inputs - outside, grid, align_corners=False) + outside
     amount = settings.noise * draws[:, 4].abs()[:, None, None, None]
     return moved + amount * randomness.child("noise").normal(ids, tuple(inputs.shape[1:]))
 
@@ -150,26 +151,30 @@ PACKAGED_NETS: dict[str, tuple[Source, Training, str, Mapping[str, tuple[str, ..
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the packaged nets again, or one on the user's own images."""
+    """Train the packaged nets again, or one on the user's own images, or on the data of a recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m unlearn.evaluators.features",
-        description="Train the packaged feature nets again; with --images, one on your own labelled images.",
+        description="Train the packaged feature nets again; with --images or --recipe, one on other labelled images.",
     )
     parser.add_argument("--images", help="folder with one subfolder of images a label")
+    parser.add_argument("--recipe", help="recipe on whose data, with its labels, a net is trained")
+    parser.add_argument("settings", nargs="*", help="of the recipe, e.g. data.size=32")
     parser.add_argument("--size", type=int, default=32, help="height and width the images are resized to")
     parser.add_argument("--channels", type=int, default=3, help="3 for colour, 1 for grey")
     parser.add_argument("--output", help="folder for the net; its name becomes the net's name")
     parser.add_argument("--only", nargs="+", choices=PACKAGED_NETS, help="packaged nets to train; by default all")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
     given = parser.parse_args(arguments)
-    if bool(given.images) != bool(given.output):
-        parser.error("--images FOLDER and --output NET go together")
+    if bool(given.images) + bool(given.recipe) != bool(given.output):
+        parser.error("--images FOLDER or --recipe NAME goes together with --output NET")
     try:
-        if given.images:
-            source = ImageFolder(path=given.images, size=given.size, channels=given.channels)
-            settings = Training(channels=(24, 48, 64), features=64, epochs=given.epochs or 30)
-            folder = Path(given.output)
-            _report(train(source.load(), folder.name, folder, settings, "images of a folder"), folder)
+        if given.output:
+            asked, said = _asked(given)
+            images, folder = asked.load(), Path(given.output)
+            large = min(images.info["shape"][1:]) >= 64  # a fourth stage costs little there, and pools more
+            settings = Training(channels=(16, 32, 48, 64) if large else (24, 48, 64), features=64)
+            settings = replace(settings, epochs=given.epochs or 30)
+            _report(train(images, folder.name, folder, settings, said), folder)
             return
         chosen = {name: PACKAGED_NETS[name] for name in given.only or PACKAGED_NETS}
         for name, (data, settings, source_text, groups) in chosen.items():
@@ -177,6 +182,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _report(train(data.load(), name, ASSETS / name, settings, source_text, groups), ASSETS / name)
     except RecipeError as error:
         parser.exit(error.exit_code, f"{error}\n")
+
+
+def _asked(given: argparse.Namespace) -> tuple[Source, str]:
+    """Return the data that the user names, and what ``config.json`` says of it."""
+    if given.images:
+        return ImageFolder(path=given.images, size=given.size, channels=given.channels), "images of a folder"
+    from unlearn.recipe import load  # a recipe names evaluators, so that this module cannot ask for it at once
+
+    return load(given.recipe, given.settings).data, f"the data of the recipe {given.recipe}, training items"
 
 
 def _report(features: Features, folder: Path) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Features:
         accuracy: share of real test images of which it answered every question rightly after training.
         network: the net itself.
         sha256: of the files that it was read from; empty for one that is being trained.
+        frame: width in pixels of what stands around the images that it will be given, and is not looked at.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Features:
     accuracy: float
     network: SmallNet
     sha256: str = ""
+    frame: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -138,8 +140,9 @@ class Features:
         return torch.cat(parts).to(images.device) if parts else torch.empty(0, self.network.head.in_features)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Map grey levels 0 ... levels - 1 to [-1, 1]."""
-        return images.float() * (2 / (self.levels - 1)) - 1
+        """Map grey levels 0 ... levels - 1 to [-1, 1], without the frame."""
+        inside = slice(self.frame, images.shape[-1] - self.frame)
+        return images[..., inside, inside].float() * (2 / (self.levels - 1)) - 1
 
     def known(self, dataset: Dataset) -> Tensor:
         """Return the right answer to each question for each item, (N, G) int64; -1 where the net has no such label.
@@ -160,15 +163,20 @@ class Features:
 def features_for(info: Mapping[str, Any], name: str | None = None) -> Features:
     """Return the feature net for data described by ``info``: the one named (or in a folder), or one that fits.
 
+    A net fits images of its shape, and those that are so inside of their frame.
+
     Raises:
         RecipeError: no net fits, or the one asked for does not.
     """
-    shape = tuple(info.get("shape", ()))
+    shape, frame = tuple(info.get("shape", ())), info.get("frame", 0)
+    inside = (*shape[:1], *(side - 2 * frame for side in shape[1:]))
     if name is None:
-        name = next((net for net, takes in PACKAGED.items() if takes == shape), None)
+        name = next((net for net, takes in PACKAGED.items() if takes in (shape, inside)), None)
     if name is None:
         raise RecipeError(f"No feature net takes data of shape {shape}. {_nets()} {TRAIN_ONE}")
     net = load_features(name, info.get("levels"))
+    if net.shape == inside:
+        return replace(net, frame=frame)
     if net.shape != shape:
         raise RecipeError(
             f"The feature net {name} takes images of shape {net.shape}; the data has {shape}. {_nets()} {TRAIN_ONE}"
@@ -305,8 +313,8 @@ def fresh(shape: Sequence[int], channels: Sequence[int], features: int, classes:
 
 
 TRAIN_ONE = (
-    "To train one on your own labelled images: python -m unlearn.evaluators.features --images FOLDER --output NET; "
-    "then give features: NET."
+    "To train one on your own labelled images: python -m unlearn.evaluators.features --images FOLDER --output NET "
+    "(or --recipe NAME: on that recipe's data); then give features: NET."
 )
 
 

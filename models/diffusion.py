@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -177,13 +178,13 @@ class TextUNet(NewDiffusionConfig):
     """A U-Net with cross-attention at all levels but the first, and a small CLIP text encoder trained with it.
 
     Args:
-        words: that the tokenizer knows.
+        words: that the tokenizer knows; null takes those of the data's captions, sorted.
         text_width: size of the encoded words; 4 heads divide it.
         text_layers: layers of the text encoder, >= 1.
         length: tokens a prompt, with those that begin and end it.
     """
 
-    words: tuple[str, ...] = ("a", *COLOURS, *WORDS)
+    words: tuple[str, ...] | None = ("a", *COLOURS, *WORDS)
     text_width: int = 32
     text_layers: int = 2
     length: int = 8
@@ -191,12 +192,15 @@ class TextUNet(NewDiffusionConfig):
 
     def told(self, dataset: Dataset) -> Prompts:
         """Return the tokenizer of a new model."""
-        side = TextSide([], [self.tokenizer()])
-        return Prompts(side.tokens, hashlib.sha256(repr((self.words, self.length)).encode()).hexdigest()[:16])
+        captions: Sequence[str] = getattr(dataset, "captions", dataset.labels)
+        taken = () if self.words is not None else tuple(sorted({word for text in captions for word in text.split()}))
+        fingerprint = hashlib.sha256(repr((self.words or taken, self.length)).encode()).hexdigest()[:16]
+        return Prompts(TextSide([], [self.tokenizer(taken)]).tokens, fingerprint, words=taken)
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Return a tokenizer that knows whole words; the end token pads, as in CLIP."""
-        vocabulary = {word: index for index, word in enumerate(("<start>", "<end>", "<unknown>", *self.words))}
+    def tokenizer(self, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+        """Return a tokenizer that knows whole words, its own or those of the data; the end token pads, as in CLIP."""
+        known = ("<start>", "<end>", "<unknown>", *(self.words or words))
+        vocabulary = {word: index for index, word in enumerate(known)}
         tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
         tokenizer.pre_tokenizer = WhitespaceSplit()
         tokenizer.post_processor = TemplateProcessing(
@@ -214,7 +218,7 @@ class TextUNet(NewDiffusionConfig):
     def network(self, info: dict[str, Any]) -> Diffusion:
         """Return the model with fresh weights."""
         channels, side = self._sides(info)
-        tokenizer = self.tokenizer()
+        tokenizer = self.tokenizer(info.get("words", ()))
         levels = len(self.channels)
         plain_down, plain_up = (("DownBlock2D",), ("UpBlock2D",)) if levels > 1 else ((), ())
         unet = UNet2DConditionModel(

@@ -49,6 +49,15 @@ def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def models_cache() -> Path:
-    """Return where trained and converted models are kept: $UNLEARN_CACHE, or the user's cache folder."""
+    """Return where trained and converted models are kept: under $UNLEARN_CACHE, or in the user's cache folder."""
+    return _cache() / "models"
+
+
+def data_cache() -> Path:
+    """Return where data is kept that takes time to make: beside the models."""
+    return _cache() / "data"
+
+
+def _cache() -> Path:
     base = os.environ.get("UNLEARN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "unlearn")
-    return Path(base).expanduser() / "models"
+    return Path(base).expanduser()

@@ -45,6 +45,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "image_folder": "unlearn.data.image_folder:ImageFolder",
         "prompts": "unlearn.data.prompts:PromptList",
         "coloured_digits": "unlearn.data.coloured_digits:ColouredDigits",
+        "openmoji": "unlearn.data.openmoji:OpenMoji",
         "factbook": "unlearn.data.factbook:Factbook",
         "tofu": "unlearn.data.tofu:Tofu",
         "muse": "unlearn.data.muse:Muse",

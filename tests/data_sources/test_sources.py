@@ -60,6 +60,16 @@ def test_bits_keep_the_leading_bits() -> None:
     assert full.fingerprint != coarse.fingerprint
 
 
+def test_a_frame_stands_around_larger_images_of_mnist() -> None:
+    plain, framed = Mnist().load(), Mnist(size=32).load()
+    ids = torch.arange(0, 5000, 500)
+    images = framed.batch(ids)["image"]
+    assert framed.info == {"shape": (1, 32, 32), "levels": 256, "frame": 2} and "frame" not in plain.info
+    assert torch.equal(images[..., 2:30, 2:30], plain.batch(ids)["image"])
+    assert images.sum() == plain.batch(ids)["image"].sum()  # the frame is black
+    assert framed.attributes == plain.attributes and framed.fingerprint != plain.fingerprint
+
+
 def test_a_fifth_of_each_label_is_test(digits: Dataset) -> None:
     """floor(n / 5) of the n items of each label, the same whenever the data is read."""
     for label in (str(digit) for digit in range(10)):
@@ -193,5 +203,6 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
 def test_settings_out_of_range(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ImageFolder(path="x", **settings)
-    with pytest.raises(ValueError, match="must be"):
-        Mnist(bits=0)
+    for wrong in ({"bits": 0}, {"size": 24}, {"size": 31}):
+        with pytest.raises(ValueError, match="must be"):
+            Mnist(**wrong)

@@ -44,6 +44,21 @@ def test_digitnet28_reads_mnist_at_any_number_of_grey_levels(bits: int) -> None:
     assert accuracy(net, mnist) >= 0.98
 
 
+def test_digitnet28_looks_inside_of_a_frame() -> None:
+    """What it says of framed images is bit for bit what it says of those without; the frame itself is not looked at."""
+    plain, framed = Mnist().load(), Mnist(size=32).load()
+    ids = torch.arange(0, 5000, 50)
+    net = features_for(framed.info)
+    assert net.name == "digitnet28" and net.frame == 2 and features_for(plain.info).frame == 0
+    images = framed.batch(ids)["image"]
+    expected = features_for(plain.info).embed(plain.batch(ids)["image"])
+    assert torch.equal(net.embed(images), expected)
+    images[..., :2, :] = 255
+    assert torch.equal(net.embed(images), expected)
+    with pytest.raises(RecipeError, match=r"digitnet28 takes images of shape \(1, 28, 28\); the data has \(1, 32"):
+        features_for({**framed.info, "frame": 0}, "digitnet28")
+
+
 def test_colourdigitnet8_answers_two_questions() -> None:
     """What it answers is read from the right outputs: a recoloured test digit keeps its digit and changes its colour.
 

@@ -26,7 +26,8 @@ class Dataset(ABC):
         is_test: (N,) bool, the items that no model is ever trained on.
         is_corrupt: (N,) bool, items with wrong content, which only a corruption trains on; None for none.
         fingerprint: a hash of the content; part of the key under which trained models are cached.
-        info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``.
+        info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``; ``frame`` is the
+            width in pixels of what was added around images, where anything was.
         only_told: whether items hold no more than what a model is told (prompts), so that no model can be trained on
             them.
     """

@@ -57,15 +57,17 @@ class Prompts:
     Args:
         tokens: prompts -> (B, E, L) int64.
         fingerprint: a hash of the tokenizer.
+        words: of the data that a new model's tokenizer is made of, where its settings do not say them.
     """
 
     tokens: Callable[[Sequence[str]], Tensor]
     fingerprint: str = ""
     key: str = "tokens"
+    words: tuple[str, ...] = ()
 
     def info(self) -> dict[str, Any]:
         """Return what shapes the tokens."""
-        return {"tokens": self.fingerprint}
+        return {"tokens": self.fingerprint, **({"words": self.words} if self.words else {})}
 
     def __call__(self, words: Sequence[str]) -> Tensor:
         """Return (B, E, L) int64."""

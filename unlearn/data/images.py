@@ -44,6 +44,7 @@ class ImagesInMemory(Dataset):
         attributes: further labels an item.
         levels: number of grey levels, 2 ... 256.
         concepts: what a diffusion model is to forget, and what takes its place.
+        frame: width in pixels of what was added on every side; those who look at images look inside of it.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class ImagesInMemory(Dataset):
         attributes: Sequence[frozenset[str]],
         levels: int,
         concepts: Sequence[Concept] = (),
+        frame: int = 0,
     ) -> None:
         self.images = images
         self.concepts = concepts
         self.labels = labels
         self.attributes = attributes
         self.is_test = systematic_test_share(labels)
-        self.info = {"shape": tuple(images.shape[1:]), "levels": levels}
+        self.info = {"shape": tuple(images.shape[1:]), "levels": levels, **({"frame": frame} if frame else {})}
         content = hashlib.sha256(repr((self.info, list(labels), [sorted(a) for a in attributes])).encode())
         content.update(images.contiguous().numpy().tobytes())
         self.fingerprint = content.hexdigest()

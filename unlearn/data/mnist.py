@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
@@ -21,6 +22,7 @@ class Mnist(Source):
     the median of the same digit).
 
     Args:
+        size: height and width in pixels: 28, or more by an even number; what is more is a black frame.
         bits: grey levels kept, 2**bits of 256: 1 ... 8. Flows are often trained on 5 (Kingma and Dhariwal 2018).
         concepts: for diffusion models: what is to be forgotten, and what takes its place.
 
@@ -28,10 +30,13 @@ class Mnist(Source):
         LeCun et al., Gradient-based learning applied to document recognition, 1998.
     """
 
+    size: int = 28
     bits: int = 8
     concepts: list[Concept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.size < 28 or self.size % 2:
+            raise ValueError(f"size is {self.size}; it must be 28 or a larger even number")
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
 
@@ -42,4 +47,5 @@ class Mnist(Source):
         images = torch.from_numpy(rows[:, :-1]).reshape(-1, 1, 28, 28) >> (8 - self.bits)
         digits = [int(number) for number in rows[:, -1]]
         labels, attributes = [str(digit) for digit in digits], digit_attributes(images, digits)
-        return ImagesInMemory(images, labels, attributes, 2**self.bits, self.concepts)
+        frame = (self.size - 28) // 2
+        return ImagesInMemory(F.pad(images, (frame,) * 4), labels, attributes, 2**self.bits, self.concepts, frame)
