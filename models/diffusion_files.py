@@ -43,6 +43,9 @@ PIPELINES: dict[str, dict[str, Any]] = {
 KEPT = ("scheduler", "feature_extractor", "image_encoder")
 """Components of a pipeline that are written again as they came; sampling here is DDIM whatever the scheduler."""
 
+NAMES = "id2label"
+"""What the classes of DiT are called, in the index of its folder: number -> names, with commas between."""
+
 _DENOISERS = {
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,
@@ -77,7 +80,10 @@ def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> No
         wanted = inspect.signature(kind.__init__).parameters.values()
         lacking = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
         known = {each.name: parts[each.name] for each in wanted if each.name in parts}
-        kind(**lacking | PIPELINES[model.pipeline] | known).save_pretrained(folder)
+        pipe = kind(**lacking | PIPELINES[model.pipeline] | known)
+        if NAMES in known:  # diffusers reads it and forgets to write it
+            pipe.register_to_config(**{NAMES: known[NAMES]})
+        pipe.save_pretrained(folder)
     else:
         for name, part in parts.items():
             part.save_pretrained(folder / name)
@@ -110,7 +116,8 @@ def _from_parts(cls: type[Model], folder: Path) -> Model:
 
 
 def _from_pipeline(cls: type[Model], folder: Path) -> Model:
-    kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    kind = index["_class_name"]
     if kind not in PIPELINES:
         raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
     pipe: Any = getattr(diffusers, kind).from_pretrained(folder, dtype=torch.float32, **PIPELINES[kind])
@@ -125,6 +132,7 @@ def _from_pipeline(cls: type[Model], folder: Path) -> Model:
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     settings = read_settings(folder) or _settings_of(pipe, denoiser, by_class)
     extras = {name: part for name, part in pipe.components.items() if part is not None and name in KEPT}
+    extras |= {NAMES: index[NAMES]} if NAMES in index else {}
     return cls(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
 
 
