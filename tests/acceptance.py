@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -190,11 +191,13 @@ def diffusion_folders(check: Check, folder: Path) -> None:
         if "forget" in parts:  # moving all weights of the denoiser would ask for more than 12 GB
             parts["scope"] = scope.get(method, CROSS)
         file = recipe_for(folder / f"{method}.yaml", pipeline, data, 128, **parts)
-        began = time.monotonic()
+        began, before = time.monotonic(), os.times()
         done = run(f"recipe={file}", f"output={method}", cwd=folder)
-        seconds = time.monotonic() - began
+        seconds, after = time.monotonic() - began, os.times()
         check(f"{method}: seconds of unlearning", figure(done, "cost_seconds"))
         check(f"{method}: seconds in all", seconds, most=60 if method in ("uce", "rece") else None)
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        check(f"{method}: seconds of the processor", used)
         check(f"{method}: peak memory, GB", figure(done, "peak_memory") * 2**20 / 1e9, most=12.5)
         image = sampled(done / "model")[1]
         check(f"{method}: share of finite values in what diffusers draws", float(np.isfinite(image).mean()), least=1)
