@@ -216,7 +216,7 @@ def esd_agrees(job: Job) -> None:
 
 def sfd() -> None:
     """An iteration of SFD: a step of the fake score and one of the generator."""
-    job = Job.of("diffusion/sfd_digits")
+    job = Job.of("diffusion/sfd_digits", "forget.warmup=0", "retain.warmup=0")  # every step is of both networks
     sfd_agrees(job)
     optim = job.recipe.optim
     print(f"SFD on digits, {optim.forget_batch} forget and {optim.batch} retain items, against the textbook loop")
