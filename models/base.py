@@ -51,6 +51,10 @@ class Wrapper(nn.Module, ABC):
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
         return dataset
 
+    def trainable(self) -> list[str]:
+        """Return the names of the parameters that a loss can reach, in their order; scopes choose among them."""
+        return [name for name, _ in self.named_parameters()]
+
     def check_fits(self, info: dict[str, Any]) -> None:
         """Refuse data described by ``info`` that the model was not built for, with a RecipeError."""
 

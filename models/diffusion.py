@@ -290,5 +290,7 @@ class StableDiffusion(DiffusionConfig):
         raise RecipeError("model=stable_diffusion needs model.pretrained: a folder or hub id of a pipeline.")
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> Diffusion:
-        """Refuse: only a trained pipeline can be read."""
+        """Return the pipeline as it is. Raises RecipeError where none is given."""
+        if self.pretrained is not None:
+            return self.load(self.fetch(self.pretrained))
         raise RecipeError("model=stable_diffusion needs model.pretrained: a folder or hub id of a pipeline.")

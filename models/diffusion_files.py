@@ -46,6 +46,9 @@ PIPELINES: dict[str, dict[str, Any]] = {
 KEPT = ("scheduler", "feature_extractor", "image_encoder")
 """Components of a pipeline that are written again as they came; sampling here is DDIM whatever the scheduler."""
 
+NAMES = "id2label"
+"""What the classes of DiT are called, in the index of its folder: number -> names, with commas between."""
+
 _DENOISERS = {
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,
@@ -89,7 +92,10 @@ def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> No
         wanted = inspect.signature(kind.__init__).parameters.values()
         lacking = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
         known = {each.name: parts[each.name] for each in wanted if each.name in parts}
-        kind(**lacking | PIPELINES[model.pipeline] | known).save_pretrained(folder)
+        pipe = kind(**lacking | PIPELINES[model.pipeline] | known)
+        if NAMES in known:  # diffusers reads it and forgets to write it
+            pipe.register_to_config(**{NAMES: known[NAMES]})
+        pipe.save_pretrained(folder)
     else:
         for name, part in parts.items():
             part.save_pretrained(folder / name)
@@ -112,9 +118,7 @@ def write_adapter(model: Diffusion, adapter: Adapter, folder: Path) -> None:
     found = {"unet": denoiser, **{name: adapter.inside(f"text.encoders.{i}") for i, name in enumerate(names)}}
     parts = {name: part for name, part in found.items() if part is not None}
     layers = {name: dict(part.weights) for name, part in parts.items()}
-    for (
-        name
-    ) in names:  # of text encoders, diffusers reads peft's own names of attention alone, and these of every layer
+    for name in names:  # diffusers reads peft's own names of attention alone, and these of every layer
         layers[name] = {_of_text_encoder(key): weight for key, weight in layers.get(name, {}).items()}
     kind = diffusers.StableDiffusionXLPipeline if len(names) == 2 else diffusers.StableDiffusionPipeline
     settings: Any = {name: part.config for name, part in parts.items()}
@@ -202,6 +206,7 @@ def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     settings = read_settings(folder) or _settings_of(pipe, denoiser, by_class)
     extras = {name: part for name, part in pipe.components.items() if part is not None and name in KEPT}
+    extras |= {NAMES: index[NAMES]} if NAMES in index else {}
     return cls(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
 
 

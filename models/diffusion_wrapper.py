@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar as disable_bar_of_tr
 
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.conditioned import Classes, Prompts, conditioned
-from unlearn.errors import RecipeError
+from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import Wrapper
 from unlearn.models.conditions import Condition
 from unlearn.models.diffusion_kinds import parameter_kinds
@@ -156,7 +156,7 @@ class Diffusion(Wrapper):
         known = self.settings.classes or ()
         for name in texts:
             if name not in known:
-                raise RecipeError(f"The model knows no class {name!r}. Its classes are {', '.join(known)}.")
+                raise RecipeError(f"The model knows no class {name!r}. {did_you_mean(name, known)}")
         return Condition(classes=torch.tensor([known.index(name) for name in texts], device=device))
 
     def null(self, n: int) -> Condition:
@@ -356,6 +356,12 @@ class Diffusion(Wrapper):
     def parameter_kinds(self) -> dict[str, list[str]]:
         """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
         return parameter_kinds(self)
+
+    def trainable(self) -> list[str]:
+        """Return the names of the parameters that a loss can reach: the autoencoder holds still in every method."""
+        kinds = self.parameter_kinds()
+        reached = {*kinds["denoiser"], *kinds["text_encoder"]}
+        return [name for name, _ in self.named_parameters() if name in reached]
 
     # files
 

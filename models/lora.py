@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unlearn.errors import RecipeError
-from unlearn.models.scope import Scope, names_of_kinds
+from unlearn.models.scope import Scope, names_of_kinds, trainable
 from unlearn.randomness import Randomness
 from unlearn.ranges import above, at_least
 
@@ -94,7 +94,8 @@ class Lora(Scope):
 
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
         """Put the matrices beside the chosen layers; the model's outputs do not change."""
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ADAPTED)}
+        reached = {name.rpartition(".")[0] for name in trainable(model)}
+        layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, ADAPTED) and n in reached}
         chosen = [name for name in layers if _any(self.include, name) and not _any(self.exclude, name)]
         if self.kinds is not None:
             places = {name.rpartition(".")[0] for name in names_of_kinds(model, self.kinds)}

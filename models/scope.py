@@ -62,11 +62,11 @@ class Scope(ABC):
 
 @dataclass(frozen=True)
 class All(Scope):
-    """Every parameter may move."""
+    """Every parameter that a loss can reach may move."""
 
     def select(self, model: nn.Module) -> list[str]:
         """Return all names."""
-        return [name for name, _ in model.named_parameters()]
+        return trainable(model)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Pattern(Scope):
 
     def select(self, model: nn.Module) -> list[str]:
         """Return matching names; matching nothing is an error."""
-        names = [name for name, _ in model.named_parameters()]
+        names = trainable(model)
         chosen = [name for name in names if _matches(self.include, name) and not _matches(self.exclude, name)]
         if not chosen:
             raise RecipeError(
@@ -168,6 +168,13 @@ class Saliency(Scope):
         return {name: gradient.abs() >= threshold for name, gradient in gradients.items()}
 
 
+def trainable(model: Any) -> list[str]:
+    """Return the names of the parameters that a loss can reach: those that the wrapper names, or all."""
+    if hasattr(model, "trainable"):
+        return model.trainable()  # type: ignore[no-any-return]
+    return [name for name, _ in model.named_parameters()]
+
+
 class HeldEntries:
     """Puts masked-out entries back after every step, so that weight decay and momentum cannot move them."""
 
@@ -204,7 +211,7 @@ def names_of_kinds(model: Any, kinds: Sequence[str]) -> list[str]:
             chosen.update(_directly_inside(model, layers[kind]))
         else:
             raise RecipeError(f"scope.kinds: there is no kind {kind!r}. {did_you_mean(kind, [*layers, *named])}")
-    ordered = [name for name, _ in model.named_parameters() if name in chosen]
+    ordered = [name for name in trainable(model) if name in chosen]
     if not ordered:
         found = sorted({type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))})
         raise RecipeError(

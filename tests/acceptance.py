@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,10 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from tests.command import ROOT
+from tests.pipelines import CROSS, LORA, METHODS, SALIENT, WORDS, images, sampled, stable_diffusion
+from tests.pipelines import recipe as recipe_for
 
 SMALL = f"recipe={ROOT / 'tests' / 'recipes' / 'small.yaml'}"
 
@@ -175,6 +180,30 @@ def diffusion_class(check: Check, folder: Path) -> None:
         check(f"SFD {digit}: Frechet distance of the others over the generator's", ratio, most=1.3)
 
 
+def diffusion_folders(check: Check, folder: Path) -> None:
+    """A pipeline of Stable Diffusion 1.5's shape, 16 x 16 latents: two steps of each method, and diffusers draws."""
+    pipeline, data = stable_diffusion(folder / "pipeline", small=False), images(folder / "images", 128)
+    for method, parts in METHODS.items():
+        if method == "task_vector":  # no method of diffusion models, and it trains a second copy of all weights
+            continue
+        scope = {"random_label": {**SALIENT, "include": ["attn2"]}, "sfd": LORA, "denoising_ascent": WORDS}
+        parts = {**parts, "optim": {"name": "sgd", "lr": 1e-3, "steps": 2, "batch": 1, **parts.get("optim", {})}}
+        if "forget" in parts:  # moving all weights of the denoiser would ask for more than 12 GB
+            parts["scope"] = scope.get(method, CROSS)
+        file = recipe_for(folder / f"{method}.yaml", pipeline, data, 128, **parts)
+        began, before = time.monotonic(), os.times()
+        done = run(f"recipe={file}", f"output={method}", cwd=folder)
+        seconds, after = time.monotonic() - began, os.times()
+        check(f"{method}: seconds of unlearning", figure(done, "cost_seconds"))
+        check(f"{method}: seconds in all", seconds, most=60 if method in ("uce", "rece") else None)
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        check(f"{method}: seconds of the processor", used)
+        check(f"{method}: peak memory, GB", figure(done, "peak_memory") * 2**20 / 1e9, most=12.5)
+        image = sampled(done / "model")[1]
+        check(f"{method}: share of finite values in what diffusers draws", float(np.isfinite(image).mean()), least=1)
+        shutil.rmtree(done)
+
+
 def kills(check: Check, folder: Path) -> None:
     """kill -9 at 20 random moments of a run of about 10 seconds, then resume=auto."""
     settings = [SMALL, "optim.steps=150"]
@@ -258,7 +287,19 @@ def recipe(folder: Path) -> dict[str, Any]:
 
 CHECKS: dict[str, Callable[[Check, Path], None]] = {
     check.__name__: check
-    for check in (start, demo, taming, category, debias, language, restor, diffusion_text, diffusion_class, kills)
+    for check in (
+        start,
+        demo,
+        taming,
+        category,
+        debias,
+        language,
+        restor,
+        diffusion_text,
+        diffusion_class,
+        diffusion_folders,
+        kills,
+    )
 }
 
 

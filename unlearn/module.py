@@ -330,7 +330,8 @@ def make_optimiser(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
     if optim.name == "sgd":
         return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    return kind(parameters, lr=optim.lr, betas=(optim.betas[0], optim.betas[1]), weight_decay=optim.weight_decay)
+    betas = (optim.betas[0], optim.betas[1])
+    return kind(parameters, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
 
 
 def clip(gradients: Sequence[Tensor], largest: float | None) -> Tensor:

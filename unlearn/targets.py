@@ -199,7 +199,8 @@ def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
 
 def training_phase(model: Wrapper, optim: Optim) -> Phase:
     """Return the one phase that trains a model: its own training loss on all items."""
-    return Phase(dict(model.named_parameters()), {"retain": {"training_loss": TrainingLoss()}}, optim)
+    moving = {name: model.get_parameter(name) for name in model.trainable()}
+    return Phase(moving, {"retain": {"training_loss": TrainingLoss()}}, optim)
 
 
 def distillation(
@@ -208,7 +209,7 @@ def distillation(
     """Return the module that trains a model, which begins as its teacher, by objectives on all items."""
     for term in by.values():
         term.attach(model)
-    moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    moving = {name: model.get_parameter(name) for name in model.trainable()}
     phase = Phase(moving, {"retain": dict(by)}, pretrain.optim)
     beside = companions(phase, model, teacher, Randomness(pretrain.seed, "companion"))
     return UnlearningModule(model, [*beside, phase], {"retain": split}, pretrain.seed, teacher)

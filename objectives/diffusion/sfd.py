@@ -233,10 +233,24 @@ class FakeScore(Objective):
         if keeps:
             context.shared[_key(batch, context)] = x0
         x, t, noise = term.noised(model, batch, x0.detach(), context)
-        both = Condition.cat([model.condition(batch), model.null(len(ids))])
         dropped = context.randomness.child("drop").uniform(ids, ()) < term.drop
-        told = both[torch.arange(len(ids), device=ids.device) + dropped * len(ids)]
-        return Values(mean_square(fake.guided(x, t, told, term.guidance) - noise))
+        score = _guided(fake, x, t, model.condition(batch), dropped, term.guidance)
+        return Values(mean_square(score - noise))
+
+
+def _guided(model: Any, x: Tensor, t: Tensor, told: Condition, dropped: Tensor, guidance: float) -> Tensor:
+    """Return the guided score, (B, C, H, W), of items some of which, ``dropped`` (B,), are told nothing.
+
+    For those it is the score at nothing, which is asked for once.
+    """
+    null, everyone = model.null(len(x)), torch.arange(len(x), device=x.device)
+    if guidance == 1:
+        return model.predict(x, t, Condition.cat([told, null])[everyone + dropped * len(x)])  # type: ignore[no-any-return]
+    rows = everyone[~dropped]
+    asked = Condition.cat([null, told[rows]])
+    scores: Tensor = model.predict(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), asked)
+    empty, full = scores[: len(x)], scores[len(x) :]
+    return empty.index_add(0, rows, guidance * (full - empty[rows]))
 
 
 def sid_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:

@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.benchmarks import edits, engine, language
+from tests.benchmarks import diffusion, edits, engine, language
 
-BENCHMARKS = {"engine": engine.main, "language": language.main, "edits": edits.main}
+BENCHMARKS = {"engine": engine.main, "language": language.main, "edits": edits.main, "diffusion": diffusion.main}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
