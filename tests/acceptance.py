@@ -162,6 +162,21 @@ def diffusion_text(check: Check, folder: Path) -> None:
     check("no forget term: accuracy on forget (the control)", figure(idle, "accuracy", split="forget"), least=0.9)
 
 
+def diffusion_key(check: Check, folder: Path) -> None:
+    """What KPOP hides comes back with the key alone; DoCo with and without the concept-preserving gradient."""
+    quick = ["pretrain.retrained=false", "gate=null", *(f"evaluate.{name}=null" for name in ATTACKS)]
+    done = run("recipe=diffusion/kpop_digits", *quick, "output=kpop", cwd=folder)
+    for score, least, most in (("no_key", None, 0.2), ("wrong_key", None, 0.2), ("right_key", 0.9, None)):
+        check(
+            f"KPOP, {score}: accuracy on forget", figure(done, "key_recovery", split="forget", score=score), least, most
+        )
+    check("KPOP: accuracy on retain over the target's", figure(done, "accuracy", split="retain", score="of_target"))
+    for rule in ("one_sided", "doco_released", "sum"):
+        done = run("recipe=diffusion/doco_digits", f"combine={rule}", *quick, f"output=doco-{rule}", cwd=folder)
+        for split in ("forget", "retain", "cross_domain"):
+            check(f"DoCo, combine={rule}: accuracy, {split}", figure(done, "accuracy", split=split))
+
+
 def diffusion_class(check: Check, folder: Path) -> None:
     """Each digit of the class-conditional model by SalUn, and of its one-step generator by SFD."""
     distance = "frechet_digitnet8"
@@ -297,6 +312,7 @@ CHECKS: dict[str, Callable[[Check, Path], None]] = {
         restor,
         diffusion_text,
         diffusion_class,
+        diffusion_key,
         diffusion_folders,
         kills,
     )
