@@ -188,7 +188,7 @@ def diffusion_class(check: Check, folder: Path) -> None:
         check(f"SalUn {digit}: UA", figure(done, "unlearning_accuracy", split="forget"), least=0.95)
         ratio = figure(done, distance, split="retain") / figure(done, distance, "retrained", "retain")
         check(f"SalUn {digit}: Frechet distance of the others over the retrained's", ratio, most=1.3)
-        settings = [f"data.forget.label=[{digit}]", "pretrain.retrained=false", "gate=null"]
+        settings += ["pretrain.retrained=false", "gate=null"]
         done = run("recipe=diffusion/sfd_digits", *settings, f"output=sfd-{digit}", cwd=folder)
         check(f"SFD {digit}: UA", figure(done, "unlearning_accuracy", split="forget"), least=0.95)
         ratio = figure(done, distance, split="retain") / figure(done, distance, "target", "retain")
