@@ -57,7 +57,7 @@ class ClipScore(Evaluator):
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a folder that is not there, and models that are told nothing."""
-        if not (Path(self.path) / "config.json").is_file():
+        if not (Path(self.path).expanduser() / "config.json").is_file():
             raise RecipeError(f"evaluate.clip_score.path: {self.path} holds no model (config.json is missing).")
         if not is_told(splits["forget"]):
             raise RecipeError(
@@ -68,7 +68,7 @@ class ClipScore(Evaluator):
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``clip_score`` for every subject on forget and retain."""
         self.check(evaluation.splits)
-        scorer = Scorer(Path(self.path), evaluation.device)
+        scorer = Scorer(Path(self.path).expanduser(), evaluation.device)
         data = told_data(evaluation.splits)
         levels = int(data.info.get("levels", 256))
         records = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from unlearn import registry
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.layers import COMPONENTS, TERMS, Given, Node, bare, given, is_several, merge, written
 from unlearn.yaml_text import shorten
@@ -57,8 +56,9 @@ def _method(node: dict[str, Node], settings: str) -> str:
         )
     method = forget or edit
     if method is None:
-        names = ", ".join(registry.names("objective"))
-        raise RecipeError(f"settings={settings} needs a method; write forget=NAME, or edit=NAME. Allowed: {names}.")
+        raise RecipeError(
+            f"settings={settings} needs a method; write forget=NAME, or edit=NAME. A guard takes settings=null."
+        )
     return method
 
 

@@ -23,10 +23,11 @@ class ESD(Objective):
     the values of an item, not their sum. Every item is told its own prompt; several concepts are never joined into one.
 
     Args:
-        eta: how far beyond the empty prompt the score is pushed, >= 0. The authors' diffusers code adds 1 to what it is
-            given where there is no other concept to erase from; this is the paper's.
+        eta: how far beyond the empty prompt the score is pushed, >= 0. This is the paper's; the authors' diffusers code
+            takes eta + 1 where nothing else is erased from, for its target is c_f - g (c_f - c_n) in scores.
         erase_from: a prompt (or class) from which the concept is erased as an attribute: the score at this prompt
-            becomes eps_0(x_t, c_from) - eta (eps_0(x_t, c_f) - eps_0(x_t, c_n)).
+            becomes eps_0(x_t, c_from) - eta (eps_0(x_t, c_f) - eps_0(x_t, c_n)). States lie where the concept is drawn;
+            the authors' diffusers code draws them at this prompt.
         states: ``trajectory`` are of the target, drawn once, as in the authors' diffusers code; ``student`` follows the
             model as it moves, as in the paper and the authors' first code.
         items: forget items along whose trajectories the states lie, >= 1.

@@ -101,7 +101,7 @@ def asked(concepts: Sequence[Concept], captions: Sequence[str]) -> list[Asked]:
 
 def kept_prompts(concepts: Sequence[Concept], captions: Sequence[str]) -> list[str]:
     """Return the prompts that stay: the empty one, the concepts' retain lists, and captions that name no concept."""
-    words = [template.format(word) for c in concepts for word in c.retain for template in c.templates]
+    words = [template.replace("{}", word) for c in concepts for word in c.retain for template in c.templates]
     others = [caption for caption in captions if not any(_named(c.name, caption) for c in concepts)]
     return list(dict.fromkeys(["", *words, *others]))
 

@@ -37,7 +37,7 @@ class Concept:
 
     def prompts(self) -> list[str]:
         """Return the prompts that ask for it, one a template."""
-        return [template.format(self.name) for template in self.templates]
+        return [template.replace("{}", self.name) for template in self.templates]
 
     def anchored(self, prompt: str) -> str:
         """Return a prompt with the anchor's words in place of the concept's; words, not letters, are replaced."""

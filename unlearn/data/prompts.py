@@ -70,7 +70,7 @@ class PromptList(Source):
         forget = [(text, concept.name) for concept in self.concepts for text in concept.prompts()]
         probes = [(text, concept.name) for concept in self.concepts for text in concept.probes]
         kept = [
-            (template.format(word), word)
+            (template.replace("{}", word), word)
             for concept in self.concepts
             for word in concept.retain
             for template in concept.templates

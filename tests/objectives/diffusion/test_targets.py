@@ -88,6 +88,8 @@ def test_esd(told: Told, eta: float, tmp_path: Path) -> None:
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         with torch.no_grad():
             empty, full = target.predict(x, t, null), target.predict(x, t, c)
+        released = full - (eta + 1) * (full - empty)  # as the authors' diffusers code writes it
+        torch.testing.assert_close(released, empty - eta * (full - empty))
         return square(model.predict(x, t, c) - (empty - eta * (full - empty)))
 
     check(bench(tmp_path, ESD(eta=eta, steps=3), told), formula)
