@@ -195,7 +195,8 @@ class TextUNet(NewDiffusionConfig):
         captions: Sequence[str] = getattr(dataset, "captions", dataset.labels)
         taken = () if self.words is not None else tuple(sorted({word for text in captions for word in text.split()}))
         fingerprint = hashlib.sha256(repr((self.words or taken, self.length)).encode()).hexdigest()[:16]
-        return Prompts(TextSide([], [self.tokenizer(taken)]).tokens, fingerprint, words=taken)
+        side = TextSide([], [self.tokenizer(taken)])
+        return Prompts(side.tokens, fingerprint, words=taken, check=side.refuse_unknown)
 
     def tokenizer(self, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         """Return a tokenizer that knows whole words, its own or those of the data; the end token pads, as in CLIP."""

@@ -39,10 +39,18 @@ class TextSide(nn.Module):
             tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
             for tokenizer in self.tokenizers
         ]
-        found = [row["input_ids"] for row in rows]
-        for tokenizer, ids in zip(self.tokenizers, found, strict=True):
-            _refuse_unknown(tokenizer, prompts, ids)
-        return torch.stack(found, dim=1)
+        return torch.stack([row["input_ids"] for row in rows], dim=1)
+
+    def refuse_unknown(self, prompts: Sequence[str]) -> None:
+        """Refuse words that a tokenizer of whole words does not know: they would all be one and the same token."""
+        for tokenizer in self.tokenizers:
+            unknown = getattr(tokenizer, "unk_token_id", None)
+            if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):  # as CLIP, which spells
+                continue
+            for word in dict.fromkeys(word for prompt in prompts for word in prompt.split()):
+                if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]:
+                    hint = did_you_mean(word, tokenizer.get_vocab())
+                    raise RecipeError(f"The model's tokenizer does not know the word {word!r}. {hint}")
 
     def lengths(self, prompts: Sequence[str]) -> Tensor:
         """Return the number of tokens of each prompt, those at both ends counted and padding not, (B,) int64."""
@@ -56,16 +64,3 @@ class TextSide(nn.Module):
         # SDXL (Podell et al. 2023, section 2.1) takes the last but one layer of both, and the second's pooled vector
         states = torch.cat([output.hidden_states[-2] for output in found], dim=-1)
         return Condition(states=states, pooled=found[-1][0])
-
-
-def _refuse_unknown(tokenizer: Any, prompts: Sequence[str], ids: Tensor) -> None:
-    """Refuse words that a tokenizer of whole words does not know: they would all be one and the same token."""
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):  # as in CLIP, which spells words
-        return
-    for prompt, row in zip(prompts, (ids == unknown).any(dim=1).tolist(), strict=True):
-        if row:
-            words = (w for w in prompt.split() if unknown in tokenizer(w, add_special_tokens=False)["input_ids"])
-            word = next(words, prompt)
-            hint = did_you_mean(word, tokenizer.get_vocab())
-            raise RecipeError(f"The model's tokenizer does not know {word!r} of the prompt {prompt!r}. {hint}")

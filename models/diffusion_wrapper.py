@@ -127,7 +127,7 @@ class Diffusion(Wrapper):
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data with the condition of each item, as this model takes it."""
         if self.text is not None:
-            return conditioned(dataset, Prompts(self.text.tokens))
+            return conditioned(dataset, Prompts(self.text.tokens, check=self.text.refuse_unknown))
         return conditioned(dataset, Classes(self.settings.classes or ()))
 
     def check_fits(self, info: dict[str, Any]) -> None:
@@ -152,6 +152,7 @@ class Diffusion(Wrapper):
         """Return conditions of prompts, or of class names for a model that takes classes."""
         device = self.alphas.device
         if self.text is not None:
+            self.text.refuse_unknown(texts)
             return Condition(tokens=self.text.tokens(texts).to(device))
         known = self.settings.classes or ()
         for name in texts:

@@ -133,12 +133,13 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
         (digits(concepts=[Concept(name="3", anchor="ten")]), classes, "'ten' is no class"),
         (digits(concepts=[Concept(name="3", retain=["x"])]), classes, "'x' is no class"),
         (coloured(concepts=[Concept(name="thre")]), prompts, "Did you mean: three"),
+        (coloured(concepts=[Concept(name="three", anchor="cow")]), prompts, "does not know the word 'cow'"),
     ):
         with pytest.raises(RecipeError, match=message):
             conditioned(made.load(), told)
     numbers = Digits(concepts=[Concept(name="even", anchor="odd")]).load()
     with pytest.raises(RecipeError, match=r"caption '0' of item 0 does not have the words 'even'"):
-        conditioned(numbers, prompts).form("anchor", torch.tensor([0]))
+        conditioned(numbers, Prompts(prompts.tokens)).form("anchor", torch.tensor([0]))
 
 
 def test_a_class_number_is_the_place_among_the_names() -> None:

@@ -41,8 +41,9 @@ def test_words_of_the_captions_make_the_tokenizer_of_data_and_model() -> None:
     model = config.build(data.info, Randomness(0, "words"))
     assert model.text is not None and torch.equal(model.text.tokens(CAPTIONS), tokens)
     assert model.text.encoders[0].get_input_embeddings().num_embeddings == 3 + 6  # type: ignore[operator]
-    with pytest.raises(RecipeError, match="does not know 'green' of the prompt 'a green heart'"):
-        model.text.tokens(["a green heart"])
+    assert model.text.tokens(["a green heart"])[0, 0, 2] == 2  # unknown
+    with pytest.raises(RecipeError, match="does not know the word 'green'"):
+        model.prompts(["a green heart"])
 
 
 def test_a_trained_model_is_known_by_the_words_it_took() -> None:

@@ -58,12 +58,14 @@ class Prompts:
         tokens: prompts -> (B, E, L) int64.
         fingerprint: a hash of the tokenizer.
         words: of the data that a new model's tokenizer is made of, where its settings do not say them.
+        check: refuses prompts with words that the tokenizer does not know.
     """
 
     tokens: Callable[[Sequence[str]], Tensor]
     fingerprint: str = ""
     key: str = "tokens"
     words: tuple[str, ...] = ()
+    check: Callable[[Sequence[str]], None] | None = None
 
     def info(self) -> dict[str, Any]:
         """Return what shapes the tokens."""
@@ -162,8 +164,11 @@ class Conditioned(Dataset):
         """Refuse a concept that the data does not know, and a class that is none."""
         if concept.name not in self.names:
             raise RecipeError(f"data.concepts: no item is {concept.name!r}. {did_you_mean(concept.name, self.names)}")
+        words = [concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain]
+        if isinstance(self.told, Prompts) and self.told.check is not None:
+            self.told.check(words)
         if isinstance(self.told, Classes):
-            for word in (concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain):
+            for word in words:
                 if word not in self.told.names:
                     raise RecipeError(f"data.concepts: {word!r} is no class. {did_you_mean(word, self.told.names)}")
 
