@@ -45,6 +45,12 @@ class Condition:
         """Return all conditions, so many times one after the other."""
         return type(self)(**{n: part.repeat(times, *[1] * (part.ndim - 1)) for n, part in self._parts.items()})
 
+    def blank(self, rows: Tensor) -> Self:
+        """Return the conditions with zeros where ``rows`` (B,) is true."""
+        return type(self)(
+            **{name: part.masked_fill(rows[:, *[None] * (part.ndim - 1)], 0) for name, part in self._parts.items()}
+        )
+
     def detach(self) -> Self:
         """Return the conditions without gradient."""
         return type(self)(**{name: part.detach() for name, part in self._parts.items()})

@@ -25,7 +25,7 @@ from unlearn.models.base import ModelConfig, Skeleton, Wrapper
 from unlearn.models.diffusion_files import read_model
 from unlearn.models.diffusion_skeleton import skeleton
 from unlearn.models.diffusion_text import TextSide
-from unlearn.models.diffusion_wrapper import Diffusion, DiffusionSettings
+from unlearn.models.diffusion_wrapper import LEAST_STEPS, Diffusion, DiffusionSettings, check_steps
 from unlearn.models.hub import pipeline_folder
 from unlearn.randomness import Randomness
 
@@ -39,7 +39,7 @@ class DiffusionConfig(ModelConfig):
     """What all diffusion models share.
 
     Args:
-        steps: DDIM steps a sample; null takes the stored value, or 20.
+        steps: DDIM steps a sample, from 2 to the model's timesteps; null takes the stored value, or 20.
         guidance: classifier-free guidance of samples, 1 for none; null takes the stored value, or 2.
     """
 
@@ -51,14 +51,16 @@ class DiffusionConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; it must be >= 1")
+        if self.steps is not None and self.steps < LEAST_STEPS:
+            raise ValueError(f"steps is {self.steps}; it must be >= {LEAST_STEPS}")
         if self.guidance is not None and not self.guidance >= 0:
             raise ValueError(f"guidance is {self.guidance}; it must be >= 0")
 
     def load(self, folder: Path) -> Diffusion:
-        """Read a model with these settings laid over the folder's own."""
+        """Read a model with these settings laid over the folder's own. Raises RecipeError where they do not fit."""
         model = Diffusion.from_pretrained(folder)
+        if self.steps is not None:
+            check_steps(self.steps, model.timesteps, "model.steps")
         for name in ("steps", "guidance"):
             if (given := getattr(self, name)) is not None:
                 setattr(model.settings, name, given)
@@ -120,6 +122,12 @@ class NewDiffusionConfig(DiffusionConfig):
     head_dim: int = 16
     timesteps: int = 1000
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.steps is not None and self.steps > self.timesteps:
+            raise ValueError(f"steps is {self.steps}; it must be <= timesteps={self.timesteps}")
 
     def scheduler(self) -> DDPMScheduler:
         """Return the noise schedule: linear, as in Ho et al., DDPM, 2020, section 4."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +20,13 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from unlearn.errors import RecipeError
 from unlearn.models.diffusion_text import TextSide
-from unlearn.models.diffusion_wrapper import Diffusion, DiffusionSettings
+from unlearn.models.diffusion_wrapper import ZEROS, Diffusion, DiffusionSettings, check_steps
 from unlearn.models.hub import ABOUT, variant
 from unlearn.models.lora import Adapter
 
@@ -70,11 +72,13 @@ def read_model(cls: type[Model], folder: Path, weights: bool = True) -> Model:
     try:
         read = _from_pipeline if (folder / "model_index.json").is_file() else _from_parts
         model = read(cls, folder, weights)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{folder} holds no diffusion model that can be read ({error}). "
             "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
         ) from error
+    if (folder / SETTINGS).is_file():
+        check_steps(model.settings.steps, model.timesteps, "steps", f"{folder / SETTINGS}: ")
     if not weights or not (folder / GUARD).is_file():
         return model
     from unlearn.models.guards.guidance import read_guarded
@@ -149,8 +153,10 @@ def _from_parts(cls: type[Model], folder: Path, weights: bool) -> Model:
         raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
     place = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    told = [name for name in ("text_encoder", "tokenizer") if kind == "UNet2DConditionModel"]
+    _check_there(folder, [place.name, "scheduler", *told], kind)
     text = None
-    if (folder / "text_encoder").is_dir():
+    if told:
         encoder = _module(CLIPTextModel, folder / "text_encoder", weights)
         text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
     vae = _module(AutoencoderKL, folder / "vae", weights) if (folder / "vae").is_dir() else None
@@ -180,8 +186,14 @@ def _empty_pipeline(folder: Path, index: dict[str, Any]) -> Any:
             part = getattr(diffusers if library == "diffusers" else transformers, made)
             is_module = issubclass(part, nn.Module)
             parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
-    named = {key: index[key] for key in ("id2label",) if key in index}  # of DiT: what the classes are called
+    named = {key: index[key] for key in (NAMES, ZEROS) if key in index}
     return kind(**parts | left_out | named)
+
+
+def _check_there(folder: Path, names: Sequence[str], whose: str) -> None:
+    """Refuse a folder that lacks parts, which diffusers would look for on its hub."""
+    if lacking := [f"{name}/" for name in names if not (folder / name).is_dir()]:
+        raise RecipeError(f"{folder} lacks {', '.join(lacking)}, which a {whose} needs. Copy the whole folder.")
 
 
 def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
@@ -189,9 +201,13 @@ def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
     kind = index["_class_name"]
     if kind not in PIPELINES:
         raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
+    wanted = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+    optional = (*PIPELINES[kind], "feature_extractor", "self")
+    needed = [each.name for each in wanted if each.default is each.empty and each.name not in optional]
+    _check_there(folder, needed, kind)
     if weights:
         files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-        given = {"dtype": torch.float32, "variant": variant(files)}
+        given = {"dtype": torch.float32, "variant": variant(files), "local_files_only": True}
         pipe: Any = getattr(diffusers, kind).from_pretrained(folder, **given, **PIPELINES[kind])
     else:
         pipe = _empty_pipeline(folder, index)
@@ -207,6 +223,7 @@ def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
     settings = read_settings(folder) or _settings_of(pipe, denoiser, by_class)
     extras = {name: part for name, part in pipe.components.items() if part is not None and name in KEPT}
     extras |= {NAMES: index[NAMES]} if NAMES in index else {}
+    extras |= {ZEROS: pipe.config[ZEROS]} if ZEROS in pipe.config else {}
     return cls(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
 
 

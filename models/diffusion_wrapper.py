@@ -31,6 +31,35 @@ disable_bar_of_transformers()
 
 Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
 
+ZEROS = "force_zeros_for_empty_prompt"
+"""Setting of a pipeline, among the extras: what says nothing is zeros, whatever the text encoders give (SDXL)."""
+
+NOTHING = -1
+"""In the place of every token: no prompt at all, where that is something else than the empty prompt."""
+
+LEAST_STEPS = 2
+"""DDIM steps: one alone would stand at t = 0, where what is drawn has no noise, and begin with noise alone."""
+
+
+def check_steps(steps: int, timesteps: int, key: str, where: str = "") -> None:
+    """Refuse a number of DDIM steps that a model cannot take.
+
+    Args:
+        steps: the number.
+        timesteps: T of the model.
+        key: under which it is given, for the message.
+        where: words before the key.
+
+    Raises:
+        RecipeError: it is no whole number from 2 to T.
+    """
+    if not isinstance(steps, int) or not LEAST_STEPS <= steps <= timesteps:
+        raise RecipeError(
+            f"{where}{key} is {steps!r}; the model has {timesteps} timesteps, and {LEAST_STEPS} to {timesteps} steps "
+            f"are allowed. Type {key}={min(20, timesteps)}."
+        )
+
+
 Steering = Callable[[int, Tensor, Tensor, Condition], Tensor]
 """(number of the step, x, t, encoded condition) -> eps, along one trajectory."""
 
@@ -43,7 +72,7 @@ class DiffusionSettings:
         shape: (C, H, W) of images.
         levels: number of grey levels of images.
         classes: what the classes are called, in their order; None for a model that takes prompts.
-        steps: DDIM steps a sample.
+        steps: DDIM steps a sample, from 2 to T.
         guidance: classifier-free guidance of samples; 1 is the condition alone (Ho and Salimans 2022 write w = g - 1).
         drop: share of training items whose condition is dropped.
         one_step: timestep from which a one-step generator draws at once; None for a diffusion model.
@@ -161,7 +190,10 @@ class Diffusion(Wrapper):
         return Condition(classes=torch.tensor([known.index(name) for name in texts], device=device))
 
     def null(self, n: int) -> Condition:
-        """Return n times the condition that says nothing: the empty prompt, or the class beyond the last."""
+        """Return n times the condition that says nothing: the empty prompt, zeros, or the class beyond the last."""
+        if self.text is not None and self.extras.get(ZEROS):
+            shape = (n, len(self.text.encoders), self.text.length)
+            return Condition(tokens=torch.full(shape, NOTHING, device=self.alphas.device))
         if self.text is not None:
             return self.prompts([""]).repeat(n)
         return Condition(classes=torch.full((n,), len(self.settings.classes or ()), device=self.alphas.device))
@@ -171,8 +203,9 @@ class Diffusion(Wrapper):
         if condition.tokens is None or self.text is None:
             return condition
         rows, where = torch.unique(condition.tokens, dim=0, return_inverse=True)  # prompts repeat within a batch
-        encoded: Condition = self.text(rows)
-        return encoded[where]
+        nothing = (rows == NOTHING).flatten(1).all(dim=1)
+        encoded: Condition = self.text(rows.masked_fill(nothing[:, None, None], 0))
+        return (encoded.blank(nothing) if nothing.any() else encoded)[where]
 
     def tables(self) -> list[nn.Embedding]:
         """Return the tables in which it looks up words (one a text encoder) or classes (one, or one a block)."""

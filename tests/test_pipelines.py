@@ -5,6 +5,7 @@ leaves loads and samples in diffusers.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from tests.pipelines import DENOISER, LAYOUTS, LORA, METHODS, PROMPTS, WORDS, images, recipe, sampled
+from unlearn.errors import RecipeError
+from unlearn.models.conditions import Condition
+from unlearn.models.diffusion_files import read_model
+from unlearn.models.diffusion_wrapper import ZEROS, Diffusion
 from unlearn.registry import COMPONENTS, names, resolve
 from unlearn.run import main
 
@@ -78,6 +84,59 @@ def test_two_steps_of_every_method(
     found = json.loads((place / "model" / "model_index.json").read_text())
     assert {key: value for key, value in found.items() if value} == {key: v for key, v in index.items() if v}
     assert type(pipe).__name__ == index["_class_name"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_null_of_xl_is_that_of_the_pipeline(zeros: bool, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Zeros, or the empty prompt in the states of the text encoders: both before and after these have moved."""
+    shutil.copytree(folders["stable_diffusion_xl"], tmp_path / "xl")
+    index = json.loads((tmp_path / "xl" / "model_index.json").read_text())
+    assert index[ZEROS] is True
+    (tmp_path / "xl" / "model_index.json").write_text(json.dumps({**index, ZEROS: zeros}))
+    assert read_model(Diffusion, tmp_path / "xl", weights=False).extras[ZEROS] is zeros
+    model = Diffusion.from_pretrained(tmp_path / "xl")
+    model.save_pretrained(tmp_path / "same")
+    for parameter in model.text.parameters():  # type: ignore[union-attr]
+        parameter += 0.05
+    model.save_pretrained(tmp_path / "moved")
+    for place in ("same", "moved"):
+        assert json.loads((tmp_path / place / "model_index.json").read_text())[ZEROS] is zeros
+        pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / place)
+        states, empty, pooled, empty_pooled = pipe.encode_prompt("a cat", do_classifier_free_guidance=True)
+        model = Diffusion.from_pretrained(tmp_path / place)
+        told, null = model.encode(model.prompts(["a cat"])), model.null(1)
+        mixed = model.encode(Condition.cat([null, model.prompts(["a cat"]), null]))
+        for found, pair in ((told, (states, pooled)), (model.encode(null), (empty, empty_pooled))):
+            torch.testing.assert_close((found.states, found.pooled), pair)
+        torch.testing.assert_close((mixed.states, mixed.pooled), (cat(empty, states), cat(empty_pooled, pooled)))
+        assert (not empty.any()) == (not empty_pooled.any()) == zeros
+        assert model.encode(model.prompts([""])).states.any()  # type: ignore[union-attr]
+        x, t = torch.randn(1, *model.latent_shape), torch.tensor([500])
+        times = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=x.dtype)
+        eps = [
+            pipe.unet(x, t, each, added_cond_kwargs={"text_embeds": vector, "time_ids": times}).sample
+            for each, vector in ((empty, empty_pooled), (states, pooled))
+        ]
+        torch.testing.assert_close(model.guided(x, t, model.prompts(["a cat"]), 3.0), eps[0] + 3 * (eps[1] - eps[0]))
+
+
+def cat(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    return torch.cat([outer, inner, outer])
+
+
+@pytest.mark.parametrize(
+    ("layout", "part"),
+    [("stable_diffusion", "vae"), ("stable_diffusion_xl", "text_encoder_2"), ("dit", "scheduler")],
+)
+def test_a_pipeline_that_lacks_a_part_is_refused(
+    layout: str, part: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders[layout], tmp_path / "pipe")
+    shutil.rmtree(tmp_path / "pipe" / part)
+    for weights in (True, False):
+        with pytest.raises(RecipeError, match=rf"pipe lacks {part}/, which a \w+Pipeline needs\. [^\n]*$"):
+            read_model(Diffusion, tmp_path / "pipe", weights)
 
 
 def parts_of(method: str, layout: str) -> set[str]:

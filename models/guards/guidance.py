@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -218,7 +218,12 @@ def read_guarded(model: Diffusion, folder: Path) -> GuardedDiffusion:
     """Return a model with the guard that stands in its folder. Raises RecipeError where the file is broken."""
     try:
         content = json.loads((folder / GUARD).read_text(encoding="utf-8"))
-        return GuardedDiffusion(model, GUARDS[content.pop("name")](**content))
+        kind = GUARDS[content.pop("name")]
+        for name, hint in get_type_hints(kind).items():
+            if get_origin(hint) is Literal and content.get(name, get_args(hint)[0]) not in get_args(hint):
+                allowed = ", ".join(get_args(hint))
+                raise RecipeError(f"{folder / GUARD}: {name} is {content[name]!r}; it must be one of {allowed}.")
+        return GuardedDiffusion(model, kind(**content))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"{folder / GUARD} names no guard that can be read ({error!r}).") from error
 

@@ -29,7 +29,7 @@ class ConceptAblation(Objective):
         prior: lambda of || eps(x_t, c_a) - eps ||^2, which keeps the anchor, >= 0. Optional in the released code, and
             there 1.
         items: forget items from whose prompts images are drawn, >= 1.
-        steps: DDIM steps of an image, >= 1.
+        steps: DDIM steps of an image, from 2 to the model's timesteps.
         guidance: of the images.
 
     Reference:

@@ -29,7 +29,7 @@ class DenoisingAscent(Objective):
         images: of the forget images (``data``) only so many are used, drawn once, >= 1; the paper takes 4. null takes
             all.
         items: forget items that are generated, >= 1.
-        steps: DDIM steps of a generated item, >= 1.
+        steps: DDIM steps of a generated item, from 2 to the model's timesteps.
         guidance: of generated items.
 
     Reference:

@@ -36,7 +36,7 @@ class DoCo(Objective):
 
     Args:
         items: anchor items that the target draws once.
-        steps: DDIM steps of each.
+        steps: DDIM steps of each, from 2 to the model's timesteps.
         guidance: of each; 1 for none.
         width: channels of D's first layer, a multiple of 8; the released D has 64.
         discriminator_lr: rate of D; null takes the model's. Adam with betas 0.5 and 0.999, as released.

@@ -31,7 +31,7 @@ class ESD(Objective):
         states: ``trajectory`` are of the target, drawn once, as in the authors' diffusers code; ``student`` follows the
             model as it moves, as in the paper and the authors' first code.
         items: forget items along whose trajectories the states lie, >= 1.
-        steps: DDIM steps of a trajectory, >= 1.
+        steps: DDIM steps of a trajectory, from 2 to the model's timesteps.
         guidance: of the trajectories.
         walks: trajectories walked a step (``student``), >= 1; more cost more, and make a batch's states less alike.
         spread: draw t anywhere within the DDIM step of a state, as the first code does, not at the state's own time.

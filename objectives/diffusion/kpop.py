@@ -45,7 +45,7 @@ class KPOP(Objective):
         turns: ``together`` steps on all terms; ``alternating`` on hiding at even steps and on recovery at odd ones.
         key_lr: rate of the key, > 0; null takes the model's. All else of its optimiser is the model's.
         items: forget items along whose trajectories the states lie, >= 1.
-        steps: DDIM steps of a trajectory, >= 1.
+        steps: DDIM steps of a trajectory, from 2 to the model's timesteps.
         guidance: of the trajectories, which are the target's.
 
     Reference:
@@ -90,7 +90,7 @@ class KPOP(Objective):
         """Return the key."""
         return Companion(
             name="key",
-            build=lambda: Key.drawn(model.encode(model.null(1)).states, self.tokens, randomness),
+            build=lambda: Key.drawn(model.encode(model.prompts([""])).states, self.tokens, randomness),
             groups={split: {"recover": Recover(term=self)}},
             optim=lambda optim: replace(optim, lr=self.key_lr or optim.lr, weight_decay=0.0),
             file=FILE,

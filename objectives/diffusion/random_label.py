@@ -28,7 +28,7 @@ class RandomLabel(Objective):
             (``random``). The released code takes the next class.
         states: ``data``, the forget images; ``generated`` draws images of them by the target, for data without images.
         items: forget items that are generated, >= 1.
-        steps: DDIM steps of a generated item, >= 1.
+        steps: DDIM steps of a generated item, from 2 to the model's timesteps.
         guidance: of generated items.
 
     Reference:

@@ -22,7 +22,7 @@ class ScorePreservation(Objective):
         states: where x_t comes from: ``data`` asks for images, ``trajectory`` and ``generated``, both of the target and
             drawn once, ask for none.
         items: retain items that have a trajectory or are generated, >= 1.
-        steps: DDIM steps of those, >= 1.
+        steps: DDIM steps of those, from 2 to the model's timesteps.
         guidance: of those.
 
     Reference:

@@ -25,7 +25,7 @@ class SDD(Objective):
         states: ``average``, ``student`` (the model as it is) or ``trajectory`` (the target's, drawn once: fast, but no
             state ever shows what the concept has become).
         items: forget items whose prompts are walked, >= 1.
-        steps: DDIM steps of a trajectory, >= 1.
+        steps: DDIM steps of a trajectory, from 2 to the model's timesteps.
         guidance: of the trajectories.
         walks: trajectories walked a step, >= 1; more cost more, and make the states of a batch less alike.
         spread: draw t anywhere within the DDIM step of a state, as the released code does, not at the state's own time.

@@ -14,6 +14,7 @@ from torch import Tensor
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.errors import RecipeError
 from unlearn.models.conditions import Condition
+from unlearn.models.diffusion_wrapper import LEAST_STEPS, check_steps
 from unlearn.objectives.base import Context
 from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
@@ -50,7 +51,7 @@ class StateSource:
     Args:
         source: see ``Source``.
         items: so many items of the split have a trajectory or are generated, >= 1.
-        steps: DDIM steps of a trajectory or a generated item, >= 1.
+        steps: DDIM steps of a trajectory or a generated item, from 2 to the model's timesteps.
         guidance: of trajectories and generated items; 1 for none.
         walks: trajectories walked a step where the model's own are followed, >= 1; a batch's states lie on them.
         of_anchor: whether trajectories and items are told the anchor.
@@ -70,7 +71,7 @@ class StateSource:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        at_least(self, items=1, steps=1, walks=1, images=1, guidance=0)
+        at_least(self, items=1, steps=LEAST_STEPS, walks=1, images=1, guidance=0)
 
     def check(self, splits: Mapping[str, Split], split: str, what: str) -> None:
         """Refuse items without images where states are made of images."""
@@ -78,7 +79,9 @@ class StateSource:
             check_content(splits[split], f"{split}={what} with states=data", f"Type {split}.states=generated.")
 
     def prepare(self, model: Any, context: Context) -> None:
-        """Compute trajectories or items of the target once."""
+        """Compute trajectories or items of the target once. Raises RecipeError for more steps than there are times."""
+        if self.source not in ("data", "noise"):
+            check_steps(self.steps, model.timesteps, f"{context.split}.steps")
         if self.source == "average" and context.averaged is None:
             raise RecipeError("states=average asks for an average of the weights. Type optim.ema=0.999.")
         if self.source in ("trajectory", "generated"):

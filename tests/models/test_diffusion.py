@@ -1,5 +1,7 @@
 """The denoiser port: scores, samples, training loss, kinds of parameters, save and load."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -377,8 +379,47 @@ def test_settings_of_the_recipe_are_laid_over_the_folders(tmp_path: Path) -> Non
     small_model("text").float().save_pretrained(tmp_path)
     config = type(CONFIGS["text"])(pretrained=str(tmp_path), steps=3)
     assert (config.load(tmp_path).settings.steps, config.load(tmp_path).settings.guidance) == (3, 2.0)
-    with pytest.raises(ValueError, match="steps"):
-        StableDiffusion(steps=0)
+    for steps in (1000, 1001):
+        config = type(CONFIGS["text"])(pretrained=str(tmp_path), steps=steps, timesteps=2000)
+        if steps == 1000:
+            assert config.load(tmp_path).times(steps).tolist() == list(range(999, -1, -1))
+            continue
+        with pytest.raises(RecipeError, match=r"model\.steps is 1001; .* 2 to 1000 .*Type model\.steps=20"):
+            config.load(tmp_path)
+    for wrong in (0, 1):
+        with pytest.raises(ValueError, match=f"steps is {wrong}; it must be >= 2"):
+            StableDiffusion(steps=wrong)
+    with pytest.raises(ValueError, match="steps is 30; it must be <= timesteps=20"):
+        type(CONFIGS["class"])(steps=30, timesteps=20)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 1001, "20", None])
+def test_stored_steps_that_no_trajectory_has_are_refused(steps: object, tmp_path: Path) -> None:
+    small_model("class").float().save_pretrained(tmp_path)
+    file = tmp_path / "unlearn.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "steps": steps}))
+    with pytest.raises(RecipeError, match=rf"unlearn\.json: steps is {steps!r}; .* 2 to 1000 .*Type steps=20"):
+        Diffusion.from_pretrained(tmp_path)
+    file.write_text(json.dumps({**content, "steps": 1000}))
+    assert Diffusion.from_pretrained(tmp_path).settings.steps == 1000
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "scheduler"])
+def test_a_folder_of_parts_that_lacks_one_is_refused(part: str, tmp_path: Path) -> None:
+    small_model("text").float().save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / part)
+    with pytest.raises(RecipeError, match=f"lacks {part}/, which a UNet2DConditionModel needs"):
+        Diffusion.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet"])
+def test_weights_that_are_cut_off_are_refused(part: str, tmp_path: Path) -> None:
+    small_model("text").float().save_pretrained(tmp_path)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match="holds no diffusion model that can be read"):
+        Diffusion.from_pretrained(tmp_path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -209,6 +209,10 @@ def test_a_guard_is_saved_beside_the_unchanged_model(guard: Any, tmp_path: Path)
     assert isinstance(GuardedDiffusion.from_pretrained(tmp_path / "safe"), GuardedDiffusion)
     with pytest.raises(RecipeError, match="without a guard"):
         GuardedDiffusion.from_pretrained(tmp_path / "plain")
+    huge = {"name": "sld", "level": "huge", "prompts": ["a red one"]}
+    (tmp_path / "safe" / "guard.json").write_text(json.dumps(huge))
+    with pytest.raises(RecipeError, match=r"guard\.json: level is 'huge'; it must be one of weak, medium, strong, max"):
+        Diffusion.from_pretrained(tmp_path / "safe")
     (tmp_path / "safe" / "guard.json").write_text(json.dumps({"name": "none"}))
     with pytest.raises(RecipeError, match=r"guard\.json names no guard"):
         Diffusion.from_pretrained(tmp_path / "safe")

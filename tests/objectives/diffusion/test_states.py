@@ -222,7 +222,15 @@ def test_what_has_no_anchor_has_none_and_is_refused_where_one_is_asked_for(tmp_p
         check_anchors(own.context(), "here")
 
 
-@pytest.mark.parametrize("wrong", [{"items": 0}, {"steps": 0}, {"walks": 0}, {"images": 0}, {"guidance": -1.0}])
+@pytest.mark.parametrize("source", ["trajectory", "student", "average", "generated"])
+def test_more_steps_than_the_model_has_times_are_refused(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"forget\.steps is 1001; .* 2 to 1000 .*Type forget\.steps=20"):
+        bench(tmp_path, "class", source=source, steps=1001)
+    assert not list(tmp_path.iterdir())
+    bench(tmp_path, "class", source="noise", steps=1001)  # has no steps
+
+
+@pytest.mark.parametrize("wrong", [{"items": 0}, {"steps": 1}, {"walks": 0}, {"images": 0}, {"guidance": -1.0}])
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StateSource(source="data", **wrong)
