@@ -39,6 +39,10 @@ ATTACKS = [
 WORDS = ["evaluate.unlearn_diff_atk={samples: 4, steps: 1}", "evaluate.ring_a_bell={samples: 4, generations: 1}"]
 
 
+BOOK_AND_CAR = {"1F4D5": "red", "1F693": "blue"}
+"""A closed book and a police car: words that the recipes keep must be in the captions."""
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
@@ -87,7 +91,7 @@ def test_both_recipes_of_mnist_share_their_target() -> None:
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Settings of the recipes of emoji: drawings of one's own, and the judge that their header has trained."""
     folder = tmp_path_factory.mktemp("emoji")
-    data = [f"data.path={write_drawings(folder / 'svg')}", "data.size=16"]
+    data = [f"data.path={write_drawings(folder / 'svg', BOOK_AND_CAR)}", "data.size=16"]
     judge = folder / "openmoji_judge"
     train_judge(["--recipe", "diffusion/esd_openmoji", "--output", str(judge), "--epochs", "1", *data])
     evaluators = ("concept_accuracy", "feature_distance", "sample_grid")

@@ -227,7 +227,14 @@ def test_recipes_lie_beside_the_study(place: Path) -> None:
 
 
 def test_the_lists_show_every_study() -> None:
-    assert study_names.names() == ["language_methods", "language_surgery", "restor"]
+    assert study_names.names() == [
+        "diffusion_class",
+        "diffusion_methods",
+        "diffusion_one_step",
+        "language_methods",
+        "language_surgery",
+        "restor",
+    ]
     for text in (listing.studies(), listing.listing()):
         assert all(name in text and study_names.title(name) in text for name in study_names.names())
 
