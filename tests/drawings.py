@@ -25,9 +25,7 @@ def write_drawings(folder: Path, more: dict[str, str] | None = None) -> Path:
         code: shape.format(ink) for codes, shape in SHAPES.items() for code, ink in zip(codes, COLOURS, strict=True)
     }
     others = OTHERS | (more or {})
-    drawn |= {
-        code: f'<path d="M8 64 L64 64 L36 8 Z" fill="{ink}"/>' for code, ink in {**OTHERS, **(more or {})}.items()
-    }
+    drawn |= {code: f'<path d="M8 64 L64 64 L36 8 Z" fill="{ink}"/>' for code, ink in others.items()}
     for code, shape in {**drawn, "notes": ""}.items():
         text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{shape}</svg>'
         (folder / f"{code}.svg").write_text(text)
