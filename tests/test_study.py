@@ -229,6 +229,7 @@ def test_recipes_lie_beside_the_study(place: Path) -> None:
 def test_the_lists_show_every_study() -> None:
     assert study_names.names() == [
         "diffusion_class",
+        "diffusion_guards",
         "diffusion_methods",
         "diffusion_one_step",
         "language_methods",
