@@ -153,7 +153,7 @@ def _from_parts(cls: type[Model], folder: Path, weights: bool) -> Model:
         raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
     place = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    told = [name for name in ("text_encoder", "tokenizer") if kind == "UNet2DConditionModel"]
+    told = ["text_encoder", "tokenizer"] if kind == "UNet2DConditionModel" else []
     _check_there(folder, [place.name, "scheduler", *told], kind)
     text = None
     if told:
