@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
 from unlearn.evaluators.judge import judge_of
-from unlearn.evaluators.shared import sampled_items, samples
+from unlearn.evaluators.shared import drawn, sampled_items
 from unlearn.metrics import Record
 from unlearn.models.guards.key import Key, Keyed
 from unlearn.ranges import at_least
@@ -29,7 +29,7 @@ class KeyRecovery(Evaluator):
 
     Args:
         samples: samples by each key.
-        wrong_keys: random keys that are tried, >= 1; the figure is over the samples of all.
+        wrong_keys: random keys that are tried, >= 1; the figure is over the samples of all, each of its own noise.
         features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
         batch_size: samples drawn at once; does not change the result.
     """
@@ -67,11 +67,11 @@ class KeyRecovery(Evaluator):
         records = []
         for score, models in told.items():
             seen = []
-            for keyed in models:
-                alone = replace(evaluation, models={score: keyed}, cache={})
-                items = sampled_items(alone, "forget", self.samples)
-                drawn = samples(alone, score, "forget", self.samples, self.batch_size)
-                seen.append(judge.seen(drawn, items))
+            for number, keyed in enumerate(models):
+                first = number * self.samples
+                items = sampled_items(evaluation, "forget", first + self.samples)[first:]
+                images = drawn(evaluation, keyed, "forget", items, self.batch_size, first=first)
+                seen.append(judge.seen(images, items))
             hits = torch.cat(seen)
             share, ci95 = share_ci95(int(hits.sum()), len(hits))
             records.append(

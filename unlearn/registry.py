@@ -109,6 +109,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "sample_share": "unlearn.evaluators.sample_share:SampleShare",
         "concept_accuracy": "unlearn.evaluators.concept_accuracy:ConceptAccuracy",
         "clip_score": "unlearn.evaluators.clip_score:ClipScore",
+        "nudity": "unlearn.evaluators.nudity:Nudity",
         "feature_distance": "unlearn.evaluators.feature_distance:FeatureDistance",
         "membership": "unlearn.evaluators.membership:Membership",
         "sample_grid": "unlearn.evaluators.sample_grid:SampleGrid",

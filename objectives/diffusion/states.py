@@ -116,13 +116,13 @@ class StateSource:
         return f"{self.source}{anchored}_{self.steps}_{self.guidance:g}_{self.items}"
 
     def _chosen(self, most: int, context: Context) -> Tensor:
-        """Return the ids of at most so many items, drawn once for all."""
+        """Return the ids of at most so many items, drawn once for all by the run's seed."""
         ids = context.splits[context.split].ids
         if len(ids) <= most:
             return ids
 
         def draw() -> Tensor:
-            return ids[Randomness(0, "states").permutation(len(ids))[:most]]
+            return ids[Randomness(context.randomness.seed, "states").permutation(len(ids))[:most]]
 
         if context.remembered is None:
             return draw()

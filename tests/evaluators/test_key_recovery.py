@@ -34,7 +34,7 @@ def test_the_shares_are_those_of_samples_by_hand() -> None:
     evaluation = evaluation_of({"target": model, "unlearned": model}, splits, networks={"key": key})
     with torch.no_grad():
         records = KeyRecovery(samples=30, wrong_keys=2)(evaluation).records
-    judge, items = judge_of(splits, None), sampled_items(evaluation, "forget", 30)
+    judge, items = judge_of(splits, None), sampled_items(evaluation, "forget", 60)
     wrong = [key.wrong(evaluation.randomness.child("wrong").at(number)) for number in range(2)]
     told = {
         "right_key": [Keyed(model, key)],
@@ -43,11 +43,12 @@ def test_the_shares_are_those_of_samples_by_hand() -> None:
     }
     images = {}
     for score, models in told.items():
-        drawn = [
-            m.sample(torch.arange(30), Randomness(0, "samples"), splits["forget"].batch(items))["image"] for m in models
-        ]
-        images[score] = drawn[0]
-        share = torch.cat([judge.seen(part, items) for part in drawn]).double().mean().item()
+        seen = []
+        for ids, m in zip((torch.arange(30), torch.arange(30, 60)), models, strict=False):  # each key has its own noise
+            drawn = m.sample(ids, Randomness(0, "samples"), splits["forget"].batch(items[ids]))["image"]
+            images.setdefault(score, drawn)
+            seen.append(judge.seen(drawn, items[ids]))
+        share = torch.cat(seen).double().mean().item()
         assert value(records, "key_recovery", subject="unlearned", split="forget", score=score) == share
     assert not torch.equal(images["right_key"], images["no_key"])  # the control: keys change what is drawn
     assert not torch.equal(images["right_key"], images["wrong_key"])

@@ -13,6 +13,7 @@ from tests.evaluators.models import Obedient, evaluation_of, value
 from tests.evaluators.painters import class_painter, ink, word_painter
 from tests.evaluators.painters import threes as three_splits
 from tests.evaluators.small_clip import small_clip
+from tests.evaluators.small_detector import small_detector
 from tests.evaluators.trained import WRONG, remembering
 from tests.language_small import tiny, tiny_dataset, tiny_splits
 from tests.small_diffusion import small_model
@@ -90,6 +91,7 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
                 dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5
             ),
             "clip_score": evaluation_of(dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5),
+            "nudity": evaluation_of(dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5),
             "key_recovery": keyed_evaluation(),
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
@@ -105,6 +107,8 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
             own |= {name: evaluation_of(models, three_splits(told), seed=5) for name in names}
         found = {}
         SETTINGS["clip_score"] = {"path": str(small_clip(tmp_path_factory.mktemp("models"))), "samples": 4}
+        detector = small_detector(tmp_path_factory.mktemp("models") / "smallnet.onnx")
+        SETTINGS["nudity"] = {"path": str(detector), "samples": 4, "resolution": 32}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
             family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
