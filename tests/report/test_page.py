@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import unlearn
 from unlearn.errors import RecipeError
 from unlearn.metrics import Record
 from unlearn.report import build_report
+from unlearn.report.words import SUBJECTS
 from unlearn.seeds import write_summary
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -263,3 +265,10 @@ def test_browser_opens_the_report_without_an_error(make_run, tmp_path):
     )
     console, _ = open_in_browser(broken, tmp_path)
     assert "script" in console and "a.png" in console
+
+
+def test_every_subject_has_a_colour() -> None:
+    style = (Path(unlearn.__file__).parent / "report" / "style.css").read_text(encoding="utf-8")
+    tones = re.findall(r"([^{}]+){ --tone: var", style)
+    coloured = {name.strip() for names in tones for name in names.split(",")}
+    assert {f".{subject}" for subject in SUBJECTS} <= coloured
