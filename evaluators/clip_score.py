@@ -57,8 +57,15 @@ class ClipScore(Evaluator):
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a folder that is not there, and models that are told nothing."""
-        if not (Path(self.path).expanduser() / "config.json").is_file():
+        folder = Path(self.path).expanduser()
+        if not (folder / "config.json").is_file():
             raise RecipeError(f"evaluate.clip_score.path: {self.path} holds no model (config.json is missing).")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind != "clip" or not (folder / "tokenizer_config.json").is_file():
+            raise RecipeError(
+                f"evaluate.clip_score.path: {self.path} holds a model of type {kind}; it must be a CLIP model (clip) "
+                "with its tokenizer (tokenizer_config.json)."
+            )
         if not is_told(splits["forget"]):
             raise RecipeError(
                 "evaluate.clip_score compares samples with what was asked for, and this model is told nothing. "

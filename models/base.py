@@ -55,6 +55,10 @@ class Wrapper(nn.Module, ABC):
         """Return the names of the parameters that a loss can reach, in their order; scopes choose among them."""
         return [name for name, _ in self.named_parameters()]
 
+    def beside_weights(self) -> dict[str, Any]:
+        """Return what unlearning may change beside the weights; a file of changed weights cannot hold it."""
+        return {}
+
     def check_fits(self, info: dict[str, Any]) -> None:
         """Refuse data described by ``info`` that the model was not built for, with a RecipeError."""
 

@@ -72,13 +72,18 @@ def read_model(cls: type[Model], folder: Path, weights: bool = True) -> Model:
     try:
         read = _from_pipeline if (folder / "model_index.json").is_file() else _from_parts
         model = read(cls, folder, weights)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"{folder} holds no diffusion model that can be read ({error}). "
             "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
         ) from error
     if (folder / SETTINGS).is_file():
         check_steps(model.settings.steps, model.timesteps, "steps", f"{folder / SETTINGS}: ")
+        if (model.settings.one_step or 0) >= model.timesteps:
+            raise RecipeError(
+                f"{folder / SETTINGS}: one_step is {model.settings.one_step}, and the model has {model.timesteps} "
+                "timesteps. Give a smaller one."
+            )
     if not weights or not (folder / GUARD).is_file():
         return model
     from unlearn.models.guards.guidance import read_guarded
@@ -168,7 +173,11 @@ def _module(kind: Any, place: Path, weights: bool) -> Any:
     """Read a module of transformers or diffusers in single precision, or build it on the meta device."""
     of_transformers = issubclass(kind, PreTrainedModel)
     if weights:
-        return kind.from_pretrained(place, **{"dtype" if of_transformers else "torch_dtype": torch.float32})
+        precision = {"dtype" if of_transformers else "torch_dtype": torch.float32}
+        found, about = kind.from_pretrained(place, output_loading_info=True, **precision)
+        if missing := sorted(about["missing_keys"]):
+            raise ValueError(f"{place} has no weights for {missing[0]}")
+        return found
     with torch.device("meta"):
         if of_transformers:
             return kind(kind.config_class.from_pretrained(place))

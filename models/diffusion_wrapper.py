@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ ZEROS = "force_zeros_for_empty_prompt"
 
 NOTHING = -1
 """In the place of every token: no prompt at all, where that is something else than the empty prompt."""
+
+PREDICTED = ("epsilon", "sample", "v_prediction")
+"""What a network may predict, as diffusers calls it."""
 
 LEAST_STEPS = 2
 """DDIM steps: one alone would stand at t = 0, where what is drawn has no noise, and begin with noise alone."""
@@ -86,6 +90,17 @@ class DiffusionSettings:
     drop: float = 0.1
     one_step: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values that are no settings. Raises ValueError."""
+        if len(self.shape) != 3 or not all(isinstance(side, int) and side > 0 for side in self.shape):
+            raise ValueError(f"shape is {self.shape!r}; it must be three numbers above 0: channels, height, width")
+        for name, whole, least in (("levels", self.levels, 2), ("one_step", self.one_step or 0, 0)):
+            if not isinstance(whole, int) or whole < least:
+                raise ValueError(f"{name} is {whole!r}; it must be a whole number of {least} or more")
+        for name, value, most in (("guidance", self.guidance, math.inf), ("drop", self.drop, 1)):
+            if not isinstance(value, int | float) or not 0 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most}")
+
 
 class Diffusion(Wrapper):
     """A denoiser with its noise schedule and, where it has them, text encoders and an autoencoder.
@@ -129,6 +144,10 @@ class Diffusion(Wrapper):
         self.settings = settings
         self.pipeline = pipeline
         self.extras = extras or {}
+        if scheduler.config.prediction_type not in PREDICTED:
+            raise ValueError(
+                f"prediction_type is {scheduler.config.prediction_type!r}; it must be one of {', '.join(PREDICTED)}"
+            )
         self.register_buffer("alphas", scheduler.alphas_cumprod.clone().float(), persistent=False)
         self.eval()
 
@@ -409,6 +428,10 @@ class Diffusion(Wrapper):
             parts[f"text_encoder{ending}"] = self.text.encoders[index]  # type: ignore[union-attr]
             parts[f"tokenizer{ending}"] = self.text.tokenizers[index]  # type: ignore[union-attr]
         return parts | self.extras
+
+    def beside_weights(self) -> dict[str, Any]:
+        """Return the settings that unlearning may change."""
+        return {"one_step": self.settings.one_step}
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the pipeline of diffusers that the model came from, or its parts, and ``unlearn.json``."""

@@ -14,6 +14,7 @@ import unlearn
 from tests.command import ROOT, kill_after_a_checkpoint
 from tests.command import unlearn as command
 from tests.small_diffusion import small_model
+from unlearn.delta import main as delta
 from unlearn.errors import RecipeError
 from unlearn.recipe import load
 from unlearn.run import main
@@ -140,3 +141,14 @@ def test_what_does_not_go_together_is_refused(here: Path) -> None:
     tree = load(small).tree["distil"]
     assert tree["name"] == "sfd" and tree["optim"]["steps"] == 4 and tree["pretrained"] is None
     assert load({"base": str(small), "distil": None}).distil is None
+
+
+def test_a_delta_does_not_leave_out_that_a_model_became_a_generator(
+    cache: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = trained(cache)
+    given = ["save", str(cache / "first"), str(here / "change.safetensors"), "--base"]
+    assert delta([*given, str(found["teacher"])]) == 2
+    assert "its target has {'one_step': None}, it has {'one_step': 440}" in capsys.readouterr().err
+    assert not (here / "change.safetensors").exists()
+    assert delta([*given, str(found["target model"])]) == 0

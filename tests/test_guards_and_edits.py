@@ -64,6 +64,18 @@ def test_a_guard_stands_around_what_an_edit_made(tmp_path: Path) -> None:
     assert "edited 8 maps" in log and "condition number" in log
 
 
+def test_a_guard_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    parts = {"forget": "esd", "retain": "score_preservation", "optim": {"steps": 2, "batch": 4, "lr": 1e-3}}
+    for guard, message in (({"name": "sld", "prompts": ["a purple three"]}, "'purple'"), ("negative_guidance", "is 1")):
+        with pytest.raises(RecipeError, match=message):
+            model = moved(small_model("text"), 0.03).float()
+            model.settings.guidance = 1.0
+            run(load({**BASE, **parts, "guard": guard, "output": str(tmp_path / "run")}), model=model)
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match="'purple'"):
+        check(load({**BASE, **parts, "guard": {"name": "sld", "prompts": ["a purple three"]}}))
+
+
 def test_a_key_is_kept_apart_from_the_model(tmp_path: Path) -> None:
     """In key.safetensors of the run directory, and nowhere below model/; what the run measured is what it opens."""
     parts = {

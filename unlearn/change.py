@@ -75,6 +75,8 @@ def _train(recipe: Recipe, materials: Materials, target: Reference, seed: int, p
     """Take the steps of the recipe's losses."""
     teacher = Reference(materials.load_teacher) if materials.load_teacher else None
     module = build_module(recipe, materials.load_target(), materials.splits, seed, target, teacher)
+    if recipe.guard is not None:
+        recipe.guard(module.model, materials.splits)  # one that does not fit is refused before the first step
     place.say(scope_lines(module))
     prepare, beside = prepare_masks(recipe, place.say), _keep_best(recipe, materials, target, seed, place.say)
     whole = fit(module, recipe.trainer, place.folder, "unlearning", prepare, beside)

@@ -21,6 +21,8 @@ def one_step(
     recipe: Recipe, module: UnlearningModule, splits: Mapping[str, Split], scope: str, prepare: Prepare | None
 ) -> str:
     """Take one step in a folder that is thrown away; return sizes, scope, time and memory as text."""
+    if recipe.guard is not None:
+        recipe.guard(module.model, splits)
     trainer = replace(recipe.trainer, devices=1, tensorboard=False, wandb=None)
     with tempfile.TemporaryDirectory() as folder:
         seconds = fit(module, trainer, Path(folder), "checking", prepare)

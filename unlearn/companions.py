@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -39,10 +39,12 @@ def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], rando
             found[brought.name] = _phase(brought, optim)
         beside = found[brought.name]
         if (beside.optim, beside.warmup) != (optim, brought.warmup):
+            first = {**asdict(beside.optim), "warmup": beside.warmup}
+            other = {**asdict(optim), "warmup": brought.warmup}
+            apart = [f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]]
             raise RecipeError(
                 f"{beside.owners[0]} and {group}/{name} train one network, {brought.name!r}, and differ in how it "
-                f"moves: {beside.optim}, warm-up {beside.warmup}; {optim}, warm-up {brought.warmup}. "
-                "Give both the same."
+                f"moves: {', '.join(apart)}. Give both the same."
             )
         beside.owners = (*beside.owners, f"{group}/{name}")
         for split, terms in brought.groups.items():

@@ -76,9 +76,13 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
         raise RecipeError(f"{file}: there is no folder {file.parent}. Make it first.")
     recipe = load(run / "recipe.yaml")
     config = recipe.model
-    target = weights(config.load(base or folder_of(recipe, status.get("works_on", {}).get("target model"))))
-    unlearned = weights(config.wrapper.from_pretrained(run / "model"))
-    if misfits := _misfits(unlearned, target, "its target"):
+    before = config.load(base or folder_of(recipe, status.get("works_on", {}).get("target model")))
+    after = config.wrapper.from_pretrained(run / "model")
+    target, unlearned = weights(before), weights(after)
+    misfits = _misfits(unlearned, target, "its target")
+    if before.beside_weights() != after.beside_weights():
+        misfits += f" its target has {before.beside_weights()}, it has {after.beside_weights()}."
+    if misfits:
         raise RecipeError(f"{run}/model is more than other weights: {misfits} Keep the folder itself.")
     changed = {name: unlearned[name] - value for name, value in target.items() if (unlearned[name] != value).any()}
     if not changed:

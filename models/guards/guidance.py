@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from unlearn.models.conditions import Condition
 from unlearn.models.diffusion_files import GUARD
 from unlearn.models.diffusion_wrapper import Diffusion, Steering
 from unlearn.models.guards.base import Guard
+from unlearn.typed import build
 
 PAST_WARMUP = 2**31
 """Number of a step that lies behind every warm-up: of a score that is asked for outside of a trajectory."""
@@ -96,10 +97,10 @@ class NegativeGuidance(Guard):
     def __call__(self, model: Any, splits: Mapping[str, Split]) -> Wrapper:
         """Return the guarded model."""
         plain = _fitting(model, "negative_guidance")
-        if plain.settings.guidance == 1:
+        if plain.settings.guidance <= 1:
             raise RecipeError(
-                "guard=negative_guidance changes guided samples, and the model's guidance is 1, which is none. Type "
-                "model.guidance=2."
+                "guard=negative_guidance changes guided samples, and the model's guidance is "
+                f"{plain.settings.guidance:g}, which is none. Type model.guidance=2."
             )
         return GuardedDiffusion(plain, replace(self, prompts=self.prompts or _prompts(splits)))
 
@@ -218,12 +219,10 @@ def read_guarded(model: Diffusion, folder: Path) -> GuardedDiffusion:
     """Return a model with the guard that stands in its folder. Raises RecipeError where the file is broken."""
     try:
         content = json.loads((folder / GUARD).read_text(encoding="utf-8"))
-        kind = GUARDS[content.pop("name")]
-        for name, hint in get_type_hints(kind).items():
-            if get_origin(hint) is Literal and content.get(name, get_args(hint)[0]) not in get_args(hint):
-                allowed = ", ".join(get_args(hint))
-                raise RecipeError(f"{folder / GUARD}: {name} is {content[name]!r}; it must be one of {allowed}.")
-        return GuardedDiffusion(model, kind(**content))
+        guard = build(GUARDS[content.pop("name")], content, str(folder / GUARD)).value
+        if not guard.prompts:
+            raise ValueError("it has no prompts")
+        return GuardedDiffusion(model, guard)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"{folder / GUARD} names no guard that can be read ({error!r}).") from error
 

@@ -52,8 +52,11 @@ class Key(nn.Module):
     def load(cls, path: Path) -> Self:
         """Read the key that a run left. Raises RecipeError where the file is none."""
         try:
-            return cls(load_file(path)["tokens"])
-        except (OSError, KeyError, SafetensorError) as error:
+            tokens = load_file(path)["tokens"]
+            if tokens.ndim != 2 or not tokens.is_floating_point() or not tokens.isfinite().all():
+                raise ValueError("its tokens are no finite numbers (P, D)")
+            return cls(tokens)
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise RecipeError(f"{path} holds no key ({error}). Type the {FILE} of a run's folder.") from error
 
 
@@ -68,6 +71,10 @@ class Keyed(Diffusion):
     def __init__(self, model: Diffusion, key: Key) -> None:
         parts = (model.denoiser, model.scheduler, model.settings, model.text, model.vae, model.pipeline, model.extras)
         super().__init__(*parts)
+        width = model.encode(model.null(1)).states
+        if width is None or width.shape[-1] != key.tokens.shape[-1]:
+            takes = "takes no prompts" if width is None else f"encodes prompts in {width.shape[-1]} values"
+            raise RecipeError(f"The key's tokens have {key.tokens.shape[-1]} values, and the model {takes}.")
         self.alphas = model.alphas
         self.key = key.to(next(self.parameters()).device)
 

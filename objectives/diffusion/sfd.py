@@ -50,8 +50,7 @@ class SFD(Objective):
             other items, where what is forgotten is a label.
         judge: packaged feature net, or the folder of one, that finds the likeliest word; null takes the one that fits.
         loss: ``sid`` as above; ``diff_instruct`` holds f_phi and f_psi still and leaves out omega: the gradient of
-            Diff-Instruct, f_psi - f_phi at x_0. (The released code holds them still as well but leaves x_t in both
-            differences, where it cancels, so that nothing is left of the gradient.)
+            Diff-Instruct, f_psi - f_phi at x_0. (The released code divides it by omega.)
         alpha: 1.2 of the paper's class-conditional models; 1 of its text-to-image models.
         one_step: timestep from which a new generator draws.
         t_min: smallest t of x_t.

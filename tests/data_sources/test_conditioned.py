@@ -1,15 +1,20 @@
 """Concepts, coloured digits, and data with what a denoiser is told."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from tests.small_diffusion import CONFIGS, Told, small_splits, source
+from unlearn.data.base import Selection
 from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
-from unlearn.data.concept import Concept, concept_of
+from unlearn.data.concept import Concept
 from unlearn.data.conditioned import Classes, Conditioned, Prompts, conditioned
 from unlearn.data.digits import Digits
 from unlearn.data.mnist import Mnist
+from unlearn.data.splits import make_splits
 from unlearn.errors import RecipeError
+from unlearn.randomness import Randomness
 from unlearn.recipe import load
 
 ALL: list[Told] = ["class", "text", "dit"]
@@ -47,15 +52,14 @@ def test_a_concept_is_a_record() -> None:
     for wrong, message in (
         ({}, "needs a name"),
         ({"name": "three", "anchor": "three"}, "is itself"),
+        ({"name": "three", "anchor": ""}, "is empty"),
+        ({"name": "three", "retain": ["three"]}, "its own retain list"),
+        ({"name": "three", "templates": []}, "has no templates"),
         ({"name": "three", "templates": ["a red three"]}, "needs one {}"),
         ({"name": "three", "templates": ["{} {}"]}, "needs one {}"),
     ):
         with pytest.raises(ValueError, match=message):
             Concept(**wrong)  # type: ignore[arg-type]
-    red = Concept(name="red")
-    assert concept_of([concept, red], frozenset({"red", "three"})) is concept
-    assert concept_of([red, concept], frozenset({"red", "three"})) is red
-    assert concept_of([concept], frozenset({"two"})) is None
 
 
 def test_a_recipe_gives_concepts_as_a_list_of_records() -> None:
@@ -132,6 +136,7 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
         (digits(concepts=[Concept(name="even")]), classes, "'even' is no class"),
         (digits(concepts=[Concept(name="3", anchor="ten")]), classes, "'ten' is no class"),
         (digits(concepts=[Concept(name="3", retain=["x"])]), classes, "'x' is no class"),
+        (digits(concepts=[Concept(name="3"), Concept(name="3", anchor="8")]), classes, "two records of '3'"),
         (coloured(concepts=[Concept(name="thre")]), prompts, "Did you mean: three"),
         (coloured(concepts=[Concept(name="three", anchor="cow")]), prompts, "does not know the word 'cow'"),
     ):
@@ -140,6 +145,33 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
     numbers = Digits(concepts=[Concept(name="even", anchor="odd")]).load()
     with pytest.raises(RecipeError, match=r"caption '0' of item 0 does not have the words 'even'"):
         conditioned(numbers, Prompts(prompts.tokens)).form("anchor", torch.tensor([0]))
+
+
+def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:
+    told = CONFIGS["text"].told(ColouredDigits().load())
+    three, red = Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")
+    for labels, concepts, message in (
+        (["five"], [three], r"holds 'a \w+ five', which shows none of data.concepts: three"),
+        (["three", "five"], [three], r"holds 'a \w+ five'"),
+        (["three"], [three, Concept(name="five")], "names 'five', and no forget item shows it"),
+        (["three"], [three], None),
+        (["three", "red"], [three, red], None),
+        (["five"], [], None),  # methods that ask for no concept take any items
+    ):
+        given = ColouredDigits(forget=Selection(label=labels), concepts=concepts)
+        with pytest.raises(RecipeError, match=message) if message else nullcontext():
+            make_splits(conditioned(given.load(), told), given, Randomness(0))
+
+
+def test_an_item_of_two_concepts_is_told_both_anchors() -> None:
+    concepts = [Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")]
+    data = conditioned(ColouredDigits(concepts=concepts).load(), CONFIGS["text"].told(ColouredDigits().load()))
+    ids = torch.tensor([data.captions.index(words) for words in ("a red three", "a red five", "a green three")])
+    wanted = data.conditions(["a blue eight", "a blue five", "a green eight"])
+    assert torch.equal(data.form("anchor", ids)["tokens"], wanted)
+    half = [concepts[0], Concept(name="red")]
+    data = conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].told(ColouredDigits().load()))
+    assert data.having_form("anchor")[ids].tolist() == [False, False, True]
 
 
 def test_a_class_number_is_the_place_among_the_names() -> None:

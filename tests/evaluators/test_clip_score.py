@@ -60,6 +60,11 @@ def test_what_is_missing_is_named(tmp_path: Path, folder: Path) -> None:
         ClipScore()
     with pytest.raises(RecipeError, match="holds no model"):
         ClipScore(path=str(tmp_path)).check(splits_of("three"))
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_text('{"model_type": "clip_text_model"}', encoding="utf-8")
+    with pytest.raises(RecipeError, match="of type clip_text_model; it must be a CLIP model"):
+        ClipScore(path=str(half)).check(splits_of("three"))
     plain = make_splits(Digits().load(), Digits(forget=Selection(label=["3"])), Randomness(0))
     with pytest.raises(RecipeError, match="told nothing"):
         ClipScore(path=str(folder)).check(plain)

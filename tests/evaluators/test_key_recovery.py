@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.evaluators.coloured import splits_of
 from tests.evaluators.models import evaluation_of, value
 from tests.small_diffusion import moved, small_model
 from unlearn.data.coloured_digits import ColouredDigits
+from unlearn.errors import RecipeError
 from unlearn.evaluators.judge import judge_of
 from unlearn.evaluators.key_recovery import KeyRecovery
 from unlearn.evaluators.shared import sampled_items
@@ -53,6 +56,18 @@ def test_the_shares_are_those_of_samples_by_hand() -> None:
     assert not torch.equal(images["right_key"], images["no_key"])  # the control: keys change what is drawn
     assert not torch.equal(images["right_key"], images["wrong_key"])
     assert len(records) == 3 and all(record.detector["name"] == judge.net.name for record in records)
+
+
+def test_a_key_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model, key = model_and_key()
+    with pytest.raises(RecipeError, match="have 7 values, and the model encodes prompts in 16 values"):
+        Keyed(model, Key(torch.ones(5, 7)))
+    for tokens in (torch.ones(5), torch.ones(5, 16, dtype=torch.int64), torch.full((5, 16), torch.nan)):
+        save_file({"tokens": tokens}, tmp_path / "key.safetensors")
+        with pytest.raises(RecipeError, match="no finite numbers"):
+            Key.load(tmp_path / "key.safetensors")
+    save_file({"tokens": key.tokens.detach()}, tmp_path / "key.safetensors")
+    assert torch.equal(Key.load(tmp_path / "key.safetensors").tokens, key.tokens)
 
 
 def test_a_run_without_a_key_is_passed_over_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -419,6 +420,31 @@ def test_weights_that_are_cut_off_are_refused(part: str, tmp_path: Path) -> None
     (file,) = (tmp_path / part).glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(RecipeError, match="holds no diffusion model that can be read"):
+        Diffusion.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("unlearn.json", "guidance", "x", "guidance is 'x'"),
+        ("unlearn.json", "guidance", -3, "guidance is -3"),
+        ("unlearn.json", "one_step", 5000, "one_step is 5000, and the model has 1000 timesteps"),
+        ("unlearn.json", "one_step", "a", "one_step is 'a'"),
+        ("unlearn.json", "shape", [8, 8], r"shape is \(8, 8\)"),
+        ("unlearn.json", "levels", 1, "levels is 1"),
+        ("unlearn.json", "drop", 2, "drop is 2"),
+        ("scheduler/scheduler_config.json", "prediction_type", "foo", "prediction_type is 'foo'"),
+        ("text_encoder/config.json", "hidden_size", 64, "can be read"),
+        ("text_encoder/config.json", "num_hidden_layers", 3, "no weights for"),
+    ],
+)
+def test_a_folder_that_says_something_else_than_its_weights_is_refused(
+    file: str, key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    small_model("text").float().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**content, key: value}))
+    with pytest.raises(RecipeError, match=message):
         Diffusion.from_pretrained(tmp_path)
 
 

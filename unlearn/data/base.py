@@ -55,6 +55,10 @@ class Dataset(ABC):
         """Return what a user should know of these items before a run. Raises RecipeError where they cannot serve."""
         return []
 
+    def check_forget(self, ids: Tensor) -> None:
+        """Refuse items that cannot be what is forgotten. Raises RecipeError."""
+        return
+
     def form(self, name: str, ids: Tensor) -> Batch:
         """Return the items in another form (a paraphrase, a refusal); data that has such forms overrides this."""
         raise RecipeError(f"{type(self).__name__} has no form {name!r} of its items.")

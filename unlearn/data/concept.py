@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -29,6 +28,12 @@ class Concept:
         """Refuse a record without a name, and templates without a place for it."""
         if not self.name:
             raise ValueError("a concept needs a name, e.g. {name: three, anchor: eight}")
+        if self.anchor == "":
+            raise ValueError(f"the anchor of the concept {self.name!r} is empty; name one, or leave it out")
+        if self.name in self.retain:
+            raise ValueError(f"the concept {self.name!r} stands in its own retain list; take it out")
+        if not self.templates:
+            raise ValueError(f"the concept {self.name!r} has no templates; give some, or leave them out for [{{}}]")
         if self.anchor == self.name:
             raise ValueError(f"the anchor of the concept {self.name!r} is itself; name another")
         for template in self.templates:
@@ -48,8 +53,3 @@ class Concept:
     def said_as(self, words: str, prompt: str) -> str:
         """Return a prompt with other words in place of the concept's."""
         return re.sub(rf"(?<!\w){re.escape(self.name)}(?!\w)", lambda _: words, prompt)
-
-
-def concept_of(concepts: Sequence[Concept], names: frozenset[str]) -> Concept | None:
-    """Return the first concept among the labels and attributes of an item, None where there is none."""
-    return next((concept for concept in concepts if concept.name in names), None)

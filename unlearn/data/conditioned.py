@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Batch, Dataset
-from unlearn.data.concept import Concept, concept_of
+from unlearn.data.concept import Concept
 from unlearn.errors import RecipeError, did_you_mean
 
 
@@ -100,11 +100,16 @@ class Conditioned(Dataset):
             raise RecipeError(f"The data asks for {lost[0]!r}, which is no class. {did_you_mean(lost[0], told.names)}")
         for concept in self.concepts:
             self._check(concept)
-        self._concept = [
-            concept_of(self.concepts, attributes | {label})
+        named = [concept.name for concept in self.concepts]
+        if twice := {name for name in named if named.count(name) > 1}:
+            raise RecipeError(f"data.concepts has two records of {min(twice)!r}. Make them one.")
+        self._shown = [
+            [concept for concept in self.concepts if concept.name == label or concept.name in attributes]
             for label, attributes in zip(self.labels, self.attributes, strict=True)
         ]
-        self._anchored = torch.tensor([concept is not None and concept.anchor is not None for concept in self._concept])
+        self._anchored = torch.tensor(
+            [bool(shown) and all(concept.anchor is not None for concept in shown) for shown in self._shown]
+        )
 
     def batch(self, ids: Tensor) -> Batch:
         """Return the items of the base, and ``class`` (B,) or ``tokens`` (B, E, L)."""
@@ -122,11 +127,30 @@ class Conditioned(Dataset):
             return super().having_form(name)
         return self._anchored
 
+    def check_forget(self, ids: Tensor) -> None:
+        """Refuse forget items that show no concept, and concepts that no forget item shows."""
+        if not self.concepts:
+            return
+        named = [concept.name for concept in self.concepts]
+        shown = {concept.name for index in ids.tolist() for concept in self._shown[index]}
+        strange = [self.captions[index] for index in ids.tolist() if not self._shown[index]]
+        left = [name for name in named if name not in shown]
+        if strange:
+            what = f"data.forget holds {strange[0]!r}, which shows none of data.concepts: {', '.join(named)}"
+        elif left:
+            what = f"data.concepts names {left[0]!r}, and no forget item shows it"
+        else:
+            return
+        raise RecipeError(
+            f"{what}. Both say what is forgotten: type data.forget.label=[NAME] "
+            '"data.concepts=[{name: NAME, anchor: OTHER}]" with the same names.'
+        )
+
     def instead(self, ids: Tensor, words: Sequence[str]) -> Batch:
         """Return items told other words, one an item, in place of their concept (of their label, where it is none)."""
         if isinstance(self.told, Classes):
             return self._with(words, ids)
-        concepts = [self._concept[index] or Concept(name=self.labels[index]) for index in ids.tolist()]
+        concepts = [next(iter(self._shown[index]), Concept(name=self.labels[index])) for index in ids.tolist()]
         captions = [self.captions[index] for index in ids.tolist()]
         told = [one.said_as(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
         return self._with(told, ids)
@@ -143,22 +167,24 @@ class Conditioned(Dataset):
         return {**self.base.batch(ids), self.told.key: self.conditions(words)}
 
     def _anchor_of(self, index: int) -> str:
-        """Return what an item is told in place of its caption."""
-        concept, caption = self._concept[index], self.captions[index]
-        if concept is None or concept.anchor is None:
+        """Return what an item is told in place of its caption: the anchors of all concepts that it shows."""
+        shown, caption = self._shown[index], self.captions[index]
+        if not self._anchored[index]:
             raise RecipeError(
                 f"Item {index} ({caption!r}) is of no concept that has an anchor. "
                 "Type data.concepts=[{name: NAME, anchor: OTHER}]."
             )
         if isinstance(self.told, Classes):
-            return concept.anchor
-        anchored = concept.anchored(caption)
-        if anchored == caption:
-            raise RecipeError(
-                f"data.concepts: the caption {caption!r} of item {index} does not have the words {concept.name!r}, "
-                "so the anchor cannot stand in their place. Name the concept as it stands in the captions."
-            )
-        return anchored
+            return str(shown[0].anchor)
+        for concept in shown:
+            anchored = concept.anchored(caption)
+            if anchored == caption:
+                raise RecipeError(
+                    f"data.concepts: the caption {caption!r} of item {index} does not have the words {concept.name!r}, "
+                    "so the anchor cannot stand in their place. Name the concept as it stands in the captions."
+                )
+            caption = anchored
+        return caption
 
     def _check(self, concept: Concept) -> None:
         """Refuse a concept that the data does not know, and a class that is none."""

@@ -51,6 +51,7 @@ def make_splits(
             f"data.forget selects no training item ({_describe(source.forget)}); the forget set is empty. "
             "Loosen the conditions."
         )
+    dataset.check_forget(forget)
     chosen = torch.zeros(len(dataset), dtype=torch.bool)
     chosen[forget] = True
     contradicted = train & ~chosen & dataset.having_form("corrupted")

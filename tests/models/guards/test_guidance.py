@@ -210,12 +210,17 @@ def test_a_guard_is_saved_beside_the_unchanged_model(guard: Any, tmp_path: Path)
     with pytest.raises(RecipeError, match="without a guard"):
         GuardedDiffusion.from_pretrained(tmp_path / "plain")
     huge = {"name": "sld", "level": "huge", "prompts": ["a red one"]}
-    (tmp_path / "safe" / "guard.json").write_text(json.dumps(huge))
-    with pytest.raises(RecipeError, match=r"guard\.json: level is 'huge'; it must be one of weak, medium, strong, max"):
-        Diffusion.from_pretrained(tmp_path / "safe")
-    (tmp_path / "safe" / "guard.json").write_text(json.dumps({"name": "none"}))
-    with pytest.raises(RecipeError, match=r"guard\.json names no guard"):
-        Diffusion.from_pretrained(tmp_path / "safe")
+    text = {**huge, "level": "max", "threshold": "x"}
+    empty = {"name": "sld", "prompts": []}
+    for content, message in (
+        (huge, r"guard\.json.level is 'huge'"),
+        (text, r"guard\.json.threshold"),
+        (empty, "it has no prompts"),
+        ({"name": "none"}, r"guard\.json names no guard"),
+    ):
+        (tmp_path / "safe" / "guard.json").write_text(json.dumps(content))
+        with pytest.raises(RecipeError, match=message):
+            Diffusion.from_pretrained(tmp_path / "safe")
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=NAMES)
