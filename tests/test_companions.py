@@ -127,7 +127,7 @@ def test_terms_that_name_one_network_share_it() -> None:
 def test_terms_that_ask_for_different_steps_of_one_network_are_refused() -> None:
     with pytest.raises(RecipeError, match="forget/up and retain/down train one network, 'scorer'"):
         module_of(forget=Likelihood(lr=0.2))
-    with pytest.raises(RecipeError, match="warm-up 3"):
+    with pytest.raises(RecipeError, match="warmup 0 and 3"):
         module_of(retain=Likelihood(warmup=3))
 
 
