@@ -93,6 +93,7 @@ def asked(concepts: Sequence[Concept], captions: Sequence[str]) -> list[Asked]:
         for caption in captions:
             if named := list(_named(concept.name, caption)):
                 before, behind = caption[: named[-1].start()], caption[named[-1].end() :]
+                before = before if concept.anchor is None else concept.anchored(before)
                 guide = "" if concept.anchor is None else f"{before}{concept.anchor}{behind}"
                 end = 0 if concept.anchor is None else len(before) + len(concept.anchor)
                 found.append(Asked(caption, named[-1].end(), guide, end))

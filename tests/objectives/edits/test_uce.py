@@ -86,7 +86,7 @@ def test_the_prompts_that_change_and_those_that_stay() -> None:
         Asked("a red three", 11, "a red eight", 11),
         Asked("three", 5, "eight", 5),
         Asked("a blue three", 12, "a blue eight", 12),
-        Asked("a three three", 13, "a three eight", 13),
+        Asked("a three three", 13, "a eight eight", 13),
     ]
     assert asked([Concept(name="three")], []) == [Asked("three", 5, "", 0)]
     red = Concept(name="red", anchor="green", templates=["a {} one"])
