@@ -38,6 +38,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text_unet": "unlearn.models.diffusion:TextUNet",
         "dit": "unlearn.models.diffusion:DiT",
         "stable_diffusion": "unlearn.models.diffusion:StableDiffusion",
+        "stylegan2": "unlearn.models.gan:StyleGAN2",
+        "face_dcgan": "unlearn.models.gan:FaceDCGAN",
     },
     "data": {
         "digits": "unlearn.data.digits:Digits",

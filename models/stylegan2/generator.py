@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -276,6 +276,34 @@ class Generator(nn.Module):
         self.shape = shape
         self.mapping = Mapping(shape)
         self.synthesis = Synthesis(shape)
+
+    @property
+    def z_dim(self) -> int:
+        """Values of z."""
+        return self.shape.z_dim
+
+    @property
+    def num_ws(self) -> int:
+        """Number of layers that are told a w."""
+        return self.shape.num_ws
+
+    @property
+    def w_avg(self) -> Tensor:
+        """Mean of w, (w_dim,)."""
+        return self.mapping.w_avg
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.shape.channels, self.shape.size, self.shape.size)
+
+    def noise_sides(self) -> list[int]:
+        """Return the side of each layer's noise, in their order."""
+        return self.synthesis.noise_sides()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes it."""
+        return asdict(self.shape)
 
     def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
         """Return w_avg + psi (w - w_avg) in the first ``cutoff`` layers (all by default), (B, num_ws, w_dim).
