@@ -139,6 +139,20 @@ class Trains(Protocol):
 
 
 @runtime_checkable
+class TrainsAgainst(Protocol):
+    """Is trained against another network, its adversary, which is trained beside it: a GAN."""
+
+    def adversary(self, randomness: Randomness) -> nn.Module:
+        """Return a new adversary."""
+
+    def adversary_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the adversary's loss an item, (B,), whose gradient does not reach the model."""
+
+    def adversarial_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the model's loss an item, (B,); the adversary holds still."""
+
+
+@runtime_checkable
 class HasLikelihood(Protocol):
     """Gives the likelihood of an item."""
 

@@ -65,6 +65,7 @@ class StyleGAN2(GanConfig):
         layers: of the mapping network.
         mapping_lr: factor of its learning rate.
         clamp: bound of what every convolution hands on, for half precision (256); null for none.
+        r1: weight gamma of the penalty on the discriminator's gradient at real images.
 
     Reference:
         Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
@@ -77,10 +78,12 @@ class StyleGAN2(GanConfig):
     layers: int = 4
     mapping_lr: float = 0.01
     clamp: float | None = None
+    r1: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
+        at_least(self, r1=0)
         self.shape(8, 1)
 
     def shape(self, size: int, channels: int) -> Shape:
@@ -104,7 +107,14 @@ class StyleGAN2(GanConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             generator = Generator(self.shape(height, channels))
-        return LatentGenerator(generator, info["levels"], 1.0 if self.truncation is None else self.truncation, True)
+        truncation = 1.0 if self.truncation is None else self.truncation
+        return LatentGenerator(generator, info["levels"], truncation, fresh=True, r1=self.r1)
+
+    def load(self, folder: Path) -> LatentGenerator:
+        """Read a generator with these settings laid over the folder's own."""
+        model = super().load(folder)
+        model.r1 = self.r1
+        return model
 
 
 @dataclass

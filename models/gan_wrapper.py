@@ -11,14 +11,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from unlearn.data.base import Batch
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import Wrapper
 from unlearn.models.dcgan import DCGAN
+from unlearn.models.stylegan2.discriminator import Discriminator
 from unlearn.models.stylegan2.generator import Generator, Noise, Shape, StyledConv
 from unlearn.models.stylegan2.layers import Linear
 from unlearn.randomness import Randomness
+
+LAZY = 16
+"""Steps of the adversary from one penalty to the next."""
 
 MEAN_OF = 4096
 """Latents whose w is averaged into the ``w_avg`` of a generator that was trained here."""
@@ -46,17 +51,23 @@ class LatentGenerator(Wrapper):
         levels: number of grey levels of its images.
         truncation: psi of samples: 1 samples all latents, smaller values nearer to the mean of w.
         fresh: whether ``w_avg`` is not known yet and is to be measured when it is asked for.
+        r1: weight gamma of the penalty on the adversary's gradient at real images.
     """
 
     family: ClassVar[str] = "gan"
     layer_kinds: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {"linear": (nn.Linear, Linear)}
 
     def __init__(
-        self, generator: Generator | DCGAN, levels: int = 256, truncation: float = 1.0, fresh: bool = False
+        self,
+        generator: Generator | DCGAN,
+        levels: int = 256,
+        truncation: float = 1.0,
+        fresh: bool = False,
+        r1: float = 10.0,
     ) -> None:
         super().__init__()
         self.generator = generator
-        self.levels, self.truncation, self.fresh = levels, truncation, fresh
+        self.levels, self.truncation, self.fresh, self.r1 = levels, truncation, fresh, r1
         self.eval()
 
     @property
@@ -157,6 +168,47 @@ class LatentGenerator(Wrapper):
         """Draw one image an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, with constant noise."""
         w = self.mapping(self.latent(ids, randomness))
         return {"id": ids, "image": self.images(self.synthesis(self.truncated(w)))}
+
+    # training
+
+    def adversary(self, randomness: Randomness) -> Discriminator:
+        """Return a new discriminator of the generator's shape, in its place and float type."""
+        if not isinstance(self.generator, Generator):
+            raise RecipeError("A DCGAN is not trained here: it has no discriminator. Type model=stylegan2.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.child("adversary").generator().initial_seed())
+            judge = Discriminator(self.generator.shape)
+        return judge.to(next(self.generator.parameters()))
+
+    def drawn(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return new images, (B, C, H, W), one an id, with noise of their own and with gradient."""
+        return self.synthesis(self.mapping(self.latent(ids, randomness)), self.noises(ids, randomness))
+
+    def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Refuse: a GAN's loss asks for its adversary; see ``adversarial_loss``."""
+        raise RecipeError("The training loss of a GAN is known only to its adversary. Type retain=training_loss.")
+
+    def adversarial_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return -log D(G(z)) an item, (B,), in nats: the non-saturating loss of Goodfellow et al. 2014, section 3."""
+        return softplus(-adversary(self.drawn(batch["id"], randomness)))
+
+    def adversary_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return -log D(x) - log(1 - D(G(z))) an item, (B,), in nats, with a penalty at every 16th step.
+
+        The penalty is 16 gamma / 2 |grad D(x)|^2 (R1 of Mescheder et al. 2018, eq. 9, arXiv:1801.04406, made lazy as in
+        StyleGAN2, section 3.1). Drawn and real images are judged apart. The discriminator is told the spread of its
+        batch, so the loss of an item depends on the others beside it, and on how the batch is shared among ranks.
+        """
+        with torch.no_grad():
+            drawn = self.drawn(batch["id"], randomness)
+        penalised = self.r1 > 0 and randomness.step % LAZY == 0 and torch.is_grad_enabled()
+        real = self.pixels(batch).requires_grad_(penalised)
+        logits = adversary(real)
+        loss: Tensor = softplus(-logits) + softplus(adversary(drawn))
+        if penalised:
+            (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+            loss = loss + LAZY * self.r1 / 2 * slope.square().flatten(1).sum(dim=1)
+        return loss
 
     # scope
 

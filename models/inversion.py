@@ -107,7 +107,7 @@ class Inversion:
     def loss(self, model: Any, w: Tensor, images: Tensor, distance: Distance | None) -> Tensor:
         """Return the distance of the images of w to the given ones, (B,)."""
         found = model.synthesis(w)
-        total = self.pixels * (found - images).square().flatten(1).mean(dim=1)
+        total: Tensor = self.pixels * (found - images).square().flatten(1).mean(dim=1)
         return total if distance is None else total + self.features * distance(found, images)
 
     @torch.no_grad()
