@@ -65,7 +65,11 @@ class StyleGAN2(GanConfig):
         layers: of the mapping network.
         mapping_lr: factor of its learning rate.
         clamp: bound of what every convolution hands on, for half precision (256); null for none.
-        r1: weight gamma of the penalty on the discriminator's gradient at real images.
+        r1: weight gamma of the penalty on the discriminator's gradient at real images, which grows with their number
+            of pixels; 0 for none.
+        mixing: share of the training images that are made of two w, in [0, 1]; the paper has 0.9.
+        paths: weight of the penalty on path lengths, >= 0; the paper has 2. It asks for a second derivative of the
+            generator at every 8th step.
 
     Reference:
         Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
@@ -79,11 +83,15 @@ class StyleGAN2(GanConfig):
     mapping_lr: float = 0.01
     clamp: float | None = None
     r1: float = 1.0
+    mixing: float = 0.0
+    paths: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        at_least(self, r1=0)
+        at_least(self, r1=0, mixing=0, paths=0)
+        if self.mixing > 1:
+            raise ValueError(f"mixing is {self.mixing}; it must lie in [0, 1]")
         self.shape(8, 1)
 
     def shape(self, size: int, channels: int) -> Shape:
@@ -108,12 +116,15 @@ class StyleGAN2(GanConfig):
             torch.manual_seed(randomness.child("weights").generator().initial_seed())
             generator = Generator(self.shape(height, channels))
         truncation = 1.0 if self.truncation is None else self.truncation
-        return LatentGenerator(generator, info["levels"], truncation, fresh=True, r1=self.r1)
+        return self._penalised(LatentGenerator(generator, info["levels"], truncation, fresh=True))
 
     def load(self, folder: Path) -> LatentGenerator:
         """Read a generator with these settings laid over the folder's own."""
-        model = super().load(folder)
-        model.r1 = self.r1
+        return self._penalised(super().load(folder))
+
+    def _penalised(self, model: LatentGenerator) -> LatentGenerator:
+        """Tell a model how it is trained."""
+        model.r1, model.mixing, model.paths = self.r1, self.mixing, self.paths
         return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +25,9 @@ from unlearn.randomness import Randomness
 
 LAZY = 16
 """Steps of the adversary from one penalty to the next."""
+
+LAZY_PATHS = 8
+"""Steps of the generator from one penalty on its paths to the next."""
 
 MEAN_OF = 4096
 """Latents whose w is averaged into the ``w_avg`` of a generator that was trained here."""
@@ -52,6 +56,8 @@ class LatentGenerator(Wrapper):
         truncation: psi of samples: 1 samples all latents, smaller values nearer to the mean of w.
         fresh: whether ``w_avg`` is not known yet and is to be measured when it is asked for.
         r1: weight gamma of the penalty on the adversary's gradient at real images.
+        mixing: share of the training images whose later layers are told another w than the earlier ones.
+        paths: weight of the penalty on path lengths.
     """
 
     family: ClassVar[str] = "gan"
@@ -64,10 +70,13 @@ class LatentGenerator(Wrapper):
         truncation: float = 1.0,
         fresh: bool = False,
         r1: float = 10.0,
+        mixing: float = 0.0,
+        paths: float = 0.0,
     ) -> None:
         super().__init__()
         self.generator = generator
-        self.levels, self.truncation, self.fresh, self.r1 = levels, truncation, fresh, r1
+        self.levels, self.truncation, self.fresh = levels, truncation, fresh
+        self.r1, self.mixing, self.paths = r1, mixing, paths
         self.eval()
 
     @property
@@ -182,15 +191,66 @@ class LatentGenerator(Wrapper):
 
     def drawn(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return new images, (B, C, H, W), one an id, with noise of their own and with gradient."""
-        return self.synthesis(self.mapping(self.latent(ids, randomness)), self.noises(ids, randomness))
+        return self.synthesis(self.mixed(ids, randomness), self.noises(ids, randomness))
+
+    def mixed(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return new latents, (B, num_ws, w_dim), one an id: a share ``mixing`` of them of two w.
+
+        The first of the layers that are told the second w is drawn evenly from all but the first layer (style mixing:
+        Karras et al., StyleGAN, 2019, section 3.1, arXiv:1812.04948).
+        """
+        w = self.mapping(self.latent(ids, randomness))
+        ws = self.generator.broadcast(w)
+        if not self.mixing or self.num_ws < 2:
+            return ws
+        stream = randomness.child("mixing")
+        other = self.generator.broadcast(self.mapping(self.latent(ids, stream)))
+        first = 1 + stream.child("layer").integers(ids, self.num_ws - 1, ())
+        first = torch.where(stream.child("share").uniform(ids, ()) < self.mixing, first, self.num_ws)
+        layer = torch.arange(self.num_ws, device=ws.device)
+        return torch.where((layer < first[:, None])[:, :, None], ws, other)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Refuse: a GAN's loss asks for its adversary; see ``adversarial_loss``."""
         raise RecipeError("The training loss of a GAN is known only to its adversary. Type retain=training_loss.")
 
     def adversarial_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return -log D(G(z)) an item, (B,), in nats: the non-saturating loss of Goodfellow et al. 2014, section 3."""
-        return softplus(-adversary(self.drawn(batch["id"], randomness)))
+        """Return -log D(G(z)) an item, (B,), in nats, with a penalty at every 8th step.
+
+        The loss is the non-saturating one of Goodfellow et al. 2014, section 3; the penalty 8 times ``path_penalty``
+        of the same images (lazy, as StyleGAN2 has it in section 3.1).
+        """
+        ids = batch["id"]
+        penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
+        ws = self.mixed(ids, randomness)
+        if penalised and not ws.requires_grad:  # the mapping network holds still
+            ws = ws.detach().requires_grad_()
+        drawn = self.synthesis(ws, self.noises(ids, randomness))
+        loss: Tensor = softplus(-adversary(drawn))
+        if penalised:
+            loss = loss + LAZY_PATHS * self.path_penalty(ids, randomness, ws, drawn)
+        return loss
+
+    def path_penalty(self, ids: Tensor, randomness: Randomness, ws: Tensor, drawn: Tensor) -> Tensor:
+        """Return gamma (|J^T y| - a)^2 an item, (B,): a step in w should move the image as far wherever it is taken.
+
+        J is the derivative of the image by w, y an image of normal noise over sqrt(H W), |J^T y| the root of the mean
+        over layers of the squared length, and gamma is ``paths``; with these scales the paper's gamma is 2 (StyleGAN2,
+        section 3.2, eq. 4 and appendix B). The length a is the mean over this batch, without gradient, where the paper
+        keeps a moving mean: so there is no state, and the value depends on how a batch is shared among ranks.
+
+        Args:
+            ids: of the noise y, (B,).
+            randomness: of the noise y.
+            ws: one w a layer, (B, num_ws, w_dim).
+            drawn: their images, (B, C, H, W).
+        """
+        height, width = drawn.shape[-2:]
+        noise = randomness.child("paths").normal(ids, tuple(drawn.shape[1:]), drawn.dtype)
+        total = (drawn * noise).sum() / math.sqrt(height * width)
+        (slope,) = torch.autograd.grad(total, ws, create_graph=True)
+        lengths = slope.square().sum(dim=2).mean(dim=1).sqrt()
+        return self.paths * (lengths - lengths.detach().mean()).square()
 
     def adversary_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
         """Return -log D(x) - log(1 - D(G(z))) an item, (B,), in nats, with a penalty at every 16th step.

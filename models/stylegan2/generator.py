@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.models.stylegan2.layers import (
+    GAIN,
     Linear,
     activated,
     binomial_filter,
     modulated_conv,
     normalised,
+    rectified,
     upsampled,
 )
 from unlearn.ranges import at_least
@@ -131,10 +133,10 @@ class StyledConv(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, fused: bool) -> Tensor:
         """Map x (B, C, H, W) to (B, D, side, side), told w (B, w_dim); noise of shape (side, side) or one an item."""
         up = self.resample_filter if self.up else None
-        x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused)
+        x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused, gain=GAIN)
         if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        return activated(x + self.bias.to(x.dtype)[:, None, None], "lrelu", clamp=self.clamp)
+            x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
+        return rectified(x + (self.bias * GAIN).to(x.dtype)[:, None, None], self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -201,6 +203,8 @@ class Level(nn.Module):
         """
         if x is None:
             x = self.const.to(ws.dtype).expand(len(ws), -1, -1, -1)
+            if not (fused or ws.is_cuda):  # a convolution on a CPU is faster with channels last, and hands that on
+                x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs()):
             x = conv(x, ws[:, index], noise[index], fused)
         share = self.torgb(x, ws[:, -1], fused)
@@ -218,7 +222,7 @@ class Synthesis(nn.Module):
         shape: of the generator.
 
     Attributes:
-        fused: see ``modulated_conv``; None fuses on a GPU alone.
+        fused: see ``modulated_conv``; None fuses on a GPU, and where there is one item.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -245,7 +249,7 @@ class Synthesis(nn.Module):
                 the first convolution of the next level.
             noise: see Noise.
         """
-        fused = ws.is_cuda if self.fused is None else self.fused
+        fused = ws.is_cuda or len(ws) == 1 if self.fused is None else self.fused
         x: Tensor | None = None
         image: Tensor | None = None
         start, used = 0, 0

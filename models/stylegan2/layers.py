@@ -72,10 +72,21 @@ def activated(x: Tensor, activation: Activation, gain: float = 1.0, clamp: float
             arXiv:2006.06676
     """
     if activation == "lrelu":
-        x = F.leaky_relu(x, SLOPE) * (GAIN * gain)
-    elif gain != 1:
+        return rectified(x * (GAIN * gain), None if clamp is None else clamp * gain)
+    if gain != 1:
         x = x * gain
     return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
+
+
+def rectified(x: Tensor, clamp: float | None = None) -> Tensor:
+    """Apply the rectifier to x that has its gain already (a positive factor may come before or after), and clamp.
+
+    Args:
+        x: (B, ...).
+        clamp: bound of the magnitude, None for none.
+    """
+    x = F.leaky_relu(x, SLOPE)
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -148,16 +159,19 @@ class Conv(nn.Module):
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """Map (B, C, H, W) to (B, D, H, W), or half the sides; ``gain`` is that of the result."""
         size = self.weight.shape[-1]
-        weight = self.weight / math.sqrt(self.weight[0].numel())
+        factor = gain * (GAIN if self.activation == "lrelu" else 1.0)  # on small tensors, before the convolution
+        weight = self.weight * (factor / math.sqrt(self.weight[0].numel()))
+        bias = None if self.bias is None else self.bias * factor
         if not self.down:
-            x = F.conv2d(x, weight, padding=size // 2)
+            x = F.conv2d(x, weight, bias, padding=size // 2)
         elif size == 1:  # the filtered values that are left out need not be computed
-            x = F.conv2d(filtered(x, self.resample_filter, 1, stride=2), weight)
+            x = F.conv2d(filtered(x, self.resample_filter, 1, stride=2), weight, bias)
         else:
-            x = F.conv2d(filtered(x, self.resample_filter, 1 + size // 2), weight, stride=2)
-        if self.bias is not None:
-            x = x + self.bias.to(x.dtype)[:, None, None]
-        return activated(x, self.activation, gain, self.clamp)
+            x = F.conv2d(filtered(x, self.resample_filter, 1 + size // 2), weight, bias, stride=2)
+        bound = None if self.clamp is None else self.clamp * gain
+        if self.activation == "lrelu":
+            return rectified(x, bound)
+        return x if bound is None else x.clamp(-bound, bound)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -175,7 +189,13 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
 
 
 def modulated_conv(
-    x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool = True, up: Tensor | None = None, fused: bool = False
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    demodulate: bool = True,
+    up: Tensor | None = None,
+    fused: bool = False,
+    gain: float = 1.0,
 ) -> Tensor:
     """Convolve each item with weights scaled by its own styles (StyleGAN2, eqs. 1 and 3).
 
@@ -190,6 +210,7 @@ def modulated_conv(
         demodulate: whether to divide by the norm of each output's scaled weights.
         up: filter (4, 4) of sum 1 with which to double the sides, None for none.
         fused: scale the weights, not the inputs and outputs.
+        gain: factor of the result.
 
     Returns:
         (B, D, H, W), or of twice the sides.
@@ -197,7 +218,10 @@ def modulated_conv(
     if x.dtype == torch.float16 and demodulate:  # cancels in the demodulation, and keeps the products in range
         weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
-    scale = demodulation(weight, styles) if demodulate else None
+    if demodulate:
+        scale = demodulation(weight, styles) * gain
+    else:
+        scale, styles = None, styles * gain
     if not fused:
         out = _convolved(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), up)
         return out if scale is None else out * scale.to(out.dtype)[:, :, None, None]

@@ -212,10 +212,15 @@ def test_r1_and_path_length_have_gradients() -> None:
 
 
 def test_fused_is_unfused() -> None:
+    """On a CPU several items are not fused, whose features have their channels last; one item is."""
     model, z = generator().float(), latents().float()
     plain = model(z)
+    features = model.synthesis(model.broadcast(model.mapping(z)))[1]
+    assert features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+    alone = model(z[:1])
     model.synthesis.fused = True
     fused = model(z)
+    assert torch.equal(alone, model(z[:1]))
     assert 0 < (plain - fused).abs().max() < 1e-5 * max(1.0, plain.abs().max().item())
 
 
