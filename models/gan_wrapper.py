@@ -19,7 +19,7 @@ from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import Wrapper
 from unlearn.models.dcgan import DCGAN
 from unlearn.models.stylegan2.discriminator import Discriminator
-from unlearn.models.stylegan2.generator import Generator, Noise, Shape, StyledConv
+from unlearn.models.stylegan2.generator import Generator, Noise, Shape, StyledConv, ToRGB
 from unlearn.models.stylegan2.layers import Linear
 from unlearn.randomness import Randomness
 
@@ -62,6 +62,7 @@ class LatentGenerator(Wrapper):
 
     family: ClassVar[str] = "gan"
     layer_kinds: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {"linear": (nn.Linear, Linear)}
+    low_rank_layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.ConvTranspose2d, Linear, StyledConv, ToRGB)
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], rando
         if brought.name not in found:
             found[brought.name] = _phase(brought, optim)
         beside = found[brought.name]
-        if (beside.optim, beside.warmup) != (optim, brought.warmup):
+        if (beside.optim, beside.warmup, beside.rests) != (optim, brought.warmup, brought.rests):
             raise RecipeError(
                 f"{beside.owners[0]} and {group}/{name} train one network, {brought.name!r}, and differ in how it "
                 f"moves: {beside.optim}, warm-up {beside.warmup}; {optim}, warm-up {brought.warmup}. "
@@ -65,5 +65,6 @@ def _phase(companion: Companion, optim: Optim) -> Phase:
         primary=False,
         network=network,
         warmup=companion.warmup,
+        rests=companion.rests,
         file=companion.file,
     )

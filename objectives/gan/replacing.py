@@ -1,0 +1,143 @@
+"""Identities are drawn as others: local and adjacency-aware terms, around a target latent for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch
+from unlearn.models.inversion import Inversion
+from unlearn.objectives.base import Context, Values
+from unlearn.objectives.gan.likeness import Likeness
+from unlearn.objectives.gan.places import key_of, layered, recall_drawings, remember_drawings, remember_latents
+from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
+
+Aim = Callable[[Tensor, Tensor], Tensor]
+"""Of latents w_u (B, num_ws, w_dim) of identities and steps D from them, alike in shape, to what stands for w_u + D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacing:
+    """The image of w_u becomes the target's image of an aim, and so do the images of latents near w_u.
+
+    L = local T(w_u, w_t) + adjacent sum_i T(w_u + D_i, aim of w_u + D_i), D = a (w_r - w_u) / |w_r - w_u|, a uniform in
+    [0, reach sqrt(num_ws)), w_r drawn, i = 1 ... neighbours, T a ``Likeness``; lengths are over all layers. The images
+    of the moving model come of one forward pass.
+
+    Args:
+        name: of the method, by which its images are kept.
+        local: weight.
+        adjacent: weight.
+        neighbours: latents near each identity a step.
+        reach: largest length of D, a layer; None for half of |w_u - w_avg|.
+        pool: so many D an identity are drawn once, and the target's images of their aims are computed once, so that no
+            second model is held; None draws them anew at each step, as the paper does.
+        likeness: T.
+        inversion: how the latents of images are found.
+    """
+
+    name: str
+    local: float = 1.0
+    adjacent: float = 1.0
+    neighbours: int = 2
+    reach: float | None = None
+    pool: int | None = None
+    likeness: Likeness = field(default_factory=Likeness)
+    inversion: Inversion = field(default_factory=Inversion)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, local=0, adjacent=0, neighbours=0, reach=0, pool=1)
+        if not (self.local or self.near):
+            raise ValueError("local and adjacent are both 0, or adjacent has no neighbours; one of the two must stay")
+
+    @property
+    def near(self) -> int:
+        """Neighbours of an identity that a step sees."""
+        return self.neighbours if self.adjacent else 0
+
+    def latents(self, model: Any, context: Context) -> Tensor:
+        """Find the latents of the split's items once, and return those of all, (N, num_ws, w_dim)."""
+        context.state["latents"] = remember_latents(model, context, self.inversion)
+        return self._w(context, context.splits[context.split].ids)
+
+    def prepare(self, model: Any, context: Context, aim: Aim) -> None:
+        """Keep the target's images of the aims: of the identities themselves, and of those near them in the pool.
+
+        ``latents`` comes before it.
+        """
+        drawn = f"{self.name}_{key_of(self, context.state['latents'])}"
+        held = self.pool if self.pool is not None and self.near else 0
+        context.state["drawn"], context.state["steps"] = drawn, f"{drawn}_steps"
+        stream = Randomness(context.randomness.seed, f"{self.name}/neighbours")
+
+        def steps(batch: Batch) -> tuple[Tensor, Tensor]:
+            ids = batch["id"]
+            w = self._w(context, ids)
+            keys = ids[:, None] * (held + 1) + torch.arange(held + 1, device=ids.device)
+            found = self._steps(model, w.repeat_interleave(held + 1, dim=0), keys.flatten(), stream)
+            found[:: held + 1] = 0  # the identity itself
+            return found, torch.full_like(ids, held + 1)
+
+        def aims(ids: Tensor) -> Tensor:
+            w = self._w(context, ids).repeat_interleave(held + 1, dim=0)
+            return aim(w, context.recall(context.state["steps"], context.split, ids).to(w.dtype))
+
+        context.remember(context.state["steps"], context.split, steps)
+        ids = context.splits[context.split].ids
+        remember_drawings(model, context, drawn, ids, self.likeness, aims)
+
+    def __call__(self, model: Any, batch: Batch, context: Context, aim: Aim) -> Values:
+        """Return the loss an identity, (B,); diagnostics: the values of the two terms."""
+        ids = batch["id"]
+        n, near, pooled = len(ids), self.near, self.pool is not None
+        w = self._w(context, ids).to(model.dtype)
+        kept = recall_drawings(context, context.state["drawn"], ids)
+        first = torch.arange(n, device=ids.device) * (len(kept.images) // n)
+        rows = [first] if self.local else []
+        steps = []
+        for number in range(near):
+            draw = context.randomness.child(f"neighbour {number}")
+            if self.pool is None:
+                steps.append(self._steps(context.reference(), w, ids, draw))
+            else:
+                rows.append(first + 1 + draw.integers(ids, self.pool))
+        if pooled and near:
+            held = context.recall(context.state["steps"], context.split, ids).to(w.dtype)
+            steps = [held[row] for row in rows[len(rows) - near :]]
+        places = [w] if self.local else []
+        mine = self.likeness.seen(model, torch.cat([*places, *(w + step for step in steps)]))
+        theirs = kept.rows(torch.cat(rows)) if rows else kept.rows(first[:0])
+        if not pooled and near:
+            with torch.no_grad():
+                aims = torch.cat([aim(w, step) for step in steps])
+                theirs = theirs.joined(self.likeness.seen(context.reference(), aims))
+        values = self.likeness.between(mine, theirs).unflatten(0, (-1, n))
+        local = values[0] if self.local else values.new_zeros(n)
+        adjacent = values[1 if self.local else 0 :].sum(dim=0)
+        total = self.local * local + self.adjacent * adjacent
+        return Values(total, {"local": local.detach(), "adjacent": adjacent.detach()})
+
+    def _w(self, context: Context, ids: Tensor) -> Tensor:
+        return context.recall(context.state["latents"], context.split, ids.to(context.device))
+
+    @torch.no_grad()
+    def _steps(self, model: Any, w: Tensor, keys: Tensor, draw: Randomness) -> Tensor:
+        """Return one D for each of the latents w (B, num_ws, w_dim), drawn by keys (B,)."""
+        drawn = layered(model, model.mapping(model.latent(keys, draw))).to(w)
+        away = (drawn - w).flatten(1)
+        longest = self.reach_of(model, w)
+        lengths = longest * draw.child("length").uniform(keys, (), w.dtype)
+        return (away / away.norm(dim=1, keepdim=True) * lengths[:, None]).view_as(w)
+
+    def reach_of(self, model: Any, w: Tensor) -> Tensor:
+        """Return the largest length of D for each identity, (B,)."""
+        if self.reach is not None:
+            return w.new_full((len(w),), self.reach * math.sqrt(w.shape[1]))
+        return (w - model.w_avg.to(w)).flatten(1).norm(dim=1) / 2
