@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unlearn.errors import RecipeError
 from unlearn.evaluators.features import ASSETS, PACKAGED, SmallNet, load_features
-from unlearn.models.face_nets import DlibFace
+from unlearn.models.face_nets import DlibFace, MobileFace
 from unlearn.models.tensorflow_js import stored_values
 
 
@@ -155,7 +155,7 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
     """Return the embedder of a name, or the packaged one that fits images of a shape.
 
     Args:
-        name: ``dlib_face`` for faces, a packaged feature net (``digitnet8``) or the folder of one, or a TorchScript
+        name: ``dlib_face`` or ``mobile_face`` for faces, a packaged feature net (``digitnet8``) or the folder of one, or a TorchScript
             file (``.pt``: ArcFace, say), which takes images (B, C, H, W) in [-1, 1] as they are and whose embeddings
             are told apart by 1 - cos.
         shape: (C, H, W).
@@ -215,7 +215,7 @@ def _network(name: str | None, shape: tuple[int, ...], what: str) -> tuple[str, 
 LEAST = 32
 """Pixels that a face has at least on a side."""
 
-FACE_NETS: dict[str, Callable[[dict[str, Tensor]], nn.Module]] = {"dlib_face": DlibFace}
+FACE_NETS: dict[str, Callable[[dict[str, Tensor]], nn.Module]] = {"dlib_face": DlibFace, "mobile_face": MobileFace}
 """Packaged nets of faces, and what builds them of their weights."""
 
 
