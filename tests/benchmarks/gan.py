@@ -153,9 +153,8 @@ def agrees(job: Job) -> None:
             batch = {key: value[:1] for key, value in batches["forget"][0].items()}
             (source,) = context.recall(context.state["latents"], "forget", batch["id"])[:, None]
             steps = context.recall(context.state["steps"], "forget", batch["id"])
-            drawn = [
-                context.randomness.child(f"neighbour {n}").integers(batch["id"], local.pool or 0) for n in range(2)
-            ]
+            draws = [context.randomness.child(f"neighbour {number}") for number in range(local.neighbours)]
+            drawn = [draw.integers(batch["id"], local.pool or 0) for draw in draws]
             near = [torch.zeros_like(source), *(steps[1 + place] for place in drawn)]
             aim, weights = local.aim(source, target.w_avg), [local.local, *[local.adjacent] * len(draws)]
             pairs = [apart(local.likeness, module.model, target, source + away, aim + away) for away in near]
