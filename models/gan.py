@@ -18,6 +18,7 @@ from unlearn.errors import RecipeError
 from unlearn.files import models_cache
 from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.dcgan import DCGAN
+from unlearn.models.drawn_images import drawn
 from unlearn.models.gan_wrapper import LatentGenerator
 from unlearn.models.stylegan2.generator import Generator, Shape
 from unlearn.models.stylegan2.public import read_networks
@@ -78,6 +79,8 @@ class StyleGAN2(GanConfig):
         mixing: share of the training images that are made of two w, in [0, 1]; the paper has 0.9.
         paths: weight of the penalty on path lengths, >= 0; the paper has 2. It asks for a second derivative of the
             generator at every 8th step.
+        images_of: with data=identities, the generator whose images of them it is trained on: a folder, or face_dcgan.
+        size: side in pixels of these images, a power of 2, at most that of the generator's own; null takes their own.
 
     Reference:
         Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
@@ -93,11 +96,17 @@ class StyleGAN2(GanConfig):
     r1: float = 1.0
     mixing: float = 0.0
     paths: float = 0.0
+    images_of: str | None = None
+    size: int | None = None
+
+    not_in_training: ClassVar[tuple[str, ...]] = (*GanConfig.not_in_training, "images_of", "size")  # the data say it
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        at_least(self, r1=0, mixing=0, paths=0)
+        at_least(self, r1=0, mixing=0, paths=0, size=8)
+        if self.size is not None and self.images_of is None:
+            raise ValueError("size is that of the images of another generator; name it by images_of, or drop size")
         if self.mixing > 1:
             raise ValueError(f"mixing is {self.mixing}; it must lie in [0, 1]")
         self.shape(8, 1)
@@ -106,6 +115,13 @@ class StyleGAN2(GanConfig):
         """Return the shape of a generator of images of a size."""
         names = ("z_dim", "w_dim", "layers", "mapping_lr", "channel_base", "channel_max", "clamp")
         return Shape(size=size, channels=channels, **{name: getattr(self, name) for name in names})
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return identities as images that another generator draws of them, where one is named."""
+        if isinstance(dataset, IdentityData) and self.images_of is not None:
+            config = FaceDCGAN() if self.images_of == "face_dcgan" else self
+            return drawn(dataset, config.fetch(self.images_of), self.size)
+        return super().read(dataset)
 
     def fetch(self, path: str) -> Path:
         """Return a folder, or the one that a public file was turned into, once."""
