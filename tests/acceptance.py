@@ -259,8 +259,8 @@ def gan_faces(check: Check, folder: Path) -> None:
             check(f"{one}: strangers before and after, {net}", whole[f"strangers, {net}"][-1], least=0.75)
         ratio = whole["frechet"][-1] / table["extrapolation, local"]["frechet"][-1]
         check(f"{one}: Frechet distance over that of extrapolation and local", ratio, most=0.5)
-    for name, figures in table.items():
-        for key, values in figures.items():
+    for name, columns in table.items():
+        for key, values in columns.items():
             half = 2.365 * float(np.std(values, ddof=1)) / len(values) ** 0.5  # Student's t, 7 degrees of freedom
             check(f"{name}: {key}, mean of {len(values)} (+- {half:.3f})", float(np.mean(values)))
     idle = run("recipe=gan/guide_faces", "forget.weight=0", "gate=null", "output=control", cwd=folder)
