@@ -155,9 +155,9 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
     """Return the embedder of a name, or the packaged one that fits images of a shape.
 
     Args:
-        name: ``dlib_face`` or ``mobile_face`` for faces, a packaged feature net (``digitnet8``) or the folder of one, or a TorchScript
-            file (``.pt``: ArcFace, say), which takes images (B, C, H, W) in [-1, 1] as they are and whose embeddings
-            are told apart by 1 - cos.
+        name: ``dlib_face`` or ``mobile_face`` for faces, a packaged feature net (``digitnet8``) or the folder of one,
+            or a TorchScript file (``.pt``: ArcFace, say), which takes images (B, C, H, W) in [-1, 1] as they are and
+            whose embeddings are told apart by 1 - cos.
         shape: (C, H, W).
 
     Raises:
@@ -202,10 +202,8 @@ def _network(name: str | None, shape: tuple[int, ...], what: str) -> tuple[str, 
             )
         return name, *_face_net(name)
     if name.endswith(".pt"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise RecipeError(f"No {what} net is at {name}: there is no such file.")
-        return "".join(c if c.isalnum() else "_" for c in path.stem), *_scripted(path, path.stat().st_mtime_ns)
+        stem = "".join(letter if letter.isalnum() else "_" for letter in Path(name).stem)
+        return stem, *scripted(name, f"{what} net")
     sha256, network, takes = _small_net(name)
     if takes != shape:
         raise RecipeError(f"The {what} net {name} takes images of shape {takes}; these have {shape}. {_packaged()}")
@@ -244,15 +242,32 @@ def _small_net(name: str) -> tuple[str, Stages, tuple[int, ...]]:
     return found.sha256, Stages(found.network), found.shape
 
 
+def scripted(file: str, what: str) -> tuple[str, torch.jit.ScriptModule]:
+    """Return the hash of a TorchScript file and its module, which holds still; read again where the file has changed.
+
+    Args:
+        file: its path.
+        what: it is, for the error message.
+
+    Raises:
+        RecipeError: there is no such file, or it is none.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise RecipeError(f"No {what} is at {file}: there is no such file.")
+    return _scripted(path, path.stat().st_mtime_ns)
+
+
 @cache
 def _scripted(path: Path, changed: int) -> tuple[str, torch.jit.ScriptModule]:
-    """Read a TorchScript file, again where it has changed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # published nets are TorchScript all the same
-            network = torch.jit.load(path, map_location="cpu").eval().requires_grad_(False)
+            network = torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
         raise RecipeError(f"{path} is no TorchScript file ({error}).") from error
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
     return hashlib.sha256(path.read_bytes()).hexdigest(), network
 
 

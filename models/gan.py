@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import save
 
+from unlearn.data.base import Dataset
+from unlearn.data.identities import IdentityData
 from unlearn.errors import RecipeError
 from unlearn.files import models_cache
 from unlearn.models.base import ModelConfig, Wrapper
@@ -44,6 +46,12 @@ class GanConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, truncation=0)
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Tell identities how large the given generator's images are."""
+        if isinstance(dataset, IdentityData) and self.pretrained is not None:
+            return self.load(self.fetch(self.pretrained)).read(dataset)
+        return dataset
 
     def load(self, folder: Path) -> LatentGenerator:
         """Read a generator with these settings laid over the folder's own."""

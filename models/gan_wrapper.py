@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Dataset
+from unlearn.data.identities import IdentityData
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import Wrapper
 from unlearn.models.dcgan import DCGAN
@@ -102,6 +103,12 @@ class LatentGenerator(Wrapper):
     def _measure_mean(self) -> None:
         ids = torch.arange(MEAN_OF, device=self.generator.w_avg.device)
         self.generator.w_avg.copy_(self.mapping(self.latent(ids, Randomness(0, "w_avg"))).mean(dim=0))
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Tell identities how large the images are."""
+        if isinstance(dataset, IdentityData):
+            return dataset.shaped(self.image_shape, self.levels)
+        return dataset
 
     def check_fits(self, info: dict[str, Any]) -> None:
         """Refuse images of another shape or another number of grey levels."""

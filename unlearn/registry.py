@@ -46,6 +46,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "mnist": "unlearn.data.mnist:Mnist",
         "image_folder": "unlearn.data.image_folder:ImageFolder",
         "prompts": "unlearn.data.prompts:PromptList",
+        "identities": "unlearn.data.identities:Identities",
         "coloured_digits": "unlearn.data.coloured_digits:ColouredDigits",
         "openmoji": "unlearn.data.openmoji:OpenMoji",
         "factbook": "unlearn.data.factbook:Factbook",
