@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.small_diffusion import first_step, gradients  # noqa: F401
 from unlearn.companions import companions
@@ -46,6 +47,13 @@ def small_gan(kind: str = "stylegan2", dtype: torch.dtype = torch.float64) -> La
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.to(dtype)
+
+
+def write_script(network: nn.Module, path: Path) -> None:
+    """Write a network as a TorchScript file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(network).save(str(path))
 
 
 class Faces(Dataset):

@@ -36,6 +36,7 @@ class GlobalPreservation(Objective):
             be forgotten are left out; null leaves none out, which is right for single identities.
         likeness: T; the paper's is LPIPS alone.
         inversion: how the latents of images are found.
+        encoder: TorchScript file that maps images to latents, in place of the inversion.
 
     Reference:
         the global preservation loss of Seo et al., Generative Unlearning for Any Identity, 2024. arXiv:2405.09879
@@ -46,6 +47,7 @@ class GlobalPreservation(Objective):
     judge: str | None = None
     likeness: Likeness = field(default_factory=lambda: Likeness(features=0.0, identity=0.0))
     inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("latents",)
 
@@ -56,7 +58,7 @@ class GlobalPreservation(Objective):
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse nets that do not look at such images."""
-        self.likeness.check(splits[split].dataset.info.get("shape", ()))
+        self.likeness.check(splits[split].dataset.info)
         if self.judge is not None:
             Judge(self.judge).check(splits)
 
@@ -64,7 +66,7 @@ class GlobalPreservation(Objective):
         """Keep the target's images of the latents."""
         context.state["drawn"] = f"global_{key_of(self)}"
         if self.latents == "items":
-            context.state["latents"] = name = remember_latents(model, context, self.inversion)
+            context.state["latents"] = name = remember_latents(model, context, self.encoder or self.inversion)
             ids = context.splits[context.split].ids
 
             def found(part: Tensor) -> Tensor:

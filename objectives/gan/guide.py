@@ -44,6 +44,7 @@ class Guide(Objective):
             model is held; null draws them at each step, as the paper does.
         likeness: T.
         inversion: how the latents of images are found.
+        encoder: TorchScript file that maps images to latents, in place of the inversion.
 
     Reference:
         Seo et al., Generative Unlearning for Any Identity, 2024. arXiv:2405.09879; weights and lengths as in the
@@ -59,6 +60,7 @@ class Guide(Objective):
     pool: int | None = 64
     likeness: Likeness = field(default_factory=Likeness)
     inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("latents",)
 
@@ -84,12 +86,12 @@ class Guide(Objective):
             reach=reach,
             pool=self.pool,
             likeness=self.likeness,
-            inversion=self.inversion,
+            inversion=self.encoder or self.inversion,
         )
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse nets that do not look at such images."""
-        self.likeness.check(splits[split].dataset.info.get("shape", ()))
+        self.likeness.check(splits[split].dataset.info)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Find the identities' latents, and keep the target's images of their aims."""

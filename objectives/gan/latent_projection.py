@@ -70,7 +70,7 @@ class LatentProjection(Objective):
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse nets that do not look at such images, and a classifier that knows nothing of what is forgotten."""
-        self.likeness.check(splits[split].dataset.info.get("shape", ()))
+        self.likeness.check(splits[split].dataset.info)
         self.judge.check(splits)
 
     def prepare(self, model: Any, context: Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,9 +87,10 @@ class Likeness:
         if not (self.pixels or self.features or self.perceptual or self.identity):
             raise ValueError("pixels, features, perceptual and identity are all 0; one of them must be above")
 
-    def check(self, shape: Sequence[int]) -> None:
-        """Refuse nets that do not look at such images, with a RecipeError."""
-        self._nets(shape)
+    def check(self, info: Mapping[str, Any]) -> None:
+        """Refuse nets that do not look at the images that ``info`` describes, where it says how large they are."""
+        if "shape" in info:
+            self._nets(info["shape"])
 
     def seen(self, model: Any, w: Tensor) -> Seen:
         """Return what is compared of the images of latents, from one forward pass of the generator and of each net."""

@@ -22,13 +22,14 @@ def key_of(*settings: object) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
 
-def layered(model: Any, w: Tensor) -> Tensor:
-    """Return w (B, w_dim), or one a layer, as one a layer (B, num_ws, w_dim)."""
-    return w if w.dim() == 3 else w[:, None].expand(-1, model.num_ws, -1)
+def remember_latents(model: Any, context: Context, inversion: Inversion | str) -> str:
+    """Find the latents of the split's items once; return the name for ``context.recall``, rows (n, num_ws, w_dim).
 
-
-def remember_latents(model: Any, context: Context, inversion: Inversion, ids: Tensor | None = None) -> str:
-    """Find the latents of the split's items once; return the name for ``context.recall``, rows (n, num_ws, w_dim)."""
+    Args:
+        model: the target.
+        context: of the term.
+        inversion: how those of images are found, or the path of an encoder.
+    """
     name = f"latents_{key_of(inversion)}"
     stream = Randomness(context.randomness.seed, "inversion")
     dataset = context.splits[context.split].dataset
@@ -36,7 +37,7 @@ def remember_latents(model: Any, context: Context, inversion: Inversion, ids: Te
     def compute(batch: Batch) -> tuple[Tensor, Tensor]:
         return latents_of(model, dataset, batch["id"], inversion, stream), torch.ones_like(batch["id"])
 
-    context.remember(name, context.split, compute, ids)
+    context.remember(name, context.split, compute)
     return name
 
 

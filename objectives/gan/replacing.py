@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Batch
+from unlearn.models.identity_latents import layered
 from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context, Values
 from unlearn.objectives.gan.likeness import Likeness
-from unlearn.objectives.gan.places import key_of, layered, recall_drawings, remember_drawings, remember_latents
+from unlearn.objectives.gan.places import key_of, recall_drawings, remember_drawings, remember_latents
 from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 
@@ -39,7 +40,7 @@ class Replacing:
         pool: so many D an identity are drawn once, and the target's images of their aims are computed once, so that no
             second model is held; None draws them anew at each step, as the paper does.
         likeness: T.
-        inversion: how the latents of images are found.
+        inversion: how the latents of images are found, or the path of an encoder.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Replacing:
     reach: float | None = None
     pool: int | None = None
     likeness: Likeness = field(default_factory=Likeness)
-    inversion: Inversion = field(default_factory=Inversion)
+    inversion: Inversion | str = field(default_factory=Inversion)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -50,6 +50,7 @@ class Sugar(Objective):
         pool: as in ``guide``.
         likeness: T.
         inversion: how the latents of images are found.
+        encoder: TorchScript file that maps images to latents, in place of the inversion.
 
     State:
         f0, f1, ...: the weights of f.
@@ -70,6 +71,7 @@ class Sugar(Objective):
     pool: int | None = 64
     likeness: Likeness = field(default_factory=Likeness)
     inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("latents",)
 
@@ -91,12 +93,12 @@ class Sugar(Objective):
             reach=self.reach,
             pool=self.pool,
             likeness=self.likeness,
-            inversion=self.inversion,
+            inversion=self.encoder or self.inversion,
         )
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse nets that do not look at such images."""
-        self.likeness.check(splits[split].dataset.info.get("shape", ()))
+        self.likeness.check(splits[split].dataset.info)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Find the identities' latents, train f, and keep the target's images of the surrogates."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from unlearn.data.base import Batch, Split
 from unlearn.errors import RecipeError
+from unlearn.models.identity_latents import layered
 from unlearn.models.text_image import TextImage, text_image_net
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.likeness import Likeness
-from unlearn.objectives.gan.places import layered
 from unlearn.randomness import Randomness
 from unlearn.ranges import above, at_least
 
@@ -83,7 +83,7 @@ class TextToUnlearn(Objective):
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse a scorer that is not there, and nets that do not look at such images."""
         text_image_net(self.path)
-        self.likeness.check(splits[split].dataset.info.get("shape", ()))
+        self.likeness.check(splits[split].dataset.info)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Train the mapper, and take the direction of its pairs; every rank finds the same."""
