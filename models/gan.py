@@ -79,8 +79,6 @@ class StyleGAN2(GanConfig):
         mixing: share of the training images that are made of two w, in [0, 1]; the paper has 0.9.
         paths: weight of the penalty on path lengths, >= 0; the paper has 2. It asks for a second derivative of the
             generator at every 8th step.
-        blur: width, in grey levels, of the uniform noise on all images that the discriminator sees, >= 0; 1 hides from
-            it that images of few levels lie on a grid (own; the paper's images have 256 levels, and none).
         images_of: with data=identities, the generator whose images of them it is trained on: a folder, or face_dcgan.
         size: side in pixels of these images, a power of 2, at most that of the generator's own; null takes their own.
 
@@ -98,7 +96,6 @@ class StyleGAN2(GanConfig):
     r1: float = 1.0
     mixing: float = 0.0
     paths: float = 0.0
-    blur: float = 0.0
     images_of: str | None = None
     size: int | None = None
 
@@ -107,7 +104,7 @@ class StyleGAN2(GanConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        at_least(self, r1=0, mixing=0, paths=0, blur=0, size=8)
+        at_least(self, r1=0, mixing=0, paths=0, size=8)
         if self.size is not None and self.images_of is None:
             raise ValueError("size is that of the images of another generator; name it by images_of, or drop size")
         if self.mixing > 1:
@@ -151,7 +148,7 @@ class StyleGAN2(GanConfig):
 
     def _penalised(self, model: LatentGenerator) -> LatentGenerator:
         """Tell a model how it is trained."""
-        model.r1, model.mixing, model.paths, model.blur = self.r1, self.mixing, self.paths, self.blur
+        model.r1, model.mixing, model.paths = self.r1, self.mixing, self.paths
         return model
 
 

@@ -59,7 +59,6 @@ class LatentGenerator(Wrapper):
         r1: weight gamma of the penalty on the adversary's gradient at real images.
         mixing: share of the training images whose later layers are told another w than the earlier ones.
         paths: weight of the penalty on path lengths.
-        blur: width, in grey levels, of the uniform noise on what the adversary sees.
     """
 
     family: ClassVar[str] = "gan"
@@ -75,12 +74,11 @@ class LatentGenerator(Wrapper):
         r1: float = 10.0,
         mixing: float = 0.0,
         paths: float = 0.0,
-        blur: float = 0.0,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.levels, self.truncation, self.fresh = levels, truncation, fresh
-        self.r1, self.mixing, self.paths, self.blur = r1, mixing, paths, blur
+        self.r1, self.mixing, self.paths = r1, mixing, paths
         self.eval()
 
     @property
@@ -236,7 +234,7 @@ class LatentGenerator(Wrapper):
         if penalised and not ws.requires_grad:  # the mapping network holds still
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
-        loss: Tensor = softplus(-adversary(self._blurred(drawn, ids, randomness.child("blur"))))
+        loss: Tensor = softplus(-adversary(drawn))
         if penalised:
             loss = loss + LAZY_PATHS * self.path_penalty(ids, randomness, ws, drawn)
         return loss
@@ -269,27 +267,16 @@ class LatentGenerator(Wrapper):
         StyleGAN2, section 3.1). Drawn and real images are judged apart. The discriminator is told the spread of its
         batch, so the loss of an item depends on the others beside it, and on how the batch is shared among ranks.
         """
-        ids, blur = batch["id"], randomness.child("blur")
         with torch.no_grad():
-            drawn = self._blurred(self.drawn(ids, randomness), ids, blur.child("drawn"))
+            drawn = self.drawn(batch["id"], randomness)
         penalised = self.r1 > 0 and randomness.step % LAZY == 0 and torch.is_grad_enabled()
-        real = self._blurred(self.pixels(batch), ids, blur.child("real")).requires_grad_(penalised)
+        real = self.pixels(batch).requires_grad_(penalised)
         logits = adversary(real)
         loss: Tensor = softplus(-logits) + softplus(adversary(drawn))
         if penalised:
             (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
             loss = loss + LAZY * self.r1 / 2 * slope.square().flatten(1).sum(dim=1)
         return loss
-
-    def _blurred(self, images: Tensor, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return what the adversary sees of images (B, C, H, W): with uniform noise of ``blur`` grey levels.
-
-        Images of few grey levels lie on a grid, which an adversary could tell from what lies off it by nothing else.
-        """
-        if not self.blur:
-            return images
-        noise = randomness.uniform(ids, tuple(images.shape[1:]), images.dtype) - 0.5
-        return images + noise * (2 * self.blur / (self.levels - 1))
 
     # scope
 
