@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tests.command import ROOT
 from tests.command import unlearn as command
+from tests.small import digits_splits as flow_splits
+from tests.small import small_glow
 from tests.small_gan import OPTIM, SYNTHESIS, digit_splits, small_gan, small_job
-from unlearn.errors import Interrupted
+from unlearn.errors import Interrupted, RecipeError
 from unlearn.fit import fit
 from unlearn.models.gan_wrapper import LatentGenerator
 from unlearn.models.lora import Lora
@@ -26,6 +28,7 @@ from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.latent_projection import LatentProjection
 from unlearn.objectives.gan.sugar import Sugar
 from unlearn.objectives.surgery import GRU, MGDA, OneSided, PCGrad
+from unlearn.randomness import Randomness
 from unlearn.run import main
 from unlearn.schema import Trainer
 
@@ -142,6 +145,18 @@ def test_class_forgetting_and_the_adversary_in_one_run(tmp_path: Path) -> None:
     start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
     after = run(module, tmp_path / "run")
     assert {key for key in start if not torch.equal(start[key], after[key])} == set(SYNTHESIS.select(module.model))
+
+
+def test_only_an_adversary_warms_up() -> None:
+    """A flow has none: warmup would have no effect."""
+    model, stream = small_glow(flow_splits()), Randomness(0)
+    assert TrainingLoss().companion(model, lambda: model, "retain", stream) is None
+    with pytest.raises(RecipeError, match="no other network"):
+        TrainingLoss(warmup=3).companion(model, lambda: model, "retain", stream)
+    found = TrainingLoss(warmup=3).companion(small_gan(), lambda: None, "retain", stream)
+    assert found is not None and (found.warmup, found.rests) == (3, False)
+    with pytest.raises(ValueError, match="warmup"):
+        TrainingLoss(warmup=-1)
 
 
 SMALL = f"recipe={ROOT}/tests/recipes/small_gan.yaml"
