@@ -239,7 +239,7 @@ def _face_net(name: str) -> tuple[str, nn.Module]:
 @cache
 def _small_net(name: str) -> tuple[str, Stages, tuple[int, ...]]:
     found = load_features(name)
-    return found.sha256, Stages(found.network), found.shape
+    return found.sha256, Stages(found.network.float()), found.shape  # single also where the run is in double precision
 
 
 def scripted(file: str, what: str) -> tuple[str, torch.jit.ScriptModule]:

@@ -44,8 +44,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sugar": {"pool": 2, "inversion": Inversion(steps=2), "surrogate_steps": 2},
     "global_preservation": {"pool": 4},
     "adapt_then_unlearn": {"adapt_steps": 1, "adapt_items": 2},
-    "latent_projection": {"samples": 60, "classifier": "digitnet8", "label": ["3", "8", "1"]},
-    "attribute": {"samples": 60, "classifier": "digitnet8", "label": ["3", "8", "1"]},
+    "latent_projection": {"samples": 60, "classifier": "digitnet8", "label": ["7"]},
+    "attribute": {"samples": 60, "classifier": "digitnet8", "label": ["7"]},
     "text_to_unlearn": {"words": "bright", "mapper_steps": 2},
 }
 """What an objective cannot do without, or what makes it quick."""

@@ -27,7 +27,7 @@ from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.latent_projection import LatentProjection
 from unlearn.objectives.gan.sugar import Sugar
-from unlearn.objectives.surgery import GRU, MGDA, OneSided, PCGrad
+from unlearn.objectives.surgery import GRU, OneSided, PCGrad
 from unlearn.randomness import Randomness
 from unlearn.run import main
 from unlearn.schema import Trainer
@@ -69,12 +69,11 @@ def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
         (SYNTHESIS, PCGrad()),
         (SYNTHESIS, OneSided()),
         (SYNTHESIS, GRU()),
-        (SYNTHESIS, MGDA()),
         (Lora(rank=2, kinds=["synthesis"]), None),
         (Lora(rank=2, kinds=["synthesis"]), PCGrad()),
         (Saliency(share=0.3, include=["synthesis", "main"]), None),
     ],
-    ids=["pcgrad", "one_sided", "gru", "mgda", "lora", "lora_pcgrad", "saliency"],
+    ids=["pcgrad", "one_sided", "gru", "lora", "lora_pcgrad", "saliency"],
 )
 def test_guide_with_surgery_adapters_and_masks(scope: Scope, combine: Any, kind: str, tmp_path: Path) -> None:
     module = small_job(GUIDE, tmp_path, kind, scope=scope, combine=combine)
@@ -102,7 +101,7 @@ def test_an_adapter_is_the_target_when_off_and_is_merged(kind: str, tmp_path: Pa
     assert float((after - before).detach().abs().max()) > 1e-4
     scope.detach(model, tmp_path)
     torch.testing.assert_close(model.synthesis(w), after)
-    assert [name for name, _ in model.named_parameters()] == [name for name, _ in target.named_parameters()]
+    assert model.state_dict().keys() == target.state_dict().keys()
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     model.save_pretrained(tmp_path)
     again = LatentGenerator.from_pretrained(tmp_path)
@@ -138,7 +137,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
 def test_class_forgetting_and_the_adversary_in_one_run(tmp_path: Path) -> None:
     """Latent projection beside the adversarial loss, whose discriminator warms up; every parameter moves."""
     groups = {
-        "forget": {"away": LatentProjection(classifier="digitnet8", label=["3", "8", "1"], samples=60)},
+        "forget": {"away": LatentProjection(classifier="digitnet8", label=["7"], samples=60)},
         "retain": {"keep": TrainingLoss(warmup=2)},
     }
     module = small_job(groups, tmp_path, splits=digit_splits())
