@@ -99,9 +99,9 @@ class Embedder:
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances, (B,), between embeddings (B, D); the gradient is 0 where they are equal."""
         if self.metric == "l2":
-            return (a - b).norm(dim=1)
-        alike: Tensor = F.cosine_similarity(a, b, dim=1)
-        return 1 - alike
+            found: Tensor = (a - b).norm(dim=1)
+            return found
+        return 1 - F.cosine_similarity(a, b, dim=1)
 
 
 @dataclass(frozen=True)
