@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -55,8 +55,9 @@ class Stages(nn.Module):
     def embed(self, layers: list[Tensor]) -> Tensor:
         """Return the last D features, (B, D) >= 0."""
         x = layers[-1]
-        at = [index for index, layer in enumerate(self.net.body) if isinstance(layer, nn.MaxPool2d)][-1]
-        for layer in self.net.body[at:]:
+        parts = list(self.net.body)
+        at = [index for index, layer in enumerate(parts) if isinstance(layer, nn.MaxPool2d)][-1]
+        for layer in parts[at:]:
             x = layer(x)
         return F.relu(x)
 
@@ -88,15 +89,18 @@ class Embedder:
         The net moves to the device of the images, and reads them in single precision.
         """
         network = _beside(self.network, images)
+        found: Tensor
         if isinstance(network, torch.jit.ScriptModule):
-            found: Tensor = network(images.float())
+            found = network(images.float())
             return found
-        return self.network.embed(self.network.layers(images.float()))  # type: ignore[no-any-return]
+        found = network.embed(network.layers(images.float()))
+        return found
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances, (B,), between embeddings (B, D); the gradient is 0 where they are equal."""
         if self.metric == "l2":
-            return (a - b).norm(dim=1)
+            found: Tensor = (a - b).norm(dim=1)
+            return found
         return 1 - F.cosine_similarity(a, b, dim=1)
 
 
@@ -181,6 +185,84 @@ def perceptual_net(name: str | None, shape: Sequence[int]) -> Perceptual:
     found, sha256, network = _network(name, tuple(shape), "perceptual")
     scripted = isinstance(network, torch.jit.ScriptModule)
     return Perceptual(found if scripted else f"perceptual_{found}", sha256, network)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Says what an image shows, as probabilities.
+
+    Attributes:
+        name: as it stands in ``about.features`` of records.
+        sha256: of the files that it was read from.
+        labels: what it knows, K of it.
+        network: maps images (B, C, H, W) in [-1, 1] to probabilities (B, K).
+    """
+
+    name: str
+    sha256: str
+    labels: tuple[str, ...]
+    network: Callable[[Tensor], Tensor]
+
+    @property
+    def detector(self) -> dict[str, str]:
+        """Return what a record says of the net behind its figure."""
+        return {"name": self.name, "sha256": self.sha256, "labels": ", ".join(self.labels)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the probabilities, (B, K), of images (B, C, H, W) in [-1, 1], with gradient."""
+        return self.network(images.float())
+
+
+def attribute_net(name: str | None, shape: Sequence[int]) -> Attributes:
+    """Return a classifier, or the packaged one that fits images of a shape.
+
+    Args:
+        name: ``mobile_face`` for faces (``looks_male``, and ``looks_over_40``: the share of its guesses of age beyond
+            40 years), a packaged feature net (``digitnet8``) or the folder of one, or a TorchScript file (``.pt``) that
+            maps images (B, C, H, W) in [-1, 1] to logits (B, K), or (B,) of one label; its labels are ``0`` ... K - 1.
+        shape: (C, H, W).
+
+    Raises:
+        RecipeError: there is no such net, or it does not take such images.
+    """
+    if name is None and tuple(shape) not in PACKAGED.values() and _is_face(tuple(shape)):
+        name = "mobile_face"
+    found, sha256, network = _network(name, tuple(shape), "attribute")
+    if isinstance(network, MobileFace):
+        return Attributes(found, sha256, ("looks_male", "looks_over_40"), partial(_of_face, network))
+    if isinstance(network, Stages):
+        labels, sizes = _labels(name or found)
+        return Attributes(found, sha256, labels, partial(_of_groups, network, sizes))
+    if isinstance(network, torch.jit.ScriptModule):
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *shape))
+        labels = tuple(str(number) for number in range(logits.shape[1] if logits.dim() == 2 else 1))
+        return Attributes(found, sha256, labels, partial(_of_script, network))
+    raise RecipeError(f"{name} names nothing; it only tells faces apart. Type mobile_face.")
+
+
+def _of_face(network: MobileFace, images: Tensor) -> Tensor:
+    found = _beside(network, images)
+    embeddings = found.embed(found.layers(images))
+    return torch.stack([found.male(embeddings), found.ages(embeddings)[:, 40:].sum(dim=1)], dim=1)
+
+
+def _of_groups(network: Stages, sizes: Sequence[int], images: Tensor) -> Tensor:
+    found = _beside(network, images)
+    logits = found.net.head(found.embed(found.layers(images)))
+    return torch.cat([part.softmax(dim=1) for part in logits.split(sizes, dim=1)], dim=1)
+
+
+def _of_script(network: torch.jit.ScriptModule, images: Tensor) -> Tensor:
+    logits: Tensor = _beside(network, images)(images)
+    logits = logits.reshape(len(images), -1)
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+@cache
+def _labels(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    found = load_features(name)
+    return found.labels, tuple(len(labels) for labels in found.groups.values())
 
 
 def _network(name: str | None, shape: tuple[int, ...], what: str) -> tuple[str, str, Any]:

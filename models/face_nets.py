@@ -121,6 +121,12 @@ class MobileFace(nn.Module):
     strided = (2, 4, 6, 12)
     """Blocks that halve the sides."""
     mean: Tensor
+    feats_kernel: Tensor
+    feats_bias: Tensor
+    gender_pred_kernel: Tensor
+    gender_pred_bias: Tensor
+    age_pred_kernel: Tensor
+    age_pred_bias: Tensor
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -161,9 +167,14 @@ class MobileFace(nn.Module):
         found: Tensor = torch.sigmoid(self._shared(embeddings) @ self.gender_pred_kernel + self.gender_pred_bias)
         return found[:, 0]
 
+    def ages(self, embeddings: Tensor) -> Tensor:
+        """Return the probabilities, (B, 100), that the net gives to ages of 1 ... 100 years."""
+        found: Tensor = (self._shared(embeddings) @ self.age_pred_kernel + self.age_pred_bias).softmax(dim=1)
+        return found
+
     def age(self, embeddings: Tensor) -> Tensor:
         """Return the age in years, (B,), that faces with these embeddings have to the net: the mean of its guesses."""
-        guesses = (self._shared(embeddings) @ self.age_pred_kernel + self.age_pred_bias).softmax(dim=1)
+        guesses = self.ages(embeddings)
         return guesses @ torch.arange(1.0, 101.0, device=guesses.device)
 
     def _shared(self, embeddings: Tensor) -> Tensor:

@@ -91,11 +91,12 @@ def invert(model: Any, images: Tensor, ids: Tensor, inversion: Inversion | str, 
         encoder = scripted(inversion, "encoder")[1].to(images.device)
         with torch.no_grad():
             return layered(model, encoder(images.float()).to(model.dtype))
-    distance = _perceptual(tuple(images.shape[1:])) if inversion.features else None
+    distance = packaged_perceptual(tuple(images.shape[1:])) if inversion.features else None
     return layered(model, inversion(model, images, ids, randomness, distance).latents)
 
 
-def _perceptual(shape: tuple[int, ...]) -> Perceptual | None:
+def packaged_perceptual(shape: tuple[int, ...]) -> Perceptual | None:
+    """Return the packaged perceptual distance that fits images of a shape (C, H, W), None where there is none."""
     try:
         return perceptual_net(None, shape)
     except RecipeError:

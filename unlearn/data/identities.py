@@ -59,8 +59,8 @@ class Identities(Source):
     """Who is to be forgotten (attribute ``forget``), and strangers, who are to stay (``retain``).
 
     Labels are the names of the identities; strangers have none. Further pictures of an identity are test items with its
-    label and the attribute ``same_person``; the test strangers have the attribute ``strangers``. All strangers are
-    seeds that no identity has.
+    label and the attributes ``forget`` and ``same_person`` (the holdout); the test strangers have the attribute
+    ``strangers``. All strangers are seeds that no identity has.
 
     Args:
         identities: who is to be forgotten.
@@ -89,7 +89,7 @@ class Identities(Source):
         numbers = (number for number in range(FIRST_STRANGER, FIRST_STRANGER + 2**31) if number not in taken)
         rows = [_row(identity) for identity in self.identities]
         rows += [
-            Row("image", _read(path), identity.name, frozenset({"same_person"}), test=True)
+            Row("image", _read(path), identity.name, frozenset({"forget", "same_person"}), test=True)
             for identity in self.identities
             for path in identity.others
         ]
@@ -190,7 +190,8 @@ class IdentityData(Dataset):
         if square.size != (width, height):
             square = square.resize((width, height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(square)).view(height, width, channels).permute(2, 0, 1)
-        return (pixels.float() * ((self.info["levels"] - 1) / 255)).round().to(torch.uint8)
+        scale: float = (self.info["levels"] - 1) / 255
+        return (pixels.float() * scale).round().to(torch.uint8)
 
 
 def _row(identity: Identity) -> Row:
