@@ -12,6 +12,7 @@ from torch import Tensor
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
 from unlearn.evaluators.people import (
+    SIDE,
     Scale,
     check_judges,
     judges,
@@ -23,7 +24,7 @@ from unlearn.evaluators.people import (
     seen,
     strangers,
 )
-from unlearn.evaluators.pictures import LARGE_CELL, Panel, panels
+from unlearn.evaluators.pictures import Panel, panels
 from unlearn.evaluators.shared import item_rows
 from unlearn.metrics import Direction, Record
 from unlearn.models.embedders import Embedder
@@ -263,13 +264,13 @@ class Identity(Evaluator):
             w = torch.cat([part.w for part in parts])
             framed = torch.tensor([True] + [False] * (len(w) - 1))
             content = [
-                Panel(subject, model.images(model.synthesis(w)).cpu(), model.levels, framed, LARGE_CELL)
+                Panel(subject, model.images(model.synthesis(w)).cpu(), model.levels, framed, SIDE)
                 for subject, model in evaluation.models.items()
                 if subject != "retrained"
             ]
             target = evaluation.models["target"]
             sent = target.images(target.synthesis(aims.w[place : place + 1])).cpu()
-            content.append(Panel("target, where it was sent", sent, target.levels, cell=LARGE_CELL))
+            content.append(Panel("target, where it was sent", sent, target.levels, cell=SIDE))
             name = evaluation.splits["forget"].dataset.labels[int(ids[place])] or f"item {int(ids[place])}"
             counts = [len(part.owners) for part in parts[1:]]
             pictures.append(

@@ -23,6 +23,9 @@ from unlearn.randomness import Randomness
 FIRST_DRAWN = 2 * FIRST_STRANGER
 """Seeds of strangers where the data has none of its own; no item has one."""
 
+SIDE = 128
+"""Pixels that a face of a sheet is enlarged to, by a whole factor."""
+
 
 def judges(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
     """Return the nets that tell identities apart; the first chooses neighbours.

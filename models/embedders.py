@@ -99,9 +99,9 @@ class Embedder:
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances, (B,), between embeddings (B, D); the gradient is 0 where they are equal."""
         if self.metric == "l2":
-            return (a - b).norm(dim=1)
-        alike: Tensor = F.cosine_similarity(a, b, dim=1)
-        return 1 - alike
+            found: Tensor = (a - b).norm(dim=1)
+            return found
+        return 1 - F.cosine_similarity(a, b, dim=1)
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def _face_net(name: str) -> tuple[str, nn.Module]:
 @cache
 def _small_net(name: str) -> tuple[str, Stages, tuple[int, ...]]:
     found = load_features(name)
-    return found.sha256, Stages(found.network), found.shape
+    return found.sha256, Stages(found.network.float()), found.shape  # single also where the run is in double precision
 
 
 def scripted(file: str, what: str) -> tuple[str, torch.jit.ScriptModule]:

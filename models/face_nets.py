@@ -64,7 +64,7 @@ class DlibFace(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([122.782, 117.001, 104.298])[:, None, None])
+        self.register_buffer("mean", torch.tensor([122.782, 117.001, 104.298]).to(weights["fc"])[:, None, None])
         self.register_buffer("head", weights["fc"])
         self.stem = _scaled(weights, "conv32_down", stride=2, padding=0)
         self.first, self.second = nn.ModuleDict(), nn.ModuleDict()
@@ -130,8 +130,8 @@ class MobileFace(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68])[:, None, None])
         filters = weights["conv1/convolution/merged_input"].permute(3, 2, 0, 1)
+        self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).to(filters)[:, None, None])
         self.stem = Convolution(filters, weights["conv1_bn/batchnorm_1/sub"], 2)
         self.depthwise, self.pointwise = nn.ModuleList(), nn.ModuleList()
         for block in range(1, 14):

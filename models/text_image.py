@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.errors import RecipeError
+from unlearn.models.embedders import scripted
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the images that CLIP was trained on, where the folder does not say otherwise (Radford et al. 2021)."""
@@ -45,7 +44,7 @@ def text_image_net(path: str) -> TextImage:
     if (place / "config.json").is_file():
         return _clip(place)
     if place.is_file():
-        return _scripted(place, place.stat().st_mtime_ns)
+        return Scripted(place)
     raise RecipeError(f"There is no scorer at {path}. Type the folder of a CLIP model, or a TorchScript file.")
 
 
@@ -57,14 +56,8 @@ class Scripted:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = "".join(c if c.isalnum() else "_" for c in path.stem)
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # published nets are TorchScript all the same
-            try:
-                self.network: Any = torch.jit.load(path, map_location="cpu").eval().requires_grad_(False)
-            except RuntimeError as error:
-                raise RecipeError(f"{path} is no TorchScript file ({error}).") from error
+        self.name = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
+        self.network: Any = scripted(str(path), "scorer")[1]
         if lost := [name for name in ("embed_images", "embed_texts") if not hasattr(self.network, name)]:
             raise RecipeError(f"{path} has no method {lost[0]}; it needs embed_images and embed_texts.")
 
@@ -121,9 +114,3 @@ class Clip:
 @cache
 def _clip(folder: Path) -> Clip:
     return Clip(folder)
-
-
-@cache
-def _scripted(path: Path, changed: int) -> Scripted:
-    """Read a file, again where it has changed."""
-    return Scripted(path)

@@ -56,6 +56,33 @@ def write_script(network: nn.Module, path: Path) -> None:
         torch.jit.script(network).save(str(path))
 
 
+class Words(nn.Module):
+    """Images and two texts in one space of four values, with random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 4))
+        self.said = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.look(images)
+
+    @torch.jit.export
+    def embed_images(self, images: Tensor) -> Tensor:
+        return self.look(images)
+
+    @torch.jit.export
+    def embed_texts(self, words: list[str]) -> Tensor:
+        return torch.stack([self.said[1 if word == "bright" else 0] for word in words])
+
+
+def write_words(path: Path) -> None:
+    """Write an untrained scorer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        write_script(Words(), path)
+
+
 class Faces(Dataset):
     """Three latents as identities, then strangers by their seeds."""
 

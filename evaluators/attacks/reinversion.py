@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
-from unlearn.evaluators.people import Scale, check_judges, drawn, judges, latents, people, seen, strangers
-from unlearn.evaluators.pictures import LARGE_CELL, Panel, panels
+from unlearn.evaluators.people import SIDE, Scale, check_judges, drawn, judges, latents, people, seen, strangers
+from unlearn.evaluators.pictures import Panel, panels
 from unlearn.evaluators.shared import item_rows
 from unlearn.metrics import Record
 from unlearn.models.identity_latents import invert
@@ -72,7 +72,7 @@ class Reinversion(Evaluator):
         persons = [net(images).cpu() for net in nets]
         faces = seen(target, strangers(evaluation, self.strangers), nets, self.batch_size)
         scales = [Scale.of(net, some) for net, some in zip(nets, faces, strict=True)]
-        findings, shown = Findings(), [Panel("the person", _grey(target, images), target.levels, cell=LARGE_CELL)]
+        findings, shown = Findings(), [Panel("the person", _grey(target, images), target.levels, cell=SIDE)]
         for subject, model in evaluation.models.items():
             for steps in sorted(self.steps):
                 search = replace(self.inversion, steps=steps)
@@ -85,7 +85,7 @@ class Reinversion(Evaluator):
                     if not number and steps == max(self.steps):
                         findings.items.extend(item_rows(subject, "forget", ids, "attack_reinversion", values))
             title = f"{subject}, found in {max(self.steps)} steps"
-            shown.append(Panel(title, _grey(model, drawn(model, w)), model.levels, cell=LARGE_CELL))
+            shown.append(Panel(title, _grey(model, drawn(model, w)), model.levels, cell=SIDE))
         if self.shown:
             findings.pictures.append(self._picture(shown))
         return findings

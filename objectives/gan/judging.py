@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from unlearn.data.base import Split
 from unlearn.errors import RecipeError, did_you_mean
+from unlearn.models.embedders import scripted
 from unlearn.objectives.base import Context
 
 
@@ -33,8 +32,7 @@ class Judge:
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a classifier that is not there or that knows none of what is meant, with a RecipeError."""
         if self._scripted:
-            if not Path(str(self.classifier)).expanduser().is_file():
-                raise RecipeError(f"There is no classifier at {self.classifier}: no such file.")
+            scripted(str(self.classifier), "classifier")
             if not all(label.isdigit() for label in self.labels):
                 raise RecipeError(f"The classes of {self.classifier} have numbers; {self.labels} are none.")
             return
@@ -86,9 +84,6 @@ class Judge:
                 net = features_for(context.splits["forget"].dataset.info, self.classifier)
                 net.network.float()  # also where the run is in double precision
                 return net
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # published nets are TorchScript all the same
-                path = Path(str(self.classifier)).expanduser()
-                return torch.jit.load(path, map_location=context.device).eval().requires_grad_(False)
+            return scripted(str(self.classifier), "classifier")[1].to(context.device)
 
         return read() if context.remembered is None else context.remembered.once(f"judge {self.classifier}", read)

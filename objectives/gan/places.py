@@ -15,6 +15,7 @@ from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context
 from unlearn.objectives.gan.likeness import Likeness, Seen, unpack
 from unlearn.randomness import Randomness
+from unlearn.remembered import Remembered
 
 
 def key_of(*settings: object) -> str:
@@ -41,35 +42,50 @@ def remember_latents(model: Any, context: Context, inversion: Inversion | str) -
     return name
 
 
+def remember_rows(context: Context, name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
+    """Keep one row of values a key, before the first step; ranks share the work.
+
+    Args:
+        context: of the term.
+        name: by which ``recall_rows`` finds them.
+        keys: (N,) int64, of any meaning.
+        compute: keys (b,), on the device -> rows (b, ...).
+    """
+    _place(context).put(
+        f"{context.split}.{name}", keys, lambda part: (compute(part.to(context.device)), torch.ones_like(part))
+    )
+
+
+def recall_rows(context: Context, name: str, keys: Tensor) -> Tensor:
+    """Return the rows of keys (b,), (b, ...), on the device of the keys."""
+    return _place(context).get(f"{context.split}.{name}", keys)
+
+
 def remember_drawings(
-    model: Any, context: Context, name: str, ids: Tensor, likeness: Likeness, latents: Callable[[Tensor], Tensor]
+    model: Any, context: Context, name: str, keys: Tensor, likeness: Likeness, latents: Callable[[Tensor], Tensor]
 ) -> None:
-    """Keep what the target draws, before the first step, while the model still is the target.
+    """Keep what the target draws of one latent a key, before the first step, while the model still is the target.
 
     Args:
         model: that moves.
         context: of the term; its state gets the shapes.
         name: by which ``recall_drawings`` finds them.
-        ids: (N,) int64, of any meaning.
+        keys: (N,) int64, of any meaning.
         likeness: what is compared.
-        latents: ids (b,) -> latents (b * m, num_ws, w_dim), m the same for all.
+        latents: keys (b,), on the device -> latents (b, w_dim) or (b, num_ws, w_dim).
     """
-    if context.remembered is None:
-        raise RuntimeError("there is no place for the target's values: the module was given none")
-
-    def compute(part: Tensor) -> tuple[Tensor, Tensor]:
-        found = likeness.seen(model, latents(part.to(context.device)))
-        rows = found.pack()
-        return rows, torch.full((len(part),), len(rows) // len(part))
-
     with torch.no_grad():
-        # the shapes are asked for on every rank, also where another one draws or a file is there already
-        context.state["shapes"] = likeness.seen(model, latents(ids[:1].to(context.device))[:1]).shapes
-    context.remembered.put(f"{context.split}.{name}", ids, compute)
+        # asked for on every rank, also where another one draws, or where the file is there already
+        context.state["shapes"] = likeness.seen(model, latents(keys[:1].to(context.device))).shapes
+    remember_rows(context, name, keys, lambda part: likeness.seen(model, latents(part)).pack())
 
 
-def recall_drawings(context: Context, name: str, ids: Tensor) -> Seen:
-    """Return what the target draws of the latents of ``ids``, one after the other."""
+def recall_drawings(context: Context, name: str, keys: Tensor) -> Seen:
+    """Return what the target draws of the latents of keys (b,)."""
+    return unpack(recall_rows(context, name, keys), context.state["shapes"])
+
+
+def _place(context: Context) -> Remembered:
     if context.remembered is None:
         raise RuntimeError("there is no place for the target's values: the module was given none")
-    return unpack(context.remembered.get(f"{context.split}.{name}", ids), context.state["shapes"])
+    return context.remembered

@@ -15,7 +15,14 @@ from unlearn.models.identity_latents import layered
 from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context, Values
 from unlearn.objectives.gan.likeness import Likeness
-from unlearn.objectives.gan.places import key_of, recall_drawings, remember_drawings, remember_latents
+from unlearn.objectives.gan.places import (
+    key_of,
+    recall_drawings,
+    recall_rows,
+    remember_drawings,
+    remember_latents,
+    remember_rows,
+)
 from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 
@@ -74,56 +81,56 @@ class Replacing:
         ``latents`` comes before it.
         """
         drawn = f"{self.name}_{key_of(self, context.state['latents'])}"
-        held = self.pool if self.pool is not None and self.near else 0
         context.state["drawn"], context.state["steps"] = drawn, f"{drawn}_steps"
         stream = Randomness(context.randomness.seed, f"{self.name}/neighbours")
 
-        def steps(batch: Batch) -> tuple[Tensor, Tensor]:
-            ids = batch["id"]
-            w = self._w(context, ids)
-            keys = ids[:, None] * (held + 1) + torch.arange(held + 1, device=ids.device)
-            found = self._steps(model, w.repeat_interleave(held + 1, dim=0), keys.flatten(), stream)
-            found[:: held + 1] = 0  # the identity itself
-            return found, torch.full_like(ids, held + 1)
+        def steps(keys: Tensor) -> Tensor:
+            w = self._w(context, keys // self._each)
+            found = self._steps(model, w, keys.to(w.device), stream)
+            found[keys % self._each == 0] = 0  # the identity itself
+            return found
 
-        def aims(ids: Tensor) -> Tensor:
-            w = self._w(context, ids).repeat_interleave(held + 1, dim=0)
-            return aim(w, context.recall(context.state["steps"], context.split, ids).to(w.dtype))
+        def aims(keys: Tensor) -> Tensor:
+            w = self._w(context, keys // self._each)
+            return aim(w, recall_rows(context, context.state["steps"], keys.to(w.device)).to(w.dtype))
 
-        context.remember(context.state["steps"], context.split, steps)
         ids = context.splits[context.split].ids
-        remember_drawings(model, context, drawn, ids, self.likeness, aims)
+        keys = (ids[:, None] * self._each + torch.arange(self._each)).flatten()
+        remember_rows(context, context.state["steps"], keys, steps)
+        remember_drawings(model, context, drawn, keys, self.likeness, aims)
 
     def __call__(self, model: Any, batch: Batch, context: Context, aim: Aim) -> Values:
         """Return the loss an identity, (B,); diagnostics: the values of the two terms."""
         ids = batch["id"]
-        n, near, pooled = len(ids), self.near, self.pool is not None
+        n, near = len(ids), self.near
         w = self._w(context, ids).to(model.dtype)
-        kept = recall_drawings(context, context.state["drawn"], ids)
-        first = torch.arange(n, device=ids.device) * (len(kept.images) // n)
-        rows = [first] if self.local else []
-        steps = []
-        for number in range(near):
-            draw = context.randomness.child(f"neighbour {number}")
-            if self.pool is None:
-                steps.append(self._steps(context.reference(), w, ids, draw))
-            else:
-                rows.append(first + 1 + draw.integers(ids, self.pool))
-        if pooled and near:
-            held = context.recall(context.state["steps"], context.split, ids).to(w.dtype)
-            steps = [held[row] for row in rows[len(rows) - near :]]
-        places = [w] if self.local else []
-        mine = self.likeness.seen(model, torch.cat([*places, *(w + step for step in steps)]))
-        theirs = kept.rows(torch.cat(rows)) if rows else kept.rows(first[:0])
-        if not pooled and near:
+        keys = [ids * self._each] if self.local else []
+        draws = [context.randomness.child(f"neighbour {number}") for number in range(near)]
+        if self.pool is None:
+            steps = [self._steps(context.reference(), w, ids, draw) for draw in draws]
+        else:
+            near_keys = [ids * self._each + 1 + draw.integers(ids, self.pool) for draw in draws]
+            steps = [recall_rows(context, context.state["steps"], chosen).to(w.dtype) for chosen in near_keys]
+            keys += near_keys
+        mine = self.likeness.seen(model, torch.cat([*([w] if self.local else []), *(w + step for step in steps)]))
+        theirs = recall_drawings(context, context.state["drawn"], torch.cat(keys)) if keys else None
+        if self.pool is None and near:
             with torch.no_grad():
                 aims = torch.cat([aim(w, step) for step in steps])
-                theirs = theirs.joined(self.likeness.seen(context.reference(), aims))
+                fresh = self.likeness.seen(context.reference(), aims)
+                theirs = fresh if theirs is None else theirs.joined(fresh)
+        if theirs is None:
+            raise RuntimeError("neither of the two terms has anything to compare")
         values = self.likeness.between(mine, theirs).unflatten(0, (-1, n))
         local = values[0] if self.local else values.new_zeros(n)
         adjacent = values[1 if self.local else 0 :].sum(dim=0)
         total = self.local * local + self.adjacent * adjacent
         return Values(total, {"local": local.detach(), "adjacent": adjacent.detach()})
+
+    @property
+    def _each(self) -> int:
+        """Latents kept of each identity: its own, and those of the pool."""
+        return 1 + (self.pool if self.pool is not None and self.near else 0)
 
     def _w(self, context: Context, ids: Tensor) -> Tensor:
         return context.recall(context.state["latents"], context.split, ids.to(context.device))

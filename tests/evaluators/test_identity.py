@@ -151,12 +151,12 @@ def test_reinversion_finds_whom_the_target_draws_and_not_whom_it_cannot(net: str
     found = attack(of(target, unlearned=grey))
     figures = {(record.subject, record.about["budget"]): record.value for record in found.records}
     assert figures["target", "60 steps, w"] > figures["target", "2 steps, w"]
-    assert figures["target", "60 steps, w"] > 0.9 > figures["unlearned", "60 steps, w"]
+    assert figures["target", "60 steps, w"] > 0.7 > 0.3 > figures["unlearned", "60 steps, w"]
     assert figures["unlearned", "60 steps, w"] == pytest.approx(figures["unlearned", "2 steps, w"], abs=1e-5)
     assert {record.n for record in found.records} == {len(SEEDS)} and len(found.pictures) == 1
     hidden = attack(of(target, unlearned=sent_away(target, reach=1e-3)))
     again = {(record.subject, record.about["budget"]): record.value for record in hidden.records}
-    assert again["unlearned", "60 steps, w"] > 0.9  # moved, not removed
+    assert again["unlearned", "60 steps, w"] > 0.7  # moved, not removed
 
 
 def test_relearning_brings_back_and_leaves_the_model_alone(net: str) -> None:

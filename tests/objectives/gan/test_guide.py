@@ -15,6 +15,7 @@ from unlearn.models.embedders import identity_net, perceptual_net
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.likeness import Likeness, unpack
+from unlearn.objectives.gan.places import recall_rows
 from unlearn.randomness import Randomness
 
 STREAM = Randomness(0, "test")
@@ -108,7 +109,7 @@ def test_a_pool_holds_no_second_model_and_gives_the_same_images(tmp_path: Path) 
     found = guide(bench.model, bench.batch(), bench.context(step=5, reference=refuse))
     handle.remove()
     assert passes == [2 * (1 + 4)]
-    steps = bench.context().recall(bench.state["steps"], "forget", bench.splits["forget"].ids).view(2, 4, -1, 5)
+    steps = recall_rows(bench.context(), bench.state["steps"], torch.arange(8)).view(2, 4, -1, 5)
     w, mean = latents(bench), bench.target.w_avg
     for row in range(2):
         picks = [

@@ -11,6 +11,7 @@ import torch
 
 from tests.small_gan import Bench
 from unlearn.objectives.gan.likeness import Likeness
+from unlearn.objectives.gan.places import recall_rows
 from unlearn.objectives.gan.sugar import Sugar, Surrogate
 from unlearn.randomness import Randomness
 
@@ -80,8 +81,8 @@ def test_values_are_those_of_the_surrogates(pool: int | None, tmp_path: Path) ->
         if pool is None:
             steps.append(sugar.replacing._steps(bench.target, w, ids, draw))
         else:
-            held = context.recall(bench.state["steps"], "forget", ids).view(2, 1 + pool, *w.shape[1:])
-            steps.append(held[torch.arange(2), 1 + draw.integers(ids, pool)])
+            keys = ids * (1 + pool) + 1 + draw.integers(ids, pool)
+            steps.append(recall_rows(context, bench.state["steps"], keys))
     wanted = torch.zeros(2, dtype=torch.float64)
     for step in steps:
         theirs = ALIKE.seen(bench.target, sugar.aim(surrogate, w + step, mean))

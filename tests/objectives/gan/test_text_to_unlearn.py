@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from tests.small_gan import Bench, face_splits, small_gan, write_script
+from tests.small_gan import Bench, Words, face_splits, small_gan, write_script
 from unlearn.errors import RecipeError
 from unlearn.models.text_image import text_image_net
 from unlearn.objectives.gan.likeness import Likeness
@@ -17,26 +17,6 @@ from unlearn.objectives.gan.text_to_unlearn import TextToUnlearn, embedded
 from unlearn.randomness import Randomness
 
 PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
-
-
-class Words(nn.Module):
-    """Two texts and images in one space of four values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.look = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 4))
-        self.said = nn.Parameter(torch.randn(2, 4))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.look(images)
-
-    @torch.jit.export
-    def embed_images(self, images: Tensor) -> Tensor:
-        return self.look(images)
-
-    @torch.jit.export
-    def embed_texts(self, words: list[str]) -> Tensor:
-        return torch.stack([self.said[1 if word == "bright" else 0] for word in words])
 
 
 @pytest.fixture(scope="module")
