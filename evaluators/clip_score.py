@@ -20,10 +20,8 @@ from unlearn.evaluators.attacks.drawing import told_data
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
 from unlearn.evaluators.shared import is_told, sampled_items, samples
 from unlearn.metrics import Record
+from unlearn.models.text_image import MEAN, STD
 from unlearn.ranges import at_least
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the images that CLIP was trained on, where the folder does not say otherwise (Radford et al. 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)

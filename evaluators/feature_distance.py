@@ -14,10 +14,9 @@ from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
 from unlearn.evaluators.features import Features, Scripted, embedder_for
-from unlearn.evaluators.measures import Z95, frechet, kernel_distance
+from unlearn.evaluators.measures import Z95, frechet, frechet_spread, kernel_distance
 from unlearn.evaluators.shared import forgotten_names, samples
 from unlearn.metrics import Record
-from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 
 
@@ -89,7 +88,7 @@ class FeatureDistance(Evaluator):
         a: Tensor,
         b: Tensor,
     ) -> list[Record]:
-        spread = self._bootstrap(evaluation.randomness, a, b)
+        spread = frechet_spread(a, b, evaluation.randomness, self.bootstraps)
         value = frechet(a, b)
         figures: dict[str, tuple[float, tuple[float, float] | None]] = {
             "frechet": (value, (max(0.0, value - Z95 * spread), value + Z95 * spread)),
@@ -113,14 +112,6 @@ class FeatureDistance(Evaluator):
             )
             for kind, (distance, ci95) in figures.items()
         ]
-
-    def _bootstrap(self, randomness: Randomness, a: Tensor, b: Tensor) -> float:
-        """Return the standard deviation of the Frechet distance over resamples of both sides."""
-        rows = torch.arange(self.bootstraps)
-        of_a = randomness.child("bootstrap a").integers(rows, len(a), (len(a),))
-        of_b = randomness.child("bootstrap b").integers(rows, len(b), (len(b),))
-        found = [frechet(a[i], b[j]) for i, j in zip(of_a, of_b, strict=True)]
-        return torch.tensor(found, dtype=torch.float64).std().item()
 
 
 def real_ids(splits: Mapping[str, Split]) -> Tensor:

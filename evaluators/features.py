@@ -60,7 +60,7 @@ class SmallNet(nn.Module):
                 layers += [nn.Conv2d(taken, wanted, 3, padding=1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
             given, height, width = wanted, height // 2, width // 2
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(given * height * width, features))
+        self.body: nn.Sequential = nn.Sequential(*layers, nn.Flatten(), nn.Linear(given * height * width, features))
         self.head = nn.Linear(features, classes)
 
     def embed(self, inputs: Tensor) -> Tensor:

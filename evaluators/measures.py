@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearn.evaluators.base import share_ci95
+from unlearn.randomness import Randomness
 
 Z95 = 1.959964
 """Half the width of a normal 95 % interval, in standard errors."""
@@ -139,3 +140,28 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _kernel_diagonal(a: Tensor) -> Tensor:
     return (a.square().sum(1) / a.shape[1] + 1).pow(3)
+
+
+def frechet_spread(a: Tensor, b: Tensor, randomness: Randomness, bootstraps: int) -> float:
+    """Return the standard deviation of ``frechet`` over resamples of both sides, a (n, D) and b (m, D)."""
+    rows = torch.arange(bootstraps)
+    of_a = randomness.child("bootstrap a").integers(rows, len(a), (len(a),))
+    of_b = randomness.child("bootstrap b").integers(rows, len(b), (len(b),))
+    found = [frechet(a[i], b[j]) for i, j in zip(of_a, of_b, strict=True)]
+    return torch.tensor(found, dtype=torch.float64).std().item()
+
+
+def inside_manifold(points: Tensor, of: Tensor, k: int) -> Tensor:
+    """Return whether each point (n, D) lies in the manifold of others (m, D), (n,) bool.
+
+    The manifold is the union of balls around ``of``, each reaching as far as its k-th nearest neighbour among them.
+
+    Reference:
+        Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, 2019, eq. 1.
+        arXiv:1904.06991
+    """
+    of, points = of.double(), points.double()
+    own = torch.cdist(of, of, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    radii = own.kthvalue(k, dim=1).values
+    apart = torch.cdist(points, of, compute_mode="donot_use_mm_for_euclid_dist")
+    return (apart <= radii).any(dim=1)

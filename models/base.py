@@ -143,6 +143,20 @@ class Trains(Protocol):
 
 
 @runtime_checkable
+class TrainsAgainst(Protocol):
+    """Is trained against another network, its adversary, which is trained beside it: a GAN."""
+
+    def adversary(self, randomness: Randomness) -> nn.Module:
+        """Return a new adversary."""
+
+    def adversary_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the adversary's loss an item, (B,), whose gradient does not reach the model."""
+
+    def adversarial_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the model's loss an item, (B,); the adversary holds still."""
+
+
+@runtime_checkable
 class HasLikelihood(Protocol):
     """Gives the likelihood of an item."""
 
@@ -277,6 +291,26 @@ class HasHiddenStates(Protocol):
 
 
 @runtime_checkable
+class HasLatents(Protocol):
+    """Makes images of latents, in two stages: a GAN. Its attribute ``w_avg``, (w_dim,), is the mean of w."""
+
+    def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return z, (B, z_dim), one an id; the same id and randomness give the same in every model."""
+
+    def mapping(self, z: Tensor) -> Tensor:
+        """Map z to w, (B, w_dim)."""
+
+    def synthesis(self, w: Tensor, noise: Any = "const") -> Tensor:
+        """Map w, (B, w_dim) or one a layer (B, num_ws, w_dim), to images (B, C, H, W) in about [-1, 1]."""
+
+    def features(self, w: Tensor, noise: Any = "const") -> Tensor:
+        """Return the last features, (B, D, h, w), that become the images of w."""
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return images as grey levels, (B, C, H, W) uint8."""
+
+
+@runtime_checkable
 class InitialisesFromData(Protocol):
     """Sets some of its parameters from the first batch (ActNorm)."""
 
@@ -291,6 +325,7 @@ CAPABILITIES: dict[str, type] = {
     "denoises": Denoises,
     "continues": Continues,
     "hidden_states": HasHiddenStates,
+    "latents": HasLatents,
 }
 """Capabilities that objectives and evaluators ask for, by the name used in error messages. A new family adds its own
 protocol here; a plugin does so when its module is imported."""

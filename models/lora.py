@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from unlearn.errors import RecipeError
 from unlearn.models.scope import Scope, names_of_kinds, trainable
@@ -56,6 +58,9 @@ class Adapter:
 class Lora(Scope):
     """A low-rank update of linear and convolution layers, W + (alpha / rank) B A; B starts at zero.
 
+    peft brings it to the layers that it knows. Layers of a wrapper's own, or transposed convolutions (its attribute
+    ``low_rank_layers``), get it as a parametrisation of ``weight``, read as a matrix (first dimension, all others).
+
     The model without its adapter is the frozen target, so no second copy of it is needed. After the run the update is
     merged into the weights; ``keep_adapter`` also writes it apart, as peft reads it.
 
@@ -95,7 +100,8 @@ class Lora(Scope):
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
         """Put the matrices beside the chosen layers; the model's outputs do not change."""
         reached = {name.rpartition(".")[0] for name in trainable(model)}
-        layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, ADAPTED) and n in reached}
+        own: tuple[type[nn.Module], ...] = getattr(model, "low_rank_layers", ())
+        layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, ADAPTED + own) and n in reached}
         chosen = [name for name in layers if _any(self.include, name) and not _any(self.exclude, name)]
         if self.kinds is not None:
             places = {name.rpartition(".")[0] for name in names_of_kinds(model, self.kinds)}
@@ -108,7 +114,13 @@ class Lora(Scope):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("adapter").generator().initial_seed())
-            inject_adapter_in_model(self._config(chosen), model)
+            known = [name for name in chosen if isinstance(layers[name], ADAPTED)]
+            if known:
+                inject_adapter_in_model(self._config(known), model)
+            for name in chosen:
+                if name not in known:
+                    update = LowRank(layers[name].weight, self.rank, self._scale)
+                    parametrize.register_parametrization(layers[name], "weight", update)
 
     def select(self, model: nn.Module) -> list[str]:
         """Return the names of the adapter's matrices."""
@@ -117,7 +129,7 @@ class Lora(Scope):
     @contextmanager
     def off(self, model: nn.Module) -> Iterator[None]:
         """Let the model be the target while the body runs."""
-        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        layers = [layer for layer in model.modules() if isinstance(layer, (BaseTunerLayer, LowRank))]
         for layer in layers:
             layer.enable_adapters(False)
         try:
@@ -129,14 +141,21 @@ class Lora(Scope):
     def detach(self, model: Any, folder: Path) -> None:
         """Merge the update into the weights and take the matrices away; first write them where asked for."""
         adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        own = {
+            name: layer
+            for name, layer in model.named_modules()
+            if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], LowRank)
+        }
         if self.keep_adapter:
             weights = {
-                name.replace(".default", ""): parameter.detach().cpu().clone()
+                re.sub(PLACE, r".\1.weight", name.replace(".default", "")): parameter.detach().cpu().clone()
                 for name, parameter in model.named_parameters()
                 if ".lora_" in name
             }
             (folder / "adapter").mkdir(exist_ok=True)
-            model.write_adapter(Adapter(weights, self._config(list(adapted))), folder / "adapter")
+            model.write_adapter(Adapter(weights, self._config([*adapted, *own])), folder / "adapter")
+        for layer in own.values():
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         for name, layer in adapted.items():
             layer.merge()
             parent, _, own = name.rpartition(".")
@@ -148,6 +167,40 @@ class Lora(Scope):
 
     def _config(self, layers: list[str]) -> LoraConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)
+
+    @property
+    def _scale(self) -> float:
+        return (self.alpha or 2 * self.rank) / self.rank
+
+
+class LowRank(nn.Module):
+    """W -> W + scale B A, for a weight of any shape read as a matrix (first dimension, all others).
+
+    Args:
+        weight: W.
+        rank: of B A.
+        scale: see above.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
+        super().__init__()
+        rows, columns = weight.shape[0], weight[0].numel()
+        self.lora_A = nn.Parameter(weight.new_empty(rank, columns))
+        self.lora_B = nn.Parameter(weight.new_zeros(rows, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scale, self.on = scale, True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the updated weight, or W itself where the adapter is off."""
+        return weight + self.scale * (self.lora_B @ self.lora_A).view_as(weight) if self.on else weight
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the update on or off."""
+        self.on = enabled
+
+
+PLACE = r"\.parametrizations\.weight\.0\.(lora_[AB])$"
+"""Where a parametrisation keeps its matrices."""
 
 
 def _any(expressions: list[str], name: str) -> bool:

@@ -109,7 +109,8 @@ class Kind(Scope):
     Args:
         kinds: names from KINDS, or those that the wrapper adds (for diffusion models: cross_attention,
             cross_attention_kv, cross_attention_q, self_attention, feed_forward, not_cross_attention, denoiser,
-            text_encoder, text_encoder_mlp, text_encoder_last_attention, text_embeddings).
+            text_encoder, text_encoder_mlp, text_encoder_last_attention, text_embeddings;
+            for GANs: mapping, synthesis, to_rgb, affine, style_convolution, noise, constant).
     """
 
     kinds: list[str] = field(default_factory=lambda: ["linear", "convolution"])

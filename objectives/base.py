@@ -32,6 +32,7 @@ class Companion:
         groups: its terms by split name.
         optim: how the model moves -> how it moves; steps and batches are the model's, an average there is none.
         warmup: steps that it takes alone before the model's first step; they do not count either.
+        rests: whether it moves in those steps only, and holds still once the model moves.
         file: of safetensors in the run directory, beside ``model/``, into which it is written after the last step;
             empty for none.
     """
@@ -41,6 +42,7 @@ class Companion:
     groups: Mapping[str, Mapping[str, Objective]]
     optim: Callable[[Optim], Optim]
     warmup: int = 0
+    rests: bool = False
     file: str = ""
 
 

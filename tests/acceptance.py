@@ -219,6 +219,150 @@ def diffusion_folders(check: Check, folder: Path) -> None:
         shutil.rmtree(done)
 
 
+FACE_NETS = ("dlib_face", "mobile_face")
+"""The net that the losses look with, and one that none of them has seen."""
+PEOPLE = range(7, 15)
+
+
+def people(*seeds: int) -> str:
+    """Return the setting that has a recipe forget the faces of some seeds."""
+    return f"data.identities={json.dumps([{'seed': seed} for seed in seeds])}"
+
+
+def gan_faces(check: Check, folder: Path) -> None:
+    """GUIDE on eight faces, one at a time, against its parts; a run without a forget term is the control."""
+    parts = {
+        "average, local": ["recipe=gan/average_faces"],
+        "extrapolation, local": ["recipe=gan/guide_faces", "forget.adjacent=0", "retain=null"],
+        "+ adjacent": ["recipe=gan/guide_faces", "retain=null"],
+        "GUIDE": ["recipe=gan/guide_faces"],
+    }
+    table: dict[str, dict[str, list[float]]] = {name: {} for name in parts}
+    for seed in PEOPLE:
+        for name, (recipe, *settings) in parts.items():
+            began = time.monotonic()
+            quick = [people(seed), *settings, "gate=null", "evaluate.reinversion=null"]
+            done = run(recipe, *quick, f"output={list(parts).index(name)}-{seed}", cwd=folder)
+            figures = {"seconds": time.monotonic() - began, "frechet": figure(done, "frechet_dlib_face")}
+            for net in FACE_NETS:
+                for split in ("forget", "same_person", "neighbours", "strangers"):
+                    figures[f"{split}, {net}"] = figure(done, "identity_similarity", split=split, features=net)
+                figures[f"target latent, {net}"] = figure(done, "identity_similarity", "target_latent", features=net)
+            for key, value in figures.items():
+                table[name].setdefault(key, []).append(value)
+        whole, one = table["GUIDE"], f"GUIDE, seed {seed}"
+        check(f"{one}: seconds in all", whole["seconds"][-1], most=180)
+        for net in FACE_NETS:
+            person, aim = whole[f"forget, {net}"][-1], whole[f"target latent, {net}"][-1]
+            check(f"{one}: similarity to the person, {net}", person, most=0.3)
+            check(f"{one}: distance from the target latent's, {net}", abs(person - aim), most=0.1)
+            check(f"{one}: strangers before and after, {net}", whole[f"strangers, {net}"][-1], least=0.75)
+        ratio = whole["frechet"][-1] / table["extrapolation, local"]["frechet"][-1]
+        check(f"{one}: Frechet distance over that of extrapolation and local", ratio, most=0.5)
+    for name, columns in table.items():
+        for key, values in columns.items():
+            half = 2.365 * float(np.std(values, ddof=1)) / len(values) ** 0.5  # Student's t, 7 degrees of freedom
+            check(f"{name}: {key}, mean of {len(values)} (+- {half:.3f})", float(np.mean(values)))
+    idle = run("recipe=gan/guide_faces", "forget.weight=0", "gate=null", "output=control", cwd=folder)
+    kept = figure(idle, "identity_similarity", split="forget", features="mobile_face")
+    check("no forget term: similarity to the person (the control)", kept, least=0.9)
+
+
+def gan_digits(check: Check, folder: Path) -> None:
+    """A class of a StyleGAN2, by the methods for GANs, against the model that was retrained without it."""
+    for method in ("guide", "adapt_then_unlearn", "latent_projection"):
+        done = run(f"recipe=gan/{method}_digits", "gate=null", f"output={method}", cwd=folder)
+        shares = {
+            subject: figure(done, "sample_share", subject, category="3")
+            for subject in ("target", "unlearned", "retrained")
+        }
+        bound = max(0.2 * shares["target"], shares["retrained"] + 0.02)
+        what = f"{method}: share of threes (target {shares['target']:.3f}, retrained {shares['retrained']:.3f})"
+        check(what, shares["unlearned"], most=bound if method == "guide" else None)
+        ratio = figure(done, "frechet_digitnet8", split="retain") / figure(done, "frechet_digitnet8", "retrained")
+        check(
+            f"{method}: Frechet distance of the others over the retrained's",
+            ratio,
+            most=1.5 if method == "guide" else None,
+        )
+        check(f"{method}: seconds of unlearning", figure(done, "cost_seconds"))
+    idle = run("recipe=gan/guide_digits", "forget.weight=0", "gate=null", "output=control", cwd=folder)
+    share = figure(idle, "sample_share", category="3") / figure(idle, "sample_share", "target", category="3")
+    check("no forget term: share of threes over the target's (the control)", share, least=0.8)
+    for name, setting in (("surgery", "combine=pcgrad"), ("LoRA", "scope=lora"), ("saliency", "scope=saliency")):
+        done = run("recipe=gan/guide_digits", setting, "gate=null", f"output={name}", cwd=folder)
+        check(f"GUIDE, {setting}: share of threes", figure(done, "sample_share", category="3"))
+    for ranks in (1, 2):
+        settings = ["trainer.accelerator=cpu", "optim.steps=5", "gate=null", "evaluate=null"]
+        run("recipe=gan/guide_digits", *settings, f"trainer.devices={ranks}", f"output=ranks-{ranks}", cwd=folder)
+    one, two = (load_file(folder / f"ranks-{ranks}" / "model" / "model.safetensors") for ranks in (1, 2))
+    apart = max((value - two[key]).abs().max().item() for key, value in one.items())
+    check("GUIDE, two ranks against one: largest difference of a weight after 5 steps", apart, most=1e-4)
+
+
+def gan_several(check: Check, folder: Path) -> None:
+    """One, four and eight faces: GUIDE on all at once and one after the other, and SUGAR."""
+    for count in (1, 4, 8):
+        seeds = list(PEOPLE)[:count]
+        quick = ["gate=null", "evaluate.reinversion=null"]
+        last = "model.pretrained=face_dcgan"
+        for seed in seeds:
+            place = run("recipe=gan/guide_faces", people(seed), last, *quick, f"output=s{count}-{seed}", cwd=folder)
+            last = f"model.pretrained={place / 'model'}"
+        found = {"GUIDE in sequence": judged(place / "model", people(*seeds))}
+        for name, recipe in (("GUIDE at once", "guide"), ("SUGAR", "sugar")):
+            place = run(f"recipe=gan/{recipe}_faces", people(*seeds), *quick, f"output={recipe}{count}", cwd=folder)
+            found[name] = judged(place / "model", people(*seeds))
+        for name, figures in found.items():
+            for split in ("forget", "same_person", "neighbours", "strangers"):
+                most = 0.3 if split == "forget" else None
+                least = 0.75 if split == "strangers" and count == 1 else None
+                check(f"{name}, {count}: similarity, {split}", figures[split], least, most)
+
+
+def judged(model: Path, setting: str) -> dict[str, float]:
+    """Return what a net that no loss has seen says of a generator, by split, for some faces of the packaged one."""
+    from unlearn.data.splits import make_splits
+    from unlearn.evaluate import measured
+    from unlearn.randomness import Randomness
+    from unlearn.recipe import load
+
+    recipe = load("gan/guide_faces", [setting])
+    subjects = {"target": recipe.model.load(recipe.model.fetch("face_dcgan")), "unlearned": recipe.model.load(model)}
+    splits = make_splits(recipe.model.read(recipe.data.load()), recipe.data, Randomness(0, "splits"))
+    wanted = {"identity": recipe.evaluate["identity"]}
+    records = measured(wanted, subjects, splits, Randomness(0, "evaluate"), torch.device("cpu")).records
+    return {
+        record.split: record.value
+        for record in records
+        if (record.metric, record.subject) == ("identity_similarity", "unlearned")
+        and record.about.get("features") == "mobile_face"
+        and "score" not in record.about
+    }
+
+
+def gan_reinversion(check: Check, folder: Path) -> None:
+    """How near an attacker comes to the person on target and unlearned generator, by number of steps."""
+    done = run(
+        "recipe=gan/guide_faces",
+        people(*list(PEOPLE)[:4]),
+        "evaluate.reinversion.steps=[50,200,500]",
+        "gate=null",
+        "output=attacked",
+        cwd=folder,
+    )
+    for record in json.loads((done / "metrics.json").read_text())["records"]:
+        if record["metric"] == "attack_reinversion":
+            budget, net = record["about"]["budget"], record["about"]["features"]
+            check(f"{record['subject']}, {budget}, {net}: similarity that the attacker reaches", record["value"])
+    found = {name: figure(done, "attack_reinversion", name, features="mobile_face") for name in ("target", "unlearned")}
+    check(
+        "similarity reached on the unlearned generator over the target's",
+        found["unlearned"] / found["target"],
+        most=1.0,
+    )
+
+
 def kills(check: Check, folder: Path) -> None:
     """kill -9 at 20 random moments of a run of about 10 seconds, then resume=auto."""
     settings = [SMALL, "optim.steps=150"]
@@ -314,6 +458,10 @@ CHECKS: dict[str, Callable[[Check, Path], None]] = {
         diffusion_class,
         diffusion_key,
         diffusion_folders,
+        gan_faces,
+        gan_digits,
+        gan_several,
+        gan_reinversion,
         kills,
     )
 }

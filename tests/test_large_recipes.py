@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from tests.drawings import write_drawings
+from tests.small_gan import small_gan
 from unlearn.data.splits import train_split
 from unlearn.evaluators.feature_training import main as train_judge
 from unlearn.models.diffusion_wrapper import Diffusion
+from unlearn.models.gan_wrapper import LatentGenerator
 from unlearn.recipe import load
 from unlearn.run import main
 from unlearn.targets import training_key
@@ -123,3 +125,32 @@ def test_without_a_judge_the_recipe_says_what_to_type(
     assert "openmoji_judge/config.json is missing" in (told := capsys.readouterr().err)
     assert "--recipe NAME" in told
     assert not (here / "out").exists()
+
+
+def test_a_stylegan2_learns_faces_that_another_generator_drew(here: Path) -> None:
+    """The person is an image to it, whose latent is found by inversion; style mixing and both penalties are on."""
+    (here / "dcgan").mkdir()
+    small_gan("dcgan").save_pretrained(here / "dcgan")
+    narrow = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "layers": 2}
+    small = [
+        f"model.images_of={here / 'dcgan'}",
+        *(f"model.{name}={value}" for name, value in narrow.items()),
+        "data.strangers=12",
+        "data.test_strangers=8",
+        "pretrain.optim={steps: 2, batch: 4}",
+        "optim={steps: 2, batch: 2}",
+        "forget.pool=2",
+        "forget.inversion.steps=2",
+        "retain.pool=4",
+        "evaluate.identity={same_person: 1, neighbours: 1, strangers: 4, inversion: {steps: 2}}",
+        "evaluate.generator_distance={samples: 8, bootstraps: 2}",
+        "evaluate.reinversion={steps: [2], strangers: 4}",
+        "gate=null",
+        "output=out",
+    ]
+    assert main(["recipe=gan/stylegan2_faces", *small, *ON_CPU]) == 0
+    found = figures(here / "out")
+    assert found["identity_similarity"] >= {"unlearned", "target_latent"}
+    assert found["attack_reinversion"] == {"target", "unlearned"}
+    model = LatentGenerator.from_pretrained(here / "out" / "model")
+    assert model.kind == "stylegan2" and model.image_shape == (3, 64, 64)

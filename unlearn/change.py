@@ -33,7 +33,7 @@ from unlearn.randomness import Randomness
 from unlearn.reference import Reference, WithoutAdapter
 from unlearn.rundir import RunDir
 from unlearn.schema import Optim, Recipe
-from unlearn.targets import training_phase
+from unlearn.targets import training_module
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, s
     def train(model: Wrapper, split: str, optim: Optim) -> Wrapper:
         nonlocal steps
         further = copy.deepcopy(model).requires_grad_(True)
-        module = further_module(further, optim, materials.splits[split], seed)
+        module = training_module(further, optim, materials.splits[split], seed)
         fit(module, recipe.trainer, place.folder / f"trained-on-{split}", f"training on {split}")
         steps += module.step_count
         return further
@@ -133,11 +133,6 @@ def _heard(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def further_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:
-    """Return the module that trains a model further on a split."""
-    return UnlearningModule(model, [training_phase(model, optim)], {"retain": split}, seed)
 
 
 def build_module(

@@ -38,9 +38,9 @@ def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], rando
         if brought.name not in found:
             found[brought.name] = _phase(brought, optim)
         beside = found[brought.name]
-        if (beside.optim, beside.warmup) != (optim, brought.warmup):
-            first = {**asdict(beside.optim), "warmup": beside.warmup}
-            other = {**asdict(optim), "warmup": brought.warmup}
+        if (beside.optim, beside.warmup, beside.rests) != (optim, brought.warmup, brought.rests):
+            first = {**asdict(beside.optim), "warmup": beside.warmup, "rests": beside.rests}
+            other = {**asdict(optim), "warmup": brought.warmup, "rests": brought.rests}
             apart = [f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]]
             raise RecipeError(
                 f"{beside.owners[0]} and {group}/{name} train one network, {brought.name!r}, and differ in how it "
@@ -67,5 +67,6 @@ def _phase(companion: Companion, optim: Optim) -> Phase:
         primary=False,
         network=network,
         warmup=companion.warmup,
+        rests=companion.rests,
         file=companion.file,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from unlearn.change import Changed, build_module, change, further_module, prepare_masks, scope_lines
+from unlearn.change import Changed, build_module, change, prepare_masks, scope_lines
 from unlearn.checking import at_once, one_step
 from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
@@ -38,7 +38,7 @@ from unlearn.report.verdict import check_gates
 from unlearn.rundir import RunDir, header, new_folder
 from unlearn.schema import Recipe
 from unlearn.seeds import write_summary
-from unlearn.targets import new_model
+from unlearn.targets import new_model, training_module
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def check(recipe: Recipe) -> str:
         return at_once(recipe, model, splits)
     if recipe.edit is not None:
         optim = replace(getattr(recipe.edit, "optim", recipe.optim), steps=1)
-        module = further_module(model, optim, splits["forget"], recipe.seeds[0])
+        module = training_module(model, optim, splits["forget"], recipe.seeds[0])
     else:
         short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
         module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))

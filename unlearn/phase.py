@@ -33,6 +33,7 @@ class Phase:
         network: what moves, where it is not the model; its terms find it in their context.
         owners: the terms, ``group/name``, that brought the network, and that find it too.
         warmup: steps that it takes before the first primary one.
+        rests: whether it takes those alone; see Companion.
         file: where the network is written after the run; see Companion.
     """
 
@@ -46,6 +47,7 @@ class Phase:
     network: nn.Module | None = None
     owners: tuple[str, ...] = ()
     warmup: int = 0
+    rests: bool = False
     file: str = ""
 
     @property
@@ -55,7 +57,7 @@ class Phase:
 
     def is_due(self, step: int) -> bool:
         """Whether it moves at a step."""
-        return step >= self.first and step % self.every == 0
+        return step >= self.first and step % self.every == 0 and not (self.rests and step >= 0)
 
     def terms(self) -> Iterable[tuple[str, str, Objective]]:
         """Yield (group, name, objective)."""

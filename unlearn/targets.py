@@ -169,7 +169,7 @@ def train(
         if start and by:
             module = distillation(model, Reference(partial(config.load, start.folder)), by, pretrain, split)
         else:
-            module = UnlearningModule(model, [training_phase(model, pretrain.optim)], {"retain": split}, pretrain.seed)
+            module = training_module(model, pretrain.optim, split, pretrain.seed)
         part = "distil" if by else "pretrain"
         module.remedy = f"Type a smaller {part}.optim.lr, or {part}.optim.clip=1."
         seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
@@ -195,6 +195,13 @@ def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
         first = Feed({"retain": split}, {"retain": max(256, pretrain.optim.batch)}, stream.child("initialise"))
         model.initialise(split.batch(first.ids("retain", 0)), stream.child("initialise"))
     return model
+
+
+def training_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:
+    """Return the module that trains a model by its own training loss, with the network that it is trained against."""
+    phase = training_phase(model, optim)
+    beside = companions(phase, model, lambda: model, Randomness(seed, "companion"))
+    return UnlearningModule(model, [*beside, phase], {"retain": split}, seed)
 
 
 def training_phase(model: Wrapper, optim: Optim) -> Phase:

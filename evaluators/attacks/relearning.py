@@ -120,8 +120,10 @@ class Relearning(Evaluator):
                 yield step + 1, copy
 
 
-def picture(curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]], what: str) -> Picture:
-    """Draw the curves of all subjects, a panel for each number of items; ``what`` is on the vertical axis."""
+def picture(
+    curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]], what: str, items: str = "forget items"
+) -> Picture:
+    """Draw the curves of all subjects, a panel for each number of ``items``; ``what`` is on the vertical axis."""
     numbers = sorted({k for _, k in curves})
     figure = Figure(figsize=(max(4.0, 3.2 * len(numbers)), 2.8), dpi=DPI, facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
@@ -129,10 +131,10 @@ def picture(curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]], what:
         for subject in [subject for subject, number in curves if number == k]:
             steps, values = zip(*curves[subject, k], strict=True)
             axes.plot(steps, values, "o-", color=SUBJECTS.get(subject, OTHER), markersize=4, label=subject)
-        axes.set_title(f"trained on {k} forget items", fontsize=9, loc="left")
+        axes.set_title(f"trained on {k} {items}", fontsize=9, loc="left")
         axes.set_xlabel("steps", fontsize=8)
         axes.set_xticks(sorted({step for points in curves.values() for step, _ in points}))
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(min(-0.02, *(value for points in curves.values() for _, value in points)), 1.02)
         axes.tick_params(labelsize=8)
         axes.spines[["right", "top"]].set_visible(False)
     panels[0].set_ylabel(what, fontsize=8)
@@ -141,7 +143,7 @@ def picture(curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]], what:
         name="relearning",
         title="Relearning",
         caption=(
-            f"{what[:1].upper()}{what[1:]}, while a copy of each model is trained on a few forget items. Where the "
+            f"{what[:1].upper()}{what[1:]}, while a copy of each model is trained on a few {items}. Where the "
             "unlearned curve climbs above the retrained one, the data were hidden, not forgotten."
         ),
         png=encode(figure),

@@ -2,9 +2,15 @@
 
 import sys
 
-from tests.benchmarks import diffusion, edits, engine, language
+from tests.benchmarks import diffusion, edits, engine, gan, language
 
-BENCHMARKS = {"engine": engine.main, "language": language.main, "edits": edits.main, "diffusion": diffusion.main}
+BENCHMARKS = {
+    "engine": engine.main,
+    "language": language.main,
+    "edits": edits.main,
+    "diffusion": diffusion.main,
+    "gan": gan.main,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.evaluators.coloured import coloured, splits_of
+from tests.evaluators.gans import lively, sent_away
+from tests.evaluators.gans import of as gans_of
 from tests.evaluators.models import Obedient, evaluation_of, value
 from tests.evaluators.painters import class_painter, ink, word_painter
 from tests.evaluators.painters import threes as three_splits
@@ -47,8 +49,14 @@ SETTINGS = {
     "ring_a_bell": {"generations": 1, "population": 4, "samples": 4},
     "stepwise": {"new_tokens": 4},
     "restor": {"new_tokens": 12},
+    "identity": {"same_person": 2, "neighbours": 2, "strangers": 4},
+    "generator_distance": {"samples": 20, "bootstraps": 4},
+    "attribute_share": {"attributes": ["3"], "samples": 20},
+    "reinversion": {"steps": [2], "strangers": 4},
+    "face_relearning": {"pictures": [1], "steps": [0, 2], "strangers": 4},
     "muse": {"prompt_tokens": 8, "verbatim_tokens": 4, "knowledge_tokens": 4},
 }
+PEOPLE = {"same_person", "neighbours", "strangers"}
 SUBJECTS = ("target", "unlearned", "retrained")
 RUN = {"steps": 7, "seconds": 3.0, "target_seconds": 60.0, "peak_memory": 2**22, "state": {"forget": {"reached": 1}}}
 Splits = dict[str, Split]
@@ -96,6 +104,10 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
         }
+        generators = {"unlearned": sent_away(lively(), 1e-3), "retrained": sent_away(lively(), 1.0)}
+        faces = gans_of(lively(), seed=5, **generators)
+        names = ("identity", "generator_distance", "attribute_share", "reinversion", "face_relearning")
+        own |= dict.fromkeys(names, faces)
         painted = dict(zip(SUBJECTS, (class_painter(), class_painter(_3="8"), class_painter(_3="")), strict=True))
         written = dict(
             zip(SUBJECTS, (word_painter(), word_painter(_3=ink("8")), word_painter(dog=ink("8"))), strict=True)
@@ -168,7 +180,7 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
             assert record.n >= 1
             assert record.about.keys() <= ABOUT
             assert math.isfinite(record.value), record
-            assert record.split in {"forget", "retain", "holdout", "test", "probe", "cross_domain", ""}
+            assert record.split in {"forget", "retain", "holdout", "test", "probe", "cross_domain", "", *PEOPLE}
             without = name in ("cost", "goal", "sampling_time") or record.metric in ("forget_quality", "codes_changed")
             without |= record.n == 1 or record.value in (0, 0.5, 1, -100)  # nothing varies
             without |= record.about.get("score") == "floor"

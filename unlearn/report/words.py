@@ -35,6 +35,7 @@ _LABELS = {
     "attack_concept_inversion": "attack by concept inversion",
     "attack_unlearn_diff_atk": "attack by words in front (UnlearnDiffAtk)",
     "attack_ring_a_bell": "attack by other words (Ring-A-Bell)",
+    "attack_reinversion": "attack by re-inversion",
     "accuracy": "accuracy on samples",
     "attack_quantization": "attack by rounding the weights",
     "attack_in_context": "attack by examples in context",
@@ -63,6 +64,7 @@ _VALUES = {
     ("score", "accuracy"): "accuracy on samples",
     ("score", "of_target"): "of the target’s",
     ("score", "on_retain"): "on retain conditions",
+    ("score", "to_person"): "similarity to the person",
     ("category", "others"): "other items",
     ("category", "relearned"): "the items relearned",
 }
@@ -75,6 +77,7 @@ _PHRASES = {
 }
 HEADLINES = (
     "restoration_ratio",
+    "identity_similarity",
     "accuracy",
     "sample_share",
     "likelihood_quantile",
@@ -91,6 +94,9 @@ _SPLITS = {
     "test": "the test data",
     "probe": "the facts that were contradicted",
     "cross_domain": "what else forget items show",
+    "same_person": "other pictures of the person",
+    "neighbours": "strangers who look alike",
+    "strangers": "other strangers",
 }
 YES_NO = ("reached",)
 """Metrics whose value 1 or 0 means yes or no."""

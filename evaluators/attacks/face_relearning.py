@@ -1,0 +1,151 @@
+"""Relearning of a person: whether a short training on a few pictures brings them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.evaluators.attacks.relearning import Curves, picture
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.people import (
+    Scale,
+    check_judges,
+    drawn,
+    judges,
+    latents,
+    near_latents,
+    over_people,
+    people,
+    seen,
+    strangers,
+)
+from unlearn.metrics import Record
+from unlearn.models.identity_latents import packaged_perceptual
+from unlearn.models.inversion import Inversion
+from unlearn.ranges import above, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceRelearning(Evaluator):
+    """Trains a copy of every subject on k pictures of each identity and measures the likeness of others of the person.
+
+    The pictures are what the target draws close to the identity's latent (``evaluate.identity``'s same_person); the
+    copy is trained to draw them from the same latents, by the squared difference of pixels and a packaged perceptual
+    distance, Adam on all weights. The figure is the similarity of what it then draws of held-out latents to what the
+    target draws of them. The retrained model is trained at its own latents of the identity: what k pictures teach.
+
+    Args:
+        identities: at most so many, drawn by the seed; null takes all.
+        pictures: numbers of pictures an identity that are trained on, each >= 1.
+        held: pictures an identity that are measured and never trained on.
+        steps: steps after which the copy is measured, each >= 0; 0 is before the attack.
+        lr: learning rate, > 0.
+        near: how far pictures lie from the identity, as a share of the way to a drawn latent.
+        inversion: how the latents of images are found.
+        strangers: faces that the similarity's scale is taken from.
+        features: net that judges; by default the packaged one that no loss takes by default.
+        batch_size: images at once in the measurement; does not change the result.
+    """
+
+    identities: int | None = 4
+    pictures: list[int] = field(default_factory=lambda: [1, 4])
+    held: int = 2
+    steps: list[int] = field(default_factory=lambda: [0, 10, 50])
+    lr: float = 1e-3
+    near: float = 0.1
+    inversion: Inversion = field(default_factory=Inversion)
+    strangers: int = 32
+    features: str | None = None
+    batch_size: int = 32
+
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, identities=1, held=1, strangers=4, batch_size=1)
+        above(self, lr=0, near=0)
+        for name, least in (("pictures", 1), ("steps", 0)):
+            given = getattr(self, name)
+            if not given or min(given) < least or len(set(given)) < len(given):
+                raise ValueError(f"{name} is {given}; it must be different numbers, each >= {least}")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse images that no net fits."""
+        check_judges(splits, None if self.features is None else [self.features])
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_relearning`` for every subject, number of pictures and of steps, and the curves."""
+        target = evaluation.models["target"]
+        net = judges(None if self.features is None else [self.features], target.image_shape)[0]
+        ids = people(evaluation, self.identities)
+        scale = Scale.of(net, seen(target, strangers(evaluation, self.strangers), [net], self.batch_size)[0])
+        places = self._places(evaluation, "target", ids)
+        shown = torch.cat([drawn(target, part) for part in places.flatten(0, 1).split(self.batch_size)])
+        shown = shown.unflatten(0, places.shape[:2])
+        wanted = net(shown[:, : self.held].flatten(0, 1)).cpu()
+        owners = torch.arange(len(ids)).repeat_interleave(self.held)
+        findings, curves = Findings(), Curves()
+        for subject, model in evaluation.models.items():
+            own = places if subject != "retrained" else self._places(evaluation, subject, ids)
+            for k in sorted(self.pictures):
+                curves[subject, k] = []
+                trained = slice(self.held, self.held + k)
+                pairs = own[:, trained].flatten(0, 1), shown[:, trained].flatten(0, 1)
+                for steps, copy in self._copies(model, *pairs):
+                    faces = seen(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
+                    values = scale.similarity(wanted, faces)
+                    budget = f"{k} pictures, {steps} steps"
+                    findings.records.append(self._record(evaluation, subject, budget, scale, values, owners))
+                    curves[subject, k].append((steps, findings.records[-1].value))
+        findings.pictures.append(picture(curves, "similarity to the person", "pictures of each person"))
+        return findings
+
+    def _places(self, evaluation: Evaluation, subject: str, ids: Tensor) -> Tensor:
+        """Return latents close to each identity's, held-out ones first, (n, held + k, num_ws, w_dim)."""
+        number = self.held + max(self.pictures)
+        w = latents(evaluation, subject, "forget", ids, self.inversion)
+        found: Tensor = near_latents(evaluation, ids, w, number, self.near).unflatten(0, (len(ids), number))
+        return found
+
+    def _copies(self, model: Any, w: Tensor, images: Tensor) -> Iterator[tuple[int, Any]]:
+        """Yield (steps, the copy so far) at each number of steps; the model itself stays as it is."""
+        copy = deepcopy(model).requires_grad_(True)
+        optimizer = torch.optim.Adam(copy.parameters(), lr=self.lr)
+        perceptual = packaged_perceptual(tuple(images.shape[1:]))
+        if 0 in self.steps:
+            yield 0, copy
+        for step in range(max(self.steps)):
+            with torch.enable_grad():
+                found = copy.synthesis(w)
+                loss = (found - images.to(found)).square().flatten(1).mean(dim=1)
+                if perceptual is not None:
+                    loss = loss + perceptual(found, images)
+                optimizer.zero_grad()
+                loss.mean().backward()
+            optimizer.step()
+            if step + 1 in self.steps:
+                yield step + 1, copy
+
+    def _record(
+        self, evaluation: Evaluation, subject: str, budget: str, scale: Scale, values: Tensor, owners: Tensor
+    ) -> Record:
+        mean, ci95 = over_people(values, owners)
+        return Record(
+            evaluator="face_relearning",
+            metric="attack_relearning",
+            subject=subject,
+            split="same_person",
+            about={"budget": budget, "features": scale.net.name},
+            value=mean,
+            ci95=ci95,
+            n=len(values),
+            seed=evaluation.seed,
+            direction="retrained",
+            detector=scale.net.detector,
+        )

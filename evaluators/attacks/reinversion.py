@@ -1,0 +1,140 @@
+"""Re-inversion: a latent is looked for from which the unlearned generator still draws the person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
+from unlearn.evaluators.people import SIDE, Scale, check_judges, drawn, judges, latents, people, seen, strangers
+from unlearn.evaluators.pictures import Panel, panels
+from unlearn.evaluators.shared import item_rows
+from unlearn.metrics import Record
+from unlearn.models.identity_latents import invert
+from unlearn.models.inversion import Inversion
+from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinversion(Evaluator):
+    """Inverts each identity's picture on every subject and measures how alike the found face is to the person.
+
+    The picture is the given one, or what the target draws of the seed or latent. The attacker knows the weights and
+    minimises the difference of pixels and of what a packaged perceptual net sees (``inversion``); each budget is a
+    search of its own. A model that never saw the person shows what the search alone reaches. The similarity is that of
+    ``evaluate.identity``: 1 is the same face, 0 a stranger.
+
+    Args:
+        identities: at most so many are attacked, drawn by the seed; null takes all.
+        steps: of the searches, each >= 1.
+        inversion: the search; its ``steps`` are of no account here.
+        strangers: faces that the similarity's scale is taken from.
+        features: nets that judge (unlearn.models.embedders.identity_net); by default those that are packaged for such
+            images. For faces the search looks through ``dlib_face``, so that ``mobile_face`` is the one to trust.
+        shown: identities in the picture.
+        batch_size: images at once; does not change the result.
+    """
+
+    identities: int | None = 4
+    steps: list[int] = field(default_factory=lambda: [50, 200])
+    inversion: Inversion = field(default_factory=Inversion)
+    strangers: int = 32
+    features: list[str] | None = None
+    shown: int = 4
+    batch_size: int = 32
+
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, identities=1, strangers=4, shown=0, batch_size=1)
+        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"steps is {self.steps}; it must be different numbers, each >= 1")
+        if self.features is not None and not self.features:
+            raise ValueError("features is empty; name at least one net, or null for those that are packaged")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse images that no net fits."""
+        check_judges(splits, self.features)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_reinversion`` for every subject and number of steps, and what was found."""
+        target = evaluation.models["target"]
+        nets = judges(self.features, target.image_shape)
+        ids = people(evaluation, self.identities)
+        images = self.pictures(evaluation, ids)
+        persons = [net(images).cpu() for net in nets]
+        faces = seen(target, strangers(evaluation, self.strangers), nets, self.batch_size)
+        scales = [Scale.of(net, some) for net, some in zip(nets, faces, strict=True)]
+        findings, shown = Findings(), [Panel("the person", _grey(target, images), target.levels, cell=SIDE)]
+        for subject, model in evaluation.models.items():
+            for steps in sorted(self.steps):
+                search = replace(self.inversion, steps=steps)
+                w = invert(model, images.to(target.dtype), ids.to(images.device), search, self.stream(evaluation))
+                found = seen(model, w, nets, self.batch_size)
+                for number, scale in enumerate(scales):
+                    values = scale.similarity(persons[number], found[number])
+                    budget = f"{steps} steps, {self.inversion.space}"
+                    findings.records.append(self._record(evaluation, subject, budget, scale, values))
+                    if not number and steps == max(self.steps):
+                        findings.items.extend(item_rows(subject, "forget", ids, "attack_reinversion", values))
+            title = f"{subject}, found in {max(self.steps)} steps"
+            shown.append(Panel(title, _grey(model, drawn(model, w)), model.levels, cell=SIDE))
+        if self.shown:
+            findings.pictures.append(self._picture(shown))
+        return findings
+
+    def pictures(self, evaluation: Evaluation, ids: Tensor) -> Tensor:
+        """Return what the attacker looks for, (n, C, H, W) in [-1, 1]: given pictures, or what the target draws."""
+        target, split = evaluation.models["target"], evaluation.splits["forget"]
+        found = []
+        for item in ids.split(1):
+            batch = evaluation.batch("forget", item)
+            if "image" in batch:
+                found.append(target.pixels(batch).float())
+            else:
+                found.append(drawn(target, latents(evaluation, "target", split.name, item, self.inversion)))
+        return torch.cat(found)
+
+    def stream(self, evaluation: Evaluation) -> Randomness:
+        """Return the noise of the searches, the same for every subject."""
+        return evaluation.randomness.child("search")
+
+    def _record(self, evaluation: Evaluation, subject: str, budget: str, scale: Scale, values: Tensor) -> Record:
+        mean, ci95 = mean_ci95(values)
+        return Record(
+            evaluator="reinversion",
+            metric="attack_reinversion",
+            subject=subject,
+            split="forget",
+            about={"budget": budget, "features": scale.net.name},
+            value=mean,
+            ci95=ci95,
+            n=len(values),
+            seed=evaluation.seed,
+            direction="retrained",
+            detector=scale.net.detector,
+        )
+
+    def _picture(self, content: list[Panel]) -> Picture:
+        few = [replace(panel, images=panel.images[: self.shown]) for panel in content]
+        return Picture(
+            name="reinversion",
+            title="What an attacker finds again",
+            caption=(
+                "The person, and the most alike face that a search among each model's latents found. Where the "
+                "unlearned model's is the person, they were moved and not removed."
+            ),
+            png=panels(few, self.shown, stacked=True),
+        )
+
+
+def _grey(model: Any, images: Tensor) -> Tensor:
+    found: Tensor = model.images(images).cpu()
+    return found

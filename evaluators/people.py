@@ -1,0 +1,166 @@
+"""What evaluators of identities share: whose faces, where they lie among latents, and what a net makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Split
+from unlearn.data.identities import FIRST_STRANGER, IdentityData
+from unlearn.distributed import map_ids
+from unlearn.errors import RecipeError
+from unlearn.evaluators.base import Evaluation, mean_ci95
+from unlearn.evaluators.shared import some_of
+from unlearn.models.embedders import Embedder, identity_net
+from unlearn.models.identity_latents import latents_of, latents_of_seeds
+from unlearn.models.inversion import Inversion
+from unlearn.randomness import Randomness
+
+FIRST_DRAWN = 2 * FIRST_STRANGER
+"""Seeds of strangers where the data has none of its own; no item has one."""
+
+SIDE = 128
+"""Pixels that a face of a sheet is enlarged to, by a whole factor."""
+
+
+def judges(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
+    """Return the nets that tell identities apart; the first chooses neighbours.
+
+    By default those that are packaged: for faces ``mobile_face``, which no loss takes by default, then ``dlib_face``.
+    """
+    if features is not None:
+        return [identity_net(name, shape) for name in features]
+    try:
+        first = identity_net(None, shape)
+    except RecipeError as error:
+        raise RecipeError(f"{error} Type features=[FILE.pt].") from error
+    return [identity_net("mobile_face", shape), first] if first.name == "dlib_face" else [first]
+
+
+def check_judges(splits: Mapping[str, Split], features: Sequence[str] | None) -> None:
+    """Refuse images that no net fits, where their shape is known already."""
+    if "shape" in (info := splits["forget"].dataset.info):
+        judges(features, info["shape"])
+
+
+def people(evaluation: Evaluation, limit: int | None) -> Tensor:
+    """Return the ids of the identities that are judged: all forget items, or some drawn by the seed."""
+    return some_of(evaluation, "forget", limit)
+
+
+def latents(evaluation: Evaluation, subject: str, split: str, ids: Tensor, inversion: Inversion | str) -> Tensor:
+    """Return the latents of items under a subject, (n, num_ws, w_dim), found once."""
+    key = ("latents", subject, split, repr(inversion))
+    known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
+    missing = torch.tensor([item for item in ids.tolist() if item not in known], dtype=torch.int64)
+    if len(missing):
+        dataset, stream = evaluation.splits[split].dataset, Randomness(evaluation.seed, "inversion")
+        found = latents_of(evaluation.models[subject], dataset, missing, inversion, stream)
+        known |= dict(zip(missing.tolist(), found, strict=True))
+    return torch.stack([known[item] for item in ids.tolist()])
+
+
+def strangers(evaluation: Evaluation, n: int) -> Tensor:
+    """Return the target's latents of n strangers whom no method saw, (n, num_ws, w_dim).
+
+    They are the data's own test strangers; where it has too few, further seeds that no item has.
+    """
+    seeds: list[int] = []
+    dataset = evaluation.splits["forget"].dataset
+    if isinstance(dataset, IdentityData):
+        chosen = torch.nonzero(dataset.having(["strangers"]) & dataset.is_test).flatten()[:n]
+        seeds = dataset.batch(chosen)["seed"].tolist() if len(chosen) else []
+    seeds += range(FIRST_DRAWN, FIRST_DRAWN + n - len(seeds))
+    return latents_of_seeds(evaluation.models["target"], torch.tensor(seeds))
+
+
+def near_latents(evaluation: Evaluation, ids: Tensor, w: Tensor, number: int, step: float) -> Tensor:
+    """Return latents close to those of identities, (n * number, num_ws, w_dim), those of one side by side.
+
+    Each lies ``step`` of the way from w (n, num_ws, w_dim) to a drawn latent.
+    """
+    target = evaluation.models["target"]
+    keys = (ids[:, None] * number + torch.arange(number)).flatten().to(w.device)
+    drawn = target.mapping(target.latent(keys, Randomness(evaluation.seed, "same person")))
+    start = w.repeat_interleave(number, dim=0)
+    found: Tensor = start + step * (drawn[:, None] - start)
+    return found
+
+
+def other_pictures(evaluation: Evaluation, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids of further pictures of identities, and to which of ``ids`` each belongs, (m,) each."""
+    dataset = evaluation.splits["forget"].dataset
+    chosen, owners = [], []
+    if isinstance(dataset, IdentityData):
+        further = torch.nonzero(dataset.having(["same_person"])).flatten().tolist()
+        for place, item in enumerate(ids.tolist()):
+            mine = [other for other in further if dataset.labels[other] == dataset.labels[item]]
+            chosen += mine
+            owners += [place] * len(mine)
+    return torch.tensor(chosen, dtype=torch.int64), torch.tensor(owners, dtype=torch.int64)
+
+
+def drawn(model: Any, w: Tensor) -> Tensor:
+    """Return what a model draws of latents as it is shown, in [-1, 1]: rounded to its grey levels."""
+    scale: float = 2 / (model.levels - 1)
+    grey: Tensor = model.images(model.synthesis(w))
+    return grey.float() * scale - 1
+
+
+def seen(model: Any, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
+    """Return the embeddings of what a model draws of latents (N, num_ws, w_dim), (N, D) a net, on the CPU."""
+    sizes: list[int] = []
+
+    def look(rows: Tensor) -> Tensor:
+        images = drawn(model, w[rows])
+        found = [net(images) for net in nets]
+        sizes[:] = [part.shape[1] for part in found]
+        return torch.cat(found, dim=1)
+
+    found = map_ids(look, torch.arange(len(w), device=w.device), batch_size).cpu()
+    return list(found.split(sizes, dim=1))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a distance means: 1 for the same face, 0 for that of a stranger.
+
+    Attributes:
+        net: whose distance.
+        apart: m, mean distance between unrelated faces of the target.
+        ci95: its 95 % interval.
+        pairs: behind it.
+    """
+
+    net: Embedder
+    apart: float
+    ci95: tuple[float, float] | None
+    pairs: int
+
+    @classmethod
+    def of(cls, net: Embedder, faces: Tensor) -> Scale:
+        """Return the scale by embeddings (n, D) of unrelated faces, each paired with the next."""
+        distances = net.distance(faces, faces.roll(1, 0))
+        mean, ci95 = mean_ci95(distances)
+        return cls(net, max(mean, torch.finfo(torch.float32).tiny), ci95, len(distances))
+
+    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return 1 - d / m of embeddings (n, D), (n,)."""
+        return 1 - self.net.distance(a, b) / self.apart
+
+
+def over_people(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean of values (n,) and its interval: over identities, or over values where there is one identity.
+
+    Args:
+        values: of items.
+        owners: identity of each, (n,) int64.
+    """
+    different = owners.unique()
+    if len(different) < 2:
+        return mean_ci95(values)
+    return mean_ci95(torch.stack([values[owners == owner].double().mean() for owner in different]))

@@ -1,0 +1,103 @@
+"""The latents of items: of seeds, of latents themselves, and of images, which are inverted or encoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Dataset
+from unlearn.errors import RecipeError
+from unlearn.models.embedders import Perceptual, perceptual_net, scripted
+from unlearn.models.inversion import Inversion
+from unlearn.randomness import Randomness
+
+SEEDS = Randomness(0, "identities")
+"""Stream of the latents of seeds, the same in every run."""
+
+AT_ONCE = 16
+"""Images that are inverted at once; each as if it were alone."""
+
+
+def latents_of(model: Any, dataset: Dataset, ids: Tensor, inversion: Inversion | str, randomness: Randomness) -> Tensor:
+    """Return the latents of items, (n, num_ws, w_dim), one a layer, without gradient, in the model's float type.
+
+    The same for the same arguments, whoever asks, and, up to rounding, however the items are grouped.
+
+    Args:
+        model: that has latents (unlearn.models.base.HasLatents).
+        dataset: of identities, or of images.
+        ids: of the items, (n,).
+        inversion: how the latents of images are found; or the path of an encoder, a TorchScript file (``.pt``) that
+            maps images (B, C, H, W) in [-1, 1] to latents (B, w_dim) or (B, num_ws, w_dim).
+        randomness: of the noise of an inversion.
+
+    Raises:
+        RecipeError: an item is neither a seed nor an image nor a latent, or a latent does not fit the model.
+    """
+    found = torch.empty(len(ids), model.num_ws, len(model.w_avg), dtype=model.dtype, device=model.w_avg.device)
+    rows = [(place, _kind(dataset, item)) for place, item in enumerate(ids.tolist())]
+    for kind in ("seed", "image", "w"):
+        places = torch.tensor([place for place, what in rows if what == kind], dtype=torch.int64)
+        for part in places.split(AT_ONCE) if len(places) else ():
+            batch = {
+                key: value.to(found.device) for key, value in dataset.batch(ids[part.to(ids.device)].cpu()).items()
+            }
+            found[part.to(found.device)] = _of(kind, model, batch, inversion, randomness)
+    return found
+
+
+def latents_of_seeds(model: Any, seeds: Tensor) -> Tensor:
+    """Return the latents of seeds (n,), (n, num_ws, w_dim), without gradient."""
+    with torch.no_grad():
+        w = model.mapping(model.latent(seeds.to(model.w_avg.device), SEEDS))
+    return layered(model, w)
+
+
+def layered(model: Any, w: Tensor) -> Tensor:
+    """Return w (B, w_dim), (B, 1, w_dim) or (B, num_ws, w_dim) as one a layer, (B, num_ws, w_dim)."""
+    w = w if w.dim() == 3 else w[:, None]
+    if w.shape[1] not in (1, model.num_ws) or w.shape[2] != len(model.w_avg):
+        raise RecipeError(
+            f"A latent of shape {tuple(w.shape[1:])} does not fit the model, whose latents are "
+            f"({model.num_ws}, {len(model.w_avg)}), or ({len(model.w_avg)},) for all layers."
+        )
+    return w.expand(-1, model.num_ws, -1)
+
+
+def _kind(dataset: Dataset, item: int) -> str:
+    if hasattr(dataset, "kind"):
+        return str(dataset.kind(item))
+    if "image" in dataset.batch(torch.tensor([item])):
+        return "image"
+    raise RecipeError("The items of the data are neither images nor latents of a generator. Type data=identities.")
+
+
+def _of(kind: str, model: Any, batch: dict[str, Tensor], inversion: Inversion | str, randomness: Randomness) -> Tensor:
+    if kind == "seed":
+        return latents_of_seeds(model, batch["seed"])
+    if kind == "w":
+        return layered(model, batch["w"].to(model.dtype))
+    return invert(model, model.pixels(batch), batch["id"], inversion, randomness)
+
+
+def invert(model: Any, images: Tensor, ids: Tensor, inversion: Inversion | str, randomness: Randomness) -> Tensor:
+    """Return the latents of images (B, C, H, W) in [-1, 1], (B, num_ws, w_dim); arguments as ``latents_of``.
+
+    An inversion compares pixels and, where a packaged perceptual net fits the images, what that net sees.
+    """
+    if isinstance(inversion, str):
+        encoder = scripted(inversion, "encoder")[1].to(images.device)
+        with torch.no_grad():
+            return layered(model, encoder(images.float()).to(model.dtype))
+    distance = packaged_perceptual(tuple(images.shape[1:])) if inversion.features else None
+    return layered(model, inversion(model, images, ids, randomness, distance).latents)
+
+
+def packaged_perceptual(shape: tuple[int, ...]) -> Perceptual | None:
+    """Return the packaged perceptual distance that fits images of a shape (C, H, W), None where there is none."""
+    try:
+        return perceptual_net(None, shape)
+    except RecipeError:
+        return None

@@ -1,0 +1,111 @@
+"""A direction among latents along which something appears, found from what the target draws and a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearn.errors import RecipeError
+from unlearn.objectives.base import Context
+from unlearn.objectives.gan.judging import Judge
+from unlearn.randomness import Randomness
+
+Way = Literal["mean_difference", "hyperplane"]
+Space = Literal["z", "w"]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A unit vector among latents, and where on it things lie.
+
+    Args:
+        axis: (D,), of length 1.
+        border: projection that tells latents with from latents without.
+        without: mean projection of those without.
+    """
+
+    axis: Tensor
+    border: float
+    without: float
+
+    def beyond(self, latents: Tensor, border: float) -> Tensor:
+        """Return how far latents (B, D) lie beyond a border, (B,), 0 for those that do not."""
+        return (latents @ self.axis.to(latents) - border).clamp(min=0)
+
+
+def prior(model: Any, numbers: Tensor, space: Space, seed: int) -> Tensor:
+    """Return drawn latents, (B, D): z, or w of z."""
+    z: Tensor = model.latent(numbers, Randomness(seed, "direction"))
+    return z if space == "z" else model.mapping(z)
+
+
+def find(
+    model: Any, context: Context, judge: Judge, samples: int, way: Way, space: Space, chance: float = 0.5
+) -> Direction:
+    """Return the direction towards what a judge sees in more than ``chance`` of the images of drawn latents.
+
+    Args:
+        model: the target.
+        context: of the term.
+        judge: the classifier.
+        samples: images that are judged.
+        way: ``mean_difference``: from the mean of the latents without to that of those with, the border half-way;
+            ``hyperplane``: the normal of a linear support vector machine, and its plane.
+        space: of which latents.
+        chance: probability from which on an image shows it.
+
+    Raises:
+        RecipeError: fewer than two images with, or without.
+    """
+    numbers = torch.arange(samples)
+
+    def likely(part: Tensor) -> Tensor:
+        latents = prior(model, part.to(context.device), space, context.randomness.seed)
+        w = model.mapping(latents) if space == "z" else latents
+        return judge.probability(model, model.synthesis(w), context)
+
+    with torch.no_grad():
+        shown = context.map_ids(likely, numbers, batch_size=32).cpu() > chance
+        latents = (
+            torch.cat(
+                [prior(model, part.to(context.device), space, context.randomness.seed) for part in numbers.split(256)]
+            )
+            .double()
+            .cpu()
+        )
+    if shown.sum() < 2 or (~shown).sum() < 2:
+        raise RecipeError(
+            f"{int(shown.sum())} of {samples} images of the target show what is to be forgotten, and a direction asks "
+            "for two with and two without. Type more samples, or another classifier or label."
+        )
+    axis, border = WAYS[way](latents, shown)
+    return Direction(axis, border, float((latents[~shown] @ axis).mean()))
+
+
+def mean_difference(latents: Tensor, shown: Tensor) -> tuple[Tensor, float]:
+    """Return (mu+ - mu-) / |mu+ - mu-| and the projection of (mu+ + mu-) / 2."""
+    plus, minus = latents[shown].mean(dim=0), latents[~shown].mean(dim=0)
+    axis = (plus - minus) / (plus - minus).norm()
+    return axis, float((plus + minus) / 2 @ axis)
+
+
+def hyperplane(latents: Tensor, shown: Tensor) -> tuple[Tensor, float]:
+    """Return the unit normal of a linear support vector machine, towards those with, and its plane's projection."""
+    from sklearn.svm import LinearSVC
+
+    machine = LinearSVC(class_weight="balanced", dual=False, random_state=0)
+    machine.fit(latents.numpy(), shown.numpy())
+    normal = np.asarray(machine.coef_)[0]
+    length = float(np.linalg.norm(normal))
+    return torch.from_numpy(normal / length), float(-machine.intercept_[0] / length)
+
+
+WAYS: dict[Way, Callable[[Tensor, Tensor], tuple[Tensor, float]]] = {
+    "mean_difference": mean_difference,
+    "hyperplane": hyperplane,
+}

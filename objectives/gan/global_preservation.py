@@ -1,0 +1,124 @@
+"""GUIDE's global term: what the target draws of other latents stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Split
+from unlearn.errors import RecipeError
+from unlearn.models.inversion import Inversion
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.gan.judging import Judge
+from unlearn.objectives.gan.likeness import Likeness, Seen
+from unlearn.objectives.gan.places import key_of, recall_drawings, remember_drawings, remember_latents
+from unlearn.randomness import Randomness
+from unlearn.ranges import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalPreservation(Objective):
+    """Keep the target's images: T(w_r, w_r), w_r = mapping(z) of one drawn z, or an item's latent, an item.
+
+    At the target itself the gradient is 0. Where the mapping network may move, drawn latents go through it as it is,
+    so that what it makes of z stays as well.
+
+    Args:
+        latents: ``drawn``: of the prior, as in the paper, whatever the items are; ``items``: those of the items, found
+            once (an image's by ``inversion``).
+        pool: so many z are drawn once, and the target's images of them computed once; null draws them at each step, as
+            the paper does, and holds a second model for their images.
+        judge: packaged feature net, or the folder of one: drawn latents in whose image it sees a label that is to
+            be forgotten are left out; null leaves none out, which is right for single identities.
+        likeness: T; the paper's is LPIPS alone.
+        inversion: how the latents of images are found.
+        encoder: TorchScript file that maps images to latents, in place of the inversion.
+
+    Reference:
+        the global preservation loss of Seo et al., Generative Unlearning for Any Identity, 2024. arXiv:2405.09879
+    """
+
+    latents: Literal["drawn", "items"] = "drawn"
+    pool: int | None = 256
+    judge: str | None = None
+    likeness: Likeness = field(default_factory=lambda: Likeness(features=0.0, identity=0.0))
+    inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
+
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, pool=1)
+
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse nets that do not look at such images."""
+        self.likeness.check(splits[split].dataset.info)
+        if self.judge is not None:
+            Judge(self.judge).check(splits)
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Keep the target's images of the latents."""
+        context.state["drawn"] = f"global_{key_of(self)}"
+        if self.latents == "items":
+            context.state["latents"] = name = remember_latents(model, context, self.encoder or self.inversion)
+            ids = context.splits[context.split].ids
+
+            def found(part: Tensor) -> Tensor:
+                return context.recall(name, context.split, part)
+
+            remember_drawings(model, context, context.state["drawn"], ids, self.likeness, found)
+        elif self.pool is not None:
+            numbers = torch.arange(self.pool)
+            remember_drawings(
+                model,
+                context,
+                context.state["drawn"],
+                numbers,
+                self.likeness,
+                lambda part: model.mapping(self._z(model, part, context)),
+            )
+            context.state["spared"] = numbers
+            if self.judge is not None:
+                images = recall_drawings(context, context.state["drawn"], numbers).images
+                spared = numbers[Judge(self.judge).probability(model, images, context) < 0.5]
+                if not len(spared):
+                    raise RecipeError("global_preservation: the judge leaves no drawn latent. Type judge=null.")
+                context.state["spared"] = spared
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the distance of the two models' images an item, (B,)."""
+        ids = batch["id"]
+        keep: Tensor | float = 1.0
+        if self.latents == "items":
+            w = context.recall(context.state["latents"], context.split, ids).to(model.dtype)
+            theirs = recall_drawings(context, context.state["drawn"], ids)
+        elif self.pool is not None:
+            spared = context.state["spared"].to(ids.device)
+            chosen = spared[context.randomness.integers(ids, len(spared))]
+            w = model.mapping(self._z(model, chosen, context))
+            theirs = recall_drawings(context, context.state["drawn"], chosen)
+        else:
+            z = model.latent(ids, context.randomness)
+            w = model.mapping(z)
+            theirs, keep = self._now(z, context)
+        values = self.likeness.between(self.likeness.seen(model, w), theirs) * keep
+        return Values(values, {"distance": values.detach()})
+
+    @torch.no_grad()
+    def _now(self, z: Tensor, context: Context) -> tuple[Seen, Tensor | float]:
+        """Return what the target draws of z, and 0 for what is left out, 1 for the others."""
+        target = context.reference()
+        theirs = self.likeness.seen(target, target.mapping(z))
+        if self.judge is None:
+            return theirs, 1.0
+        return theirs, (Judge(self.judge).probability(target, theirs.images, context) < 0.5).to(z)
+
+    def _z(self, model: Any, numbers: Tensor, context: Context) -> Tensor:
+        found: Tensor = model.latent(numbers, Randomness(context.randomness.seed, "global"))
+        return found

@@ -1,0 +1,117 @@
+"""Features are forgotten along a direction of the latents: what lies beyond a border is drawn as what lies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearn.data.base import Batch, Split
+from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
+from unlearn.objectives.gan.judging import Judge
+from unlearn.objectives.gan.likeness import Likeness
+from unlearn.ranges import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentProjection(Objective):
+    """Draw z as the target draws z - (e . z - t) e where e . z > t, and as it draws z itself elsewhere.
+
+    e is the unit vector from the mean of latents whose images lack the feature to the mean of those whose images show
+    it, among images that the target draws; no data are needed. L = T(z, aim of z), one drawn z an item.
+
+    The paper collects the images by hand; here a classifier does it. Of the paper's text only summaries could be had:
+    the weights of its three parts (reconstruction, unlearning, perceptual) are assumed equal, and so is t, half-way
+    between the two means.
+
+    Args:
+        classifier: packaged feature net, folder of one, or TorchScript file (see Judge); null takes the one that fits.
+        label: its classes that are to be forgotten; by default those that the forget items have as a whole.
+        samples: images of the target that are judged.
+        space: latents of the direction, z or w.
+        direction: ``mean_difference`` as above, or ``hyperplane``, the normal of a linear classifier of latents.
+        threshold: t; null takes the border that ``direction`` gives.
+        depth: how far within the border the aim lies: 0 on it (the paper), 1 at the mean of those without.
+        draws: ``all`` latents, or only those ``beyond`` the border, with another term that keeps the others.
+        likeness: T.
+
+    State:
+        axis: e.
+
+    Reference:
+        Moon et al., Feature Unlearning for Pre-trained GANs and VAEs, 2024. arXiv:2303.05699
+    """
+
+    classifier: str | None = None
+    label: list[str] = field(default_factory=list)
+    samples: int = 1000
+    space: Space = "z"
+    direction: Way = "mean_difference"
+    threshold: float | None = None
+    depth: float = 0.0
+    draws: Literal["all", "beyond"] = "all"
+    likeness: Likeness = field(default_factory=lambda: Likeness(pixels=1.0, norm="l2", features=0.0, identity=0.0))
+
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, samples=4, depth=0)
+
+    @property
+    def judge(self) -> Judge:
+        """Who says what images show."""
+        return Judge(self.classifier, self.label)
+
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse nets that do not look at such images, and a classifier that knows nothing of what is forgotten."""
+        self.likeness.check(splits[split].dataset.info)
+        self.judge.check(splits)
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Find the direction, and which of the drawn latents lie beyond the border."""
+        found = find(model, context, self.judge, self.samples, self.direction, self.space)
+        border = found.border if self.threshold is None else self.threshold
+        context.state.update(axis=found.axis, border=border, aim=border + self.depth * (found.without - border))
+        if self.draws == "beyond":
+            numbers = torch.arange(self.samples)
+            with torch.no_grad():
+                latents = torch.cat(
+                    [
+                        prior(model, part.to(context.device), self.space, context.randomness.seed)
+                        for part in numbers.split(256)
+                    ]
+                )
+            past = numbers[(found.beyond(latents, border) > 0).cpu()]
+            context.state["beyond"] = past if len(past) else numbers[:1]
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return T of one drawn latent an item, (B,); diagnostics: the share of latents beyond the border."""
+        ids = batch["id"]
+        if self.draws == "beyond":
+            chosen = context.state["beyond"].to(ids.device)
+            numbers = chosen[context.randomness.integers(ids, len(chosen))]
+            z = prior(model, numbers, "z", context.randomness.seed)
+        else:
+            z = model.latent(ids, context.randomness)
+        with torch.no_grad():
+            target = context.reference()
+            here = z if self.space == "z" else target.mapping(z)
+            aim = self.moved(here, context)
+            theirs = self.likeness.seen(target, target.mapping(aim) if self.space == "z" else aim)
+            far = (aim != here).any(dim=1).to(z)
+        values = self.likeness.between(self.likeness.seen(model, model.mapping(z)), theirs)
+        return Values(values, {"beyond": far})
+
+    def moved(self, latents: Tensor, context: Context) -> Tensor:
+        """Return where latents (B, D) are brought: those beyond the border to the aim, others nowhere."""
+        state = context.state
+        found = Direction(state["axis"].to(latents), state["border"], 0.0)
+        past = found.beyond(latents, found.border)
+        back = torch.where(past > 0, past + state["border"] - state["aim"], past)
+        return latents - back[:, None] * found.axis

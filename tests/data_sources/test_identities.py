@@ -1,0 +1,115 @@
+"""Identities: who is to be forgotten, strangers, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.models.test_gan import small
+from unlearn.data.identities import FIRST_STRANGER, Identities, Identity, IdentityData
+from unlearn.data.splits import make_splits
+from unlearn.errors import RecipeError
+from unlearn.models.gan import StyleGAN2
+from unlearn.randomness import Randomness
+from unlearn.recipe import load
+
+
+def picture(path: Path, size: tuple[int, int] = (10, 6), grey: int = 255) -> str:
+    """Black, with a square of one colour in the middle that fills the height."""
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    left = (size[0] - size[1]) // 2
+    pixels[:, left : left + size[1]] = grey
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def test_seeds_and_strangers_fall_into_splits() -> None:
+    """Strangers are the same whoever is forgotten, and skip a seed that an identity has."""
+    source = Identities(identities=[Identity(seed=7), Identity(seed=FIRST_STRANGER + 1)], strangers=3, test_strangers=2)
+    dataset = source.load()
+    splits = make_splits(dataset, source, Randomness(0, "splits"))
+    seeds = {name: split.batch(split.ids)["seed"].tolist() for name, split in splits.items()}
+    first = FIRST_STRANGER
+    assert seeds == {"forget": [7, first + 1], "retain": [first, first + 2, first + 3], "test": [first + 4, first + 5]}
+    assert dataset.labels[:3] == ["seed 7", f"seed {first + 1}", ""] and dataset.kind(0) == "seed"
+    other = Identities(identities=[Identity(seed=3)], strangers=3, test_strangers=2).load()
+    assert other.batch(torch.arange(1, 4))["seed"].tolist() == [first, first + 1, first + 2]
+    assert other.fingerprint != dataset.fingerprint
+    assert (
+        other.fingerprint == Identities(identities=[Identity(seed=3)], strangers=3, test_strangers=2).load().fingerprint
+    )
+
+
+def test_several_kinds_in_one_batch(tmp_path: Path) -> None:
+    save_file({"w": torch.arange(6.0).view(2, 3)}, tmp_path / "ann.safetensors")
+    image, other = picture(tmp_path / "bob.png"), picture(tmp_path / "bob again.png", grey=51)
+    source = Identities(
+        identities=[
+            Identity(seed=1),
+            Identity(image=image, others=[other]),
+            Identity(latent=str(tmp_path / "ann.safetensors"), name="Ann"),
+        ],
+        strangers=1,
+    )
+    dataset = source.load()
+    assert isinstance(dataset, IdentityData) and dataset.info == {}
+    assert [dataset.kind(item) for item in range(4)] == ["seed", "image", "w", "image"]
+    assert dataset.labels[:4] == ["seed 1", "bob", "Ann", "bob"]
+    with pytest.raises(RecipeError, match="at which size"):
+        dataset.batch(torch.tensor([1]))
+    shaped = small("stylegan2").read(dataset)
+    assert shaped.info == {"shape": (1, 8, 8), "levels": 17} and shaped.fingerprint == dataset.fingerprint
+    batch = shaped.batch(torch.arange(4))
+    assert batch["seed"].tolist() == [1, -1, -1, -1]
+    assert batch["image"].shape == (4, 1, 8, 8) and batch["image"][1].eq(16).all() and batch["image"][0].eq(0).all()
+    assert batch["image"][3].eq(3).all()  # 51 of 255 is 3.2 of 16
+    assert batch["w"][2].tolist() == [[0, 1, 2], [3, 4, 5]] and batch["w"][0].isnan().all()
+    assert set(shaped.batch(torch.tensor([0]))) == {"id", "label", "seed"}
+    splits = make_splits(shaped, source, Randomness(0))
+    assert splits["holdout"].ids.tolist() == [3]
+    assert 3 not in splits["forget"].ids and 3 not in splits["retain"].ids
+
+
+def test_a_given_generator_says_how_large_images_are(tmp_path: Path) -> None:
+    small("stylegan2").save_pretrained(tmp_path)
+    dataset = Identities(identities=[Identity(image=picture(tmp_path / "a.png"))]).load()
+    assert StyleGAN2(pretrained=str(tmp_path)).read(dataset).info["shape"] == (1, 8, 8)
+    assert StyleGAN2().read(dataset).info == {}
+
+
+def test_the_recipe_takes_them_as_records() -> None:
+    recipe = load("flow/category_digits", ["data={name: identities, identities: [{seed: 3}, {seed: 4}], strangers: 2}"])
+    assert isinstance(recipe.data, Identities) and [one.name for one in recipe.data.identities] == ["seed 3", "seed 4"]
+
+
+def test_what_is_wrong_is_refused(tmp_path: Path) -> None:
+    for given in ({}, {"seed": 1, "image": "x.png"}, {"seed": -1}):
+        with pytest.raises(ValueError, match=r"one of seed, image and latent|must be >= 0"):
+            Identity(**given)
+    with pytest.raises(RecipeError, match="stands there twice"):
+        Identities(identities=[Identity(seed=1), Identity(seed=1)]).load()
+    with pytest.raises(RecipeError, match="who is to be forgotten"):
+        Identities(identities=[]).load()
+    (tmp_path / "x.png").write_text("no picture")
+    with pytest.raises(RecipeError, match="no picture"):
+        Identities(identities=[Identity(image=str(tmp_path / "x.png"))]).load()
+    for tensors in (
+        {"a": torch.zeros(2), "b": torch.zeros(2)},
+        {"w": torch.tensor([torch.nan])},
+        {"w": torch.zeros(1, 1, 2)},
+    ):
+        save_file(tensors, tmp_path / "w.safetensors")
+        with pytest.raises(RecipeError, match="must hold a tensor w"):
+            Identities(identities=[Identity(latent=str(tmp_path / "w.safetensors"))]).load()
+    with pytest.raises(ValueError, match="strangers is 0"):
+        Identities(strangers=0)
+    for number, shape in enumerate([(2,), (3,)]):
+        save_file({"w": torch.zeros(shape)}, tmp_path / f"{number}.safetensors")
+    two = Identities(
+        identities=[Identity(latent=str(tmp_path / f"{number}.safetensors")) for number in range(2)]
+    ).load()
+    with pytest.raises(RecipeError, match="different shapes"):
+        two.batch(torch.arange(2))

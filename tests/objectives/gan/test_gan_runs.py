@@ -1,0 +1,194 @@
+"""GAN objectives in real runs: what may move moves, all combinations and scopes, a resume, and two ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.command import ROOT
+from tests.command import unlearn as command
+from tests.small import digits_splits as flow_splits
+from tests.small import small_glow
+from tests.small_gan import OPTIM, SYNTHESIS, digit_splits, small_gan, small_job
+from unlearn.errors import Interrupted, RecipeError
+from unlearn.fit import fit
+from unlearn.models.gan_wrapper import LatentGenerator
+from unlearn.models.lora import Lora
+from unlearn.models.scope import Kind, Saliency, Scope
+from unlearn.objectives.base import Objective
+from unlearn.objectives.common.ewc import EWC
+from unlearn.objectives.common.training_loss import TrainingLoss
+from unlearn.objectives.gan.global_preservation import GlobalPreservation
+from unlearn.objectives.gan.guide import Guide
+from unlearn.objectives.gan.latent_projection import LatentProjection
+from unlearn.objectives.gan.sugar import Sugar
+from unlearn.objectives.surgery import GRU, OneSided, PCGrad
+from unlearn.randomness import Randomness
+from unlearn.run import main
+from unlearn.schema import Trainer
+
+GUIDE = {"forget": {"guide": Guide(pool=3)}, "retain": {"keep": GlobalPreservation(pool=6)}}
+CASES: dict[str, dict[str, dict[str, Objective]]] = {
+    "guide": GUIDE,
+    "paper": {"forget": {"guide": Guide(pool=None)}, "retain": {"keep": GlobalPreservation(pool=None)}},
+    "average": {"forget": {"guide": Guide(target="average", pool=3)}, "retain": {"ewc": EWC(items=2)}},
+    "sugar": {"forget": {"sugar": Sugar(pool=2, surrogate_steps=2)}, "retain": {"ewc": EWC(items=2)}},
+}
+
+
+def run(module: Any, folder: Path, **settings: Any) -> dict[str, Tensor]:
+    given = {"accelerator": "cpu", "precision": "64-true", "tensorboard": False, **settings}
+    fit(module, Trainer(**given), folder, "t")
+    return {name: value.detach().clone() for name, value in module.model.named_parameters()}
+
+
+@pytest.mark.parametrize("kinds", [["to_rgb"], ["style_convolution", "affine"]], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
+    name: str, kinds: list[str], tmp_path: Path
+) -> None:
+    """With weight decay and momentum, which reach no tensor that is out of scope; nor is the target touched."""
+    optim = replace(OPTIM, name="adamw", weight_decay=0.1, ema=0.5)
+    module = small_job(CASES[name], tmp_path, scope=Kind(kinds), optim=optim)
+    start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
+    may_move = set(Kind(kinds).select(module.model))
+    after = run(module, tmp_path / "run")
+    assert {key for key in start if not torch.equal(start[key], after[key])} == may_move
+    assert all(torch.equal(value, start[key]) for key, value in module.reference().named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "dcgan"])
+@pytest.mark.parametrize(
+    ("scope", "combine"),
+    [
+        (SYNTHESIS, PCGrad()),
+        (SYNTHESIS, OneSided()),
+        (SYNTHESIS, GRU()),
+        (Lora(rank=2, kinds=["synthesis"]), None),
+        (Lora(rank=2, kinds=["synthesis"]), PCGrad()),
+        (Saliency(share=0.3, include=["synthesis", "main"]), None),
+    ],
+    ids=["pcgrad", "one_sided", "gru", "lora", "lora_pcgrad", "saliency"],
+)
+def test_guide_with_surgery_adapters_and_masks(scope: Scope, combine: Any, kind: str, tmp_path: Path) -> None:
+    module = small_job(GUIDE, tmp_path, kind, scope=scope, combine=combine)
+    start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
+    after = run(module, tmp_path / "run")
+    chosen = set(scope.select(module.model))
+    moved = {key for key in start if not torch.equal(start[key], after[key])}
+    assert moved and moved <= chosen and all(value.isfinite().all() for value in after.values())
+    if scope.is_adapter:
+        assert all(".lora_" in key for key in moved)
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "dcgan"])
+def test_an_adapter_is_the_target_when_off_and_is_merged(kind: str, tmp_path: Path) -> None:
+    """The images do not change when the update is merged, nor those of the target while the adapter moves."""
+    scope = Lora(rank=2, alpha=6, kinds=["synthesis"], keep_adapter=True)
+    module = small_job(GUIDE, tmp_path, kind, scope=scope)
+    model, target = module.model, small_gan(kind)
+    w = target.mapping(target.latent(torch.arange(3), module.stream))
+    before = target.synthesis(w)
+    torch.testing.assert_close(model.synthesis(w), before)  # B begins at 0
+    run(module, tmp_path / "run")
+    after = model.synthesis(w).detach()
+    torch.testing.assert_close(module.reference().synthesis(w), before)
+    assert float((after - before).detach().abs().max()) > 1e-4
+    scope.detach(model, tmp_path)
+    torch.testing.assert_close(model.synthesis(w), after)
+    assert model.state_dict().keys() == target.state_dict().keys()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    model.save_pretrained(tmp_path)
+    again = LatentGenerator.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.synthesis(w), after)
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    """Latents, images and surrogates are read back; the adversary of the retain term warmed up before."""
+    groups = {
+        "forget": {"guide": Guide(pool=2), "sugar": Sugar(pool=None, surrogate_steps=2)},
+        "retain": {"keep": GlobalPreservation(pool=4), "ewc": EWC(items=2)},
+    }
+    optim = replace(OPTIM, steps=4)
+    whole = run(small_job(groups, tmp_path / "w", optim=optim), tmp_path / "whole", checkpoint_every=2)
+    stopped = small_job(groups, tmp_path / "c", optim=optim)
+    stopped.on_train_batch_end = lambda *_: setattr(stopped, "stop_asked", stopped.step_count == 3)  # type: ignore
+    with pytest.raises(Interrupted, match="step 3 of 4"):
+        run(stopped, tmp_path / "cut", checkpoint_every=2)
+    resumed = run(small_job(groups, tmp_path / "c", optim=optim), tmp_path / "cut", checkpoint_every=2)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    """The control: another batch is another run."""
+    runs = [
+        run(small_job(GUIDE, tmp_path / str(number), optim=optim), tmp_path / f"run{number}")
+        for number, optim in enumerate((OPTIM, replace(OPTIM, accumulate=2), replace(OPTIM, batch=3)))
+    ]
+    gaps = [max(float((runs[0][key] - other[key]).abs().max()) for key in runs[0]) for other in runs[1:]]
+    assert gaps[0] < 1e-6 < 1e-4 < gaps[1]
+
+
+def test_class_forgetting_and_the_adversary_in_one_run(tmp_path: Path) -> None:
+    """Latent projection beside the adversarial loss, whose discriminator warms up; every parameter moves."""
+    groups = {
+        "forget": {"away": LatentProjection(classifier="digitnet8", label=["7"], samples=60)},
+        "retain": {"keep": TrainingLoss(warmup=2)},
+    }
+    module = small_job(groups, tmp_path, splits=digit_splits())
+    start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
+    after = run(module, tmp_path / "run")
+    assert {key for key in start if not torch.equal(start[key], after[key])} == set(SYNTHESIS.select(module.model))
+
+
+def test_only_an_adversary_warms_up() -> None:
+    """A flow has none: warmup would have no effect."""
+    model, stream = small_glow(flow_splits()), Randomness(0)
+    assert TrainingLoss().companion(model, lambda: model, "retain", stream) is None
+    with pytest.raises(RecipeError, match="no other network"):
+        TrainingLoss(warmup=3).companion(model, lambda: model, "retain", stream)
+    found = TrainingLoss(warmup=3).companion(small_gan(), lambda: None, "retain", stream)
+    assert found is not None and (found.warmup, found.rests) == (3, False)
+    with pytest.raises(ValueError, match="warmup"):
+        TrainingLoss(warmup=-1)
+
+
+SMALL = f"recipe={ROOT}/tests/recipes/small_gan.yaml"
+
+
+def test_two_ranks_are_one_rank_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GUIDE on a StyleGAN2 whose identities are images, 3 items a step shared by two; the control is another seed."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("UNLEARN_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    settings = [SMALL, "trainer.precision=64-true", "optim.batch=3", "combine=pcgrad"]
+    assert main([*settings, "output=one"]) == 0
+    assert main([*settings, "output=other", "seed=1"]) == 0
+    done = command(*settings, "output=two", "trainer.devices=2", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    one, two, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"][0]
+        for name in ("one", "two", "other")
+    )
+
+    def gap(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+        return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+    assert gap(one, two) < 1e-6 < 1e-4 < gap(one, other)
+
+
+@pytest.mark.parametrize(
+    "setting", ["scope={name: lora, rank: 2, kinds: [synthesis]}", "scope={name: saliency, include: [synthesis]}"]
+)
+def test_adapters_and_masks_through_the_recipe_alone(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert main([SMALL, setting, "optim.steps=2", "output=out"]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()

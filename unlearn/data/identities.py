@@ -1,0 +1,227 @@
+"""Identities that a generator draws, given by a seed, an image or a latent, and strangers beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unlearn.data.base import Batch, Dataset, Source
+from unlearn.data.images import label_numbers
+from unlearn.errors import RecipeError
+from unlearn.ranges import at_least
+
+Kind = Literal["seed", "image", "w"]
+
+FIRST_STRANGER = 1_000_000
+"""Seeds of strangers begin here, so that they are the same whoever is forgotten."""
+
+
+@dataclass
+class Identity:
+    """Somebody whom a generator draws: one of ``seed``, ``image`` and ``latent``.
+
+    Args:
+        seed: number of a latent.
+        image: file of a picture, which is brought to the generator's size; its latent is found by inversion.
+        latent: safetensors file whose tensor ``w``, or only tensor, is (w_dim,), or (num_ws, w_dim), one a layer.
+        name: what it is called; by default ``seed 7``, or the file's name.
+        others: further pictures of the same person; they are never trained on.
+    """
+
+    seed: int | None = None
+    image: str | None = None
+    latent: str | None = None
+    name: str = ""
+    others: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse records that say who it is not once."""
+        given = [key for key in ("seed", "image", "latent") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"an identity has one of seed, image and latent, not {' and '.join(given) or 'none'}")
+        at_least(self, seed=0)
+        if not self.name:
+            self.name = f"seed {self.seed}" if self.seed is not None else Path(str(self.image or self.latent)).stem
+
+
+@dataclass
+class Identities(Source):
+    """Who is to be forgotten (attribute ``forget``), and strangers, who are to stay (``retain``).
+
+    Labels are the names of the identities; strangers have none. Further pictures of an identity are test items with its
+    label and the attributes ``forget`` and ``same_person`` (the holdout); the test strangers have the attribute
+    ``strangers``. All strangers are seeds that no identity has.
+
+    Args:
+        identities: who is to be forgotten.
+        strangers: how many to keep.
+        test_strangers: how many that no method sees.
+    """
+
+    identities: list[Identity] = field(default_factory=lambda: [Identity(seed=7)])
+    strangers: int = 256
+    test_strangers: int = 256
+
+    def __post_init__(self) -> None:
+        """Forget the identities, and keep the strangers, where nothing else is said. Refuse numbers below 1."""
+        at_least(self, strangers=1, test_strangers=0)
+        self.forget = self.forget.or_label("forget")
+        self.retain = self.retain.or_label("retain")
+
+    def load(self) -> Dataset:
+        """Read the files; no network. Raises RecipeError where one is missing or wrong, or a name stands twice."""
+        if not self.identities:
+            raise RecipeError("data=identities needs who is to be forgotten. Type data.identities=[{seed: 7}].")
+        names = [identity.name for identity in self.identities]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise RecipeError(f"data.identities: {min(twice)!r} stands there twice. Give each a name of its own.")
+        taken = {identity.seed for identity in self.identities}
+        numbers = (number for number in range(FIRST_STRANGER, FIRST_STRANGER + 2**31) if number not in taken)
+        rows = [_row(identity) for identity in self.identities]
+        rows += [
+            Row("image", _read(path), identity.name, frozenset({"forget", "same_person"}), test=True)
+            for identity in self.identities
+            for path in identity.others
+        ]
+        rows += [Row("seed", next(numbers), "", frozenset({"retain"})) for _ in range(self.strangers)]
+        rows += [Row("seed", next(numbers), "", frozenset({"strangers"}), True) for _ in range(self.test_strangers)]
+        return IdentityData(rows)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An item.
+
+    Args:
+        kind: how it is given.
+        content: the seed; the picture, (H, W, 3) uint8; or the latent, (k, w_dim).
+        label: whose it is; empty for strangers.
+        attributes: what it is for.
+        test: whether no method may see it.
+    """
+
+    kind: Kind
+    content: Any
+    label: str
+    attributes: frozenset[str]
+    test: bool = False
+
+
+class IdentityData(Dataset):
+    """Items that are seeds, images or latents.
+
+    Args:
+        rows: the items.
+        shape: (C, H, W) of the generator that draws them; None before it is known (``shaped``).
+        levels: grey levels of its images.
+    """
+
+    def __init__(self, rows: Sequence[Row], shape: tuple[int, ...] | None = None, levels: int = 256) -> None:
+        self.rows = rows
+        self.labels = [row.label for row in rows]
+        self.attributes = [row.attributes for row in rows]
+        self.is_test: Tensor = torch.tensor([row.test for row in rows])
+        self.info = {} if shape is None else {"shape": tuple(shape), "levels": levels}
+        content = hashlib.sha256(
+            repr([(row.kind, row.label, sorted(row.attributes), row.test) for row in rows]).encode()
+        )
+        for row in rows:
+            content.update(str(row.content).encode() if row.kind == "seed" else np.asarray(row.content).tobytes())
+        self.fingerprint = content.hexdigest()
+        self._numbers = label_numbers(self)
+
+    def kind(self, item: int) -> Kind:
+        """Return how an item is given."""
+        return self.rows[item].kind
+
+    def shaped(self, shape: tuple[int, ...], levels: int) -> IdentityData:
+        """Return the same items for a generator that makes images (C, H, W) of so many grey levels."""
+        return IdentityData(self.rows, shape, levels)
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return ``id``, ``label`` (B,), and ``seed``, ``image`` or ``w`` where any item of the batch is given so.
+
+        ``seed`` is (B,) int64, ``image`` (B, C, H, W) uint8 and ``w`` (B, k, w_dim). Where a batch mixes kinds, the
+        places of the other items hold -1, 0 and nan. Latents of one batch must have one shape.
+        """
+        rows = [self.rows[item] for item in ids.tolist()]
+        found: Batch = {"id": ids, "label": self._numbers[ids]}
+        kinds = {row.kind for row in rows}
+        if "seed" in kinds:
+            found["seed"] = torch.tensor([row.content if row.kind == "seed" else -1 for row in rows])
+        if "image" in kinds:
+            empty = torch.zeros(self._shape, dtype=torch.uint8)
+            found["image"] = torch.stack([self._image(row) if row.kind == "image" else empty for row in rows])
+        if "w" in kinds:
+            shapes = {tuple(row.content.shape) for row in rows if row.kind == "w"}
+            if len(shapes) > 1:
+                raise RecipeError(f"data.identities: the latents have different shapes {sorted(shapes)}. Give one.")
+            empty = torch.full(shapes.pop(), torch.nan)
+            found["w"] = torch.stack([row.content if row.kind == "w" else empty for row in rows])
+        return found
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        if "shape" not in self.info:
+            raise RecipeError(
+                "data.identities gives images, and nothing says at which size the model draws. "
+                "Type model.pretrained=FOLDER."
+            )
+        shape: tuple[int, ...] = self.info["shape"]
+        return shape
+
+    def _image(self, row: Row) -> Tensor:
+        """Return a picture, its middle square, as the generator's images are, (C, H, W) uint8."""
+        channels, height, width = self._shape
+        picture = Image.fromarray(row.content)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = picture.crop((left, top, left + side, top + side)).convert("L" if channels == 1 else "RGB")
+        if square.size != (width, height):
+            square = square.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(square)).view(height, width, channels).permute(2, 0, 1)
+        scale: float = (self.info["levels"] - 1) / 255
+        return (pixels.float() * scale).round().to(torch.uint8)
+
+
+def _row(identity: Identity) -> Row:
+    wanted = frozenset({"forget"})
+    if identity.seed is not None:
+        return Row("seed", identity.seed, identity.name, wanted)
+    if identity.image is not None:
+        return Row("image", _read(identity.image), identity.name, wanted)
+    return Row("w", _latent(str(identity.latent)), identity.name, wanted)
+
+
+def _read(path: str) -> Any:
+    """Return a picture, (H, W, 3) uint8."""
+    try:
+        with Image.open(Path(path).expanduser()) as picture:
+            return np.array(picture.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise RecipeError(f"data.identities: {path} is no picture that can be read ({error}).") from error
+
+
+def _latent(path: str) -> Tensor:
+    """Return a latent, (k, w_dim) float32."""
+    try:
+        tensors = load_file(Path(path).expanduser())
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"data.identities: {path} is no safetensors file that can be read ({error}).") from error
+    found = tensors.get("w", next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if found is None or found.ndim not in (1, 2) or not found.is_floating_point() or not found.isfinite().all():
+        raise RecipeError(
+            f"data.identities: {path} must hold a tensor w of finite numbers, (w_dim,) or (num_ws, w_dim); it holds "
+            f"{', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in tensors.items()) or 'nothing'}."
+        )
+    return found.float().reshape(-1, found.shape[-1])
