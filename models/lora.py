@@ -101,7 +101,9 @@ class Lora(Scope):
         """Put the matrices beside the chosen layers; the model's outputs do not change."""
         reached = {name.rpartition(".")[0] for name in trainable(model)}
         own: tuple[type[nn.Module], ...] = getattr(model, "low_rank_layers", ())
-        layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, ADAPTED + own) and n in reached}
+        layers: dict[str, Any] = {
+            name: layer for name, layer in model.named_modules() if isinstance(layer, ADAPTED + own) and name in reached
+        }
         chosen = [name for name in layers if _any(self.include, name) and not _any(self.exclude, name)]
         if self.kinds is not None:
             places = {name.rpartition(".")[0] for name in names_of_kinds(model, self.kinds)}

@@ -112,4 +112,5 @@ class Guide(Objective):
         if self.distance is None:
             return w - 2 * away
         length = self.distance * math.sqrt(w.shape[1]) / away.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return w - away - length[:, None, None] * away
+        aim: Tensor = w - away - length[:, None, None] * away
+        return aim

@@ -43,7 +43,7 @@ class Judge:
         net = self._net(context)
         with torch.no_grad():
             if self._scripted:
-                logits = net(images.float()).double()
+                logits: Tensor = net(images.float()).double()
                 if logits.dim() == 1 or logits.shape[1] == 1:
                     return logits.flatten().sigmoid()
                 chosen = [int(label) for label in self.labels] or [1]

@@ -78,7 +78,7 @@ class Replacing:
     def prepare(self, model: Any, context: Context, aim: Aim) -> None:
         """Keep the target's images of the aims: of the identities themselves, and of those near them in the pool.
 
-        ``latents`` comes before it.
+        ``latents`` comes before it. Evaluators find the aims of the split's items as ``target_latents`` in the state.
         """
         drawn = f"{self.name}_{key_of(self, context.state['latents'])}"
         context.state["drawn"], context.state["steps"] = drawn, f"{drawn}_steps"
@@ -95,6 +95,9 @@ class Replacing:
             return aim(w, recall_rows(context, context.state["steps"], keys.to(w.device)).to(w.dtype))
 
         ids = context.splits[context.split].ids
+        w = self._w(context, ids)
+        with torch.no_grad():
+            context.state["target_latents"] = aim(w, torch.zeros_like(w))
         keys = (ids[:, None] * self._each + torch.arange(self._each)).flatten()
         remember_rows(context, context.state["steps"], keys, steps)
         remember_drawings(model, context, drawn, keys, self.likeness, aims)
@@ -142,10 +145,12 @@ class Replacing:
         away = (drawn - w).flatten(1)
         longest = self.reach_of(model, w)
         lengths = longest * draw.child("length").uniform(keys, (), w.dtype)
-        return (away / away.norm(dim=1, keepdim=True) * lengths[:, None]).view_as(w)
+        found: Tensor = away / away.norm(dim=1, keepdim=True) * lengths[:, None]
+        return found.view_as(w)
 
     def reach_of(self, model: Any, w: Tensor) -> Tensor:
         """Return the largest length of D for each identity, (B,)."""
         if self.reach is not None:
             return w.new_full((len(w),), self.reach * math.sqrt(w.shape[1]))
-        return (w - model.w_avg.to(w)).flatten(1).norm(dim=1) / 2
+        lengths: Tensor = (w - model.w_avg.to(w)).flatten(1).norm(dim=1)
+        return lengths / 2

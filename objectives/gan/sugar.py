@@ -126,7 +126,8 @@ class Sugar(Objective):
         else:
             lengths = away.new_full((len(w),), self.distance * math.sqrt(w.shape[1]))
         scale = lengths / found.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return mean.to(w) - scale[:, None, None] * found
+        aim: Tensor = mean.to(w) - scale[:, None, None] * found
+        return aim
 
     def train(self, model: Any, latents: Tensor, context: Context) -> nn.Module:
         """Return f, trained on latents (N, num_ws, w_dim); every rank finds the same."""
