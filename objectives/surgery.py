@@ -19,6 +19,7 @@ State = dict[str, Any]
 """What a method carries from step to step; it is in the checkpoint."""
 
 _CHUNK = 1 << 20  # elements turned to float64 at a time
+_NEGLIGIBLE = 1e-6  # length beside the other gradient below which one is rounding and has no direction
 _DEPENDENT = 1e-5  # share of a sample's gradient below which what is left is rounding in single precision
 
 
@@ -71,7 +72,7 @@ class PCGrad(Combination):
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with PCGrad's sum."""
         dot, norm_f, norm_r = gram(forget, retain)
-        conflict = dot.clamp(max=0)
+        conflict = _conflict(dot, norm_f, norm_r)
         _add(forget, retain, 1 - _divide(conflict, norm_f), 1 - _divide(conflict, norm_r))
 
 
@@ -87,8 +88,8 @@ class OneSided(Combination):
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with proj(g_f) + g_r."""
-        dot, _, norm_r = gram(forget, retain)
-        _add(forget, retain, 1.0, 1 - _divide(dot.clamp(max=0), norm_r))
+        dot, norm_f, norm_r = gram(forget, retain)
+        _add(forget, retain, 1.0, 1 - _divide(_conflict(dot, norm_f, norm_r), norm_r))
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ class GRU(Combination):
         else:
             for old, new in zip(average, retain, strict=True):
                 old.lerp_(new, self.gamma)
-        dot, _, norm = gram(forget, average)
-        coefficient = -_divide(dot.clamp(max=0), norm)
+        dot, norm_f, norm = gram(forget, average)
+        coefficient = -_divide(_conflict(dot, norm_f, norm), norm)
         for f, r, a in zip(forget, retain, average, strict=True):
             r.mul_(float(self.add_retain)).add_(f).addcmul_(a, coefficient.to(a.dtype))
 
@@ -255,6 +256,15 @@ def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 def angle(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Return the cosine of two vectors from <first, second>, |first|^2 and |second|^2; 0 where one is zero."""
     return _divide(dot, (first * second).sqrt())
+
+
+def _conflict(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return <first, second> where it is negative and neither of the two is rounding beside the other, else 0.
+
+    A retain loss that compares with the target has no gradient before the first step, up to rounding.
+    """
+    rounding = torch.minimum(first, second) < _NEGLIGIBLE**2 * torch.maximum(first, second)
+    return torch.where(rounding, 0.0, dot.clamp(max=0))
 
 
 def _chunks(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.models.embedders import Embedder, Perceptual, identity_net, perceptual_net
 from unlearn.ranges import at_least
 
+GREY_LEVEL = 2 / 255
+"""Of 8-bit images in [-1, 1]."""
 Shapes = list[list[int]]
 """Of what is kept of one image, in the order of ``Seen.parts``."""
 
@@ -64,7 +67,8 @@ class Likeness:
     are one net.
 
     Args:
-        pixels: of the mean absolute (``l1``) or squared (``l2``) difference of pixels.
+        pixels: of the mean absolute (``l1``) or squared (``l2``) difference of pixels. The absolute one is rounded off
+            within a grey level (Huber's), so that images that are equal up to rounding have no gradient.
         norm: which of the two.
         features: of the mean squared difference of the generators' last features.
         perceptual: of the perceptual distance.
@@ -121,7 +125,10 @@ class Likeness:
         difference = a.images - b.images
         total = difference.new_zeros(len(difference))
         if self.pixels:
-            each = difference.abs() if self.norm == "l1" else difference.square()
+            if self.norm == "l1":
+                each = F.smooth_l1_loss(a.images, b.images, reduction="none", beta=GREY_LEVEL)
+            else:
+                each = difference.square()
             total = total + self.pixels * each.flatten(1).mean(dim=1)
         mine, theirs = list(a.parts), list(b.parts)
         if self.features:
