@@ -18,6 +18,7 @@ from unlearn.randomness import Randomness
 
 if TYPE_CHECKING:
     from unlearn.models.lora import Adapter
+    from unlearn.models.stylegan2.augment import Augment
 
 
 class Wrapper(nn.Module, ABC):
@@ -105,6 +106,8 @@ class ModelConfig(ABC):
     wrapper: ClassVar[type[Wrapper]]
     not_in_training: ClassVar[tuple[str, ...]] = ("pretrained", "retrained", "train")
     """Settings that do not shape a trained model, so that another value finds the same one."""
+    in_training_if_set: ClassVar[tuple[str, ...]] = ()
+    """Settings that shape a trained model where they are not null; a null one finds models from before there was it."""
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
@@ -144,15 +147,26 @@ class Trains(Protocol):
 
 @runtime_checkable
 class TrainsAgainst(Protocol):
-    """Is trained against another network, its adversary, which is trained beside it: a GAN."""
+    """Is trained against another network, its adversary, which is trained beside it: a GAN.
+
+    Attributes:
+        augment: how images are augmented before the adversary sees them, None for not at all; both losses are told
+            the probability of each transform.
+    """
+
+    augment: Augment | None
 
     def adversary(self, randomness: Randomness) -> nn.Module:
         """Return a new adversary."""
 
-    def adversary_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return the adversary's loss an item, (B,), whose gradient does not reach the model."""
+    def adversary_loss(
+        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the adversary's loss an item, (B,), whose gradient does not reach the model, and its real logits."""
 
-    def adversarial_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+    def adversarial_loss(
+        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
+    ) -> Tensor:
         """Return the model's loss an item, (B,); the adversary holds still."""
 
 

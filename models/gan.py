@@ -20,6 +20,7 @@ from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.dcgan import DCGAN
 from unlearn.models.drawn_images import drawn
 from unlearn.models.gan_wrapper import LatentGenerator
+from unlearn.models.stylegan2.augment import Augment
 from unlearn.models.stylegan2.generator import Generator, Shape
 from unlearn.models.stylegan2.public import read_networks
 from unlearn.randomness import Randomness
@@ -79,6 +80,8 @@ class StyleGAN2(GanConfig):
         mixing: share of the training images that are made of two w, in [0, 1]; the paper has 0.9.
         paths: weight of the penalty on path lengths, >= 0; the paper has 2. It asks for a second derivative of the
             generator at every 8th step.
+        augment: how images are augmented before the discriminator sees them, in ``pretrain`` and by training_loss, for
+            data of a few thousand images and fewer; null for not at all.
         images_of: with data=identities, the generator whose images of them it is trained on: a folder, or face_dcgan.
         size: side in pixels of these images, a power of 2, at most that of the generator's own; null takes their own.
 
@@ -96,10 +99,12 @@ class StyleGAN2(GanConfig):
     r1: float = 1.0
     mixing: float = 0.0
     paths: float = 0.0
+    augment: Augment | None = None
     images_of: str | None = None
     size: int | None = None
 
     not_in_training: ClassVar[tuple[str, ...]] = (*GanConfig.not_in_training, "images_of", "size")  # the data say it
+    in_training_if_set: ClassVar[tuple[str, ...]] = ("augment",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -148,7 +153,7 @@ class StyleGAN2(GanConfig):
 
     def _penalised(self, model: LatentGenerator) -> LatentGenerator:
         """Tell a model how it is trained."""
-        model.r1, model.mixing, model.paths = self.r1, self.mixing, self.paths
+        model.r1, model.mixing, model.paths, model.augment = self.r1, self.mixing, self.paths, self.augment
         return model
 
 

@@ -19,6 +19,7 @@ from unlearn.data.identities import IdentityData
 from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.base import Wrapper
 from unlearn.models.dcgan import DCGAN
+from unlearn.models.stylegan2.augment import Augment
 from unlearn.models.stylegan2.discriminator import Discriminator
 from unlearn.models.stylegan2.generator import Generator, Noise, Shape, StyledConv, ToRGB
 from unlearn.models.stylegan2.layers import Linear
@@ -59,6 +60,7 @@ class LatentGenerator(Wrapper):
         r1: weight gamma of the penalty on the adversary's gradient at real images.
         mixing: share of the training images whose later layers are told another w than the earlier ones.
         paths: weight of the penalty on path lengths.
+        augment: how images are augmented before the adversary sees them, None for not at all.
     """
 
     family: ClassVar[str] = "gan"
@@ -74,11 +76,12 @@ class LatentGenerator(Wrapper):
         r1: float = 10.0,
         mixing: float = 0.0,
         paths: float = 0.0,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.levels, self.truncation, self.fresh = levels, truncation, fresh
-        self.r1, self.mixing, self.paths = r1, mixing, paths
+        self.r1, self.mixing, self.paths, self.augment = r1, mixing, paths, augment
         self.eval()
 
     @property
@@ -222,11 +225,17 @@ class LatentGenerator(Wrapper):
         """Refuse: a GAN's loss asks for its adversary; see ``adversarial_loss``."""
         raise RecipeError("The training loss of a GAN is known only to its adversary. Type retain=training_loss.")
 
-    def adversarial_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
+    def shown(self, images: Tensor, ids: Tensor, randomness: Randomness, p: float) -> Tensor:
+        """Return images (B, C, H, W) as the adversary sees them; each augmentation has the probability p."""
+        return images if self.augment is None or p == 0 else self.augment(images, ids, randomness.child("augment"), p)
+
+    def adversarial_loss(
+        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
+    ) -> Tensor:
         """Return -log D(G(z)) an item, (B,), in nats, with a penalty at every 8th step.
 
         The loss is the non-saturating one of Goodfellow et al. 2014, section 3; the penalty 8 times ``path_penalty``
-        of the same images (lazy, as StyleGAN2 has it in section 3.1).
+        of the same images (lazy, as StyleGAN2 has it in section 3.1), which are not augmented for it.
         """
         ids = batch["id"]
         penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
@@ -234,7 +243,7 @@ class LatentGenerator(Wrapper):
         if penalised and not ws.requires_grad:  # the mapping network holds still
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
-        loss: Tensor = softplus(-adversary(drawn))
+        loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))
         if penalised:
             loss = loss + LAZY_PATHS * self.path_penalty(ids, randomness, ws, drawn)
         return loss
@@ -260,23 +269,27 @@ class LatentGenerator(Wrapper):
         lengths = slope.square().sum(dim=2).mean(dim=1).sqrt()
         return self.paths * (lengths - lengths.detach().mean()).square()
 
-    def adversary_loss(self, adversary: nn.Module, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return -log D(x) - log(1 - D(G(z))) an item, (B,), in nats, with a penalty at every 16th step.
+    def adversary_loss(
+        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return -log D(x) - log(1 - D(G(z))) in nats, and the logits of D(x), an item, (B,) each.
 
-        The penalty is 16 gamma / 2 |grad D(x)|^2 (R1 of Mescheder et al. 2018, eq. 9, arXiv:1801.04406, made lazy as in
-        StyleGAN2, section 3.1). Drawn and real images are judged apart. The discriminator is told the spread of its
-        batch, so the loss of an item depends on the others beside it, and on how the batch is shared among ranks.
+        Every 16th step adds the penalty 16 gamma / 2 |grad D(x)|^2 (R1 of Mescheder et al. 2018, eq. 9,
+        arXiv:1801.04406, made lazy as in StyleGAN2, section 3.1), by x before it is augmented. Drawn and real images
+        are judged apart. The discriminator is told the spread of its batch, so the loss of an item depends on the
+        others beside it, and on how the batch is shared among ranks.
         """
+        ids = batch["id"]
         with torch.no_grad():
-            drawn = self.drawn(batch["id"], randomness)
+            drawn = self.shown(self.drawn(ids, randomness), ids, randomness.child("drawn"), augmented)
         penalised = self.r1 > 0 and randomness.step % LAZY == 0 and torch.is_grad_enabled()
         real = self.pixels(batch).requires_grad_(penalised)
-        logits = adversary(real)
+        logits: Tensor = adversary(self.shown(real, ids, randomness.child("real"), augmented))
         loss: Tensor = softplus(-logits) + softplus(adversary(drawn))
         if penalised:
             (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
             loss = loss + LAZY * self.r1 / 2 * slope.square().flatten(1).sum(dim=1)
-        return loss
+        return loss, logits.detach()
 
     # scope
 

@@ -133,7 +133,8 @@ def training_key(
     by: Mapping[str, Objective] | None = None,
 ) -> str:
     """Return the hash of everything that shapes a trained model."""
-    model = {name: value for name, value in asdict(config).items() if name not in config.not_in_training}
+    unset = {name for name in config.in_training_if_set if getattr(config, name) is None}
+    model = {name: value for name, value in asdict(config).items() if name not in {*config.not_in_training, *unset}}
     shape = {
         "format": FORMAT,
         "kind": _qualified(type(config)),

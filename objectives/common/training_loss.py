@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from unlearn.data.base import Batch, Split, check_content
+from unlearn.distributed import sum_over_ranks
 from unlearn.errors import RecipeError
 from unlearn.models.base import TrainsAgainst
+from unlearn.models.stylegan2.augment import Augment
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
 from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
@@ -46,10 +50,11 @@ class TrainingLoss(Objective):
                     "warm up. Type warmup=0."
                 )
             return None
+        own = AdversaryLoss() if model.augment is None else AugmentedAdversaryLoss(augment=model.augment)
         return Companion(
             name="adversary",
             build=lambda: model.adversary(randomness),
-            groups={split: {"adversary": AdversaryLoss()}},
+            groups={split: {"adversary": own}},
             optim=lambda optim: optim,
             warmup=self.warmup,
         )
@@ -58,7 +63,8 @@ class TrainingLoss(Objective):
         """Return the training loss an item, (B,)."""
         if isinstance(model, TrainsAgainst):
             with frozen(context.beside()):
-                loss = model.adversarial_loss(context.beside(), batch, context.randomness)
+                augmented = context.shared.get(("augmented", context.split), 0.0)
+                loss = model.adversarial_loss(context.beside(), batch, context.randomness, augmented)
         else:
             loss = model.training_loss(batch, context.randomness)
         return Values(loss, {"training_loss": loss.detach()})
@@ -70,4 +76,48 @@ class AdversaryLoss(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss an item, (B,)."""
-        return Values(model.adversary_loss(context.beside(), batch, context.randomness))
+        return Values(model.adversary_loss(context.beside(), batch, context.randomness)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentedAdversaryLoss(Objective):
+    """The same where images are augmented (``model.augment``), with a probability that follows the logits' signs.
+
+    The model's own loss, which comes after it in a step, takes the probability from ``context.shared``.
+
+    Args:
+        augment: which transforms, and how their probability moves.
+
+    State:
+        p: the probability of each transform; it moves in a warm-up as well.
+        signs: sum of the signs of the real images' logits since it last moved, over all ranks.
+        images: number of these images.
+        steps: taken since.
+    """
+
+    augment: Augment
+    follows: ClassVar[bool] = True
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Begin without augmentation."""
+        context.state.update(p=0.0, signs=0.0, images=0.0, steps=0)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+        """Return the loss an item, (B,)."""
+        p, place = context.state["p"], ("signs", context.split)
+        loss, logits = model.adversary_loss(context.beside(), batch, context.randomness, p)
+        context.shared["augmented", context.split] = p
+        signs = logits.sign()
+        seen = torch.stack([signs.sum().double(), signs.new_tensor(len(signs)).double()])
+        context.shared[place] = context.shared.get(place, 0) + seen
+        return Values(loss, {"sign": signs, "p": torch.full_like(signs, p)})
+
+    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+        """Count the signs of all ranks and, at every 4th step, move the probability."""
+        state, nothing = context.state, torch.zeros(2, dtype=torch.float64, device=context.device)
+        signs, images = sum_over_ranks(context.shared.get(("signs", context.split), nothing)).tolist()
+        signs, images, steps = state["signs"] + signs, state["images"] + images, state["steps"] + 1
+        if steps == self.augment.every:
+            state["p"] = self.augment.moved(state["p"], signs / images, images)
+            signs, images, steps = 0.0, 0.0, 0
+        state.update(signs=signs, images=images, steps=steps)

@@ -36,7 +36,8 @@ class AdaptThenUnlearn(ParameterObjective):
     exponential is 0 in floating point for large models; the default follows it with ``inverse``.
 
     Differences: a copy and its discriminator step at once, not by turns; F is that of ``ewc`` for a generator, which
-    asks for no discriminator, and its items are the retain items.
+    asks for no discriminator, and its items are the retain items. A copy's discriminator sees images as they are, also
+    where the model's sees them augmented.
 
     Args:
         repulsion: see above.
@@ -142,7 +143,7 @@ class Adapts(Objective):
             draw = context.randomness.child(str(number))
             total = total + model_loss(pair, batch, draw) + self._held(pair.generator, context)
             with frozen(pair.generator):
-                total = total + pair.generator.adversary_loss(pair.judge, batch, draw)
+                total = total + pair.generator.adversary_loss(pair.judge, batch, draw)[0]
         return Values(total)
 
     def _held(self, generator: nn.Module, context: Context) -> Tensor | float:

@@ -37,7 +37,7 @@ def test_the_losses_by_hand() -> None:
     drawn = model.synthesis(model.mapping(z), noise)
     real = items["image"].double() / 8 - 1
     wanted = -logsigmoid(judge(real)) - torch.log(1 - torch.sigmoid(judge(drawn)))
-    torch.testing.assert_close(model.adversary_loss(judge, items, stream), wanted)
+    torch.testing.assert_close(model.adversary_loss(judge, items, stream)[0], wanted)
     torch.testing.assert_close(model.adversarial_loss(judge, items, stream), -logsigmoid(judge(drawn)))
 
 
@@ -50,13 +50,13 @@ def test_the_penalty_is_lazy() -> None:
     (slope,) = torch.autograd.grad(judge(real).sum(), real)
     penalty = LAZY * 3.0 / 2 * slope.square().sum(dim=(1, 2, 3))
     for step in (0, 1, LAZY, LAZY + 1):
-        with_it = model.adversary_loss(judge, items, STREAM.at(step))
+        with_it = model.adversary_loss(judge, items, STREAM.at(step))[0]
         model.r1 = 0.0
-        without = model.adversary_loss(judge, items, STREAM.at(step))
+        without = model.adversary_loss(judge, items, STREAM.at(step))[0]
         model.r1 = 3.0
         torch.testing.assert_close(with_it - without, penalty * (step % LAZY == 0))
     with torch.no_grad():
-        assert torch.isfinite(model.adversary_loss(judge, items, STREAM)).all()
+        assert torch.isfinite(model.adversary_loss(judge, items, STREAM)[0]).all()
 
 
 def test_styles_are_mixed_at_a_layer() -> None:
@@ -118,7 +118,7 @@ def test_the_penalty_on_paths_reaches_a_synthesis_network_that_moves_alone() -> 
 def test_each_loss_reaches_one_network() -> None:
     model, items = small("stylegan2"), batch()
     judge = model.adversary(STREAM)
-    model.adversary_loss(judge, items, STREAM).sum().backward()
+    model.adversary_loss(judge, items, STREAM)[0].sum().backward()
     assert all(p.grad is not None for p in judge.parameters()) and all(p.grad is None for p in model.parameters())
     judge.zero_grad()
     judge.requires_grad_(False)

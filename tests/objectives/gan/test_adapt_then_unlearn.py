@@ -94,7 +94,7 @@ def test_each_loss_of_a_pair_reaches_one_network(tmp_path: Path) -> None:
     term = "forget/" + next(name for name in module.phases[index].groups["forget"])
     draw = module._context(term).randomness.child("0")
     judge = [p for p in pair.judge.parameters()]
-    alone = torch.autograd.grad(pair.generator.adversary_loss(pair.judge, batch, draw).mean(), judge)
+    alone = torch.autograd.grad(pair.generator.adversary_loss(pair.judge, batch, draw)[0].mean(), judge)
     for (name, _), wanted in zip(pair.judge.named_parameters(), alone, strict=True):
         torch.testing.assert_close(found[f"adapted.pairs.0.judge.{name}"], wanted)
     moving = {name: p for name, p in pair.generator.named_parameters() if p.requires_grad}
