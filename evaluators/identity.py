@@ -193,15 +193,12 @@ class Identity(Evaluator):
             faces = before[split] if unchanged else seen(model, group.w, nets, self.batch_size)
             for number, scale in enumerate(scales):
                 about = {"features": scale.net.name}
-                if not unchanged:
-                    values = scale.similarity(before[split][number], faces[number])
-                    findings.records.append(
-                        self._record(evaluation, subject, split, about, values, group.owners, scale)
-                    )
-                    if not number:
-                        whose = group.owners.clone()
-                        whose[group.owners >= 0] = ids[group.owners[group.owners >= 0]]
-                        findings.items.extend(item_rows(subject, split, whose, "identity_similarity", values))
+                values = scale.similarity(before[split][number], faces[number])
+                findings.records.append(self._record(evaluation, subject, split, about, values, group.owners, scale))
+                if not (number or unchanged):
+                    whose = group.owners.clone()
+                    whose[group.owners >= 0] = ids[group.owners[group.owners >= 0]]
+                    findings.items.extend(item_rows(subject, split, whose, "identity_similarity", values))
                 if split in ("same_person", "neighbours"):
                     person = before["forget"][number][group.owners]
                     values = scale.similarity(person, faces[number])

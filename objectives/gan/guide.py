@@ -98,7 +98,7 @@ class Guide(Objective):
         terms = self.replacing
         terms.latents(model, context)
         context.state["mean"] = model.w_avg.detach().clone()
-        terms.prepare(model, context, lambda w, step: self.aim(w, context.state["mean"]) + step)
+        terms.prepare(model, context, self, lambda w, step: self.aim(w, context.state["mean"]) + step)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss an identity, (B,); diagnostics: the values of both terms."""

@@ -75,12 +75,12 @@ class Replacing:
         context.state["latents"] = remember_latents(model, context, self.inversion)
         return self._w(context, context.splits[context.split].ids)
 
-    def prepare(self, model: Any, context: Context, aim: Aim) -> None:
+    def prepare(self, model: Any, context: Context, method: object, aim: Aim) -> None:
         """Keep the target's images of the aims: of the identities themselves, and of those near them in the pool.
 
-        ``latents`` comes before it. Evaluators find the aims of the split's items as ``target_latents`` in the state.
+        ``latents`` comes before it. Terms share what is kept where ``method``, all that aims depend on, is alike. Evaluators find the aims of the split's items as ``target_latents`` in the state.
         """
-        drawn = f"{self.name}_{key_of(self, context.state['latents'])}"
+        drawn = f"{self.name}_{key_of(method, context.state['latents'])}"
         context.state["drawn"], context.state["steps"] = drawn, f"{drawn}_steps"
         stream = Randomness(context.randomness.seed, f"{self.name}/neighbours")
 

@@ -107,7 +107,7 @@ class Sugar(Objective):
         context.state["mean"] = model.w_avg.detach().clone()
         surrogate = self.train(model, latents, context)
         context.state.update({f"f{number}": value.detach() for number, value in enumerate(surrogate.parameters())})
-        terms.prepare(model, context, lambda w, step: self.aim(surrogate, w + step, context.state["mean"]))
+        terms.prepare(model, context, self, lambda w, step: self.aim(surrogate, w + step, context.state["mean"]))
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the loss an identity, (B,); diagnostics: the values of both terms."""

@@ -54,6 +54,7 @@ def test_figures_by_brute_force(net: str) -> None:
     wanted = (1 - (1 - torch.cosine_similarity(before, after)) / apart).mean().item()
     assert wanted < 0.9
     plain = [record for record in records if "score" not in record.about]
+    assert value(plain, "identity_similarity", subject="target", split="forget") == pytest.approx(1, abs=1e-5)
     assert value(plain, "identity_similarity", subject="unlearned", split="forget") == pytest.approx(wanted, abs=1e-5)
     assert value(plain, "identity_similarity", subject="target_latent") == pytest.approx(wanted, abs=1e-5)
     for split in ("same_person", "neighbours", "strangers"):

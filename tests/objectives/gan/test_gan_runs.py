@@ -29,6 +29,7 @@ from unlearn.objectives.gan.latent_projection import LatentProjection
 from unlearn.objectives.gan.sugar import Sugar
 from unlearn.objectives.surgery import GRU, OneSided, PCGrad
 from unlearn.randomness import Randomness
+from unlearn.recipe import load
 from unlearn.run import main
 from unlearn.schema import Trainer
 
@@ -156,6 +157,15 @@ def test_only_an_adversary_warms_up() -> None:
     assert found is not None and (found.warmup, found.rests) == (3, False)
     with pytest.raises(ValueError, match="warmup"):
         TrainingLoss(warmup=-1)
+
+
+@pytest.mark.parametrize("method", ["guide", "adapt_then_unlearn", "latent_projection"])
+def test_the_goals_of_digits_are_none_of_the_faces(method: str) -> None:
+    gates = load(f"gan/{method}_digits").gate
+    assert {name: (gate.metric, gate.about, gate.min) for name, gate in gates.items()} == {
+        "forgotten": ("sample_share", {}, None),
+        "kept": ("frechet_digitnet8", {}, None),
+    }
 
 
 SMALL = f"recipe={ROOT}/tests/recipes/small_gan.yaml"

@@ -37,6 +37,13 @@ def test_the_aims_in_closed_form() -> None:
     torch.testing.assert_close(Guide(distance=0.0).aim(w, mean), torch.ones(1, 2, 2))
 
 
+@pytest.mark.parametrize(("other", "apart"), [({"distance": 5.0}, True), ({"weight": 2.0}, False)])
+def test_terms_of_one_folder_keep_each_their_own_aims(other: dict[str, float], apart: bool, tmp_path: Path) -> None:
+    first = Bench(tmp_path, Guide(likeness=PIXELS, distance=1.0))
+    second = Bench(tmp_path, Guide(likeness=PIXELS, **{"distance": 1.0, **other}))
+    assert bool((first.values().values != second.values().values).any()) == apart
+
+
 def test_likeness_is_the_sum_of_its_parts() -> None:
     """Each part by its definition, with nets that are asked apart."""
     model, other = small_gan(), small_gan()
