@@ -302,8 +302,8 @@ def gan_digits(check: Check, folder: Path) -> None:
         )
         ours = method == "guide"
         bound = max(0.2 * shares["target"], shares["retrained"] + 0.02)
-        what = f"{method}, seed {seed}: share of threes (target {shares['target']:.3f}, retrained {shares['retrained']:.3f})"
-        check(what, shares["unlearned"], most=bound if ours else None)
+        told = f"target {shares['target']:.3f}, retrained {shares['retrained']:.3f}"
+        check(f"{method}, seed {seed}: share of threes ({told})", shares["unlearned"], most=bound if ours else None)
         told = f"target {distances['target']:.2f}, retrained {distances['retrained']:.2f}"
         worse = distances["unlearned"] - distances["target"]
         check(f"{method}, seed {seed}: Frechet distance less the target's ({told})", worse, most=2 if ours else None)
