@@ -47,4 +47,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(INSTALL) ".[dev]"
+	$(PY) -m pip install --no-deps gan-face-generate==1.1.1
 	@touch $@ $(VENV)/.ready
