@@ -117,9 +117,11 @@ class Lora(Scope):
             )
         known = [name for name in chosen if isinstance(layers[name], ADAPTED)]
         if self.keep_adapter and (others := [name for name in chosen if name not in known]):
+            kind = type(layers[others[0]])
+            more = f" and {len(others) - 1} more layers" if others[1:] else ""
             raise RecipeError(
-                f"scope=lora keep_adapter=true: peft reads no update of a {type(layers[others[0]]).__name__} "
-                f"({others[0]}{f' and {len(others) - 1} more layers' if others[1:] else ''}). Drop keep_adapter; "
+                f"scope=lora keep_adapter=true: peft reads no update of {others[0]} "
+                f"({kind.__module__}.{kind.__qualname__}{more}). Drop keep_adapter; "
                 "python -m unlearn.delta save RUN FILE keeps what the run changed as one file."
             )
         with torch.random.fork_rng(devices=[]):
