@@ -152,12 +152,14 @@ class TrainsAgainst(Protocol):
     Attributes:
         augment: how images are augmented before the adversary sees them, None for not at all; both losses are told
             the probability of each transform.
+        paths: weight of a penalty on path lengths in the model's loss, 0 for none.
     """
 
     augment: Augment | None
+    paths: float
 
     def adversary(self, randomness: Randomness) -> nn.Module:
-        """Return a new adversary."""
+        """Return the adversary as it begins: new, or as the model's file has it."""
 
     def adversary_loss(
         self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
@@ -165,9 +167,17 @@ class TrainsAgainst(Protocol):
         """Return the adversary's loss an item, (B,), whose gradient does not reach the model, and its real logits."""
 
     def adversarial_loss(
-        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
-    ) -> Tensor:
-        """Return the model's loss an item, (B,); the adversary holds still."""
+        self,
+        adversary: nn.Module,
+        batch: Batch,
+        randomness: Randomness,
+        augmented: float = 0.0,
+        length: float | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the model's loss an item, (B,), and, in a step that penalises path lengths, those, (B,).
+
+        The adversary holds still. ``length`` is the mean of the lengths of earlier steps, None where there were none.
+        """
 
 
 @runtime_checkable

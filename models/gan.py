@@ -19,7 +19,7 @@ from unlearn.files import models_cache
 from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.dcgan import DCGAN
 from unlearn.models.drawn_images import drawn
-from unlearn.models.gan_wrapper import LatentGenerator
+from unlearn.models.gan_wrapper import DISCRIMINATOR, R1, LatentGenerator
 from unlearn.models.stylegan2.augment import Augment
 from unlearn.models.stylegan2.generator import Generator, Shape
 from unlearn.models.stylegan2.public import read_networks
@@ -27,9 +27,6 @@ from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 
 __all__ = ["FaceDCGAN", "LatentGenerator", "StyleGAN2"]
-
-DISCRIMINATOR = "discriminator.safetensors"
-"""Beside the generator's own files, where the file that it came from had one."""
 
 
 @dataclass
@@ -67,6 +64,9 @@ class GanConfig(ModelConfig):
 class StyleGAN2(GanConfig):
     """A StyleGAN2; ``pretrained`` is a folder, or a public ``.pkl`` file, of which nothing is executed.
 
+    A generator of a file that holds its discriminator too goes on training against that one, and any other against a
+    new one, which is to warm up (``retain.warmup``).
+
     Args:
         channel_base: a level of r pixels has channel_base / r channels, and at most ``channel_max``.
         channel_max: most channels of a level.
@@ -96,7 +96,7 @@ class StyleGAN2(GanConfig):
     layers: int = 4
     mapping_lr: float = 0.01
     clamp: float | None = None
-    r1: float = 1.0
+    r1: float = R1
     mixing: float = 0.0
     paths: float = 0.0
     augment: Augment | None = None
@@ -203,7 +203,9 @@ def unpacked(file: Path) -> Path:
     folder = models_cache() / f"stylegan2-{key}"
     if not (folder / "config.json").is_file():
         generator, judge = read_networks(file)
-        extra = {DISCRIMINATOR: save(judge.state_dict())} if judge is not None else {}
+        extra = {}
+        if judge is not None:
+            extra[DISCRIMINATOR] = save(judge.state_dict(), {"group": str(judge.shape.group)})
         _write(LatentGenerator(generator), folder, extra)
     return folder
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -30,6 +31,12 @@ LAZY = 16
 
 LAZY_PATHS = 8
 """Steps of the generator from one penalty on its paths to the next."""
+
+R1 = 1.0
+"""Weight of the penalty on the adversary's gradient where none is given."""
+
+DISCRIMINATOR = "discriminator.safetensors"
+"""Beside the generator's own files, where the file that it came from had one; its group size is in the metadata."""
 
 MEAN_OF = 4096
 """Latents whose w is averaged into the ``w_avg`` of a generator that was trained here."""
@@ -61,6 +68,7 @@ class LatentGenerator(Wrapper):
         mixing: share of the training images whose later layers are told another w than the earlier ones.
         paths: weight of the penalty on path lengths.
         augment: how images are augmented before the adversary sees them, None for not at all.
+        trained_against: file of the discriminator's weights with which its adversary begins, None for a new one.
     """
 
     family: ClassVar[str] = "gan"
@@ -73,15 +81,17 @@ class LatentGenerator(Wrapper):
         levels: int = 256,
         truncation: float = 1.0,
         fresh: bool = False,
-        r1: float = 10.0,
+        r1: float = R1,
         mixing: float = 0.0,
         paths: float = 0.0,
         augment: Augment | None = None,
+        trained_against: Path | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.levels, self.truncation, self.fresh = levels, truncation, fresh
         self.r1, self.mixing, self.paths, self.augment = r1, mixing, paths, augment
+        self.trained_against = trained_against
         self.eval()
 
     @property
@@ -192,9 +202,14 @@ class LatentGenerator(Wrapper):
     # training
 
     def adversary(self, randomness: Randomness) -> Discriminator:
-        """Return a new discriminator of the generator's shape, in its place and float type."""
+        """Return a discriminator of the generator's shape, in its place and float type.
+
+        It is new, or begins as the one of the file that the generator came from (``trained_against``).
+        """
         if not isinstance(self.generator, Generator):
             raise RecipeError("A DCGAN is not trained here: it has no discriminator. Type model=stylegan2.")
+        if self.trained_against is not None:
+            return read_judge(self.trained_against, self.generator.shape).to(next(self.generator.parameters()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("adversary").generator().initial_seed())
             judge = Discriminator(self.generator.shape)
@@ -230,12 +245,25 @@ class LatentGenerator(Wrapper):
         return images if self.augment is None or p == 0 else self.augment(images, ids, randomness.child("augment"), p)
 
     def adversarial_loss(
-        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
-    ) -> Tensor:
-        """Return -log D(G(z)) an item, (B,), in nats, with a penalty at every 8th step.
+        self,
+        adversary: nn.Module,
+        batch: Batch,
+        randomness: Randomness,
+        augmented: float = 0.0,
+        length: float | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return -log D(G(z)) an item, (B,), in nats, and at every 8th step the path lengths |J^T y|, (B,).
 
-        The loss is the non-saturating one of Goodfellow et al. 2014, section 3; the penalty 8 times ``path_penalty``
-        of the same images (lazy, as StyleGAN2 has it in section 3.1), which are not augmented for it.
+        The loss is the non-saturating one of Goodfellow et al. 2014, section 3. At every 8th step it has the penalty
+        8 gamma (|J^T y| - a)^2 of the same images (lazy, as StyleGAN2 has it in section 3.1), which are not augmented
+        for it: a step in w should move the image as far wherever it is taken (section 3.2, eq. 4). gamma is ``paths``.
+
+        Args:
+            adversary: the discriminator.
+            batch: of the items.
+            randomness: of this step.
+            augmented: probability of each transform.
+            length: a, the mean length of earlier steps; None where there is none, and so no penalty yet.
         """
         ids = batch["id"]
         penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
@@ -244,17 +272,18 @@ class LatentGenerator(Wrapper):
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
         loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))
-        if penalised:
-            loss = loss + LAZY_PATHS * self.path_penalty(ids, randomness, ws, drawn)
-        return loss
+        if not penalised:
+            return loss, None
+        lengths = self.path_lengths(ids, randomness, ws, drawn)
+        if length is not None:
+            loss = loss + LAZY_PATHS * self.paths * (lengths - length).square()
+        return loss, lengths.detach()
 
-    def path_penalty(self, ids: Tensor, randomness: Randomness, ws: Tensor, drawn: Tensor) -> Tensor:
-        """Return gamma (|J^T y| - a)^2 an item, (B,): a step in w should move the image as far wherever it is taken.
+    def path_lengths(self, ids: Tensor, randomness: Randomness, ws: Tensor, drawn: Tensor) -> Tensor:
+        """Return |J^T y| an item, (B,), with gradient.
 
         J is the derivative of the image by w, y an image of normal noise over sqrt(H W), |J^T y| the root of the mean
-        over layers of the squared length, and gamma is ``paths``; with these scales the paper's gamma is 2 (StyleGAN2,
-        section 3.2, eq. 4 and appendix B). The length a is the mean over this batch, without gradient, where the paper
-        keeps a moving mean: so there is no state, and the value depends on how a batch is shared among ranks.
+        over layers of the squared length; with these scales the paper's gamma is 2 (StyleGAN2, appendix B).
 
         Args:
             ids: of the noise y, (B,).
@@ -266,8 +295,8 @@ class LatentGenerator(Wrapper):
         noise = randomness.child("paths").normal(ids, tuple(drawn.shape[1:]), drawn.dtype)
         total = (drawn * noise).sum() / math.sqrt(height * width)
         (slope,) = torch.autograd.grad(total, ws, create_graph=True)
-        lengths = slope.square().sum(dim=2).mean(dim=1).sqrt()
-        return self.paths * (lengths - lengths.detach().mean()).square()
+        lengths: Tensor = slope.square().sum(dim=2).mean(dim=1).sqrt()
+        return lengths
 
     def adversary_loss(
         self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
@@ -352,7 +381,24 @@ class LatentGenerator(Wrapper):
             generator.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {_REMEDY}") from error
-        return cls(generator, levels, truncation)
+        judge = Path(folder) / DISCRIMINATOR
+        return cls(generator, levels, truncation, trained_against=judge if judge.is_file() else None)
+
+
+def read_judge(file: Path, shape: Shape) -> Discriminator:
+    """Read the discriminator of a generator's shape. Raises RecipeError where the file is broken or of another."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            group = int((content.metadata() or {}).get("group", shape.group))
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        judge = Discriminator(replace(shape, group=group))
+        judge.load_state_dict(weights)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise RecipeError(
+            f"{file} is no discriminator of the generator beside it ({str(error)[:300]}). Copy it again, or remove it, "
+            "to begin with a new one."
+        ) from error
+    return judge
 
 
 KINDS = ("mapping", "synthesis", "to_rgb", "affine", "style_convolution", "noise", "constant")

@@ -38,6 +38,10 @@ class Inversion:
     noise of deviation ``explore`` sigma_w t^2 is added to the latent, where t falls from 1 to 0 over the first three
     quarters and sigma_w is the root of the mean squared distance of w from its mean.
 
+    Differences from the paper: the layers' noise maps stay those of the generator, where the paper optimises and
+    regularises them beside w; only a latent is asked for here, and detail that a noise map takes up is lost to it. The
+    distance is one of pixels and features, where the paper's is a perceptual one.
+
     Args:
         space: one w for all layers, or one a layer (w+), which comes nearer and strays further from what is sampled.
         steps: of the optimiser.
@@ -47,7 +51,7 @@ class Inversion:
         explore: see above; 0 for none.
 
     Reference:
-        Karras et al., StyleGAN2, 2020, appendix D, whose distance is a perceptual one alone. arXiv:1912.04958.
+        Karras et al., StyleGAN2, 2020, appendix D. arXiv:1912.04958.
         w+: Abdal et al., Image2StyleGAN, 2019. arXiv:1904.03189
     """
 

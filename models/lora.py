@@ -62,7 +62,7 @@ class Lora(Scope):
     ``low_rank_layers``), get it as a parametrisation of ``weight``, read as a matrix (first dimension, all others).
 
     The model without its adapter is the frozen target, so no second copy of it is needed. After the run the update is
-    merged into the weights; ``keep_adapter`` also writes it apart, as peft reads it.
+    merged into the weights; ``keep_adapter`` also writes it apart, as peft reads it, where peft knows all its layers.
 
     Args:
         rank: of the update, >= 1.
@@ -72,7 +72,8 @@ class Lora(Scope):
             autoencoder of a model in latent space, which no loss reaches.
         kinds: adapt only layers with parameters of these kinds (see ``scope=kind``), e.g. ``[cross_attention]``.
         keep_adapter: write ``adapter/`` beside ``model/``: in peft's layout, or, of a diffusion model that takes
-            prompts, as ``load_lora_weights`` of diffusers reads it.
+            prompts, as ``load_lora_weights`` of diffusers reads it. Refused where a layer is none of peft's (a
+            generator of images from latents has no other): ``python -m unlearn.delta`` keeps what a run changed.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2022, eq. 3. arXiv:2106.09685
@@ -114,9 +115,17 @@ class Lora(Scope):
                 "convolution layer. "
                 f"Their names look like: {', '.join(list(layers)[:: max(1, len(layers) // 8)]) or 'there is none'}."
             )
+        known = [name for name in chosen if isinstance(layers[name], ADAPTED)]
+        if self.keep_adapter and (others := [name for name in chosen if name not in known]):
+            kind = type(layers[others[0]])
+            more = f" and {len(others) - 1} more layers" if others[1:] else ""
+            raise RecipeError(
+                f"scope=lora keep_adapter=true: peft reads no update of {others[0]} "
+                f"({kind.__module__}.{kind.__qualname__}{more}). Drop keep_adapter; "
+                "python -m unlearn.delta save RUN FILE keeps what the run changed as one file."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.child("adapter").generator().initial_seed())
-            known = [name for name in chosen if isinstance(layers[name], ADAPTED)]
             if known:
                 inject_adapter_in_model(self._config(known), model)
             for name in chosen:
@@ -150,18 +159,18 @@ class Lora(Scope):
         }
         if self.keep_adapter:
             weights = {
-                re.sub(PLACE, r".\1.weight", name.replace(".default", "")): parameter.detach().cpu().clone()
+                name.replace(".default", ""): parameter.detach().cpu().clone()
                 for name, parameter in model.named_parameters()
                 if ".lora_" in name
             }
             (folder / "adapter").mkdir(exist_ok=True)
-            model.write_adapter(Adapter(weights, self._config([*adapted, *own])), folder / "adapter")
+            model.write_adapter(Adapter(weights, self._config([*adapted])), folder / "adapter")
         for layer in own.values():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         for name, layer in adapted.items():
             layer.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, layer.get_base_layer())
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, layer.get_base_layer())
 
     @property
     def _of_kinds(self) -> str:
@@ -199,10 +208,6 @@ class LowRank(nn.Module):
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the update on or off."""
         self.on = enabled
-
-
-PLACE = r"\.parametrizations\.weight\.0\.(lora_[AB])$"
-"""Where a parametrisation keeps its matrices."""
 
 
 def _any(expressions: list[str], name: str) -> bool:

@@ -187,10 +187,14 @@ class Objective(ABC):
         return False
 
     def after_step(self, measured: Mapping[str, float], context: Context) -> None:
-        """Run after each step, if ``follows``, with the means of this term's diagnostics over the whole batch."""
+        """Run after each step, if ``followed``, with the means of this term's diagnostics over the whole batch."""
 
     follows: ClassVar[bool] = False
     """Whether ``after_step`` is called: a dual variable moves with what is measured."""
+
+    def followed(self, context: Context) -> bool:
+        """Whether ``after_step`` is called in this run; the same on every rank."""
+        return self.follows
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:

@@ -59,7 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sfd": {"forget": {"name": "sfd", "override": "anchor"}, "retain": "sfd", "scope": LORA},
     "gradient_ascent": {
         "forget": "gradient_ascent",
-        "retain": {"training_loss": {}, "weight_anchor": {"weight": 0.1}},
+        "retain": {"training_loss": {}, "weight_anchor": {"weight": 0.1}, "ewc": {"weight": 0.01, "items": 2}},
         "scope": "all",
     },
     "uce": {"edit": "uce"},

@@ -57,7 +57,7 @@ def run(folders: Mapping[str, Path], layout: str, method: str, place: Path) -> t
 
 def test_every_method_is_here() -> None:
     """Language models have edits of their own; score preservation and the others below stand beside a method."""
-    beside = {"score_preservation", "training_loss", "weight_anchor"}
+    beside = {"score_preservation", "training_loss", "weight_anchor", "ewc"}
     family = {name for name, path in COMPONENTS["objective"].items() if ".diffusion." in path or ".common." in path}
     assert family - {"nll"} - beside == {name for name, parts in METHODS.items() if "forget" in parts}
     edits = {name for name in names("edit") if "continues" not in getattr(resolve("edit", name), "needs", ())}

@@ -43,7 +43,7 @@ class About:
 
     Attributes:
         model: name of the model in recipes.
-        family: flow, diffusion or language.
+        family: flow, gan, diffusion or language.
         base: hash of the weights that the differences were taken from (``fingerprint``).
         recipe: what was run.
         hash: of that recipe.

@@ -157,7 +157,7 @@ class Losses:
 
     def followed(self) -> dict[str, dict[str, float]]:
         """Return the mean diagnostics of the terms that follow them, by ``group/name``; the same on all ranks."""
-        terms = [(group, name) for group, name, term in self.phase.terms() if term.follows]
+        terms = [(g, name) for g, name, term in self.phase.terms() if term.followed(self.context(f"{g}/{name}"))]
         if not terms:
             return {}
         log = self.reduced_log()

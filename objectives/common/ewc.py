@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from unlearn.data.base import Split
 from unlearn.distributed import rank, sum_over_ranks, world_size
 from unlearn.errors import RecipeError
 from unlearn.models.base import HasLatents, HasLikelihood, Trains
+from unlearn.models.identity_latents import layered
+from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context, ParameterObjective
+from unlearn.objectives.gan.places import remember_latents
 from unlearn.randomness import Randomness
 from unlearn.ranges import above, at_least
 
@@ -26,11 +30,18 @@ class EWC(ParameterObjective):
     likelihood where the model has one (nats), else of its training loss (the empirical Fisher information of both). A
     model that makes images of latents is taken as N(G(z), 1) around each image of a drawn z, the same for all pixels:
     F_i = E_z |dG(z) / d theta_i|^2, estimated by the squared gradient of v . G(z), v standard normal, for ``draws`` v.
+    Pixels are summed, so ``strength`` goes with 1 / (their number) where the other terms are means over pixels.
 
     Args:
         strength: lambda of the paper, > 0.
         items: of the split, drawn by the seed; of them F is the mean.
         draws: see above.
+        latents: of a model that makes images of latents: ``drawn`` of its prior, one a retain item, or ``near`` the
+            forget items, as SUGAR has it: w_u + D, w_u their latents in turn, D as the neighbours of ``guide``. A
+            mapping network, which no such latent passes, then has F = 0.
+        reach: with ``near``, the largest |D|, a layer; null takes half of |w_u - w_avg|.
+        inversion: with ``near``, how the latents of images are found.
+        encoder: TorchScript file that maps images to latents, in place of the inversion.
 
     State:
         fisher: F of each parameter that may move, by its name.
@@ -38,18 +49,25 @@ class EWC(ParameterObjective):
     Reference:
         Kirkpatrick et al., Overcoming Catastrophic Forgetting in Neural Networks, 2017, eq. 3. arXiv:1612.00796.
         For a generator: Li et al., Few-shot Image Generation with Elastic Weight Consolidation, 2020. arXiv:2012.02780,
-        where the gradient is that of a discriminator's loss; here none is asked for.
+        where the gradient is that of a discriminator's loss; here none is asked for. Latents near the forget items: as
+        in SUGAR (Nguyen et al., 2026, arXiv:2512.06562).
     """
 
     strength: float = 1.0
     items: int = 64
     draws: int = 1
+    latents: Literal["drawn", "near"] = "drawn"
+    reach: float | None = None
+    inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         above(self, strength=0)
-        at_least(self, items=1, draws=1)
+        at_least(self, items=1, draws=1, reach=0)
+        if self.latents == "drawn" and self.reach is not None:
+            raise ValueError("reach is that of latents near the forget items; type latents: near, or drop reach")
 
     def prepare(self, model: Any, context: Context) -> None:
         """Compute F, each rank for its share of the items."""
@@ -60,7 +78,35 @@ class EWC(ParameterObjective):
                 f"ewc: the target has no parameter {lost[0]!r}. Drop ewc, or let only the target's own parameters move "
                 "(scope)."
             )
-        context.state["fisher"] = fisher(model, names, context, self.items, self.draws)
+        latents = None
+        if self.latents == "near":
+            if not _is_generator(model):
+                raise RecipeError(
+                    "ewc: latents=near asks for a model that makes images of latents; this is a "
+                    f"{type(model).__name__}. Drop latents."
+                )
+            latents = self.near(model, context)
+        context.state["fisher"] = fisher(model, names, context, self.items, self.draws, latents)
+
+    def near(self, model: Any, context: Context) -> Callable[[Tensor], Tensor]:
+        """Return what maps numbers (b,) to latents near the forget items, (b, num_ws, w_dim), one a number."""
+        forget = replace(context, split="forget")
+        name = remember_latents(model, forget, self.encoder or self.inversion)
+        stream = Randomness(context.randomness.seed, "ewc/near")
+        ids = context.splits["forget"].ids
+
+        @torch.no_grad()
+        def latents(numbers: Tensor) -> Tensor:
+            items = ids[numbers.cpu() % len(ids)].to(numbers.device)
+            w = context.recall(name, "forget", items).to(model.dtype)
+            drawn = layered(model, model.mapping(model.latent(numbers, stream)))
+            away, own = (drawn - w).flatten(1), (w - model.w_avg.to(w)).flatten(1)
+            longest = own.norm(dim=1) / 2 if self.reach is None else self.reach * math.sqrt(w.shape[1])
+            lengths = longest * stream.child("length").uniform(numbers, (), w.dtype)
+            found: Tensor = w + (away / away.norm(dim=1, keepdim=True) * lengths[:, None]).view_as(w)
+            return found
+
+        return latents
 
     def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
         """Return the penalty, a scalar."""
@@ -74,18 +120,33 @@ class EWC(ParameterObjective):
 
 
 def fisher(
-    model: Any, parameters: Mapping[str, Tensor], context: Context, items: int, draws: int = 1
+    model: Any,
+    parameters: Mapping[str, Tensor],
+    context: Context,
+    items: int,
+    draws: int = 1,
+    latents: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the diagonal of the Fisher information of the model as it is, the same on every rank."""
+    """Return the diagonal of the Fisher information of the model as it is, the same on every rank.
+
+    Args:
+        model: as it is.
+        parameters: whose F is asked for, by name.
+        context: of the term.
+        items: of its split at most.
+        draws: see ``EWC``.
+        latents: of a generator: numbers (b,) -> latents, of the numbers 0, 1, ... in place of the items; None draws
+            them of the prior.
+    """
     split = context.splits[context.split]
     stream = Randomness(context.randomness.seed, "fisher")
-    ids = split.ids
+    ids = split.ids if latents is None else torch.arange(items)
     if len(ids) > items:
         ids = ids[stream.permutation(len(ids))[:items]]
     total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
     with torch.enable_grad():
         for item in ids[rank() :: world_size()]:
-            for value in _values(model, split, item[None], context, stream, draws):
+            for value in _values(model, split, item[None], context, stream, draws, latents):
                 gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
                 for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
@@ -98,13 +159,21 @@ def _is_generator(model: Any) -> bool:
     return isinstance(model, HasLatents) and not isinstance(model, HasLikelihood)
 
 
-def _values(model: Any, split: Split, ids: Tensor, context: Context, stream: Randomness, draws: int) -> Any:
+def _values(
+    model: Any,
+    split: Split,
+    ids: Tensor,
+    context: Context,
+    stream: Randomness,
+    draws: int,
+    latents: Callable[[Tensor], Tensor] | None,
+) -> Any:
     """Yield the scalars whose squared gradients are summed for one item."""
     if _is_generator(model):
         ids = ids.to(context.device)
-        z = model.latent(ids, stream)
         for number in range(draws):
-            images = model.synthesis(model.mapping(z))
+            w = model.mapping(model.latent(ids, stream)) if latents is None else latents(ids)
+            images = model.synthesis(w)
             v = stream.child(f"v {number}").normal(ids, tuple(images.shape[1:]), images.dtype)
             yield (v * images).sum()
         return

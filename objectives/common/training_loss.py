@@ -15,6 +15,9 @@ from unlearn.objectives.base import Companion, Context, Objective, Values, froze
 from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 
+DECAY = 0.01
+"""Share of a batch in the moving mean of path lengths."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLoss(Objective):
@@ -25,7 +28,12 @@ class TrainingLoss(Objective):
 
     Args:
         warmup: of a model that is trained against another network: steps that the other takes alone before the first
-            of the model, >= 0, as it knows nothing at first; other models have no such steps.
+            of the model, >= 0, as a new one knows nothing at first; other models have no such steps.
+
+    State, of a model whose loss penalises path lengths:
+        length: their mean so far: a_n = a_{n-1} + max(0.01, 1 / n) (mean of the n-th batch - a_{n-1}), which from the
+            hundredth penalty on is the moving mean of StyleGAN2 (appendix B), and before it does not lean to 0.
+        penalties: n. At the first the length is only measured.
     """
 
     warmup: int = 0
@@ -59,15 +67,40 @@ class TrainingLoss(Objective):
             warmup=self.warmup,
         )
 
+    def prepare(self, model: Any, context: Context) -> None:
+        """Begin without a mean length, where lengths are penalised."""
+        if isinstance(model, TrainsAgainst) and model.paths:
+            context.state.update(length=0.0, penalties=0)
+
+    def followed(self, context: Context) -> bool:
+        """Whether there is a mean length to follow."""
+        return "length" in context.state
+
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the training loss an item, (B,)."""
         if isinstance(model, TrainsAgainst):
+            augmented = context.shared.get(("augmented", context.split), 0.0)
+            known = context.state["length"] if context.state.get("penalties") else None
             with frozen(context.beside()):
-                augmented = context.shared.get(("augmented", context.split), 0.0)
-                loss = model.adversarial_loss(context.beside(), batch, context.randomness, augmented)
+                loss, lengths = model.adversarial_loss(context.beside(), batch, context.randomness, augmented, known)
+            if lengths is not None:
+                seen = torch.stack([lengths.sum().double(), lengths.new_tensor(len(lengths)).double()])
+                context.shared[self._lengths(context)] = context.shared.get(self._lengths(context), 0) + seen
         else:
             loss = model.training_loss(batch, context.randomness)
         return Values(loss, {"training_loss": loss.detach()})
+
+    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+        """Move the mean length to that of all ranks' items, where lengths were penalised."""
+        nothing = torch.zeros(2, dtype=torch.float64, device=context.device)
+        total, items = sum_over_ranks(context.shared.get(self._lengths(context), nothing)).tolist()
+        if items:
+            state, penalties = context.state, context.state["penalties"] + 1
+            length = state["length"] + max(DECAY, 1 / penalties) * (total / items - state["length"])
+            state.update(length=length, penalties=penalties)
+
+    def _lengths(self, context: Context) -> tuple[str, str]:
+        return "lengths", context.split
 
 
 @dataclass(frozen=True, kw_only=True)

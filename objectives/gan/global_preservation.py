@@ -24,8 +24,9 @@ from unlearn.ranges import at_least
 class GlobalPreservation(Objective):
     """Keep the target's images: T(w_r, w_r), w_r = mapping(z) of one drawn z, or an item's latent, an item.
 
-    At the target itself the gradient is 0. Where the mapping network may move, drawn latents go through it as it is,
-    so that what it makes of z stays as well.
+    The paper's term is a sum over two z and has the weight 1; this one is a mean over the batch, so the paper's is
+    ``weight: 2``. At the target itself the gradient is 0. Where the mapping network may move, drawn latents go through
+    it as it is, so that what it makes of z stays as well.
 
     Args:
         latents: ``drawn``: of the prior, as in the paper, whatever the items are; ``items``: those of the items, found

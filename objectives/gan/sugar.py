@@ -35,14 +35,17 @@ class Sugar(Objective):
 
     Differences from the released code, which was read where the paper's text could not be had: f is a perceptron with
     one hidden layer beside the identity, the same for every layer's w, in place of a U-Net; it takes a number of steps
-    in place of epochs that stop early; the identity part of L_f is not scaled by the others' values.
+    in place of epochs that stop early; the identity part of L_f is not scaled by the others' values. The released
+    penalty is lambda sum_i F_i (theta_i - theta_target,i)^2, and that of ``ewc`` has lambda / 2: lambda is
+    ``strength: 2 lambda``. Its F is asked for by ``retain={name: ewc, latents: near}``.
 
     Args:
         distance: d, a layer; null takes |w_id|. The released d = 20 of 14 layers is 5.35 a layer.
         surrogate_steps: steps of f, of Adam with ``surrogate_lr``.
         surrogate_lr: see above.
         surrogate_width: units of f's hidden layer.
-        surrogate_features: weight of the features in L_f.
+        surrogate_features: weight of the features in L_f. Nothing else bounds how unlike the image becomes: where all
+            surrogates come out alike, or as no face, it is too small for the likeness.
         local: weight of the first term.
         adjacent: weight of the second.
         neighbours: latents near each identity a step.

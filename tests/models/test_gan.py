@@ -1,12 +1,13 @@
 """The wrapper of GANs: latents, images, kinds of parameters, save and load; both backends, and the packaged faces."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.models.stylegan2.public_files import write
@@ -238,6 +239,40 @@ def test_a_public_file_becomes_a_folder_once(tmp_path: Path, monkeypatch: pytest
     assert config.fetch(str(tmp_path / "net.pkl")) == folder
     assert times == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_with_its_discriminator_is_trained_further_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the group size of the file, whose last level is told another spread by it; the control is a new one."""
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    model = small("stylegan2")
+    judge = Discriminator(replace(model.generator.shape, group=2))
+    judge.b4.mbstd = torch.nn.Identity()  # a module of its own in the files, without weights
+    write(tmp_path / "net.pkl", {"G_ema": model.generator, "D": judge}, 3, tmp_path / "executed", group_size=2)
+    config = StyleGAN2(pretrained=str(tmp_path / "net.pkl"))
+    back = config.load(config.fetch(str(tmp_path / "net.pkl")))
+    found = back.adversary(STREAM)
+    images = STREAM.normal(torch.arange(4), (1, 8, 8), torch.float32)
+    assert found.shape.group == 2 and torch.equal(found(images), judge(images))
+    assert all(parameter.requires_grad for parameter in found.parameters())
+    assert not torch.equal(model.adversary(STREAM)(images), judge(images))
+    (tmp_path / "unlearned").mkdir()
+    back.save_pretrained(tmp_path / "unlearned")
+    assert LatentGenerator.from_pretrained(tmp_path / "unlearned").trained_against is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights"])
+def test_a_broken_discriminator_is_refused(content: bytes, tmp_path: Path) -> None:
+    model = small("stylegan2")
+    model.save_pretrained(tmp_path)
+    (tmp_path / DISCRIMINATOR).write_bytes(content)
+    with pytest.raises(RecipeError, match=r"is no discriminator of the generator beside it.*or remove it"):
+        LatentGenerator.from_pretrained(tmp_path).adversary(STREAM)
+    other = Discriminator(replace(model.generator.shape, size=16))
+    save_file(other.state_dict(), tmp_path / DISCRIMINATOR)
+    with pytest.raises(RecipeError, match="is no discriminator of the generator beside it"):
+        LatentGenerator.from_pretrained(tmp_path).adversary(STREAM)
 
 
 def test_the_face_package_is_read_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_both_losses_see_augmented_images() -> None:
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(found, logits)
     wanted = softplus(-judge(Augment()(drawn, ids, own.child("augment"), p)))
-    torch.testing.assert_close(model.adversarial_loss(judge, items, own, p), wanted)
+    torch.testing.assert_close(model.adversarial_loss(judge, items, own, p)[0], wanted)
     assert not torch.allclose(model.adversary_loss(judge, items, own)[0], loss)  # the control
     model.augment = None
     plain = model.adversary_loss(judge, items, own)[0]
@@ -67,7 +67,7 @@ def test_gradients_pass_through_the_augmentation() -> None:
     model.adversary_loss(judge, items, STREAM, 0.7)[0].sum().backward()
     assert all(p.grad is not None for p in judge.parameters()) and all(p.grad is None for p in model.parameters())
     judge.requires_grad_(False)
-    model.adversarial_loss(judge, items, STREAM, 0.7).sum().backward()
+    model.adversarial_loss(judge, items, STREAM, 0.7)[0].sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -129,7 +129,7 @@ def test_both_networks_of_a_step_have_one_p() -> None:
         return module._objective(term)(module.model, items, module._context(term)).values
 
     draw = module._context("retain/training_loss").randomness
-    plain, wanted = (module.model.adversarial_loss(judge, items, draw, p) for p in (0.0, 0.7))
+    plain, wanted = (module.model.adversarial_loss(judge, items, draw, p)[0] for p in (0.0, 0.7))
     torch.testing.assert_close(value("retain/training_loss"), plain)
     own = module._context(OWN).randomness
     torch.testing.assert_close(value(OWN), module.model.adversary_loss(judge, items, own, 0.7)[0])

@@ -38,7 +38,9 @@ def test_the_losses_by_hand() -> None:
     real = items["image"].double() / 8 - 1
     wanted = -logsigmoid(judge(real)) - torch.log(1 - torch.sigmoid(judge(drawn)))
     torch.testing.assert_close(model.adversary_loss(judge, items, stream)[0], wanted)
-    torch.testing.assert_close(model.adversarial_loss(judge, items, stream), -logsigmoid(judge(drawn)))
+    loss, lengths = model.adversarial_loss(judge, items, stream)
+    torch.testing.assert_close(loss, -logsigmoid(judge(drawn)))
+    assert lengths is None
 
 
 def test_the_penalty_is_lazy() -> None:
@@ -77,13 +79,13 @@ def test_styles_are_mixed_at_a_layer() -> None:
 
 
 def test_the_penalty_on_paths_by_its_jacobian() -> None:
-    """gamma (|J^T y| - a)^2 with J written out, a row a pixel, and its lazy share of the loss."""
+    """gamma (|J^T y| - a)^2 with J written out, a row a pixel, and its lazy share of the loss, also of one item."""
     model = small("stylegan2").double()
     model.paths = 3.0
     judge, items = model.adversary(STREAM), batch()
     ids, noise = items["id"], model.noises(items["id"], STREAM)
     ws = model.mixed(ids, STREAM).detach().requires_grad_()
-    found = model.path_penalty(ids, STREAM, ws, model.synthesis(ws, noise))
+    found = model.path_lengths(ids, STREAM, ws, model.synthesis(ws, noise))
     y = STREAM.child("paths").normal(ids, (1, 8, 8), torch.float64)
     lengths = []
     for row in range(len(ids)):
@@ -92,17 +94,21 @@ def test_the_penalty_on_paths_by_its_jacobian() -> None:
         moved = (jacobian[0, 0, :, :, 0] * y[row, 0, :, :, None, None]).sum(dim=(0, 1)) / 8  # (num_ws, w_dim)
         lengths.append(moved.square().sum(dim=1).mean().sqrt())
     length = torch.stack(lengths)
-    wanted = 3 * (length - length.mean()).square()
-    torch.testing.assert_close(found, wanted)
-    assert ((2 * found - wanted).abs() > 1e-6).any()  # the control
-    for step in (0, 1, LAZY_PATHS):
+    torch.testing.assert_close(found, length)
+    one = {key: value[:1] for key, value in items.items()}
+    for step, a, part in ((0, 0.3, items), (0, 0.3, one), (0, None, items), (1, 0.3, items), (LAZY_PATHS, 0.3, items)):
         model.paths = 3.0
-        with_it = model.adversarial_loss(judge, items, STREAM.at(step))
+        with_it, seen = model.adversarial_loss(judge, part, STREAM.at(step), length=a)
         model.paths = 0.0
-        without = model.adversarial_loss(judge, items, STREAM.at(step))
-        assert ((with_it - without) > 0).all() == (step % LAZY_PATHS == 0)
+        without, nothing = model.adversarial_loss(judge, part, STREAM.at(step), length=a)
+        lazy = step % LAZY_PATHS == 0
+        assert nothing is None and (seen is not None) == lazy
+        assert ((with_it - without) > 0).all() == (lazy and a is not None)
         if step == 0:
-            torch.testing.assert_close(with_it - without, LAZY_PATHS * wanted)
+            rows = length[: len(part["id"])]
+            wanted = 0 * rows if a is None else LAZY_PATHS * 3 * (rows - a).square()
+            torch.testing.assert_close(with_it - without, wanted)
+            torch.testing.assert_close(seen, rows)
 
 
 def test_the_penalty_on_paths_reaches_a_synthesis_network_that_moves_alone() -> None:
@@ -110,7 +116,7 @@ def test_the_penalty_on_paths_reaches_a_synthesis_network_that_moves_alone() -> 
     model.paths = 2.0
     for name in model.parameter_kinds()["mapping"]:
         model.get_parameter(name).requires_grad_(False)
-    loss = model.adversarial_loss(model.adversary(STREAM), batch(), STREAM)
+    loss, _ = model.adversarial_loss(model.adversary(STREAM), batch(), STREAM, length=0.3)
     loss.sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
@@ -122,7 +128,7 @@ def test_each_loss_reaches_one_network() -> None:
     assert all(p.grad is not None for p in judge.parameters()) and all(p.grad is None for p in model.parameters())
     judge.zero_grad()
     judge.requires_grad_(False)
-    model.adversarial_loss(judge, items, STREAM).sum().backward()
+    model.adversarial_loss(judge, items, STREAM)[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters()) and all(p.grad is None for p in judge.parameters())
 
 
@@ -136,6 +142,10 @@ def test_what_is_not_trained_is_refused() -> None:
         StyleGAN2(r1=-1)
     with pytest.raises(ValueError, match="mixing is 2"):
         StyleGAN2(mixing=2)
+
+
+def test_the_penalty_has_one_default() -> None:
+    assert LatentGenerator(small("stylegan2").generator).r1 == StyleGAN2().r1 > 0  # type: ignore[arg-type]
 
 
 def trained(folder: Path, steps: int = 6, **optim: object) -> tuple[LatentGenerator, torch.nn.Module]:

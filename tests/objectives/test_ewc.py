@@ -13,6 +13,7 @@ from tests.small_diffusion import Bench as Diffusers
 from tests.small_diffusion import small_model
 from tests.small_gan import Bench
 from unlearn.errors import RecipeError
+from unlearn.models.identity_latents import latents_of_seeds
 from unlearn.objectives.common.ewc import EWC, fisher
 from unlearn.randomness import Randomness
 
@@ -69,6 +70,46 @@ def test_the_fisher_of_a_generator_is_that_of_a_gaussian_around_its_image(tmp_pa
     torch.testing.assert_close(found[name], wanted, rtol=0.15, atol=0)
     assert set(found) == {key for key, p in bench.model.named_parameters() if p.requires_grad}
     assert all((value >= 0).all() for value in found.values())
+
+
+def test_the_fisher_of_latents_near_the_forget_items(tmp_path: Path) -> None:
+    """Numbers 0, 1, ... take the identities in turn, moved towards a drawn w by less than reach a layer."""
+    term = EWC(items=4, draws=2, latents="near", reach=0.3)
+    bench = Bench(tmp_path, term, split="retain")
+    model, found = bench.target, bench.state["fisher"]
+    latents = term.near(model, bench.context())
+    w = latents_of_seeds(model, bench.splits["forget"].batch(bench.splits["forget"].ids)["seed"])
+    away = (latents(torch.arange(40)) - w.repeat(20, 1, 1)).flatten(1)
+    lengths = away.norm(dim=1) / model.num_ws**0.5
+    assert lengths.min() > 0 and 0.25 < lengths.max() < 0.3
+    drawn = model.mapping(model.latent(torch.arange(40), Randomness(0, "ewc/near")))
+    to = (drawn[:, None] - w.repeat(20, 1, 1)).flatten(1)
+    torch.testing.assert_close(torch.cosine_similarity(away, to), torch.ones(40, dtype=torch.float64))
+
+    stream, total = Randomness(0, "fisher"), 0.0
+    name = "generator.synthesis.b4.const"
+    parameter = bench.model.get_parameter(name)
+    for number in range(4):
+        images = bench.model.synthesis(latents(torch.tensor([number])))
+        for draw in range(2):
+            v = stream.child(f"v {draw}").normal(torch.tensor([number]), tuple(images.shape[1:]), images.dtype)
+            (gradient,) = torch.autograd.grad((v * images).sum(), parameter, retain_graph=True)
+            total = total + gradient.square() / 8
+    torch.testing.assert_close(found[name], total)
+    prior = Bench(tmp_path / "prior", EWC(items=4, draws=2), split="retain")
+    assert not torch.allclose(found[name], prior.state["fisher"][name])  # the control
+    wide = Bench(tmp_path / "wide", EWC(items=4, draws=2, latents="near"), split="retain")
+    half = (w - model.w_avg).flatten(1).norm(dim=1) / 2
+    far = EWC(latents="near").near(model, wide.context())(torch.arange(40)) - w.repeat(20, 1, 1)
+    assert (far.flatten(1).norm(dim=1) < half.repeat(20)).all()
+
+
+def test_latents_near_items_are_refused_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match="type latents: near, or drop reach"):
+        EWC(reach=1.0)
+    here = replace(context(SPLITS, reference=PixelGaussian()), split="retain")
+    with pytest.raises(RecipeError, match=r"latents=near asks for a model that makes images.*Drop latents"):
+        EWC(latents="near").prepare(PixelGaussian(), here)
 
 
 class _Drawn(torch.nn.Module):

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.command import ROOT
 from tests.small_gan import OPTIM, digit_splits, face_splits, first_step, gradients, small_gan, small_job
 from unlearn.errors import RecipeError
 from unlearn.fit import fit
 from unlearn.objectives.common.training_loss import TrainingLoss
-from unlearn.objectives.gan.adapt_then_unlearn import AdaptThenUnlearn
+from unlearn.objectives.gan.adapt_then_unlearn import AdaptThenUnlearn, Pair
+from unlearn.randomness import Randomness
+from unlearn.recipe import load
 from unlearn.schema import Trainer
 
 KEEP = {"keep": TrainingLoss(warmup=2)}
@@ -98,9 +101,39 @@ def test_each_loss_of_a_pair_reaches_one_network(tmp_path: Path) -> None:
     for (name, _), wanted in zip(pair.judge.named_parameters(), alone, strict=True):
         torch.testing.assert_close(found[f"adapted.pairs.0.judge.{name}"], wanted)
     moving = {name: p for name, p in pair.generator.named_parameters() if p.requires_grad}
-    alone = torch.autograd.grad(pair.generator.adversarial_loss(pair.judge, batch, draw).mean(), list(moving.values()))
+    loss, _ = pair.generator.adversarial_loss(pair.judge, batch, draw)
+    alone = torch.autograd.grad(loss.mean(), list(moving.values()))
     for name, wanted in zip(moving, alone, strict=True):  # at the target the consolidation has no gradient
         torch.testing.assert_close(found[f"adapted.pairs.0.generator.{name}"], wanted)
+
+
+def test_the_recipes_repulsion_is_felt(tmp_path: Path) -> None:
+    """At delta^2 = 460 its gradient is some 0.1 and more, as that of the training loss; the default's is 2e-4.
+
+    By hand: 2 scale gamma delta exp(-gamma delta^2) and 2 gamma / delta^3.
+    """
+    recipe = load(ROOT / "recipes" / "gan" / "adapt_then_unlearn_digits.yaml")
+    term, keep = recipe.forget["adapt_then_unlearn"], recipe.retain["training_loss"]
+    assert isinstance(term, AdaptThenUnlearn) and isinstance(keep, TrainingLoss) and keep.warmup > 0
+    delta = math.sqrt(460)
+    theta = {"a": torch.zeros(3, requires_grad=True), "b": torch.zeros((), requires_grad=True)}
+
+    class Here:
+        def beside(self) -> Beside:
+            return Beside((delta / math.sqrt(3), 0.0))
+
+    sizes = []
+    for each in (term, AdaptThenUnlearn()):
+        gradients = torch.autograd.grad(each.penalty(theta, Here()), list(theta.values()))  # type: ignore[arg-type]
+        sizes.append(float(sum(gradient.square().sum() for gradient in gradients)) ** 0.5)
+    wanted = 2 * term.scale * term.gamma * delta * math.exp(-term.gamma * 460), 2 / delta**3
+    assert sizes == pytest.approx(wanted, rel=1e-3) and sizes[0] > 0.1 > 1e-3 > sizes[1]
+
+
+def test_copies_of_a_model_with_penalised_paths_have_no_penalty() -> None:
+    model = small_gan()
+    model.paths = 2.0
+    assert Pair(model, Randomness(0)).generator.paths == 0 and model.paths == 2
 
 
 def test_consolidation_holds_the_copies(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_guide_with_surgery_adapters_and_masks(scope: Scope, combine: Any, kind:
 @pytest.mark.parametrize("kind", ["stylegan2", "dcgan"])
 def test_an_adapter_is_the_target_when_off_and_is_merged(kind: str, tmp_path: Path) -> None:
     """The images do not change when the update is merged, nor those of the target while the adapter moves."""
-    scope = Lora(rank=2, alpha=6, kinds=["synthesis"], keep_adapter=True)
+    scope = Lora(rank=2, alpha=6, kinds=["synthesis"])
     module = small_job(GUIDE, tmp_path, kind, scope=scope)
     model, target = module.model, small_gan(kind)
     w = target.mapping(target.latent(torch.arange(3), module.stream))
@@ -103,10 +103,19 @@ def test_an_adapter_is_the_target_when_off_and_is_merged(kind: str, tmp_path: Pa
     scope.detach(model, tmp_path)
     torch.testing.assert_close(model.synthesis(w), after)
     assert model.state_dict().keys() == target.state_dict().keys()
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     model.save_pretrained(tmp_path)
     again = LatentGenerator.from_pretrained(tmp_path)
     torch.testing.assert_close(again.synthesis(w), after)
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "dcgan"])
+def test_an_adapter_that_peft_would_not_read_is_not_kept(kind: str) -> None:
+    """Refused before anything is attached; a model whose layers peft knows is not."""
+    model = small_gan(kind)
+    names = list(model.state_dict())
+    with pytest.raises(RecipeError, match=r"peft reads no update of generator.*unlearn.delta save"):
+        Lora(rank=2, keep_adapter=True).attach(model, Randomness(0))
+    assert list(model.state_dict()) == names
 
 
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
