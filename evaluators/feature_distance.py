@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Split, check_content
+from unlearn.data.splits import forgotten_names
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.evaluators.features import Features, Scripted, embedder_for
 from unlearn.evaluators.measures import Z95, frechet, frechet_spread, kernel_distance
-from unlearn.evaluators.shared import forgotten_names, samples
+from unlearn.evaluators.shared import samples
 from unlearn.metrics import Record
+from unlearn.models.features import Features, Scripted, embedder_for
 from unlearn.ranges import at_least
 
 
@@ -33,7 +34,7 @@ class FeatureDistance(Evaluator):
         samples: samples a subject.
         items: at most so many real images, drawn by the seed; null takes all.
         features: packaged feature net, the folder of one, or a TorchScript file that embeds images (an Inception net,
-            say: ``unlearn.evaluators.features.Scripted``); by default the packaged one that fits the data.
+            say: ``unlearn.models.features.Scripted``); by default the packaged one that fits the data.
         bootstraps: resamples behind the interval of the Frechet distance.
         batch_size: images at once; does not change the result.
     """

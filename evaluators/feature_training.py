@@ -1,4 +1,4 @@
-"""Trains feature nets on the training images of real data: ``python -m unlearn.evaluators.features``."""
+"""Trains feature nets on real training images: ``python -m unlearn.evaluators.feature_training``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unlearn.data.digits import Digits
 from unlearn.data.image_folder import ImageFolder
 from unlearn.data.mnist import Mnist
 from unlearn.errors import RecipeError
-from unlearn.evaluators.features import ASSETS, Features, fresh, load_features, save_features
+from unlearn.models.features import ASSETS, Features, fresh, load_features, save_features
 from unlearn.randomness import Randomness
 
 
@@ -153,7 +153,7 @@ PACKAGED_NETS: dict[str, tuple[Source, Training, str, Mapping[str, tuple[str, ..
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the packaged nets again, or one on the user's own images, or on the data of a recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m unlearn.evaluators.features",
+        prog="python -m unlearn.evaluators.feature_training",
         description="Train the packaged feature nets again; with --images or --recipe, one on other labelled images.",
     )
     parser.add_argument("--images", help="folder with one subfolder of images a label")
@@ -196,3 +196,7 @@ def _asked(given: argparse.Namespace) -> tuple[Source, str]:
 def _report(features: Features, folder: Path) -> None:
     size = (folder / "model.safetensors").stat().st_size / 1024
     print(f"{features.name}: accuracy {features.accuracy:.4f} on test images, {size:.0f} KiB in {folder}")
+
+
+if __name__ == "__main__":
+    main()

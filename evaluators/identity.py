@@ -17,6 +17,7 @@ from unlearn.evaluators.people import (
     check_judges,
     judges,
     latents,
+    left_by_the_term,
     near_latents,
     other_pictures,
     over_people,
@@ -28,6 +29,7 @@ from unlearn.evaluators.pictures import Panel, panels
 from unlearn.evaluators.shared import item_rows
 from unlearn.metrics import Direction, Record
 from unlearn.models.embedders import Embedder
+from unlearn.models.identity_latents import check_encoder
 from unlearn.models.inversion import Inversion
 from unlearn.ranges import above, at_least
 
@@ -75,8 +77,8 @@ class Identity(Evaluator):
         features: nets that judge, by name or path (unlearn.models.embedders.identity_net); by default those that are
             packaged for such images: faces are judged by ``mobile_face``, which no loss takes by default, and by
             ``dlib_face``.
-        inversion: how the latents of images are found.
-        encoder: a TorchScript file that finds them instead.
+        inversion: how the latents of images are found, but for those that the forget term found for itself.
+        encoder: a TorchScript file that finds them in place of the inversion.
         shown: identities with a picture.
         batch_size: images at once; does not change the result.
 
@@ -106,8 +108,9 @@ class Identity(Evaluator):
             raise ValueError("features is empty; name at least one net, or null for those that are packaged")
 
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no net fits."""
+        """Refuse images that no net fits, and an encoder that does not."""
         check_judges(splits, self.features)
+        check_encoder(self.encoder, splits["forget"].dataset.info)
 
     def __call__(self, evaluation: Evaluation) -> Findings:
         """Return ``identity_similarity``, the scale, and sheets of faces."""
@@ -147,12 +150,9 @@ class Identity(Evaluator):
 
     def aims(self, evaluation: Evaluation, ids: Tensor, w: Tensor) -> Tensor:
         """Return where each identity was sent, (n, num_ws, w_dim), of latents w alike in shape."""
-        everybody = evaluation.splits["forget"].ids.tolist()
-        for state in evaluation.run.state.values():
-            given = state.get("target_latents")
-            if isinstance(given, Tensor) and len(given) == len(everybody):
-                rows = torch.tensor([everybody.index(item) for item in ids.tolist()])
-                return given[rows.to(given.device)].to(w).expand_as(w)
+        known = left_by_the_term(evaluation, "target_latents")
+        if all(item in known for item in ids.tolist()) and known:
+            return torch.stack([known[item] for item in ids.tolist()]).to(w)
         mean: Tensor = evaluation.models["target"].w_avg
         return 2 * mean.to(w) - w
 

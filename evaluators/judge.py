@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Dataset, Split
+from unlearn.data.splits import forgotten_names
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, share_ci95
-from unlearn.evaluators.features import TRAIN_ONE, Features, features_for
-from unlearn.evaluators.shared import forgotten_names, is_told
+from unlearn.evaluators.shared import is_told
 from unlearn.metrics import Record
+from unlearn.models.features import TRAIN_ONE, Features, features_for
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from unlearn.models.inversion import Inversion
 from unlearn.randomness import Randomness
 
 FIRST_DRAWN = 2 * FIRST_STRANGER
-"""Seeds of strangers where the data has none of its own; no item has one."""
+"""Seeds of strangers where the data has too few of its own begin here; those that an item has are left out."""
 
 SIDE = 128
 """Pixels that a face of a sheet is enlarged to, by a whole factor."""
@@ -53,9 +54,15 @@ def people(evaluation: Evaluation, limit: int | None) -> Tensor:
 
 
 def latents(evaluation: Evaluation, subject: str, split: str, ids: Tensor, inversion: Inversion | str) -> Tensor:
-    """Return the latents of items under a subject, (n, num_ws, w_dim), found once."""
+    """Return the latents of items under a subject, (n, num_ws, w_dim), found once.
+
+    Those of the forget items under the target are the ones that the forget term moved away from, where it left them
+    in its state: ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
+    """
     key = ("latents", subject, split, repr(inversion))
     known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
+    if subject == "target" and split == "forget" and not known:
+        known |= left_by_the_term(evaluation, "identity_latents")
     missing = torch.tensor([item for item in ids.tolist() if item not in known], dtype=torch.int64)
     if len(missing):
         dataset, stream = evaluation.splits[split].dataset, Randomness(evaluation.seed, "inversion")
@@ -64,17 +71,35 @@ def latents(evaluation: Evaluation, subject: str, split: str, ids: Tensor, inver
     return torch.stack([known[item] for item in ids.tolist()])
 
 
+def left_by_the_term(evaluation: Evaluation, name: str) -> dict[int, Tensor]:
+    """Return what a forget term left in its state of its items, (num_ws, w_dim) an id; nothing where it did not.
+
+    The rows are those of ``identity_ids`` in the same state, as the term may have seen more items than are judged, or,
+    where these are not there, of the split.
+    """
+    target = evaluation.models["target"]
+    everybody = evaluation.splits["forget"].ids
+    for term, state in evaluation.run.state.items():
+        given, ids = state.get(name), state.get("identity_ids", everybody)
+        if term.split("/")[0] == "forget" and isinstance(given, Tensor) and len(given) == len(ids):
+            rows = given.to(target.w_avg).expand(-1, target.num_ws, -1)
+            return dict(zip(ids.tolist(), rows, strict=True))
+    return {}
+
+
 def strangers(evaluation: Evaluation, n: int) -> Tensor:
     """Return the target's latents of n strangers whom no method saw, (n, num_ws, w_dim).
 
     They are the data's own test strangers; where it has too few, further seeds that no item has.
     """
     seeds: list[int] = []
+    taken: set[int] = set()
     dataset = evaluation.splits["forget"].dataset
     if isinstance(dataset, IdentityData):
+        taken = {row.content for row in dataset.rows if row.kind == "seed"}
         chosen = torch.nonzero(dataset.having(["strangers"]) & dataset.is_test).flatten()[:n]
         seeds = dataset.batch(chosen)["seed"].tolist() if len(chosen) else []
-    seeds += range(FIRST_DRAWN, FIRST_DRAWN + n - len(seeds))
+    seeds += islice((seed for seed in count(FIRST_DRAWN) if seed not in taken), n - len(seeds))
     return latents_of_seeds(evaluation.models["target"], torch.tensor(seeds))
 
 

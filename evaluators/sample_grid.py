@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Split
+from unlearn.data.splits import forgotten_names
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
-from unlearn.evaluators.features import Features, features_for
 from unlearn.evaluators.pictures import CELL, LARGE_CELL, Panel, panels
-from unlearn.evaluators.shared import forgotten_names, sampled_splits, samples, some_of
+from unlearn.evaluators.shared import sampled_splits, samples, some_of
+from unlearn.models.features import Features, features_for
 from unlearn.ranges import at_least
 
 STRIP = 24

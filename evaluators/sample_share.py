@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 
 from unlearn.data.base import Split
+from unlearn.data.splits import forgotten_names
 from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, share_ci95
-from unlearn.evaluators.features import TRAIN_ONE, Features, features_for
 from unlearn.evaluators.judge import classifier_accuracy
 from unlearn.evaluators.pictures import share_bars
-from unlearn.evaluators.shared import forgotten_names, sampled_splits, samples
+from unlearn.evaluators.shared import sampled_splits, samples
 from unlearn.metrics import Direction, Record
+from unlearn.models.features import TRAIN_ONE, Features, features_for
 from unlearn.ranges import at_least
 
 

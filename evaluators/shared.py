@@ -166,19 +166,3 @@ def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor
 def present(evaluation: Evaluation) -> list[str]:
     """Return the likelihood splits that the evaluation has and that are not empty."""
     return [split for split in LIKELIHOOD_SPLITS if split in evaluation.splits and len(evaluation.splits[split])]
-
-
-def forgotten_names(split: Split) -> list[str]:
-    """Return the labels and attributes that the forget split takes as a whole.
-
-    A name is forgotten where three quarters or more of the training items that carry it are forget items: the threes
-    are forgotten where all threes are, but not where eight images of a three are.
-    """
-    dataset = split.dataset
-    forget = torch.zeros(len(dataset), dtype=torch.bool)
-    forget[split.ids] = True
-    return [name for name in dataset.names if _share(forget, dataset.having([name]) & ~dataset.is_test) >= 0.75]
-
-
-def _share(chosen: Tensor, among: Tensor) -> float:
-    return chosen[among].double().mean().item() if among.any() else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearn.errors import RecipeError
-from unlearn.evaluators.features import ASSETS, PACKAGED, SmallNet, load_features
+from unlearn.errors import RecipeError, did_you_mean
 from unlearn.models.face_nets import DlibFace, MobileFace
+from unlearn.models.features import ASSETS, PACKAGED, SmallNet, load_features
 from unlearn.models.tensorflow_js import stored_values
 
 
@@ -168,6 +169,13 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
         RecipeError: there is no such net, or it does not take such images.
     """
     found, sha256, network = _network(name, tuple(shape), "identity")
+    if isinstance(network, torch.jit.ScriptModule):
+        given = answer(network, shape, f"identity net {name}")
+        if len(given) != 2 or given[0] != BLANK:
+            raise RecipeError(
+                f"The identity net {name} maps images {(BLANK, *shape)} to {given}; it must give one row an image, "
+                f"({BLANK}, D). Type another file."
+            )
     return Embedder(found, sha256, network, "l2" if isinstance(network, DlibFace) else "cosine")
 
 
@@ -183,8 +191,15 @@ def perceptual_net(name: str | None, shape: Sequence[int]) -> Perceptual:
         RecipeError: there is no such net, or it does not take such images.
     """
     found, sha256, network = _network(name, tuple(shape), "perceptual")
-    scripted = isinstance(network, torch.jit.ScriptModule)
-    return Perceptual(found if scripted else f"perceptual_{found}", sha256, network)
+    if not isinstance(network, torch.jit.ScriptModule):
+        return Perceptual(f"perceptual_{found}", sha256, network)
+    given = answer(network, shape, f"perceptual net {name}", 2)
+    if math.prod(given) != BLANK:
+        raise RecipeError(
+            f"The perceptual net {name} maps two batches of images {(BLANK, *shape)} to {given}; it must give one "
+            f"distance a pair, ({BLANK},). Type another file."
+        )
+    return Perceptual(found, sha256, network)
 
 
 @dataclass(frozen=True)
@@ -196,12 +211,16 @@ class Attributes:
         sha256: of the files that it was read from.
         labels: what it knows, K of it.
         network: maps images (B, C, H, W) in [-1, 1] to probabilities (B, K).
+        numbered: whether the labels are only numbers, of a net that names nothing.
+        frame: width in pixels of what stands around the images, and is not looked at.
     """
 
     name: str
     sha256: str
     labels: tuple[str, ...]
     network: Callable[[Tensor], Tensor]
+    numbered: bool = False
+    frame: int = 0
 
     @property
     def detector(self) -> dict[str, str]:
@@ -210,35 +229,51 @@ class Attributes:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the probabilities, (B, K), of images (B, C, H, W) in [-1, 1], with gradient."""
-        return self.network(images.float())
+        inside = slice(self.frame, images.shape[-1] - self.frame)
+        return self.network(images[..., inside, inside].float())
 
 
-def attribute_net(name: str | None, shape: Sequence[int]) -> Attributes:
-    """Return a classifier, or the packaged one that fits images of a shape.
+def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Attributes:
+    """Return a classifier, or the packaged one that fits images of a shape, or what is inside of their frame.
 
     Args:
         name: ``mobile_face`` for faces (``looks_male``, and ``looks_over_40``: the share of its guesses of age beyond
             40 years), a packaged feature net (``digitnet8``) or the folder of one, or a TorchScript file (``.pt``) that
             maps images (B, C, H, W) in [-1, 1] to logits (B, K), or (B,) of one label; its labels are ``0`` ... K - 1.
         shape: (C, H, W).
+        frame: width in pixels of what stands around the images.
 
     Raises:
         RecipeError: there is no such net, or it does not take such images.
     """
-    if name is None and tuple(shape) not in PACKAGED.values() and _is_face(tuple(shape)):
+    whole = tuple(shape)
+    inside = (*whole[:1], *(side - 2 * frame for side in whole[1:]))
+    if name is None and not {whole, inside} & set(PACKAGED.values()) and _is_face(whole):
         name = "mobile_face"
-    found, sha256, network = _network(name, tuple(shape), "attribute")
+    frame = frame if _looks_inside(name, whole, inside) else 0
+    found, sha256, network = _network(name, inside if frame else whole, "attribute")
     if isinstance(network, MobileFace):
         return Attributes(found, sha256, ("looks_male", "looks_over_40"), partial(_of_face, network))
     if isinstance(network, Stages):
         labels, sizes = _labels(name or found)
-        return Attributes(found, sha256, labels, partial(_of_groups, network, sizes))
+        return Attributes(found, sha256, labels, partial(_of_groups, network, sizes), frame=frame)
     if isinstance(network, torch.jit.ScriptModule):
-        with torch.no_grad():
-            logits = network(torch.zeros(1, *shape))
-        labels = tuple(str(number) for number in range(logits.shape[1] if logits.dim() == 2 else 1))
-        return Attributes(found, sha256, labels, partial(_of_script, network))
+        given = answer(network, shape, f"attribute net {name}")
+        if len(given) > 2 or given[:1] != (BLANK,):
+            raise RecipeError(
+                f"The attribute net {name} maps images {(BLANK, *whole)} to {given}; it must give logits ({BLANK}, K), "
+                f"or ({BLANK},) of one label. Type another file."
+            )
+        labels = tuple(str(number) for number in range(math.prod(given[1:])))
+        return Attributes(found, sha256, labels, partial(_of_script, network), numbered=True)
     raise RecipeError(f"{name} names nothing; it only tells faces apart. Type mobile_face.")
+
+
+def _looks_inside(name: str | None, whole: tuple[int, ...], inside: tuple[int, ...]) -> bool:
+    """Return whether the small net of a name, or the packaged one that fits, looks at images without their frame."""
+    if name is None:
+        return whole not in PACKAGED.values() and inside in PACKAGED.values()
+    return name not in FACE_NETS and not name.endswith(".pt") and _takes(name, "attribute") == inside
 
 
 def _of_face(network: MobileFace, images: Tensor) -> Tensor:
@@ -286,10 +321,21 @@ def _network(name: str | None, shape: tuple[int, ...], what: str) -> tuple[str, 
     if name.endswith(".pt"):
         stem = "".join(letter if letter.isalnum() else "_" for letter in Path(name).stem)
         return stem, *scripted(name, f"{what} net")
-    sha256, network, takes = _small_net(name)
+    takes = _takes(name, what)
+    sha256, network, _ = _small_net(name)
     if takes != shape:
         raise RecipeError(f"The {what} net {name} takes images of shape {takes}; these have {shape}. {_packaged()}")
     return Path(name).name, sha256, network
+
+
+def _takes(name: str, what: str) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of the images that a small net takes."""
+    if name not in PACKAGED and not Path(name).expanduser().is_dir():
+        raise RecipeError(
+            f"There is no {what} net {name!r}: it is no packaged net, no folder of one and no TorchScript file "
+            f"(FILE.pt). {did_you_mean(name, [*FACE_NETS, *PACKAGED])}"
+        )
+    return _small_net(name)[2]
 
 
 LEAST = 32
@@ -351,6 +397,46 @@ def _scripted(path: Path, changed: int) -> tuple[str, torch.jit.ScriptModule]:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return hashlib.sha256(path.read_bytes()).hexdigest(), network
+
+
+BLANK = 2
+"""Blank images that a net of one's own is tried on, before any work."""
+
+
+def answer(network: torch.jit.ScriptModule, shape: Sequence[int], what: str, batches: int = 1) -> tuple[int, ...]:
+    """Return the shape of what a TorchScript module makes of ``BLANK`` black images (C, H, W).
+
+    Args:
+        network: the module.
+        shape: (C, H, W).
+        what: it is, with its path, for the error message.
+        batches: of images that it takes at once.
+
+    Raises:
+        RecipeError: it fails on them, or gives no tensor of floating-point numbers.
+    """
+    found = _answer(network, tuple(shape), batches)
+    if isinstance(found, str):
+        raise RecipeError(
+            f"The {what} fails on {batches} batch{'es' if batches > 1 else ''} of images {(BLANK, *shape)}: {found}. "
+            "Type another file."
+        )
+    return found
+
+
+@cache
+def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: int) -> tuple[int, ...] | str:
+    """Return a shape, or what went wrong in one line."""
+    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), None)
+    try:
+        with torch.no_grad():
+            found = network(*[torch.zeros(BLANK, *shape, dtype=torch.float32, device=place) for _ in range(batches)])
+    except Exception as error:  # whatever somebody's own code raises
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return next((line for line in lines if "Error" in line), lines[0] if lines else type(error).__name__)[:300]
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return f"it gives {type(found).__name__ if not isinstance(found, Tensor) else found.dtype}, no real numbers"
+    return tuple(found.shape)
 
 
 def _beside(network: Any, images: Tensor) -> Any:

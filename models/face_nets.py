@@ -172,11 +172,6 @@ class MobileFace(nn.Module):
         found: Tensor = (self._shared(embeddings) @ self.age_pred_kernel + self.age_pred_bias).softmax(dim=1)
         return found
 
-    def age(self, embeddings: Tensor) -> Tensor:
-        """Return the age in years, (B,), that faces with these embeddings have to the net: the mean of its guesses."""
-        guesses = self.ages(embeddings)
-        return guesses @ torch.arange(1.0, 101.0, device=guesses.device)
-
     def _shared(self, embeddings: Tensor) -> Tensor:
         return F.relu(embeddings @ self.feats_kernel + self.feats_bias)
 

@@ -135,7 +135,13 @@ class StyleGAN2(GanConfig):
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> LatentGenerator:
         """Build the untrained generator for images of ``info["shape"]`` and ``info["levels"]``."""
-        channels, height, width = info.get("shape", (0, 0, 0))
+        if "shape" not in info:
+            raise RecipeError(
+                "model=stylegan2 is not told how large images are: the data are identities, and no generator draws "
+                "them. Type model.pretrained=FOLDER for one that is trained, or model.images_of=FOLDER (or face_dcgan) "
+                "to train one on the images of another."
+            )
+        channels, height, width = info["shape"]
         if height != width or height < 8 or height & (height - 1):
             raise RecipeError(
                 f"model=stylegan2 makes square images whose side is a power of 2, at least 8; the data has "

@@ -129,7 +129,7 @@ class LatentGenerator(Wrapper):
     def read(self, dataset: Dataset) -> Dataset:
         """Tell identities how large the images are."""
         if isinstance(dataset, IdentityData):
-            return dataset.shaped(self.image_shape, self.levels)
+            return dataset.shaped(self.image_shape, self.levels, (self.num_ws, len(self.generator.w_avg)))
         return dataset
 
     def check_fits(self, info: dict[str, Any]) -> None:

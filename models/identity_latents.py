@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlearn.data.base import Dataset
+from unlearn.data.identities import fits
 from unlearn.errors import RecipeError
-from unlearn.models.embedders import Perceptual, perceptual_net, scripted
+from unlearn.models.embedders import BLANK, Perceptual, answer, perceptual_net, scripted
 from unlearn.models.inversion import Inversion
 from unlearn.randomness import Randomness
 
@@ -58,12 +60,34 @@ def latents_of_seeds(model: Any, seeds: Tensor) -> Tensor:
 def layered(model: Any, w: Tensor) -> Tensor:
     """Return w (B, w_dim), (B, 1, w_dim) or (B, num_ws, w_dim) as one a layer, (B, num_ws, w_dim)."""
     w = w if w.dim() == 3 else w[:, None]
-    if w.shape[1] not in (1, model.num_ws) or w.shape[2] != len(model.w_avg):
+    if not fits(w.shape[1:], (model.num_ws, len(model.w_avg))):
         raise RecipeError(
             f"A latent of shape {tuple(w.shape[1:])} does not fit the model, whose latents are "
             f"({model.num_ws}, {len(model.w_avg)}), or ({len(model.w_avg)},) for all layers."
         )
     return w.expand(-1, model.num_ws, -1)
+
+
+def check_encoder(encoder: str | None, info: Mapping[str, Any]) -> None:
+    """Refuse an encoder that is not there or does not map images to latents, whether or not any item is an image.
+
+    Args:
+        encoder: path of a TorchScript file; None for none.
+        info: of the data: ``shape`` (C, H, W) and ``latent`` (num_ws, w_dim), where they are known.
+    """
+    if encoder is None:
+        return
+    network = scripted(encoder, "encoder")[1]
+    if "shape" not in info:
+        return
+    given = answer(network, info["shape"], f"encoder {encoder}")
+    latent = info.get("latent")
+    if len(given) not in (2, 3) or given[0] != BLANK or (latent and not fits(given[1:], latent)):
+        width = latent[1] if latent else "w_dim"
+        raise RecipeError(
+            f"The encoder {encoder} maps images {(BLANK, *info['shape'])} to {given}; it must give latents "
+            f"({BLANK}, {width}), or ({BLANK}, {latent[0] if latent else 'num_ws'}, {width}). Type another file."
+        )
 
 
 def _kind(dataset: Dataset, item: int) -> str:
@@ -90,7 +114,11 @@ def invert(model: Any, images: Tensor, ids: Tensor, inversion: Inversion | str, 
     if isinstance(inversion, str):
         encoder = scripted(inversion, "encoder")[1].to(images.device)
         with torch.no_grad():
-            return layered(model, encoder(images.float()).to(model.dtype))
+            found = encoder(images.float()).to(model.dtype)
+        try:
+            return layered(model, found)
+        except RecipeError as error:
+            raise RecipeError(f"The encoder {inversion}: {error}") from error
     distance = packaged_perceptual(tuple(images.shape[1:])) if inversion.features else None
     return layered(model, inversion(model, images, ids, randomness, distance).latents)
 

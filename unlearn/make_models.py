@@ -16,11 +16,11 @@ from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import train_split
 from unlearn.distributed import map_ids
 from unlearn.errors import RecipeError
-from unlearn.evaluators.features import features_for
 from unlearn.evaluators.measures import frechet
 from unlearn.files import write_json
 from unlearn.materials import distilled, training_items
 from unlearn.models.base import Trains, TrainsAgainst, Wrapper
+from unlearn.models.features import features_for
 from unlearn.randomness import Randomness
 from unlearn.recipe import load
 from unlearn.schema import Recipe

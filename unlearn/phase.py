@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unlearn.data.base import Batch
 from unlearn.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
+from unlearn.errors import RecipeError
 from unlearn.gradients import LazyLoss, add_gradient, fresh_gradients, take_gradients
 from unlearn.objectives.base import Context, Objective, ParameterObjective
 from unlearn.objectives.surgery import Combination, WeightedSum, angle, cosine, gram
@@ -212,7 +213,18 @@ class Losses:
                 for key, value in outcome.diagnostics.items():
                     share = weights / self._totals[group, name]
                     self._note(f"{self._place(group, name)}/{key}", (value.detach() * share).sum())
+        self._refuse_constant(group, terms, loss)
         return loss
+
+    def _refuse_constant(self, group: str, terms: Mapping[str, Objective], loss: Tensor | None) -> None:
+        """Refuse a loss that no moving parameter has a part in: there is no gradient to take."""
+        if loss is not None and torch.is_grad_enabled() and not loss.requires_grad:
+            moving = list(self.phase.parameters)
+            shown = ", ".join(moving[:5]) + (f" and {len(moving) - 5} more" if len(moving) > 5 else "")
+            raise RecipeError(
+                f"Phase {self.phase.name!r}: {group}={', '.join(terms)} reaches none of the parameters that may move: "
+                f"{shown}. Type scope=all, or a scope with parameters that it uses."
+            )
 
     def _penalty(self, group: str, terms: dict[str, ParameterObjective]) -> Tensor:
         """Every rank computes the same penalty; a world-th of it each makes their sum right."""
@@ -221,6 +233,7 @@ class Losses:
             value = term.weight * term.penalty(self.phase.parameters, self.context(f"{group}/{name}"))
             total = total.to(value) + value / world_size()
             self._note(f"loss/{group}/{name}", value.detach() / world_size())
+        self._refuse_constant(group, terms, total)
         return total
 
     @torch.no_grad()

@@ -90,11 +90,6 @@ class Strided:
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return math.prod(self.size) * self.storage.dtype.itemsize
-
     def tensor(self) -> Tensor:
         """Read it."""
         if 0 in self.size:

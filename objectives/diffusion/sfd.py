@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unlearn.data.base import Batch
 from unlearn.errors import RecipeError
 from unlearn.models.conditions import Condition
+from unlearn.models.features import features_for
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.targets import mean_square
 from unlearn.randomness import Randomness
@@ -203,8 +204,6 @@ class SFD(Objective):
         return model.condition({key: value.to(ids.device) for key, value in told.items()})  # type: ignore[no-any-return]
 
     def _judge(self, context: Context) -> Any:
-        from unlearn.evaluators.features import features_for
-
         def read() -> Any:
             net = features_for(context.splits[context.split].dataset.info, self.judge)
             net.network.float()  # also where the run is in double precision

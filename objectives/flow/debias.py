@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch
 from unlearn.errors import RecipeError, did_you_mean
-from unlearn.evaluators.features import features_for
+from unlearn.models.features import features_for
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.flow.threshold import Unit, current, distance_loss, measure, refresh, two_sided

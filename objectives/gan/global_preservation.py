@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch, Split
 from unlearn.errors import RecipeError
+from unlearn.models.identity_latents import check_encoder
 from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.judging import Judge
@@ -33,8 +34,9 @@ class GlobalPreservation(Objective):
             once (an image's by ``inversion``).
         pool: so many z are drawn once, and the target's images of them computed once; null draws them at each step, as
             the paper does, and holds a second model for their images.
-        judge: packaged feature net, or the folder of one: drawn latents in whose image it sees a label that is to
-            be forgotten are left out; null leaves none out, which is right for single identities.
+        judge: classifier (unlearn.models.embedders.attribute_net): drawn latents in whose image it sees what is to be
+            forgotten are left out; null leaves none out, which is right for single identities.
+        label: what it is, by the classifier's labels; by default what the forget items have as a whole.
         likeness: T; the paper's is LPIPS alone.
         inversion: how the latents of images are found.
         encoder: TorchScript file that maps images to latents, in place of the inversion.
@@ -46,6 +48,7 @@ class GlobalPreservation(Objective):
     latents: Literal["drawn", "items"] = "drawn"
     pool: int | None = 256
     judge: str | None = None
+    label: list[str] = field(default_factory=list)
     likeness: Likeness = field(default_factory=lambda: Likeness(features=0.0, identity=0.0))
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
@@ -56,12 +59,15 @@ class GlobalPreservation(Objective):
         """Refuse values out of range."""
         super().__post_init__()
         at_least(self, pool=1)
+        if self.label and self.judge is None:
+            raise ValueError("label is what the judge looks for, and there is none; give judge too, or drop label")
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse nets that do not look at such images."""
+        """Refuse nets and encoders that do not look at such images."""
         self.likeness.check(splits[split].dataset.info)
+        check_encoder(self.encoder, splits[split].dataset.info)
         if self.judge is not None:
-            Judge(self.judge).check(splits)
+            Judge(self.judge, self.label).check(splits)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Keep the target's images of the latents."""
@@ -87,7 +93,7 @@ class GlobalPreservation(Objective):
             context.state["spared"] = numbers
             if self.judge is not None:
                 images = recall_drawings(context, context.state["drawn"], numbers).images
-                spared = numbers[Judge(self.judge).probability(model, images, context) < 0.5]
+                spared = numbers[Judge(self.judge, self.label).probability(model, images, context) < 0.5]
                 if not len(spared):
                     raise RecipeError("global_preservation: the judge leaves no drawn latent. Type judge=null.")
                 context.state["spared"] = spared
@@ -118,7 +124,7 @@ class GlobalPreservation(Objective):
         theirs = self.likeness.seen(target, target.mapping(z))
         if self.judge is None:
             return theirs, 1.0
-        return theirs, (Judge(self.judge).probability(target, theirs.images, context) < 0.5).to(z)
+        return theirs, (Judge(self.judge, self.label).probability(target, theirs.images, context) < 0.5).to(z)
 
     def _z(self, model: Any, numbers: Tensor, context: Context) -> Tensor:
         found: Tensor = model.latent(numbers, Randomness(context.randomness.seed, "global"))

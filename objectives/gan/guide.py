@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.identity_latents import check_encoder
 from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.likeness import Likeness
@@ -90,8 +91,9 @@ class Guide(Objective):
         )
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse nets that do not look at such images."""
+        """Refuse nets and encoders that do not look at such images."""
         self.likeness.check(splits[split].dataset.info)
+        check_encoder(self.encoder, splits[split].dataset.info)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Find the identities' latents, and keep the target's images of their aims."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Batch, Split
+from unlearn.errors import RecipeError
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
 from unlearn.objectives.gan.judging import Judge
@@ -29,8 +30,8 @@ class LatentProjection(Objective):
     between the two means.
 
     Args:
-        classifier: packaged feature net, folder of one, or TorchScript file (see Judge); null takes the one that fits.
-        label: its classes that are to be forgotten; by default those that the forget items have as a whole.
+        classifier: by name or path (unlearn.models.embedders.attribute_net); null takes the packaged one that fits.
+        label: its labels that are to be forgotten; by default those that the forget items have as a whole.
         samples: images of the target that are judged.
         space: latents of the direction, z or w.
         direction: ``mean_difference`` as above, or ``hyperplane``, the normal of a linear classifier of latents.
@@ -74,21 +75,27 @@ class LatentProjection(Objective):
         self.judge.check(splits)
 
     def prepare(self, model: Any, context: Context) -> None:
-        """Find the direction, and which of the drawn latents lie beyond the border."""
+        """Find the direction, and which of the drawn latents lie beyond the border.
+
+        Raises RecipeError where none does, as nothing would be forgotten.
+        """
         found = find(model, context, self.judge, self.samples, self.direction, self.space)
         border = found.border if self.threshold is None else self.threshold
         context.state.update(axis=found.axis, border=border, aim=border + self.depth * (found.without - border))
+        numbers = torch.arange(self.samples)
+        with torch.no_grad():
+            parts = [part.to(context.device) for part in numbers.split(256)]
+            latents = torch.cat([prior(model, part, self.space, context.randomness.seed) for part in parts])
+        past = found.beyond(latents, border).cpu() > 0
+        if not past.any():
+            places = latents @ found.axis.to(latents)
+            raise RecipeError(
+                f"threshold is {border:g}, and none of {self.samples} drawn latents lies beyond it: nothing would be "
+                f"forgotten. They lie between {places.min():.3g} and {places.max():.3g}. Type threshold=null, which "
+                f"takes {found.border:.3g}."
+            )
         if self.draws == "beyond":
-            numbers = torch.arange(self.samples)
-            with torch.no_grad():
-                latents = torch.cat(
-                    [
-                        prior(model, part.to(context.device), self.space, context.randomness.seed)
-                        for part in numbers.split(256)
-                    ]
-                )
-            past = numbers[(found.beyond(latents, border) > 0).cpu()]
-            context.state["beyond"] = past if len(past) else numbers[:1]
+            context.state["beyond"] = numbers[past]
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return T of one drawn latent an item, (B,); diagnostics: the share of latents beyond the border."""

@@ -37,10 +37,6 @@ class Seen:
         """Return everything in one row an image, (B, P)."""
         return torch.cat([part.flatten(1).to(self.images.dtype) for part in (self.images, *self.parts)], dim=1)
 
-    def rows(self, chosen: Tensor) -> Seen:
-        """Return some of the images, by their numbers."""
-        return Seen(self.images[chosen], [part[chosen] for part in self.parts])
-
     def joined(self, other: Seen) -> Seen:
         """Return these images and others behind them."""
         pairs = zip(self.parts, other.parts, strict=True)

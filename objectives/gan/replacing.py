@@ -78,7 +78,9 @@ class Replacing:
     def prepare(self, model: Any, context: Context, method: object, aim: Aim) -> None:
         """Keep the target's images of the aims: of the identities themselves, and of those near them in the pool.
 
-        ``latents`` comes before it. Terms share what is kept where ``method``, all that aims depend on, is alike. Evaluators find the aims of the split's items as ``target_latents`` in the state.
+        ``latents`` comes before it. Terms share what is kept where ``method``, all that aims depend on, is alike.
+        Evaluators find the split's items as ``identity_ids`` in the state, their latents as ``identity_latents``, and
+        their aims as ``target_latents``.
         """
         drawn = f"{self.name}_{key_of(method, context.state['latents'])}"
         context.state["drawn"], context.state["steps"] = drawn, f"{drawn}_steps"
@@ -96,6 +98,7 @@ class Replacing:
 
         ids = context.splits[context.split].ids
         w = self._w(context, ids)
+        context.state["identity_ids"], context.state["identity_latents"] = ids, w
         with torch.no_grad():
             context.state["target_latents"] = aim(w, torch.zeros_like(w))
         keys = (ids[:, None] * self._each + torch.arange(self._each)).flatten()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.identity_latents import check_encoder
 from unlearn.models.inversion import Inversion
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.likeness import Likeness
@@ -100,8 +101,9 @@ class Sugar(Objective):
         )
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse nets that do not look at such images."""
+        """Refuse nets and encoders that do not look at such images."""
         self.likeness.check(splits[split].dataset.info)
+        check_encoder(self.encoder, splits[split].dataset.info)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Find the identities' latents, train f, and keep the target's images of the surrogates."""

@@ -1,5 +1,7 @@
 """Identities: who is to be forgotten, strangers, and what is refused."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ def test_seeds_and_strangers_fall_into_splits() -> None:
 
 
 def test_several_kinds_in_one_batch(tmp_path: Path) -> None:
-    save_file({"w": torch.arange(6.0).view(2, 3)}, tmp_path / "ann.safetensors")
+    save_file({"w": torch.arange(20.0).view(4, 5)}, tmp_path / "ann.safetensors")
     image, other = picture(tmp_path / "bob.png"), picture(tmp_path / "bob again.png", grey=51)
     source = Identities(
         identities=[
@@ -61,12 +63,15 @@ def test_several_kinds_in_one_batch(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="at which size"):
         dataset.batch(torch.tensor([1]))
     shaped = small("stylegan2").read(dataset)
-    assert shaped.info == {"shape": (1, 8, 8), "levels": 17} and shaped.fingerprint == dataset.fingerprint
+    assert (
+        shaped.info == {"shape": (1, 8, 8), "levels": 17, "latent": (4, 5)}
+        and shaped.fingerprint == dataset.fingerprint
+    )
     batch = shaped.batch(torch.arange(4))
     assert batch["seed"].tolist() == [1, -1, -1, -1]
     assert batch["image"].shape == (4, 1, 8, 8) and batch["image"][1].eq(16).all() and batch["image"][0].eq(0).all()
     assert batch["image"][3].eq(3).all()  # 51 of 255 is 3.2 of 16
-    assert batch["w"][2].tolist() == [[0, 1, 2], [3, 4, 5]] and batch["w"][0].isnan().all()
+    assert batch["w"][2].eq(torch.arange(20.0).view(4, 5)).all() and batch["w"][0].isnan().all()
     assert set(shaped.batch(torch.tensor([0]))) == {"id", "label", "seed"}
     splits = make_splits(shaped, source, Randomness(0))
     assert splits["holdout"].ids.tolist() == [3]
@@ -94,7 +99,7 @@ def test_what_is_wrong_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="who is to be forgotten"):
         Identities(identities=[]).load()
     (tmp_path / "x.png").write_text("no picture")
-    with pytest.raises(RecipeError, match="no picture"):
+    with pytest.raises(RecipeError, match="not an image"):
         Identities(identities=[Identity(image=str(tmp_path / "x.png"))]).load()
     for tensors in (
         {"a": torch.zeros(2), "b": torch.zeros(2)},
@@ -113,3 +118,75 @@ def test_what_is_wrong_is_refused(tmp_path: Path) -> None:
     ).load()
     with pytest.raises(RecipeError, match="different shapes"):
         two.batch(torch.arange(2))
+
+
+def seen(path: Path) -> np.ndarray:
+    """Return the pixels that are kept of a picture, (H, W, 3)."""
+    content: np.ndarray = Identities(identities=[Identity(image=str(path))], strangers=1).load().rows[0].content
+    return content
+
+
+def test_pictures_are_read_as_they_are_seen(tmp_path: Path) -> None:
+    """A grey ramp of 16 bits keeps its greys, a camera's turn is taken back, and what is transparent is white."""
+    levels = np.tile(np.arange(0, 65536, 257, dtype=np.uint16), (2, 1))
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    assert seen(tmp_path / "deep.png")[0, :, 0].tolist() == list(range(256))
+    turned = Image.new("RGB", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert seen(tmp_path / "turned.jpg").shape == (4, 2, 3)
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (seen(tmp_path / "clear.png") == 255).all()
+    Image.new("F", (2, 2), 0.5).save(tmp_path / "float.tif")
+    with pytest.raises(RecipeError, match="what is white"):
+        seen(tmp_path / "float.tif")
+
+
+def test_a_picture_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(RecipeError, match=r"bomb\.png: the image is too large"):
+        seen(tmp_path / "bomb.png")
+
+
+def test_one_person_under_two_names_is_refused(tmp_path: Path) -> None:
+    """By seed, by the pixels of a picture, by latent, and as a further picture of somebody."""
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.bmp")
+    other = picture(tmp_path / "c.png", grey=90)
+    for name in "xy":
+        save_file({"w": torch.ones(3)}, tmp_path / f"{name}.safetensors")
+    twice = [
+        [Identity(seed=7, name="a"), Identity(seed=7, name="b")],
+        [Identity(image=first), Identity(image=second)],
+        [Identity(latent=str(tmp_path / f"{name}.safetensors")) for name in "xy"],
+        [Identity(image=other, others=[first]), Identity(image=second)],
+        [Identity(image=first, others=[second])],
+    ]
+    for identities in twice:
+        with pytest.raises(RecipeError, match=r"are the same, (the seed 7|one picture|one latent)\. Drop one"):
+            Identities(identities=identities).load()
+    Identities(identities=[Identity(image=first), Identity(image=other)]).load()
+
+
+def test_a_latent_that_does_not_fit_the_generator_is_refused_by_name(tmp_path: Path) -> None:
+    """Before anything is built; one for all layers goes together with one a layer."""
+    for name, shape in {"wide": (37,), "deep": (3, 5), "one": (5,), "each": (4, 5), "none": (0,)}.items():
+        save_file({"w": torch.zeros(shape) + len(name)}, tmp_path / f"{name}.safetensors")
+    people = {name: Identity(latent=str(tmp_path / f"{name}.safetensors")) for name in ("wide", "deep", "one", "each")}
+    for name in ("wide", "deep"):
+        with pytest.raises(RecipeError, match=rf"the latent of '{name}'.*\(4, 5\), or \(5,\)"):
+            small("stylegan2").read(Identities(identities=[people[name]]).load())
+    both = small("stylegan2").read(Identities(identities=[people["one"], people["each"]]).load())
+    assert both.batch(torch.arange(2))["w"].shape == (2, 4, 5)
+    with pytest.raises(RecipeError, match="must hold a tensor w"):
+        Identities(identities=[Identity(latent=str(tmp_path / "none.safetensors"))]).load()
+
+
+def test_a_new_generator_of_identities_asks_for_another_one() -> None:
+    with pytest.raises(RecipeError, match=r"model\.pretrained=FOLDER.*model\.images_of"):
+        StyleGAN2().build({}, Randomness(0))

@@ -9,8 +9,8 @@ from torch import Tensor
 from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
 from unlearn.data.splits import make_splits
-from unlearn.evaluators.features import features_for
 from unlearn.models.diffusion import TextUNet
+from unlearn.models.features import features_for
 from unlearn.randomness import Randomness
 
 Splits = dict[str, Split]

@@ -12,9 +12,9 @@ from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
-from unlearn.evaluators.features import features_for
 from unlearn.models.diffusion_text import TextSide
 from unlearn.models.diffusion_wrapper import Diffusion, DiffusionSettings
+from unlearn.models.features import features_for
 from unlearn.randomness import Randomness
 
 DIGITS = tuple(str(digit) for digit in range(10))

@@ -27,10 +27,10 @@ from unlearn.evaluators.attacks.image_relearning import ImageRelearning
 from unlearn.evaluators.attacks.ring_a_bell import RingABell, without, worded
 from unlearn.evaluators.attacks.unlearn_diff_atk import UnlearnDiffAtk, first_of_each, projected
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.features import features_for
 from unlearn.evaluators.judge import judge_of
 from unlearn.models.conditions import Condition
 from unlearn.models.diffusion_wrapper import Diffusion
+from unlearn.models.features import features_for
 from unlearn.models.new_words import new_words
 from unlearn.randomness import Randomness
 

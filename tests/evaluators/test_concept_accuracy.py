@@ -17,12 +17,12 @@ from unlearn.errors import RecipeError
 from unlearn.evaluators.base import share_ci95
 from unlearn.evaluators.concept_accuracy import ConceptAccuracy
 from unlearn.evaluators.feature_distance import FeatureDistance
-from unlearn.evaluators.features import features_for
 from unlearn.evaluators.judge import judge_of
 from unlearn.evaluators.measures import ratio_of_shares
 from unlearn.evaluators.sample_grid import SampleGrid
 from unlearn.evaluators.sample_share import SampleShare
 from unlearn.evaluators.shared import sampled_items, samples
+from unlearn.models.features import features_for
 from unlearn.randomness import Randomness
 
 Splits = dict[str, Split]

@@ -10,11 +10,11 @@ from tests.evaluators.gans import lively, moved, of, pixel_net
 from tests.evaluators.models import value
 from unlearn.errors import RecipeError
 from unlearn.evaluators.attribute_share import AttributeShare
-from unlearn.evaluators.features import load_features
 from unlearn.evaluators.generator_distance import GeneratorDistance
 from unlearn.evaluators.measures import frechet, inside_manifold
 from unlearn.evaluators.shared import samples
 from unlearn.models.embedders import attribute_net
+from unlearn.models.features import load_features
 
 
 def test_manifolds_on_a_line() -> None:

@@ -7,18 +7,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from tests.evaluators.gans import SEEDS, lively, moved, of, pixel_net, sent_away, splits_of
 from tests.evaluators.models import evaluation_of, value
+from tests.small_gan import write_script
 from unlearn.data.identities import Identity as Person
 from unlearn.errors import RecipeError
 from unlearn.evaluators.attacks.face_relearning import FaceRelearning
 from unlearn.evaluators.attacks.reinversion import Reinversion
 from unlearn.evaluators.identity import Identity
-from unlearn.evaluators.people import Scale, drawn, judges, over_people, strangers
+from unlearn.evaluators.people import FIRST_DRAWN, Scale, drawn, judges, latents, over_people, strangers
 from unlearn.models.embedders import Embedder
 from unlearn.models.identity_latents import latents_of_seeds
 from unlearn.models.inversion import Inversion
+
+
+class Fails(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(7, 7)
+
 
 FEW = {"same_person": 2, "neighbours": 2, "strangers": 6, "shown": 0}
 
@@ -100,6 +108,55 @@ def test_the_forget_term_may_say_where_identities_went(net: str) -> None:
     assert given != pytest.approx(mirrored, abs=1e-4)
 
 
+def test_the_judge_looks_at_the_latents_that_were_forgotten(net: str) -> None:
+    """The term's own, by its items where it says which; a retain term's are of no account."""
+    target = lively()
+    ids = of(target).splits["forget"].ids
+    own = target.w_avg + torch.randn(len(ids), target.num_ws, len(target.w_avg))
+    told = {"identity_latents": own.double(), "identity_ids": ids}
+    for state in ({"identity_latents": own}, told):
+        found = latents(of(target, state={"forget/a": state}), "target", "forget", ids, Inversion())
+        torch.testing.assert_close(found, own)
+    seen = latents(
+        of(target, state={"forget/a": {"identity_latents": own.flip(0), "identity_ids": ids.flip(0)}}),
+        "target",
+        "forget",
+        ids[1:],
+        Inversion(),
+    )
+    torch.testing.assert_close(seen, own[1:])
+    plain = latents_of_seeds(target, torch.tensor(SEEDS))
+    for state in ({"retain/a": told}, {"forget/a": {"identity_latents": own[:1]}}):
+        found = latents(of(target, state=state), "target", "forget", ids, Inversion())
+        torch.testing.assert_close(found, plain)
+    retrained = latents(
+        of(target, retrained=lively(), state={"forget/a": told}), "retrained", "forget", ids, Inversion()
+    )
+    torch.testing.assert_close(retrained, plain)
+
+
+def test_nobody_is_his_own_neighbour() -> None:
+    """A seed of an identity is left out where strangers are drawn beside the data's own."""
+    target = lively()
+    people = [Person(seed=FIRST_DRAWN), Person(seed=FIRST_DRAWN + 2)]
+    splits = splits_of(target, identities=people, test_strangers=3)
+    found = strangers(evaluation_of({"target": target}, splits), 6)
+    assert len(found) == 6
+    drawn_seeds = torch.tensor([FIRST_DRAWN + 1, FIRST_DRAWN + 3, FIRST_DRAWN + 4])
+    torch.testing.assert_close(found[3:], latents_of_seeds(target, drawn_seeds))
+
+
+def test_a_net_that_fails_is_refused_before_the_training(tmp_path: Path) -> None:
+    write_script(Fails(), tmp_path / "fails.pt")
+    splits = splits_of(lively())
+    for evaluator in (
+        Identity(features=[str(tmp_path / "fails.pt")]),
+        Reinversion(features=[str(tmp_path / "fails.pt")]),
+    ):
+        with pytest.raises(RecipeError, match=r"fails\.pt fails on .*is invalid"):
+            evaluator.check(splits)
+
+
 def test_the_retrained_model_finds_its_own_latents(net: str) -> None:
     """Of the same weights it draws the same face; there are no figures of it where latents do not correspond."""
     target = lively()
@@ -139,7 +196,7 @@ def test_faces_are_judged_by_two_nets() -> None:
 
 
 def replace_shape(split, shape):  # type: ignore[no-untyped-def]
-    return replace(split, dataset=split.dataset.shaped(shape, 256))
+    return replace(split, dataset=split.dataset.shaped(shape, 256, split.dataset.info["latent"]))
 
 
 def test_reinversion_finds_whom_the_target_draws_and_not_whom_it_cannot(net: str) -> None:

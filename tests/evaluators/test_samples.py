@@ -14,14 +14,14 @@ from tests.evaluators.models import Copier, Pixels, evaluation_of, value
 from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.digits import Digits
 from unlearn.data.images import ImagesInMemory
-from unlearn.data.splits import make_splits
+from unlearn.data.splits import forgotten_names, make_splits
 from unlearn.errors import RecipeError
 from unlearn.evaluators.feature_distance import FeatureDistance, real_ids
-from unlearn.evaluators.features import features_for
 from unlearn.evaluators.pictures import FORGOTTEN, FRAME, Panel, mosaic, panels
 from unlearn.evaluators.sample_grid import SampleGrid
 from unlearn.evaluators.sample_share import SampleShare
-from unlearn.evaluators.shared import forgotten_names, samples
+from unlearn.evaluators.shared import samples
+from unlearn.models.features import features_for
 from unlearn.randomness import Randomness
 
 Splits = dict[str, Split]

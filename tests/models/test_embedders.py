@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlearn.errors import RecipeError
-from unlearn.evaluators.features import fresh, load_features, save_features
-from unlearn.models.embedders import Embedder, Stages, identity_net, perceptual_net
+from unlearn.models.embedders import Embedder, Stages, attribute_net, identity_net, perceptual_net
+from unlearn.models.features import fresh, load_features, save_features
 from unlearn.models.gan import FaceDCGAN
 from unlearn.models.tensorflow_js import Stored, main, read_weights, stored_values, write_weights
 from unlearn.randomness import Randomness
@@ -45,7 +46,8 @@ def test_the_mobile_net_is_the_original() -> None:
     assert found[0, :7].eq(0).all()
     torch.testing.assert_close(found[0, 7].item(), 0.0038964, atol=1e-6, rtol=0)
     torch.testing.assert_close(net.network.male(found).item(), 0.6349891, atol=1e-6, rtol=0)
-    torch.testing.assert_close(net.network.age(found).item(), 38.8654, atol=1e-3, rtol=0)
+    age = net.network.ages(found) @ torch.arange(1.0, 101.0)
+    torch.testing.assert_close(age.item(), 38.8654, atol=1e-3, rtol=0)
 
 
 def test_the_digit_net_by_its_stages_is_the_digit_net() -> None:
@@ -164,6 +166,51 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_features(small, tmp_path / "mine", {})
     assert identity_net(str(tmp_path / "mine"), DIGIT).name == "mine"
     assert fresh(DIGIT, (4,), 3, 2).embed(torch.rand(1, *DIGIT)).shape == (1, 3)
+
+
+class Fails(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(7, 7)
+
+
+class Square(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:2, :2, :2, :2]
+
+
+class Counts(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1).argmax(dim=1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nets_of_ones_own_are_tried_before_any_work(tmp_path: Path) -> None:
+    """On two blank images: one that fails, of another shape, of whole numbers, or that asks for one batch of two."""
+    for name, net in {"fails": Fails(), "square": Square(), "counts": Counts(), "flat": Flat(), "gap": Gap()}.items():
+        torch.jit.script(net).save(str(tmp_path / f"{name}.pt"))
+    shape = (4, 4, 4)
+    tries = [
+        (identity_net, "fails", "shape '\\[7, 7\\]' is invalid"),
+        (identity_net, "square", r"gives? one row an image"),
+        (identity_net, "counts", "no real numbers"),
+        (perceptual_net, "fails", "2 batches"),
+        (perceptual_net, "flat", "fails on 2 batches"),
+        (attribute_net, "fails", "shape '\\[7, 7\\]' is invalid"),
+        (attribute_net, "square", r"logits \(2, K\)"),
+    ]
+    for build, name, message in tries:
+        with pytest.raises(RecipeError, match=message) as caught:
+            build(str(tmp_path / f"{name}.pt"), shape)
+        assert f"{name}.pt" in str(caught.value) and "\n" not in str(caught.value)
+    assert perceptual_net(str(tmp_path / "gap.pt"), shape)(torch.zeros(3, *shape), torch.ones(3, *shape)).shape == (3,)
+    assert attribute_net(str(tmp_path / "flat.pt"), shape).labels == tuple(str(number) for number in range(64))
+
+
+@pytest.mark.parametrize("build", [identity_net, perceptual_net, attribute_net])
+def test_an_unknown_name_gets_near_ones_and_all_packaged_nets(build: Any) -> None:
+    with pytest.raises(RecipeError, match=r"no \w+ net 'dlibface'.*Did you mean: dlib_face") as caught:
+        build("dlibface", FACE)
+    assert all(name in str(caught.value) for name in ("mobile_face", "digitnet28", "colourdigitnet8"))
 
 
 def test_weights_of_tensorflow_js(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.evaluators.gans import splits_of
 from tests.models.test_gan import small
 from unlearn.data.concept import Concept
 from unlearn.data.digits import Digits
 from unlearn.data.identities import Identities, Identity
 from unlearn.data.prompts import PromptList
 from unlearn.errors import RecipeError
+from unlearn.evaluators.identity import Identity as IdentityEvaluator
 from unlearn.models.identity_latents import SEEDS, latents_of, latents_of_seeds, layered
 from unlearn.models.inversion import Inversion
+from unlearn.objectives.gan.global_preservation import GlobalPreservation
+from unlearn.objectives.gan.guide import Guide
+from unlearn.objectives.gan.likeness import Likeness
+from unlearn.objectives.gan.sugar import Sugar
 from unlearn.randomness import Randomness
 
 STREAM = Randomness(0, "inversion")
@@ -85,6 +92,42 @@ def test_an_encoder_by_path_takes_the_place_of_inversion(tmp_path: Path) -> None
     torch.testing.assert_close(found[0], torch.tensor([1.0, -1, 1, 1, 1]).expand(model.num_ws, -1))
     with pytest.raises(RecipeError, match="No encoder is at"):
         latents_of(model, dataset, torch.tensor([0]), str(tmp_path / "none.pt"), STREAM)
+
+
+class Short(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :3]
+
+
+class Fails(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(7, 7)
+
+
+TERMS: list[Any] = [Guide, Sugar, GlobalPreservation]
+PIXELS = {"likeness": Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_encoder_is_tried_whether_or_not_an_identity_is_an_image(tmp_path: Path) -> None:
+    """By name, before any work, by every part of a recipe that takes one."""
+    for name, net in {"good": Encoder(), "short": Short(), "fails": Fails()}.items():
+        torch.jit.script(net).save(str(tmp_path / f"{name}.pt"))
+    splits = splits_of(small("stylegan2"))
+    for name, message in {
+        "none": "No encoder is at",
+        "short": r"to \(2, 3\); it must give latents \(2, 5\), or \(2, 4, 5\)",
+        "fails": "is invalid",
+    }.items():
+        for part in TERMS:
+            with pytest.raises(RecipeError, match=rf"{name}\.pt.*{message}|{message}.*{name}\.pt"):
+                part(encoder=str(tmp_path / f"{name}.pt"), **PIXELS).check(splits, "forget")
+        with pytest.raises(RecipeError, match=message):
+            IdentityEvaluator(encoder=str(tmp_path / f"{name}.pt")).check(splits)
+    for part in TERMS:
+        part(encoder=str(tmp_path / "good.pt"), **PIXELS).check(splits, "forget")
+    with pytest.raises(RecipeError, match=r"short\.pt: A latent of shape \(1, 3\)"):
+        latents_of(small("stylegan2"), Digits().load(), torch.tensor([0]), str(tmp_path / "short.pt"), STREAM)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.images import label_numbers
+from unlearn.data.pictures import read_picture
 from unlearn.errors import RecipeError
 from unlearn.ranges import at_least
 
@@ -79,7 +80,7 @@ class Identities(Source):
         self.retain = self.retain.or_label("retain")
 
     def load(self) -> Dataset:
-        """Read the files; no network. Raises RecipeError where one is missing or wrong, or a name stands twice."""
+        """Read the files; no network. Raises RecipeError where one is missing or wrong, or somebody stands twice."""
         if not self.identities:
             raise RecipeError("data=identities needs who is to be forgotten. Type data.identities=[{seed: 7}].")
         names = [identity.name for identity in self.identities]
@@ -93,6 +94,7 @@ class Identities(Source):
             for identity in self.identities
             for path in identity.others
         ]
+        _refuse_the_same(rows)
         rows += [Row("seed", next(numbers), "", frozenset({"retain"})) for _ in range(self.strangers)]
         rows += [Row("seed", next(numbers), "", frozenset({"strangers"}), True) for _ in range(self.test_strangers)]
         return IdentityData(rows)
@@ -117,6 +119,12 @@ class Row:
     test: bool = False
 
 
+def fits(shape: Sequence[int], latent: Sequence[int]) -> bool:
+    """Return whether a latent (w_dim,), (1, w_dim) or (num_ws, w_dim) is one of a model, ``latent`` (num_ws, w_dim)."""
+    layers, width = (1, *shape)[-2:]
+    return len(shape) in (1, 2) and layers in (1, latent[0]) and width == latent[1]
+
+
 class IdentityData(Dataset):
     """Items that are seeds, images or latents.
 
@@ -124,14 +132,28 @@ class IdentityData(Dataset):
         rows: the items.
         shape: (C, H, W) of the generator that draws them; None before it is known (``shaped``).
         levels: grey levels of its images.
+        latent: (num_ws, w_dim) of its latents.
+
+    Raises:
+        RecipeError: a latent does not fit the generator.
     """
 
-    def __init__(self, rows: Sequence[Row], shape: tuple[int, ...] | None = None, levels: int = 256) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        shape: tuple[int, ...] | None = None,
+        levels: int = 256,
+        latent: tuple[int, int] | None = None,
+    ) -> None:
+        if latent is not None:
+            _refuse_strange_latents(rows, latent)
         self.rows = rows
         self.labels = [row.label for row in rows]
         self.attributes = [row.attributes for row in rows]
         self.is_test: Tensor = torch.tensor([row.test for row in rows])
         self.info = {} if shape is None else {"shape": tuple(shape), "levels": levels}
+        if latent is not None:
+            self.info["latent"] = latent
         content = hashlib.sha256(
             repr([(row.kind, row.label, sorted(row.attributes), row.test) for row in rows]).encode()
         )
@@ -144,15 +166,18 @@ class IdentityData(Dataset):
         """Return how an item is given."""
         return self.rows[item].kind
 
-    def shaped(self, shape: tuple[int, ...], levels: int) -> IdentityData:
-        """Return the same items for a generator that makes images (C, H, W) of so many grey levels."""
-        return IdentityData(self.rows, shape, levels)
+    def shaped(self, shape: tuple[int, ...], levels: int, latent: tuple[int, int]) -> IdentityData:
+        """Return the same items for a generator of images (C, H, W), of so many grey levels, and its (num_ws, w_dim).
+
+        Raises RecipeError where the latent of an identity does not fit.
+        """
+        return IdentityData(self.rows, shape, levels, latent)
 
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``label`` (B,), and ``seed``, ``image`` or ``w`` where any item of the batch is given so.
 
         ``seed`` is (B,) int64, ``image`` (B, C, H, W) uint8 and ``w`` (B, k, w_dim). Where a batch mixes kinds, the
-        places of the other items hold -1, 0 and nan. Latents of one batch must have one shape.
+        places of the other items hold -1, 0 and nan. A latent for all layers is repeated beside others.
         """
         rows = [self.rows[item] for item in ids.tolist()]
         found: Batch = {"id": ids, "label": self._numbers[ids]}
@@ -164,10 +189,12 @@ class IdentityData(Dataset):
             found["image"] = torch.stack([self._image(row) if row.kind == "image" else empty for row in rows])
         if "w" in kinds:
             shapes = {tuple(row.content.shape) for row in rows if row.kind == "w"}
-            if len(shapes) > 1:
+            widths, layers = {width for _, width in shapes}, {1, *(number for number, _ in shapes)}
+            if len(widths) > 1 or len(layers) > 2:
                 raise RecipeError(f"data.identities: the latents have different shapes {sorted(shapes)}. Give one.")
-            empty = torch.full(shapes.pop(), torch.nan)
-            found["w"] = torch.stack([row.content if row.kind == "w" else empty for row in rows])
+            shape = (max(number for number, _ in shapes), widths.pop())
+            empty = torch.full(shape, torch.nan)
+            found["w"] = torch.stack([row.content.expand(shape) if row.kind == "w" else empty for row in rows])
         return found
 
     @property
@@ -203,13 +230,38 @@ def _row(identity: Identity) -> Row:
     return Row("w", _latent(str(identity.latent)), identity.name, wanted)
 
 
+def _refuse_strange_latents(rows: Sequence[Row], latent: tuple[int, int]) -> None:
+    """Refuse a latent that is not one of a model, whose latents are (num_ws, w_dim)."""
+    for row in rows:
+        if row.kind == "w" and not fits(row.content.shape, latent):
+            raise RecipeError(
+                f"data.identities: the latent of {row.label!r} is {tuple(row.content.shape)}; those of the model are "
+                f"{latent}, or ({latent[1]},) for all layers. Give another file, or the model that it is of."
+            )
+
+
+def _refuse_the_same(rows: Sequence[Row]) -> None:
+    """Refuse one content in two rows, whatever their names: what is forgotten twice would count twice."""
+    known: dict[tuple[str, str], str] = {}
+    for row in rows:
+        content = str(row.content)
+        if row.kind != "seed":
+            values = np.ascontiguousarray(row.content)
+            content = f"{values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+        if (row.kind, content) in known:
+            what = {"seed": f"the seed {content}", "image": "one picture", "w": "one latent"}[row.kind]
+            raise RecipeError(
+                f"data.identities: {known[row.kind, content]!r} and {row.label!r} are the same, {what}. Drop one."
+            )
+        known[row.kind, content] = row.label
+
+
 def _read(path: str) -> Any:
     """Return a picture, (H, W, 3) uint8."""
     try:
-        with Image.open(Path(path).expanduser()) as picture:
-            return np.array(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise RecipeError(f"data.identities: {path} is no picture that can be read ({error}).") from error
+        return np.array(read_picture(Path(path).expanduser(), 3))
+    except RecipeError as error:
+        raise RecipeError(f"data.identities: {error}") from error
 
 
 def _latent(path: str) -> Tensor:
@@ -219,7 +271,8 @@ def _latent(path: str) -> Tensor:
     except (OSError, SafetensorError) as error:
         raise RecipeError(f"data.identities: {path} is no safetensors file that can be read ({error}).") from error
     found = tensors.get("w", next(iter(tensors.values())) if len(tensors) == 1 else None)
-    if found is None or found.ndim not in (1, 2) or not found.is_floating_point() or not found.isfinite().all():
+    fine = found is not None and found.numel() and found.ndim in (1, 2) and found.is_floating_point()
+    if found is None or not fine or not found.isfinite().all():
         raise RecipeError(
             f"data.identities: {path} must hold a tensor w of finite numbers, (w_dim,) or (num_ws, w_dim); it holds "
             f"{', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in tensors.items()) or 'nothing'}."

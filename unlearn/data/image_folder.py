@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.images import label_numbers, systematic_test_share
+from unlearn.data.pictures import opened, read_picture
 from unlearn.errors import RecipeError
 from unlearn.ranges import at_least
 
@@ -103,7 +104,7 @@ class FolderImages(Dataset):
         content = hashlib.sha256(repr((self.info, [sorted(names) for names in self.attributes])).encode())
         for name, file in files.items():
             data = file.read_bytes()
-            _open(BytesIO(data), file).close()
+            opened(BytesIO(data), file).close()
             content.update(repr((name, len(data))).encode() + hashlib.sha256(data).digest())
         self.fingerprint = content.hexdigest()
 
@@ -112,32 +113,15 @@ class FolderImages(Dataset):
         shape = self.info["shape"]
         images = torch.empty(len(ids), *shape, dtype=torch.uint8)
         for row, item in enumerate(ids.tolist()):
-            images[row] = read_image(self.files[item], shape[1], shape[0])
+            images[row] = self._pixels(item)
         return {"id": ids, "image": images >> (8 - self._bits), "label": self._numbers[ids]}
 
-
-def read_image(file: Path, size: int, channels: int) -> Tensor:
-    """Read an image as (channels, size, size) uint8: central square, resized; transparency turns white."""
-    with _open(file, file) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            plain = upright.convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise RecipeError(f"{file}: the image is damaged ({error}). Replace or remove the file.") from error
-    fitted = ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(fitted)).view(size, size, channels).permute(2, 0, 1)
-
-
-def _open(source: Path | BytesIO, file: Path) -> Image.Image:
-    try:
-        return Image.open(source)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RecipeError(f"{file}: not an image. Replace or remove the file.") from error
-    except OSError as error:
-        raise RecipeError(f"{file}: cannot be read ({error}). Replace or remove the file.") from error
+    def _pixels(self, item: int) -> Tensor:
+        """Return the central square of an image, resized, (C, size, size) uint8."""
+        channels, size, _ = self.info["shape"]
+        picture = read_picture(self.files[item], channels)
+        square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1)
 
 
 def _is_image(file: Path, root: Path) -> bool:

@@ -72,6 +72,18 @@ def make_splits(
     return {name: Split(name, dataset, ids) for name, ids in splits.items() if len(ids)}
 
 
+def forgotten_names(split: Split) -> list[str]:
+    """Return the labels and attributes that the forget split takes as a whole.
+
+    A name is forgotten where three quarters or more of the training items that carry it are forget items: the threes
+    are forgotten where all threes are, but not where eight images of a three are.
+    """
+    dataset = split.dataset
+    forget = torch.zeros(len(dataset), dtype=torch.bool)
+    forget[split.ids] = True
+    return [name for name in dataset.names if _share(forget, dataset.having([name]) & ~dataset.is_test) >= 0.75]
+
+
 def _holdout(
     dataset: Dataset, source: Source, test: Tensor, randomness: Randomness, quantiles: Quantiles | None
 ) -> Tensor:
@@ -148,3 +160,7 @@ def _refuse_overlap(first: str, a: Tensor, second: str, b: Tensor) -> None:
 def _describe(selection: Selection) -> str:
     given = {key: value for key, value in vars(selection).items() if value is not None}
     return ", ".join(f"{key}={value}" for key, value in given.items())
+
+
+def _share(chosen: Tensor, among: Tensor) -> float:
+    return chosen[among].double().mean().item() if among.any() else 0.0

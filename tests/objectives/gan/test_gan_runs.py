@@ -87,6 +87,15 @@ def test_guide_with_surgery_adapters_and_masks(scope: Scope, combine: Any, kind:
         assert all(".lora_" in key for key in moved)
 
 
+@pytest.mark.parametrize("groups", [{"forget": GUIDE["forget"]}, GUIDE], ids=["alone", "with retain"])
+def test_a_loss_that_reaches_nothing_that_moves_is_refused_by_name(groups: Any, tmp_path: Path) -> None:
+    """The images of given latents do not pass the mapping network, whatever the other loss reaches."""
+    module = small_job(groups, tmp_path, scope=Kind(["mapping"]))
+    with pytest.raises(RecipeError, match=r"forget=guide reaches none of .*: generator\.mapping"):
+        run(module, tmp_path / "run")
+    assert module.step_count == 0
+
+
 @pytest.mark.parametrize("kind", ["stylegan2", "dcgan"])
 def test_an_adapter_is_the_target_when_off_and_is_merged(kind: str, tmp_path: Path) -> None:
     """The images do not change when the update is merged, nor those of the target while the adapter moves."""

@@ -130,6 +130,8 @@ def test_a_pool_holds_no_second_model_and_gives_the_same_images(tmp_path: Path) 
             wanted = wanted + guide.likeness.between(*seen)[0]
         torch.testing.assert_close(found.values[row], wanted, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(bench.state["target_latents"], guide.aim(w, mean))
+    torch.testing.assert_close(bench.state["identity_latents"], w)
+    assert torch.equal(bench.state["identity_ids"], bench.splits["forget"].ids)
     assert (steps[:, 0] == 0).all() and (steps[:, 1:].flatten(2).norm(dim=2) > 0).all()
     longest = (w - mean).flatten(1).norm(dim=1) / 2
     assert (steps.flatten(2).norm(dim=2) <= longest[:, None] + 1e-9).all()

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.evaluators.gans import lively, splits_of
 from tests.small_gan import Bench, small_gan, write_script
 from unlearn.errors import RecipeError
+from unlearn.models.embedders import attribute_net
 from unlearn.objectives.gan.attribute import Attribute
 from unlearn.objectives.gan.directions import hyperplane, mean_difference, prior
+from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.judging import Judge
 from unlearn.objectives.gan.latent_projection import LatentProjection
 from unlearn.objectives.gan.likeness import Likeness
@@ -104,21 +107,20 @@ def test_depth_and_draws_have_an_effect(bright: str, tmp_path: Path) -> None:
 
 
 def test_training_takes_the_feature_away(bright: str, tmp_path: Path) -> None:
-    """The share of bright images falls; the control, a border that no latent reaches, leaves it."""
+    """The share of bright images falls; the control, which takes no steps, leaves it."""
     shares = []
-    for number, threshold in enumerate((None, 50.0)):
+    for number, steps in enumerate((60, 0)):
         term = LatentProjection(
             classifier=bright,
             samples=200,
             space="w",
             direction="hyperplane",
             depth=2.0,
-            threshold=threshold,
             likeness=PIXELS,
         )
         bench = Bench(tmp_path / str(number), term)
         optimiser = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=5e-3)
-        for step in range(60):
+        for step in range(steps):
             loss = term(bench.model, {"id": torch.arange(8)}, bench.context(step)).values.mean()
             optimiser.zero_grad()
             loss.backward()
@@ -131,6 +133,43 @@ def test_training_takes_the_feature_away(bright: str, tmp_path: Path) -> None:
     assert shares[0] < 0.6 * shares[1]
 
 
+@pytest.mark.parametrize("draws", ["all", "beyond"])
+def test_a_border_that_no_latent_reaches_is_refused(draws: str, bright: str, tmp_path: Path) -> None:
+    term = LatentProjection(classifier=bright, samples=40, threshold=1e9, draws=draws, likeness=PIXELS)
+    with pytest.raises(RecipeError, match=r"threshold is 1e\+09, and none of 40 drawn latents.*Type threshold=null"):
+        Bench(tmp_path, term)
+
+
+def test_attributes_of_faces_are_judged_by_name(tmp_path: Path) -> None:
+    """The same net as ``attribute_share`` asks; identities are only numbers, so that a label must be given."""
+    bench = Bench(tmp_path, GlobalPreservation(pool=2, likeness=PIXELS), "dcgan")
+    assert bench.target.image_shape == (3, 64, 64)
+    w = bench.target.mapping(prior(bench.target, torch.arange(6), "z", 0))
+    with torch.no_grad():
+        images = bench.target.synthesis(w)
+        shown = bench.target.images(images).float() * (2 / 255) - 1
+        wanted = attribute_net("mobile_face", (3, 64, 64))(shown)
+        for place, label in enumerate(("looks_male", "looks_over_40")):
+            found = Judge("mobile_face", [label]).probability(bench.target, images, bench.context())
+            torch.testing.assert_close(found, wanted[:, place].double())
+    identities = splits_of(lively("dcgan"))
+    Attribute(label=["looks_male"], likeness=PIXELS).check(identities, "forget")
+    with pytest.raises(RecipeError, match=r"label is empty.*looks_male, looks_over_40.*Type label=\[looks_male\]"):
+        Attribute(likeness=PIXELS).check(identities, "forget")
+    with pytest.raises(RecipeError, match=r"knows no 'looks_mal'\. Did you mean: looks_male"):
+        Attribute(label=["looks_mal"], likeness=PIXELS).check(identities, "forget")
+
+
+def test_a_framed_digit_is_judged_inside_of_its_frame() -> None:
+    """A net of 8 x 8 pixels looks at the middle of 10 x 10 of them, whatever stands around."""
+    images = torch.rand(3, 1, 10, 10) * 2 - 1
+    inside = images[..., 1:9, 1:9]
+    net = attribute_net(None, (1, 10, 10), frame=1)
+    torch.testing.assert_close(net(images), attribute_net("digitnet8", (1, 8, 8))(inside))
+    with pytest.raises(RecipeError, match="No packaged attribute net"):
+        attribute_net(None, (1, 10, 10))
+
+
 def test_too_few_images_and_wrong_judges_are_refused(bright: str, tmp_path: Path) -> None:
     never = tmp_path / "never.pt"
     write_script(Bright(1e3), never)
@@ -139,7 +178,7 @@ def test_too_few_images_and_wrong_judges_are_refused(bright: str, tmp_path: Path
     splits: Any = Bench(tmp_path / "o", LatentProjection(classifier=bright, samples=40)).splits
     with pytest.raises(RecipeError, match="no such file"):
         LatentProjection(classifier="nowhere.pt").check(splits, "forget")
-    with pytest.raises(RecipeError, match="have numbers"):
+    with pytest.raises(RecipeError, match="knows no 'red'"):
         LatentProjection(classifier=bright, label=["red"]).check(splits, "forget")
     with pytest.raises(RecipeError, match="knows"):
         LatentProjection(classifier="digitnet8", label=["thre"]).check(splits, "forget")

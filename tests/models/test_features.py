@@ -13,7 +13,7 @@ from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
 from unlearn.data.mnist import Mnist
 from unlearn.errors import RecipeError
 from unlearn.evaluators.feature_training import PACKAGED_NETS, Training, main, train
-from unlearn.evaluators.features import ASSETS, PACKAGED, Features, features_for, load_features
+from unlearn.models.features import ASSETS, PACKAGED, Features, features_for, load_features
 
 
 def accuracy(net: Features, dataset: Dataset, noise: float = 0.0) -> float:

@@ -4,7 +4,7 @@ A feature net is a folder of two files. ``model.safetensors`` holds the weights 
 ``name``, ``labels`` (text, in the order of the outputs), ``groups`` (how many of the labels answer each question, where
 there are several: a digit, and a colour), ``shape`` (C, H, W), ``levels`` (of the training images), ``channels`` (a
 stage), ``features`` (D), ``accuracy`` and ``accuracy_n`` (on test images), and where it comes from.
-``python -m unlearn.evaluators.features`` trains and writes them.
+``python -m unlearn.evaluators.feature_training`` trains and writes them.
 """
 
 from __future__ import annotations
@@ -313,16 +313,10 @@ def fresh(shape: Sequence[int], channels: Sequence[int], features: int, classes:
 
 
 TRAIN_ONE = (
-    "To train one on your own labelled images: python -m unlearn.evaluators.features --images FOLDER --output NET "
-    "(or --recipe NAME: on that recipe's data); then give features: NET."
+    "To train one on your own labelled images: python -m unlearn.evaluators.feature_training --images FOLDER "
+    "--output NET (or --recipe NAME: on that recipe's data); then give features: NET."
 )
 
 
 def _nets() -> str:
     return "Packaged: " + ", ".join(f"{name} {shape}" for name, shape in PACKAGED.items()) + "."
-
-
-if __name__ == "__main__":
-    from unlearn.evaluators.feature_training import main
-
-    main()
