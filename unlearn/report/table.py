@@ -134,7 +134,9 @@ def metrics_table(records: Sequence[Record]) -> Table:
     for name in ("metric", "on"):
         table.add_column(name, overflow="fold")
     for subject in subjects:
-        table.add_column(escape(subject.replace("_", " ")), justify="right", style="bold" if subject == "unlearned" else None)
+        table.add_column(
+            escape(subject.replace("_", " ")), justify="right", style="bold" if subject == "unlearned" else None
+        )
     table.add_column("better")
     for group in groups(measured):
         shown = _shown(group)
