@@ -15,6 +15,7 @@ from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
 from unlearn.objectives.gan.judging import Judge
 from unlearn.objectives.gan.likeness import Likeness
+from unlearn.randomness import Randomness
 from unlearn.ranges import at_least
 
 
@@ -23,7 +24,8 @@ class LatentProjection(Objective):
     """Draw z as the target draws z - (e . z - t) e where e . z > t, and as it draws z itself elsewhere.
 
     e is the unit vector from the mean of latents whose images lack the feature to the mean of those whose images show
-    it, among images that the target draws; no data are needed. L = T(z, aim of z), one drawn z an item.
+    it, among images that the target draws; no data are needed. L = T(z, aim of z), the mean over ``per_item`` drawn z
+    an item.
 
     The paper collects the images by hand; here a classifier does it. Of the paper's text only summaries could be had:
     the weights of its three parts (reconstruction, unlearning, perceptual) are assumed equal, and so is t, half-way
@@ -37,6 +39,7 @@ class LatentProjection(Objective):
         direction: ``mean_difference`` as above, or ``hyperplane``, the normal of a linear classifier of latents.
         threshold: t; null takes the border that ``direction`` gives.
         depth: how far within the border the aim lies: 0 on it (the paper), 1 at the mean of those without.
+        per_item: latents drawn an item a step; more where the items are few, as one identity is.
         draws: ``all`` latents, or only those ``beyond`` the border, with another term that keeps the others.
         likeness: T.
 
@@ -54,6 +57,7 @@ class LatentProjection(Objective):
     direction: Way = "mean_difference"
     threshold: float | None = None
     depth: float = 0.0
+    per_item: int = 1
     draws: Literal["all", "beyond"] = "all"
     likeness: Likeness = field(default_factory=lambda: Likeness(pixels=1.0, norm="l2", features=0.0, identity=0.0))
 
@@ -62,7 +66,7 @@ class LatentProjection(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        at_least(self, samples=4, depth=0)
+        at_least(self, samples=4, depth=0, per_item=1)
 
     @property
     def judge(self) -> Judge:
@@ -98,14 +102,10 @@ class LatentProjection(Objective):
             context.state["beyond"] = numbers[past]
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
-        """Return T of one drawn latent an item, (B,); diagnostics: the share of latents beyond the border."""
+        """Return the mean of T over an item's latents, (B,); diagnostics: the share of latents beyond the border."""
         ids = batch["id"]
-        if self.draws == "beyond":
-            chosen = context.state["beyond"].to(ids.device)
-            numbers = chosen[context.randomness.integers(ids, len(chosen))]
-            z = prior(model, numbers, "z", context.randomness.seed)
-        else:
-            z = model.latent(ids, context.randomness)
+        more = [context.randomness.child(f"draw {number}") for number in range(1, self.per_item)]
+        z = torch.cat([self._z(model, ids, draw, context) for draw in (context.randomness, *more)])
         with torch.no_grad():
             target = context.reference()
             here = z if self.space == "z" else target.mapping(z)
@@ -113,7 +113,16 @@ class LatentProjection(Objective):
             theirs = self.likeness.seen(target, target.mapping(aim) if self.space == "z" else aim)
             far = (aim != here).any(dim=1).to(z)
         values = self.likeness.between(self.likeness.seen(model, model.mapping(z)), theirs)
-        return Values(values, {"beyond": far})
+        each = (self.per_item, len(ids))
+        return Values(values.view(each).mean(dim=0), {"beyond": far.view(each).mean(dim=0)})
+
+    def _z(self, model: Any, ids: Tensor, draw: Randomness, context: Context) -> Tensor:
+        """Return one drawn z an item, (B, D)."""
+        if self.draws == "all":
+            found: Tensor = model.latent(ids, draw)
+            return found
+        chosen = context.state["beyond"].to(ids.device)
+        return prior(model, chosen[draw.integers(ids, len(chosen))], "z", context.randomness.seed)
 
     def moved(self, latents: Tensor, context: Context) -> Tensor:
         """Return where latents (B, D) are brought: those beyond the border to the aim, others nowhere."""

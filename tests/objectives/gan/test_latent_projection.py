@@ -134,6 +134,22 @@ def test_training_takes_the_feature_away(bright: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("draws", ["all", "beyond"])
+def test_several_latents_an_item(draws: str, bright: str, tmp_path: Path) -> None:
+    """The mean over the draws of their streams, of which the first is that of one latent an item; all differ."""
+    terms = [
+        LatentProjection(classifier=bright, samples=60, draws=draws, likeness=PIXELS, per_item=number)
+        for number in (1, 3)
+    ]
+    one, three = (Bench(tmp_path / str(term.per_item), term).moved() for term in terms)
+    stream = three.context().randomness
+    draws_of = [stream, stream.child("draw 1"), stream.child("draw 2")]
+    parts = [terms[0](one.model, one.batch(), one.context(randomness=draw)).values for draw in draws_of]
+    found = three.values()
+    torch.testing.assert_close(found.values, torch.stack(parts).mean(dim=0))
+    assert found.values.shape == (2,) and len(torch.stack(parts).unique()) == 6
+
+
+@pytest.mark.parametrize("draws", ["all", "beyond"])
 def test_a_border_that_no_latent_reaches_is_refused(draws: str, bright: str, tmp_path: Path) -> None:
     term = LatentProjection(classifier=bright, samples=40, threshold=1e9, draws=draws, likeness=PIXELS)
     with pytest.raises(RecipeError, match=r"threshold is 1e\+09, and none of 40 drawn latents.*Type threshold=null"):
