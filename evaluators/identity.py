@@ -61,7 +61,8 @@ class Identity(Evaluator):
     1 - d / m, d the distance between what the target and what the subject draws of one latent, m the mean distance
     between unrelated faces of the target. ``split`` forget: the identities; same_person: further pictures of them, or
     latents close to theirs; neighbours: the strangers who look most like them to the first net; strangers: the others.
-    ``score: to_person`` is the similarity to what the target draws of the identity itself.
+    ``score: to_person`` is the similarity to what the target draws of the identity itself, ``to_strangers`` that of the
+    identities to the most alike of all strangers: it falls below the target's where no face is drawn any more.
 
     The unlearned model is asked at the target's latents: what only left the mapping network is still there. The
     retrained model finds its own: from the seed, or by inversion. ``target_latent`` is what the target draws where the
@@ -206,6 +207,13 @@ class Identity(Evaluator):
                     findings.records.append(
                         self._record(evaluation, subject, split, about, values, group.owners, scale)
                     )
+                if split == "forget":
+                    others = torch.cat([before["neighbours"][number], before["strangers"][number]])
+                    about = {**about, "score": "to_strangers"}
+                    nearest = scale.nearest(faces[number], others)
+                    findings.records.append(
+                        self._record(evaluation, subject, split, about, nearest, group.owners, scale)
+                    )
 
     def _record(
         self,
@@ -219,7 +227,7 @@ class Identity(Evaluator):
     ) -> Record:
         mean, ci95 = over_people(values, owners)
         direction: Direction = "lower" if split in ("forget", "same_person") else "higher"
-        if subject != "unlearned" or (about.get("score") and split == "neighbours"):
+        if subject != "unlearned" or (about.get("score") and split != "same_person"):
             direction = "none"
         return Record(
             evaluator="identity",

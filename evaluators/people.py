@@ -177,6 +177,10 @@ class Scale:
         """Return 1 - d / m of embeddings (n, D), (n,)."""
         return 1 - self.net.distance(a, b) / self.apart
 
+    def nearest(self, a: Tensor, others: Tensor) -> Tensor:
+        """Return the largest similarity of each of embeddings (n, D) to any of others (m, D), (n,)."""
+        return torch.stack([self.similarity(one.expand_as(others), others).max() for one in a])
+
 
 def over_people(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:
     """Return the mean of values (n,) and its interval: over identities, or over values where there is one identity.

@@ -65,6 +65,7 @@ _VALUES = {
     ("score", "of_target"): "of the target’s",
     ("score", "on_retain"): "on retain conditions",
     ("score", "to_person"): "similarity to the person",
+    ("score", "to_strangers"): "similarity to the nearest stranger",
     ("category", "others"): "other items",
     ("category", "relearned"): "the items relearned",
 }
