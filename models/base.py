@@ -106,8 +106,6 @@ class ModelConfig(ABC):
     wrapper: ClassVar[type[Wrapper]]
     not_in_training: ClassVar[tuple[str, ...]] = ("pretrained", "retrained", "train")
     """Settings that do not shape a trained model, so that another value finds the same one."""
-    in_training_if_set: ClassVar[tuple[str, ...]] = ()
-    """Settings that shape a trained model where they are not null; a null one finds models from before there was it."""
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""

@@ -104,7 +104,6 @@ class StyleGAN2(GanConfig):
     size: int | None = None
 
     not_in_training: ClassVar[tuple[str, ...]] = (*GanConfig.not_in_training, "images_of", "size")  # the data say it
-    in_training_if_set: ClassVar[tuple[str, ...]] = ("augment",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

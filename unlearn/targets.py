@@ -133,8 +133,7 @@ def training_key(
     by: Mapping[str, Objective] | None = None,
 ) -> str:
     """Return the hash of everything that shapes a trained model."""
-    unset = {name for name in config.in_training_if_set if getattr(config, name) is None}
-    model = {name: value for name, value in asdict(config).items() if name not in {*config.not_in_training, *unset}}
+    model = {name: value for name, value in asdict(config).items() if name not in config.not_in_training}
     shape = {
         "format": FORMAT,
         "kind": _qualified(type(config)),
