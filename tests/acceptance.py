@@ -231,11 +231,9 @@ def people(*seeds: int) -> str:
 
 def gan_faces(check: Check, folder: Path) -> None:
     """GUIDE on eight faces, one at a time, against its parts; runs to the mean and without a forget term must fail."""
-    done = subprocess.run([sys.executable, "-m", "unlearn.study", "gan_ablation", "output=study"], cwd=folder)
-    if done.returncode:
-        raise SystemExit(f"unlearn.study gan_ablation failed with {done.returncode}")
+    study(folder, "gan_ablation")
     table = {
-        name: face_figures(sorted((folder / "study" / name).glob("seed-*"), key=lambda run: seed_of(run)))
+        name: face_figures(sorted((folder / "gan_ablation" / name).glob("seed-*/"), key=seed_of))
         for name in (
             "average_local",
             "extrapolation_local",
@@ -269,6 +267,13 @@ def gan_faces(check: Check, folder: Path) -> None:
     for net in FACE_NETS:
         kept = figure(idle, "identity_similarity", split="forget", features=net)
         check(f"no forget term: similarity to the person, {net} (the control)", kept, least=0.9)
+
+
+def study(folder: Path, name: str) -> None:
+    """Run a study into a folder of its name."""
+    done = subprocess.run([sys.executable, "-m", "unlearn.study", name, f"output={name}"], cwd=folder)
+    if done.returncode:
+        raise SystemExit(f"unlearn.study {name} failed with {done.returncode}")
 
 
 def seed_of(run: Path) -> int:
@@ -331,24 +336,26 @@ def gan_digits(check: Check, folder: Path) -> None:
 
 
 def gan_several(check: Check, folder: Path) -> None:
-    """One, four and eight faces: GUIDE one after the other and on all at once, and SUGAR."""
-    quick = ["gate=null", "evaluate=null"]
+    """One, four and eight faces: GUIDE on all at once and one after the other, and SUGAR."""
+    study(folder, "gan_identities")
     chain, last = [], "model.pretrained=face_dcgan"
     for seed in PEOPLE:
-        chain.append(run("recipe=gan/guide_faces", people(seed), last, *quick, f"output=then-{seed}", cwd=folder))
+        quick = ["gate=null", "evaluate=null", f"output=then-{seed}"]
+        chain.append(run("recipe=gan/guide_faces", people(seed), last, *quick, cwd=folder))
         last = f"model.pretrained={chain[-1] / 'model'}"
     for count in (1, 4, 8):
-        seeds = people(*list(PEOPLE)[:count])
-        found = {"GUIDE in sequence": chain[count - 1]}
-        for name, recipe in (("GUIDE at once", "guide"), ("SUGAR", "sugar")):
-            found[name] = run(f"recipe=gan/{recipe}_faces", seeds, *quick, f"output={recipe}{count}", cwd=folder)
-        for name, place in found.items():
-            figures = judged(place / "model", seeds)
-            for split in ("forget", "same_person", "neighbours", "strangers"):
-                most = 0.3 if split == "forget" else None
-                least = 0.75 if split == "strangers" else None
-                check(f"{name}, {count}: similarity, {split}", figures[split], least, most)
-            check(f"{name}, {count}: Frechet distance", figures["frechet"])
+        found = {"GUIDE in sequence": judged(chain[count - 1] / "model", people(*list(PEOPLE)[:count]))}
+        for method in ("guide", "sugar"):
+            (place,) = (folder / "gan_identities" / f"{method}_{count}").glob("seed-*/")
+            found[f"{method} at once"] = {"frechet": figure(place, "frechet_dlib_face")} | {
+                split: figure(place, "identity_similarity", split=split, features="mobile_face")
+                for split in ("forget", "same_person", "neighbours", "strangers")
+            }
+        for name, figures in found.items():
+            for key, value in figures.items():
+                most = 0.3 if key == "forget" else None
+                least = 0.75 if key == "strangers" else None
+                check(f"{name}, {count}: {key}", value, least, most)
 
 
 def judged(model: Path, setting: str) -> dict[str, float]:
