@@ -23,6 +23,7 @@ from unlearn.models.stylegan2.generator import Generator, Shape
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.likeness import Likeness
+from unlearn.objectives.gan.places import recall_rows
 from unlearn.randomness import Randomness
 from unlearn.remembered import Remembered
 from unlearn.schedule import learning_rate
@@ -152,10 +153,10 @@ def agrees(job: Job) -> None:
             context = module._context("forget/guide")
             batch = {key: value[:1] for key, value in batches["forget"][0].items()}
             (source,) = context.recall(context.state["latents"], "forget", batch["id"])[:, None]
-            steps = context.recall(context.state["steps"], "forget", batch["id"])
             draws = [context.randomness.child(f"neighbour {number}") for number in range(local.neighbours)]
-            drawn = [draw.integers(batch["id"], local.pool or 0) for draw in draws]
-            near = [torch.zeros_like(source), *(steps[1 + place] for place in drawn)]
+            first, size = batch["id"] * local.replacing._each + 1, local.pool or 0
+            keys = [first + draw.integers(batch["id"], size) for draw in draws]
+            near = [torch.zeros_like(source), *(recall_rows(context, context.state["steps"], key) for key in keys)]
             aim, weights = local.aim(source, target.w_avg), [local.local, *[local.adjacent] * len(draws)]
             pairs = [apart(local.likeness, module.model, target, source + away, aim + away) for away in near]
             wanted = torch.stack([weight * pair for weight, pair in zip(weights, pairs, strict=True)]).sum()
