@@ -108,6 +108,10 @@ def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> No
     else:
         for name, part in parts.items():
             part.save_pretrained(folder / name)
+    for file in folder.rglob("config.json"):  # diffusers notes the path that a part was read from
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(asdict(model.settings), indent=2) + "\n", encoding="utf-8")
 
 

@@ -376,6 +376,14 @@ def test_what_is_saved_is_read_again(told: Told, dtype: torch.dtype | None, tmp_
     assert size < (2.6 if dtype else 5) * sum(value.numel() for value in model.parameters())
 
 
+def test_files_do_not_say_where_a_model_was_read(tmp_path: Path) -> None:
+    small_model("text").float().save_pretrained(tmp_path / "first")
+    Diffusion.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    written = list((tmp_path / "second").rglob("*.json"))
+    assert written and not any("first" in file.read_text() for file in written)
+    Diffusion.from_pretrained(tmp_path / "second")
+
+
 def test_settings_of_the_recipe_are_laid_over_the_folders(tmp_path: Path) -> None:
     small_model("text").float().save_pretrained(tmp_path)
     config = type(CONFIGS["text"])(pretrained=str(tmp_path), steps=3)
