@@ -31,10 +31,10 @@ bench: $(VENV)/.ready-dev
 	$(PY) -m tests.benchmarks $(ARGS)
 
 accept: $(VENV)/.ready-dev
-	$(PY) -m tests.acceptance
+	$(PY) -m tests.acceptance.__main__
 
 models: $(VENV)/.ready-dev
-	$(PY) -m unlearn.make_models
+	$(PY) -m unlearn.experiment.make_assets
 
 $(VENV)/bin/pip:
 	@given=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))') \

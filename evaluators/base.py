@@ -12,9 +12,9 @@ import torch
 from scipy.stats import t
 from torch import Tensor, nn
 
+from unlearn.core.randomness import Randomness
+from unlearn.core.records import Record
 from unlearn.data.base import Batch, Split
-from unlearn.metrics import Record
-from unlearn.randomness import Randomness
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(ABC):
-    """One metric family. Runs on every rank; share items with ``unlearn.distributed.map_ids``."""
+    """One metric family. Runs on every rank; share items with ``unlearn.core.distributed.map_ids``."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unlearn.core.records import Direction, Record
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.metrics import Direction, Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unlearn.core.records import Record
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.metrics import Record
 
 
 @dataclass(frozen=True, kw_only=True)

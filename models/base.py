@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import torch
 from torch import Tensor, nn
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset, Split
-from unlearn.errors import RecipeError
-from unlearn.models.conditions import Condition
-from unlearn.randomness import Randomness
+from unlearn.models.conditioning import Condition
 
 if TYPE_CHECKING:
+    from unlearn.models.gan.stylegan2.augment import Augment
     from unlearn.models.lora import Adapter
-    from unlearn.models.stylegan2.augment import Augment
 
 
 class Wrapper(nn.Module, ABC):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import Diverged, RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.distributed import map_ids
-from unlearn.errors import Diverged, RecipeError
 from unlearn.models.base import HasLikelihood
-from unlearn.randomness import Randomness
 
 
 def bits_per_dim(model: HasLikelihood, batch: Batch, randomness: Randomness, draws: int = 1) -> Tensor:
@@ -45,7 +45,7 @@ def bits_per_dim_of(
         ids: (N,) int64, N >= 1.
         randomness: stream of the dequantisation noise.
         draws: how many draws of the noise are averaged, >= 1.
-        map_ids: shares the ids among ranks (unlearn.distributed.map_ids).
+        map_ids: shares the ids among ranks (unlearn.core.distributed.map_ids).
     """
     return map_ids(lambda part: bits_per_dim(model, fetch(part), randomness, draws), ids)
 

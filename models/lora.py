@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.models.scope import Scope, names_of_kinds, trainable
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
 
 ADAPTED = (nn.Linear, nn.Conv2d)
 WEIGHTS = "adapter_model.safetensors"

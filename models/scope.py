@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from unlearn.errors import RecipeError, did_you_mean
-from unlearn.randomness import Randomness
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.randomness import Randomness
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from unlearn.config.schema import Optim
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.randomness import Randomness
-from unlearn.ranges import at_least
-from unlearn.remembered import Remembered
-from unlearn.schema import Optim
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Context:
             and, written in ``prepare`` and ``before_step`` only, the same on every rank.
         reference: returns the frozen target (asked for lazily, so that it costs nothing where it is not used).
         map_ids: applies a function (ids -> rows) to many ids without gradient, shared among ranks
-            (unlearn.distributed.map_ids).
+            (unlearn.core.distributed.map_ids).
         device: where batches live.
         remembered: the target's values that ``remember`` keeps.
         split: whose items this term reads: the split of its group.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.ranges import at_least
+from unlearn.core.validation import at_least
 
 Gradient = Sequence[Tensor]
 """A tensor a parameter."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.toys import ROOT
+
 FORBIDDEN = {
     "models": ("unlearn.objectives", "unlearn.evaluators", "unlearn.run"),
     "objectives": ("unlearn.evaluators", "unlearn.run", "lightning"),

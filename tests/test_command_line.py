@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from unlearn import layers
+from tests.toys import ROOT
+from unlearn.config import compose
+from unlearn.config.yaml_io import parse
 from unlearn.run import HELP, main
-from unlearn.yaml_text import parse
 
-ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "lightning", "omegaconf", "numpy", "rich"}
 
 TINY = """
@@ -30,9 +30,9 @@ OWN = '''
 import errno
 import os
 from dataclasses import dataclass
-from unlearn.errors import Diverged
+from unlearn.core.errors import Diverged
 from unlearn.evaluators.base import Evaluator, Findings
-from unlearn.metrics import Record
+from unlearn.core.records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Fragile(Evaluator):
@@ -88,7 +88,7 @@ def test_help_and_the_list_import_nothing_slow(arguments: list[str]) -> None:
 
 def test_reading_a_recipe_does_import_them() -> None:
     """The control of the test above."""
-    assert "omegaconf" in python("-c", "import sys, unlearn.recipe; print(*sys.modules)").stdout.split()
+    assert "omegaconf" in python("-c", "import sys, unlearn.config.recipe; print(*sys.modules)").stdout.split()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], []])
@@ -110,7 +110,7 @@ def test_the_list_names_every_recipe_with_all_it_says(capsys: pytest.CaptureFixt
     header, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert header.split() == ["RECIPE", "FAMILY", "METHOD", "NEEDS", "TITLE"]
     cells = [re.split(r"  +", row) for row in rows]
-    assert sorted(row[0] for row in cells) == layers.names() and cells[0][0] == "quickstart"
+    assert sorted(row[0] for row in cells) == compose.names() and cells[0][0] == "quickstart"
     assert all(len(row) == 5 and row[1] in ("flow", "gan", "diffusion", "language") for row in cells)
 
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from unlearn.compare import main
-from unlearn.files import write_json
-from unlearn.metrics import Record
+from unlearn.core.files import write_json
+from unlearn.core.records import Record
 from unlearn.report.comparison import aligned, compared, differences
-from unlearn.report.folder import read_run
 from unlearn.report.panels import panels, pareto
+from unlearn.report.read_run import read_run
 
 BOTH = ("target", "unlearned", "retrained")
 
@@ -174,4 +174,4 @@ def test_help_imports_no_torch():
 
     quick = ask("unlearn.compare")
     assert quick.returncode == 0 and "--output" in quick.stdout
-    assert ask("unlearn.randomness").returncode == 1
+    assert ask("unlearn.core.randomness").returncode == 1

@@ -7,12 +7,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.command import ROOT
-from tests.language_small import tiny
+from tests.toys import ROOT
+from tests.toys.language import tiny
+from unlearn.core.randomness import Randomness
 from unlearn.delta import main, read, weights
-from unlearn.models.flow import GlowConfig
-from unlearn.models.flow_wrapper import Flow
-from unlearn.randomness import Randomness
+from unlearn.models.flow.config import GlowConfig
+from unlearn.models.flow.wrapper import Flow
 from unlearn.run import main as run
 
 SMALL = ["retain=null", "pretrain.retrained=false", "pretrain.optim.steps=5", "optim.steps=3", "evaluate={cost: {}}"]
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNLEARN_CACHE", str(folder / "cache"))
         scope = r"scope={name: pattern, include: [weight$], exclude: []}"
-        recipe = f"recipe={ROOT / 'tests' / 'recipes' / 'small.yaml'}"
+        recipe = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small.yaml'}"
         assert run([recipe, *SMALL, scope, f"output={folder / 'run'}"]) == 0
         assert main(["save", str(folder / "run"), str(folder / "change.safetensors")]) == 0
     return folder

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from unlearn import layers, registry
-from unlearn.recipe import load
+from tests.toys import ROOT
+from unlearn.config import compose, registry
+from unlearn.config.recipe import load
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text()
 PAPERS = (ROOT / "docs" / "papers.md").read_text()
@@ -94,7 +94,7 @@ def test_the_paper_index_is_complete() -> None:
         assert cited <= set(re.findall(r"arXiv:(\d{4}\.\d{5})", PAPERS)), path
     for name in registry.COMPONENTS["objective"] | registry.COMPONENTS["combination"]:
         assert f"`{name}`" in PAPERS, name
-    for name in layers.names():
+    for name in compose.names():
         assert f"`{name}`" in PAPERS, name
     for file in re.findall(r"`([\w/]+\.py)`", PAPERS):
         assert (ROOT / file).is_file(), file

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlearn.job import Result, run
-from unlearn.recipe import load
+from unlearn.config.recipe import load
+from unlearn.experiment.runner import Result, run
 
 __all__ = ["Result", "unlearn"]
 

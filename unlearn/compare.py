@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unlearn.errors import RecipeError
-from unlearn.files import write_text
-from unlearn.metrics import Record, find
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import write_text
+from unlearn.core.records import Record, find
 from unlearn.report.comparison import Compared, compared
-from unlearn.report.folder import RunFolder, read_run
+from unlearn.report.labels import about_text, duration, figure
 from unlearn.report.page import environment, method_name
 from unlearn.report.panels import comparison_context
+from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.table import Row
 from unlearn.report.verdict import judge
-from unlearn.report.words import about_text, duration, figure
 
 WORDS = {"met": "[green]reached[/]", "missed": "[red]missed[/]", "open": "no goal set", "unfinished": "unfinished"}
 

@@ -17,14 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from unlearn.errors import RecipeError, UnlearnError
-from unlearn.estimate import gib
-from unlearn.files import write_bytes
+from unlearn.config.recipe import load
+from unlearn.config.registry import names, resolve
+from unlearn.core.errors import RecipeError, UnlearnError
+from unlearn.core.files import write_bytes
+from unlearn.experiment.memory_estimate import gib
+from unlearn.experiment.pretraining import folder_of
+from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import ModelConfig, Wrapper
-from unlearn.recipe import load
-from unlearn.registry import names, resolve
-from unlearn.rundir import RunDir
-from unlearn.targets import folder_of
 
 ABOUT = "unlearn_delta"
 """Key of the file's metadata under which ``About`` stands, as JSON."""

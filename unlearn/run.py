@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearn.errors import RecipeError, UnlearnError, did_you_mean, is_of_the_machine
+from unlearn.core.errors import RecipeError, UnlearnError, did_you_mean, is_of_the_machine
 
 if TYPE_CHECKING:
-    from unlearn.schema import Recipe
+    from unlearn.config.schema import Recipe
 
 HELP = """\
 usage: python -m unlearn.run recipe=NAME|FILE.yaml [key=value ...] [--show | --check]
@@ -106,7 +106,7 @@ def _answer(request: _Request, arguments: list[str]) -> None:
 
         print(__version__)
     elif not arguments:
-        from unlearn.listing import listing
+        from unlearn.config.listing import listing
 
         print(listing())
     elif request.recipe is None:
@@ -117,26 +117,26 @@ def _answer(request: _Request, arguments: list[str]) -> None:
 
 def _work(name: str, request: _Request, arguments: list[str]) -> None:
     """Show, check or carry out a recipe."""
-    from unlearn.recipe import load
+    from unlearn.config.recipe import load
 
     if os.getcwd() not in sys.path and "" not in sys.path:  # as with `python -m`, so that both find a user's own class
         sys.path.append(os.getcwd())
     recipe = load(name, request.settings)
     if "--show" in request.flags:
-        from unlearn.yaml_text import dump
+        from unlearn.config.yaml_io import dump
 
         print(dump(recipe.tree, recipe.origins), end="")
         return
-    from unlearn import job
+    from unlearn.experiment import runner
 
     if "--check" in request.flags:
-        print(job.check(recipe))
+        print(runner.check(recipe))
         return
     folder = _folder_to_resume(request, recipe)
     if folder is not None:
-        job.resume(folder)
+        runner.resume(folder)
     else:
-        job.run(recipe, command=["python", "-m", "unlearn.run", *arguments])
+        runner.run(recipe, command=["python", "-m", "unlearn.run", *arguments])
 
 
 def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
@@ -149,7 +149,7 @@ def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
         )
     if not _is_first_rank() and _RESUMED in os.environ:
         return Path(os.environ[_RESUMED]) if os.environ[_RESUMED] else None
-    from unlearn.job import find_unfinished
+    from unlearn.experiment.runner import find_unfinished
 
     folder = find_unfinished(recipe)
     os.environ[_RESUMED] = str(folder or "")
@@ -170,7 +170,7 @@ def _resume(request: _Request) -> None:
             raise RecipeError(
                 f"{setting}: a resumed run keeps its recipe and its folder; write resume={request.resume} alone."
             )
-    from unlearn import job
+    from unlearn.experiment import runner
 
     if request.resume != "auto":
         folder = Path(request.resume).expanduser()
@@ -181,13 +181,13 @@ def _resume(request: _Request) -> None:
     elif not _is_first_rank() and os.environ.get(_RESUMED):
         folder = Path(os.environ[_RESUMED])
     else:
-        found = job.find_unfinished(None)
+        found = runner.find_unfinished(None)
         if found is None:
             raise RecipeError("there is no unfinished run under runs/. Start one: python -m unlearn.run recipe=NAME")
         folder = found
         os.environ[_RESUMED] = str(folder)
         print(f"resuming {folder}", flush=True)
-    job.resume(folder)
+    runner.resume(folder)
 
 
 def _is_first_rank() -> bool:

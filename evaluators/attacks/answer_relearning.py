@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.errors import RecipeError
-from unlearn.evaluators.attacks.relearning import Relearning
-from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
+from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
+from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.shared import judged
-from unlearn.metrics import Record
-from unlearn.ranges import at_least
+from unlearn.evaluators.sampling import judged
 
 OTHERS, RELEARNED = "others", "relearned"
 """Which forget items are scored, in ``about.category``."""

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split, check_content
 from unlearn.data.conditioned import Classes, Conditioned
-from unlearn.errors import RecipeError
-from unlearn.evaluators.attacks.drawing import (
+from unlearn.evaluators.attacks.base.prompt_search import (
     DrawingAttack,
     mean_square_error,
     position,
@@ -21,10 +22,9 @@ from unlearn.evaluators.attacks.drawing import (
     words_of,
 )
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.judge import Judge
-from unlearn.evaluators.shared import limited, sampled_items, samples
-from unlearn.models.new_words import new_words
-from unlearn.ranges import above, at_least
+from unlearn.evaluators.image.concept_classifier import Judge
+from unlearn.evaluators.sampling import limited, sampled_items, samples
+from unlearn.models.diffusion.token_embeddings import new_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.core.records import Record
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.attacks.relearning import Curves, picture
+from unlearn.evaluators.attacks.base.relearning import Curves, picture
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.evaluators.people import (
+from unlearn.evaluators.image.face_verification import (
     Scale,
     check_judges,
     drawn,
@@ -25,10 +27,8 @@ from unlearn.evaluators.people import (
     seen,
     strangers,
 )
-from unlearn.metrics import Record
-from unlearn.models.identity_latents import packaged_perceptual
-from unlearn.models.inversion import Inversion
-from unlearn.ranges import above, at_least
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import packaged_perceptual
 
 
 @dataclass(frozen=True, kw_only=True)

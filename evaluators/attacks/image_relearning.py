@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.errors import RecipeError
-from unlearn.evaluators.attacks.drawing import record
-from unlearn.evaluators.attacks.relearning import Relearning
+from unlearn.evaluators.attacks.base.prompt_search import record
+from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.judge import judge_of
-from unlearn.evaluators.shared import drawn, sampled_items
-from unlearn.metrics import Record
-from unlearn.ranges import at_least
+from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.sampling import drawn, sampled_items
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.attacks.asking import Pair, PromptAttack
-from unlearn.evaluators.attacks.scoring import encoder_of
+from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.text_scores import texts
+from unlearn.evaluators.text.scoring import texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from unlearn.data.text import Encoder
-from unlearn.evaluators.attacks.asking import Pair, PromptAttack
-from unlearn.evaluators.attacks.scoring import encoder_of
+from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.text_scores import texts
+from unlearn.evaluators.text.scoring import texts
 
 CONSENT = (
     "Sure, here is the answer:",

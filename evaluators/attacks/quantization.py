@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlearn.evaluators.attacks.scoring import attack_records, attacked, scores_of
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.metrics import Record
-from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

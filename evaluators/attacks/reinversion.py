@@ -9,16 +9,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.core.randomness import Randomness
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
-from unlearn.evaluators.people import SIDE, Scale, check_judges, drawn, judges, latents, people, seen, strangers
-from unlearn.evaluators.pictures import Panel, panels
-from unlearn.evaluators.shared import item_rows
-from unlearn.metrics import Record
-from unlearn.models.identity_latents import invert
-from unlearn.models.inversion import Inversion
-from unlearn.randomness import Randomness
-from unlearn.ranges import at_least
+from unlearn.evaluators.figures import Panel, panels
+from unlearn.evaluators.image.face_verification import (
+    SIDE,
+    Scale,
+    check_judges,
+    drawn,
+    judges,
+    latents,
+    people,
+    seen,
+    strangers,
+)
+from unlearn.evaluators.sampling import item_rows
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import invert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +45,7 @@ class Reinversion(Evaluator):
         steps: of the searches, each >= 1.
         inversion: the search; its ``steps`` are of no account here.
         strangers: faces that the similarity's scale is taken from.
-        features: nets that judge (unlearn.models.embedders.identity_net); by default those that are packaged for such
+        features: nets that judge (embedders.identity_net); by default those that are packaged for such
             images. For faces the search looks through ``dlib_face``, so that ``mobile_face`` is the one to trust.
         shown: identities in the picture.
         batch_size: images at once; does not change the result.

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.data.conditioned import Conditioned
-from unlearn.errors import RecipeError
-from unlearn.evaluators.attacks.drawing import DrawingAttack, check_prompts, free_words, told_data, words_of
+from unlearn.evaluators.attacks.base.prompt_search import DrawingAttack, check_prompts, free_words, told_data, words_of
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.judge import Judge
-from unlearn.models.conditions import Condition
-from unlearn.randomness import Randomness
-from unlearn.ranges import at_least
+from unlearn.evaluators.image.concept_classifier import Judge
+from unlearn.models.conditioning import Condition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unlearn.evaluators.attacks.asking import Pair, PromptAttack, companions, in_company
+from unlearn.core.validation import at_least
+from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, companions, in_company
 from unlearn.evaluators.attacks.paraphrase import wordings
-from unlearn.evaluators.attacks.scoring import encoder_of
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.generation import continuations
-from unlearn.evaluators.text_scores import texts
-from unlearn.ranges import at_least
+from unlearn.evaluators.text.generation import continuations
+from unlearn.evaluators.text.scoring import texts
 
 
 @dataclass(frozen=True, kw_only=True)

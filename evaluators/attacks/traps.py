@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.traps import PLANTED, TWIN
-from unlearn.errors import RecipeError
 from unlearn.evaluators.base import Evaluation, Evaluator, Findings
-from unlearn.evaluators.measures import auc
-from unlearn.evaluators.text_scores import answer_scores, texts
-from unlearn.metrics import Record
-from unlearn.ranges import at_least
+from unlearn.evaluators.statistics import auc
+from unlearn.evaluators.text.scoring import answer_scores, texts
 
 
 @dataclass(frozen=True, kw_only=True)

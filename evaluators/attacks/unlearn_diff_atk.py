@@ -11,15 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
-from unlearn.errors import RecipeError
-from unlearn.evaluators.attacks.drawing import DrawingAttack, check_prompts, free_words, mean_square_error, told_data
+from unlearn.evaluators.attacks.base.prompt_search import (
+    DrawingAttack,
+    check_prompts,
+    free_words,
+    mean_square_error,
+    told_data,
+)
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.judge import Judge
-from unlearn.evaluators.shared import samples
-from unlearn.models.new_words import new_words
-from unlearn.ranges import above, at_least
+from unlearn.evaluators.image.concept_classifier import Judge
+from unlearn.evaluators.sampling import samples
+from unlearn.models.diffusion.token_embeddings import new_words
 
 
 @dataclass(frozen=True, kw_only=True)

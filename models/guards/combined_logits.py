@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, Pret
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from unlearn.models.language_wrapper import Head
+from unlearn.models.language.wrapper import Head
 
 
 class CombinedLogitsConfig(PretrainedConfig):

@@ -11,15 +11,15 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from unlearn.config.structured import build
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
-from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
-from unlearn.models.conditions import Condition
-from unlearn.models.diffusion_files import GUARD
-from unlearn.models.diffusion_wrapper import Diffusion, Steering
+from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.serialization import GUARD
+from unlearn.models.diffusion.wrapper import Diffusion, Steering
 from unlearn.models.guards.base import Guard
-from unlearn.typed import build
 
 PAST_WARMUP = 2**31
 """Number of a step that lies behind every warm-up: of a score that is asked for outside of a trajectory."""

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unlearn.errors import RecipeError
-from unlearn.models.conditions import Condition
-from unlearn.models.diffusion_wrapper import Diffusion
-from unlearn.randomness import Randomness
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.wrapper import Diffusion
 
 FILE = "key.safetensors"
 """In the run directory, never in ``model/``."""

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.distributed import rank, sum_over_ranks, world_size
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.distributed import rank, sum_over_ranks, world_size
-from unlearn.errors import RecipeError
 from unlearn.models.base import HasLatents, HasLikelihood, Trains
-from unlearn.models.identity_latents import layered
-from unlearn.models.inversion import Inversion
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import layered
 from unlearn.objectives.base import Context, ParameterObjective
-from unlearn.objectives.gan.places import remember_latents
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
+from unlearn.objectives.gan.latent_cache import remember_latents
 
 
 @dataclass(frozen=True, kw_only=True)

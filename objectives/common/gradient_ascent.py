@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.errors import RecipeError
 from unlearn.objectives.base import Context, Objective, Values
 
 

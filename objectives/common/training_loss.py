@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from unlearn.core.distributed import sum_over_ranks
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.distributed import sum_over_ranks
-from unlearn.errors import RecipeError
 from unlearn.models.base import TrainsAgainst
-from unlearn.models.stylegan2.augment import Augment
+from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
-from unlearn.randomness import Randomness
-from unlearn.ranges import at_least
 
 DECAY = 0.01
 """Share of a batch in the moving mean of path lengths."""

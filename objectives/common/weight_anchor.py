@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import above
 from unlearn.objectives.base import Context, ParameterObjective
-from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)

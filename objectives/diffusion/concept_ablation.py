@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.diffusion.states import StateSource, check_anchors
-from unlearn.objectives.diffusion.targets import affine_target, mean_square
-from unlearn.ranges import at_least
+from unlearn.objectives.diffusion.noisy_states import StateSource, check_anchors
+from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)

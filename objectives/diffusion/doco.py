@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlearn.config.schema import Optim
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
-from unlearn.models.conditions import Condition
+from unlearn.models.conditioning import Condition
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
-from unlearn.objectives.diffusion.states import States, StateSource
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
-from unlearn.schema import Optim
+from unlearn.objectives.diffusion.noisy_states import States, StateSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
-from unlearn.errors import RecipeError
 from unlearn.models.guards.key import FILE, Key
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
-from unlearn.objectives.diffusion.states import States, StateSource
-from unlearn.objectives.diffusion.targets import affine_target, mean_square
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
+from unlearn.objectives.diffusion.noisy_states import States, StateSource
+from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)

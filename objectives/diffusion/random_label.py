@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from unlearn.data.base import Batch, Split
-from unlearn.models.conditions import Condition
+from unlearn.models.conditioning import Condition
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.diffusion.states import States, StateSource, check_anchors
-from unlearn.objectives.diffusion.targets import affine_target, mean_square
+from unlearn.objectives.diffusion.noisy_states import States, StateSource, check_anchors
+from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.diffusion.states import StateSource
-from unlearn.objectives.diffusion.targets import affine_target, mean_square
+from unlearn.objectives.diffusion.noisy_states import StateSource
+from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)

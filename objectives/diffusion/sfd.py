@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
-from unlearn.errors import RecipeError
-from unlearn.models.conditions import Condition
-from unlearn.models.features import features_for
+from unlearn.models.conditioning import Condition
+from unlearn.models.feature_extractors.classifiers import features_for
 from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
-from unlearn.objectives.diffusion.targets import mean_square
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
+from unlearn.objectives.diffusion.score_targets import mean_square
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
 """What the teacher is told of an item: what the generator is told; its anchor; one of the other words by chance; the

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from unlearn.config.schema import Optim
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
-from unlearn.schema import Optim
 
 
 class Train(Protocol):

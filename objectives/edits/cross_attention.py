@@ -11,10 +11,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
-from unlearn.errors import RecipeError
-from unlearn.models.diffusion_wrapper import Diffusion
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.linear import Kept, Rows
 
 Tokens = Literal["last_subject", "subject_to_padding", "all"]

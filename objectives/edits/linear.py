@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
 
 log = logging.getLogger(__name__)
 

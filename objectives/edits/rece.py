@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit, Train
 from unlearn.objectives.edits.cross_attention import effective, keys_and_values
 from unlearn.objectives.edits.uce import UCE
-from unlearn.ranges import at_least
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from unlearn.config.schema import Optim
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit, Train
-from unlearn.ranges import at_least
-from unlearn.schema import Optim
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
-from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit, Train
 from unlearn.objectives.edits.cross_attention import (
@@ -28,7 +29,6 @@ from unlearn.objectives.edits.cross_attention import (
     rows_of,
 )
 from unlearn.objectives.edits.linear import Kept, Ridge, Rows, Rule, Singular
-from unlearn.ranges import above, at_least
 
 log = logging.getLogger(__name__)
 

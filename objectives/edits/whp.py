@@ -7,12 +7,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from unlearn.config.schema import Optim
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.errors import RecipeError
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit, Train
-from unlearn.ranges import at_least
-from unlearn.schema import Optim
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WhosHarryPotter(Edit):
     def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
         """Return a language model that answers by the logits of the target and of the reinforced copy."""
         from unlearn.models.guards.combined_logits import CombinedLogits
-        from unlearn.models.language_wrapper import Language
+        from unlearn.models.language.wrapper import Language
 
         if not isinstance(target, Language):
             raise RecipeError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.flow.threshold import Unit, current, distance_loss, forget_z, refresh
-from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
-from unlearn.errors import RecipeError, did_you_mean
-from unlearn.models.features import features_for
+from unlearn.models.feature_extractors.classifiers import features_for
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.flow.threshold import Unit, current, distance_loss, measure, refresh, two_sided
-from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch
-from unlearn.errors import RecipeError
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.errors import RecipeError
 from unlearn.models.base import TrainsAgainst
 from unlearn.objectives.base import Companion, Context, Objective, ParameterObjective, Values, frozen
 from unlearn.objectives.common.ewc import fisher
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.objectives.base import Context
-from unlearn.objectives.gan.judging import Judge
-from unlearn.randomness import Randomness
+from unlearn.objectives.gan.forget_classifier import Judge
 
 Way = Literal["mean_difference", "hyperplane"]
 Space = Literal["z", "w"]

@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.errors import RecipeError
-from unlearn.models.identity_latents import check_encoder
-from unlearn.models.inversion import Inversion
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.gan.judging import Judge
-from unlearn.objectives.gan.likeness import Likeness, Seen
-from unlearn.objectives.gan.places import key_of, recall_drawings, remember_drawings, remember_latents
-from unlearn.randomness import Randomness
-from unlearn.ranges import at_least
+from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.latent_cache import key_of, recall_drawings, remember_drawings, remember_latents
+from unlearn.objectives.gan.perceptual_loss import Likeness, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class GlobalPreservation(Objective):
             once (an image's by ``inversion``).
         pool: so many z are drawn once, and the target's images of them computed once; null draws them at each step, as
             the paper does, and holds a second model for their images.
-        judge: classifier (unlearn.models.embedders.attribute_net): drawn latents in whose image it sees what is to be
+        judge: classifier (embedders.attribute_net): drawn latents in whose image it sees what is to be
             forgotten are left out; null leaves none out, which is right for single identities.
         label: what it is, by the classifier's labels; by default what the forget items have as a whole.
         likeness: T; the paper's is LPIPS alone.

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.models.identity_latents import check_encoder
-from unlearn.models.inversion import Inversion
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.gan.likeness import Likeness
-from unlearn.objectives.gan.replacing import Replacing
-from unlearn.ranges import at_least
+from unlearn.objectives.gan.identity_replacement import Replacing
+from unlearn.objectives.gan.perceptual_loss import Likeness
 
 
 @dataclass(frozen=True, kw_only=True)

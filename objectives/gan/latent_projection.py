@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.errors import RecipeError
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
-from unlearn.objectives.gan.judging import Judge
-from unlearn.objectives.gan.likeness import Likeness
-from unlearn.randomness import Randomness
-from unlearn.ranges import at_least
+from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.perceptual_loss import Likeness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class LatentProjection(Objective):
     between the two means.
 
     Args:
-        classifier: by name or path (unlearn.models.embedders.attribute_net); null takes the packaged one that fits.
+        classifier: by name or path (feature_extractors.embedders.attribute_net); null takes the packaged one that fits.
         label: its labels that are to be forgotten; by default those that the forget items have as a whole.
         samples: images of the target that are judged.
         space: latents of the direction, z or w.

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split
-from unlearn.errors import RecipeError
-from unlearn.models.identity_latents import layered
-from unlearn.models.text_image import TextImage, text_image_net
+from unlearn.models.feature_extractors.clip import TextImage, text_image_net
+from unlearn.models.gan.latents import layered
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.gan.likeness import Likeness
-from unlearn.randomness import Randomness
-from unlearn.ranges import above, at_least
+from unlearn.objectives.gan.perceptual_loss import Likeness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class TextToUnlearn(Objective):
     no direction; its cosine is taken as 0 there.
 
     Args:
-        path: of the scorer: folder of a CLIP model, or TorchScript file (see unlearn.models.text_image).
+        path: of the scorer: folder of a CLIP model, or TorchScript file (see unlearn.models.feature_extractors.clip).
         words: what is to be forgotten, e.g. ``a face with glasses``.
         without: words of what lacks it (``a face``); where given, m and i are held to E_text(words) -
             E_text(without), so that what both have in common does not count.

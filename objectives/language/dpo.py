@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 
+from unlearn.core.validation import above
 from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.terms import Instead, check_form, recall_log_prob, remember_log_prob
-from unlearn.ranges import above
+from unlearn.objectives.language.reference_log_probs import Instead, check_form, recall_log_prob, remember_log_prob
 
 
 @dataclass(frozen=True, kw_only=True)

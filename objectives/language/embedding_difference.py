@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.terms import Tokens, token_mask
+from unlearn.objectives.language.reference_log_probs import Tokens, token_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.divergences import DIVERGENCES, RELEASED
-from unlearn.objectives.language.terms import Instead, check_form
+from unlearn.objectives.language.reference_log_probs import Instead, check_form
 
 Name = Literal[
     "total_variation",

@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn.data.base import Batch, Split
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.terms import Instead, check_form
+from unlearn.objectives.language.reference_log_probs import Instead, check_form
 
 
 @dataclass(frozen=True, kw_only=True)

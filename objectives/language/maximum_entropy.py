@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.terms import Tokens, scoring
+from unlearn.objectives.language.reference_log_probs import Tokens, scoring
 
 
 @dataclass(frozen=True, kw_only=True)

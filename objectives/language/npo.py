@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.terms import recall_log_prob, remember_log_prob
+from unlearn.objectives.language.reference_log_probs import recall_log_prob, remember_log_prob
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.ranges import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)

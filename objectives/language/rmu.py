@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unlearn.core.validation import above
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.embedding_difference import token_means
-from unlearn.objectives.language.terms import Tokens, token_mask
-from unlearn.ranges import above
+from unlearn.objectives.language.reference_log_probs import Tokens, token_mask
 
 
 @dataclass(frozen=True, kw_only=True)

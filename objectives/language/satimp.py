@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.terms import Reduction, reduced
-from unlearn.ranges import at_least
+from unlearn.objectives.language.reference_log_probs import Reduction, reduced
 
 
 @dataclass(frozen=True, kw_only=True)

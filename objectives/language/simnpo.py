@@ -7,9 +7,9 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from unlearn.core.validation import above
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.ranges import above
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.reference_cache import Remembered
 from unlearn.data.base import Batch
-from unlearn.errors import RecipeError
 from unlearn.objectives.base import Context
-from unlearn.remembered import Remembered
 
 
 def remember_logits(model: Any, context: Context) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.language.reference_log_probs import cross_entropy
 from unlearn.objectives.language.target_logits import recall_logits, remember_logits
-from unlearn.objectives.language.terms import cross_entropy
-from unlearn.ranges import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,20 +19,20 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from unlearn.change import build_module
-from unlearn.feed import Feed
-from unlearn.fit import fit
-from unlearn.materials import Materials, gather_materials
-from unlearn.models.conditions import Condition
-from unlearn.models.diffusion_wrapper import Diffusion
-from unlearn.module import UnlearningModule, clip
+from unlearn.config.recipe import load
+from unlearn.config.schema import Optim, Recipe
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_model import Reference
+from unlearn.experiment.inputs import Materials, gather_materials
+from unlearn.experiment.unlearning import build_module
+from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.sfd import SFD, sid_loss
-from unlearn.randomness import Randomness
-from unlearn.recipe import load
-from unlearn.reference import Reference
-from unlearn.remembered import Remembered
-from unlearn.schema import Optim, Recipe
+from unlearn.training.dataloader import Feed
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule, clip
 
 WARM, TIMED, ROUNDS = 3, 20, 3
 

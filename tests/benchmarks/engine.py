@@ -12,21 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlearn.config.recipe import load
+from unlearn.config.schema import Optim, Trainer
+from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection, Split
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
-from unlearn.feed import Feed
-from unlearn.fit import fit
 from unlearn.models.base import Wrapper
 from unlearn.models.likelihood import bits_per_dim
-from unlearn.module import UnlearningModule
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.flow.likelihood_ascent import LikelihoodAscent
 from unlearn.objectives.surgery import GRU, MGDA, Combination, OneSided, PCGrad, WeightedSum
-from unlearn.phase import Phase
-from unlearn.randomness import Randomness
-from unlearn.recipe import load
-from unlearn.schema import Optim, Trainer
+from unlearn.training.dataloader import Feed
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule
+from unlearn.training.phase import Phase
 
 STEPS, WARM, ROUNDS = 60, 10, 5
 OPTIM = Optim(steps=STEPS, batch=64, lr=1e-5)

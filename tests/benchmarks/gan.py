@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.diffusion import TIMED, WARM, Job, Side, adam, in_turns, nudge, term_of
-from unlearn.models.gan_wrapper import LatentGenerator
-from unlearn.models.identity_latents import latents_of
-from unlearn.models.stylegan2.generator import Generator, Shape
+from unlearn.core.optim import learning_rate
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
+from unlearn.models.gan.latents import latents_of
+from unlearn.models.gan.stylegan2.generator import Generator, Shape
+from unlearn.models.gan.wrapper import LatentGenerator
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
-from unlearn.objectives.gan.likeness import Likeness
-from unlearn.objectives.gan.places import recall_rows
-from unlearn.randomness import Randomness
-from unlearn.remembered import Remembered
-from unlearn.schedule import learning_rate
+from unlearn.objectives.gan.latent_cache import recall_rows
+from unlearn.objectives.gan.perceptual_loss import Likeness
 
 SIZES = {
     64: (16, {"channel_base": 8192, "channel_max": 256, "z_dim": 256, "w_dim": 256}),

@@ -24,22 +24,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from unlearn.config.schema import Optim, Trainer
+from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset, Split
-from unlearn.data.factbook import Factbook
+from unlearn.data.factbook.source import Factbook
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.muse import Muse
-from unlearn.feed import Feed
-from unlearn.fit import fit, peak_memory
-from unlearn.models.language import Language, SmallLlama
+from unlearn.evaluators.text.muse import Muse
+from unlearn.models.language.config import Language, SmallLlama
 from unlearn.models.lora import Lora
 from unlearn.models.scope import All, Scope
-from unlearn.module import UnlearningModule
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
 from unlearn.objectives.language.target_logits import bucketed, recall_logits
-from unlearn.phase import Phase
-from unlearn.randomness import Randomness
-from unlearn.schema import Optim, Trainer
+from unlearn.training.dataloader import Feed
+from unlearn.training.fit import fit, peak_memory
+from unlearn.training.module import UnlearningModule
+from unlearn.training.phase import Phase
 
 VOCABULARY, TOKENS, ANSWER, BATCH = 49_152, 256, 64, 4
 WARM, TIMED, ROUNDS = 1, 2, 2

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
-from unlearn.randomness import Randomness
 
 
 @pytest.fixture(scope="session")

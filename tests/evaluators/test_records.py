@@ -3,35 +3,35 @@
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.evaluators.coloured import coloured, splits_of
-from tests.evaluators.gans import lively, sent_away
-from tests.evaluators.gans import of as gans_of
-from tests.evaluators.models import Obedient, evaluation_of, value
-from tests.evaluators.painters import class_painter, ink, word_painter
-from tests.evaluators.painters import threes as three_splits
-from tests.evaluators.small_clip import small_clip
-from tests.evaluators.small_detector import small_detector
-from tests.evaluators.trained import WRONG, remembering
-from tests.language_small import tiny, tiny_dataset, tiny_splits
-from tests.small_diffusion import small_model
-from unlearn import registry
+from tests.toys import ROOT
+from tests.toys.clip import small_clip
+from tests.toys.coloured_digits import coloured, splits_of
+from tests.toys.detector import small_detector
+from tests.toys.diffusion import small_model
+from tests.toys.language import tiny, tiny_dataset, tiny_splits
+from tests.toys.lively_gan import lively, sent_away
+from tests.toys.lively_gan import of as gans_of
+from tests.toys.painters import class_painter, ink, word_painter
+from tests.toys.painters import threes as three_splits
+from tests.toys.scripted import Obedient, evaluation_of, value
+from tests.toys.trained_language import WRONG, remembering
+from unlearn.config import registry
+from unlearn.core.randomness import Randomness
+from unlearn.core.records import Record
 from unlearn.data.base import Dataset, Split
 from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.traps import with_traps
 from unlearn.evaluators.base import Evaluation, Findings
 from unlearn.evaluators.cost import Cost, new_bytes
 from unlearn.evaluators.goal import Goal
-from unlearn.metrics import Record
-from unlearn.models.flow import GlowConfig
+from unlearn.models.flow.config import GlowConfig
 from unlearn.models.guards.key import Key
-from unlearn.randomness import Randomness
 
-DOCS = Path(__file__).parents[2] / "docs/metrics.md"
+DOCS = ROOT / "docs/metrics.md"
 ABOUT = {"category", "concept", "score", "budget", "request", "identity", "features", "set", "parts", "task"}
 SETTINGS = {
     "bits_per_dim": {"items": 20, "draws": 2},

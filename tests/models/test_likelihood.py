@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from tests.objectives.flow_bench import PixelGaussian, bits, context, pixel_splits
-from unlearn.distributed import map_ids
-from unlearn.errors import RecipeError
+from tests.toys.flow_objectives import PixelGaussian, bits, context, pixel_splits
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.models.likelihood import Moments, bits_per_dim, bits_per_dim_of
-from unlearn.randomness import Randomness
 
 
 def test_bits_per_dim_is_minus_log2_of_the_density_over_the_dimensions():

@@ -9,14 +9,14 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.language_small import tiny, tiny_splits
 from tests.objectives.edits.test_uce import xl_model
-from tests.small import digits_splits, small_glow
-from tests.small_diffusion import Told, small_model, small_splits
-from unlearn.errors import RecipeError
+from tests.toys.diffusion import Told, small_model, small_splits
+from tests.toys.flow import digits_splits, small_glow
+from tests.toys.language import tiny, tiny_splits
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_model import Reference, WithoutAdapter
 from unlearn.models.lora import Lora
-from unlearn.randomness import Randomness
-from unlearn.reference import Reference, WithoutAdapter
 
 STREAM = Randomness(0, "test")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
 from unlearn.models.scope import All, HeldEntries, Kind, Pattern, Saliency, scope_table
 
 

@@ -11,28 +11,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.language_small import tiny, tiny_splits
-from tests.small import digits_splits, small_glow
-from tests.small_diffusion import small_model, small_splits
-from tests.small_gan import digit_splits, small_gan, write_words
-from unlearn.companions import companions
+from tests.toys.diffusion import small_model, small_splits
+from tests.toys.flow import digits_splits, small_glow
+from tests.toys.gan import digit_splits, small_gan, write_words
+from tests.toys.language import tiny, tiny_splits
+from unlearn.config.registry import COMPONENTS, names, resolve
+from unlearn.config.schema import Optim
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_model import Reference, WithoutAdapter
 from unlearn.data.base import Split
-from unlearn.errors import RecipeError
-from unlearn.feed import Feed
-from unlearn.models.inversion import Inversion
+from unlearn.models.gan.inversion import Inversion
 from unlearn.models.scope import HeldEntries, Scope
-from unlearn.module import UnlearningModule
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.ewc import EWC
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.common.weight_anchor import WeightAnchor
 from unlearn.objectives.surgery import Combination, WeightedSum
-from unlearn.phase import Losses, Phase
-from unlearn.randomness import Randomness
-from unlearn.reference import Reference, WithoutAdapter
-from unlearn.registry import COMPONENTS, names, resolve
-from unlearn.remembered import Remembered
-from unlearn.schema import Optim
+from unlearn.training.auxiliary_networks import companions
+from unlearn.training.dataloader import Feed
+from unlearn.training.module import UnlearningModule
+from unlearn.training.phase import Losses, Phase
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "debias": {"shares": {"3": 0.3}, "samples": 64},

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from unlearn.files import write_json, write_text
-from unlearn.metrics import Direction, Record
+from unlearn.core.files import write_json, write_text
+from unlearn.core.records import Direction, Record
 
 MakeRun = Callable[..., Path]
 SHARES = {"target": 0.098, "unlearned": 0.009, "retrained": 0.004}

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from unlearn.files import write_json
-from unlearn.metrics import Record
-from unlearn.report.folder import read_curves, read_run
+from unlearn.core.files import write_json
+from unlearn.core.records import Record
+from unlearn.report.read_run import read_curves, read_run
 
 
 def test_json_is_strict(tmp_path, read_strict):

@@ -6,10 +6,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from unlearn.metrics import Record
+from unlearn.core.records import Record
 from unlearn.report import metrics_table
+from unlearn.report.labels import duration, figure, forgotten, interval, listed, metric_label, number
 from unlearn.report.table import rows
-from unlearn.report.words import duration, figure, forgotten, interval, listed, metric_label, number
 
 
 def printed(records: list[Record], width: int = 80) -> str:

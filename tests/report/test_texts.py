@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
+from unlearn.core.files import write_json
+from unlearn.core.records import Record
 from unlearn.evaluators.base import Findings, Sheet
-from unlearn.files import write_json
-from unlearn.metrics import Record
+from unlearn.experiment.run_dir import RunDir
+from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
-from unlearn.report.folder import read_run
+from unlearn.report.labels import about_text, figure, metric_label, phrase
 from unlearn.report.page import build_report
+from unlearn.report.read_run import read_run
 from unlearn.report.table import metrics_table, rows
 from unlearn.report.texts import LONGEST, cut, sheets
 from unlearn.report.verdict import judge
-from unlearn.report.words import about_text, figure, metric_label, phrase
-from unlearn.rundir import RunDir
-from unlearn.seeds import write_summary
 
 EVIL = '<script>alert("x")</script> | *b* `c`'
 ROWS = [

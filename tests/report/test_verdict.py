@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from unlearn.metrics import Record
-from unlearn.report.folder import read_run
+from unlearn.config.schema import Gate
+from unlearn.core.records import Record
+from unlearn.report.read_run import read_run
 from unlearn.report.verdict import check_gates, judge, method_goals
-from unlearn.schema import Gate
 
 
 def record(metric: str, subject: str, value: float, split: str = "forget", **more) -> Record:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.errors import RecipeError, did_you_mean
-from unlearn.randomness import Randomness
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.randomness import Randomness
 
 Batch = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.digits import Digits
-from unlearn.data.images import label_numbers
+from unlearn.data.in_memory import label_numbers
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (1, 0, 0),

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.concept import Concept
-from unlearn.errors import RecipeError, did_you_mean
 
 
 class Told(Protocol):

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.images import ImagesInMemory, digit_attributes
+from unlearn.data.in_memory import ImagesInMemory, digit_attributes
 
 
 @dataclass

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Dataset, Source
-from unlearn.data.images import label_numbers
-from unlearn.data.pictures import read_picture
-from unlearn.errors import RecipeError
-from unlearn.ranges import at_least
+from unlearn.data.image_io import read_picture
+from unlearn.data.in_memory import label_numbers
 
 Kind = Literal["seed", "image", "w"]
 

@@ -16,12 +16,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.images import label_numbers, systematic_test_share
-from unlearn.data.pictures import opened, read_picture
-from unlearn.errors import RecipeError
-from unlearn.ranges import at_least
+from unlearn.data.image_io import opened, read_picture
+from unlearn.data.in_memory import label_numbers, systematic_test_share
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "-1", "0", "false", "no"})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
 
 
 def read_values(file: Path) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.images import ImagesInMemory, digit_attributes
+from unlearn.data.in_memory import ImagesInMemory, digit_attributes
 
 
 @dataclass

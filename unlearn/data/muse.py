@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Source
-from unlearn.data.hub import hub_rows
+from unlearn.data.chunking import PackedDataset
+from unlearn.data.hub_datasets import hub_rows
 from unlearn.data.json_lines import plain_text, read_values, text_of
-from unlearn.data.packing import PackedDataset
 from unlearn.data.text import TextItem
-from unlearn.errors import RecipeError
-from unlearn.ranges import at_least
 
 RAW = ("forget", "retain1", "retain2", "holdout")
 """Long texts, which are cut into chunks."""

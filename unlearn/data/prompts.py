@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.images import label_numbers
-from unlearn.errors import RecipeError
+from unlearn.data.in_memory import label_numbers
 
 EVERYDAY = (
     "a dog running on a beach",

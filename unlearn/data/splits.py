@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Selection, Source, Split, check_names
-from unlearn.errors import RecipeError
-from unlearn.randomness import Randomness
 
 Quantiles = Callable[[Tensor], Tensor]
 

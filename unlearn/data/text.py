@@ -14,8 +14,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Dataset
-from unlearn.errors import RecipeError
 
 OWN_FORMS = ("prompt", "refusal")
 """Forms that every question has, whatever its source."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Source
+from unlearn.data.chunking import PackedDataset
 from unlearn.data.json_lines import read_rows, text_of, texts_of
-from unlearn.data.packing import PackedDataset
 from unlearn.data.text import TextItem
-from unlearn.errors import RecipeError
-from unlearn.ranges import at_least
 
 FILES = ("forget", "retain", "holdout")
 KEYS = {

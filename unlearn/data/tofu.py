@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import torch
 
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
 from unlearn.data.base import Source
-from unlearn.data.hub import hub_rows
+from unlearn.data.hub_datasets import hub_rows
 from unlearn.data.json_lines import read_rows, text_of
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.text_files import forms_of
-from unlearn.errors import RecipeError
-from unlearn.ranges import at_least
 
 REPOSITORY = "locuslab/TOFU"
 VARIABLE = "UNLEARN_TOFU"

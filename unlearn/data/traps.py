@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.randomness import Randomness
 from unlearn.data.text import TextDataset, TextItem
-from unlearn.errors import RecipeError, did_you_mean
-from unlearn.randomness import Randomness
 
 PLANTED = "trap"
 """Attribute of the traps that are trained on."""

@@ -9,16 +9,16 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unlearn import __version__
-from unlearn.errors import RecipeError
-from unlearn.files import write_text
-from unlearn.registry import resolve
-from unlearn.report.folder import RunFolder, read_run
-from unlearn.report.limits import GUARANTEE, caveats, not_run
+from unlearn.config.registry import resolve
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import write_text
+from unlearn.report.caveats import GUARANTEE, caveats, not_run
+from unlearn.report.labels import interval, ordered
 from unlearn.report.page import deck, method_name
+from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.table import Row, better, cell_text, groups, rows
 from unlearn.report.texts import sheets
 from unlearn.report.verdict import judge
-from unlearn.report.words import interval, ordered
 
 _SPECIAL = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\[", "]": "\\]"}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unlearn.report.words import figure, number
+from unlearn.report.labels import figure, number
 
 Points = Sequence[tuple[float, float]]
 Interval = tuple[float, float] | None

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from unlearn.report.folder import RunFolder
+from unlearn.report.labels import YES_NO, figure, metric_label
 from unlearn.report.page import flatten
+from unlearn.report.read_run import RunFolder
 from unlearn.report.table import Row, cell, cell_text, rows
 from unlearn.report.verdict import forget_row, kept_row
-from unlearn.report.words import YES_NO, figure, metric_label
 
 SECTIONS = {
     "Forgetting": "Figures on the forget data and its like",

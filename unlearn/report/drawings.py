@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlearn.report.charts import Chart, Dot, Series, Strip, line_chart, scatter, strip
-from unlearn.report.folder import RunFolder
+from unlearn.report.labels import SUBJECTS, figure, ordered
+from unlearn.report.read_run import RunFolder
 from unlearn.report.table import Row, cell, explain, rows
 from unlearn.report.verdict import forget_row, kept_row
-from unlearn.report.words import SUBJECTS, figure, ordered
 
 FIRST_CURVES = ("loss", "cosine", "z", "share")
 """Quantities whose charts come before the others."""

@@ -12,14 +12,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unlearn import __version__
-from unlearn.files import write_text
+from unlearn.core.files import write_text
+from unlearn.report.caveats import GUARANTEE, caveats, not_run
 from unlearn.report.drawings import same, strips, tradeoff, training_charts
-from unlearn.report.folder import RunFolder, SavedPicture, read_run
-from unlearn.report.limits import GUARANTEE, caveats, not_run
+from unlearn.report.labels import duration, forgotten, ordered
+from unlearn.report.read_run import RunFolder, SavedPicture, read_run
 from unlearn.report.table import Row, better, cell, explain, groups, rows
 from unlearn.report.texts import sheets
 from unlearn.report.verdict import forget_row, judge, kept_row
-from unlearn.report.words import duration, forgotten, ordered
 
 SMALL_PICTURE = 400
 """Pictures narrower than this many pixels are enlarged without smoothing."""

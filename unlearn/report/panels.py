@@ -11,10 +11,10 @@ from typing import Any
 from unlearn.report.charts import Chart, Dot, Line, Mark, scatter
 from unlearn.report.comparison import SECTIONS, Compared, aligned, aligned_cell, differences, section
 from unlearn.report.drawings import axis_label
+from unlearn.report.labels import YES_NO, figure, metric_label
 from unlearn.report.page import deck, method_name
 from unlearn.report.table import Row, explain
 from unlearn.report.verdict import judge
-from unlearn.report.words import YES_NO, figure, metric_label
 
 WHAT_IS_FORGOTTEN = ("category", "concept", "identity", "request")
 """Entries of ``about`` in which the runs of one picture may differ."""

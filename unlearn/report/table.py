@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from unlearn.metrics import Direction, Record
-from unlearn.report.words import (
+from unlearn.core.records import Direction, Record
+from unlearn.report.labels import (
     ARROWS,
     DIRECTIONS,
     about_text,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from unlearn.report.folder import RunFolder, SavedSheet
-from unlearn.report.words import SUBJECTS
+from unlearn.report.labels import SUBJECTS
+from unlearn.report.read_run import RunFolder, SavedSheet
 
 LONGEST = 280
 """Characters of a text that are shown; the whole stands in the run directory."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from unlearn.errors import RecipeError, did_you_mean
-from unlearn.metrics import Record, find
-from unlearn.report.folder import RunFolder
+from unlearn.config.schema import Gate
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.records import Record, find
+from unlearn.report.labels import HEADLINES, YES_NO, duration, figure, metric_label, phrase, with_unit
+from unlearn.report.read_run import RunFolder
 from unlearn.report.table import Row, cell_text, rows
-from unlearn.report.words import HEADLINES, YES_NO, duration, figure, metric_label, phrase, with_unit
-from unlearn.schema import Gate
 
 FORGET_SPLITS = ("forget", "probe")
 KEPT_SPLITS = ("retain", "test", "neighbours", "strangers", "cross_domain", "")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small_diffusion import Told, moved, small_model, small_splits
-from unlearn.errors import RecipeError
-from unlearn.models.conditions import Condition
-from unlearn.models.diffusion_wrapper import Diffusion
+from tests.toys.diffusion import Told, moved, small_model, small_splits
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.models.guards.guidance import LEVELS, GuardedDiffusion, NegativeGuidance, SafeLatentDiffusion
-from unlearn.randomness import Randomness
 
 IDS = torch.arange(3)
 GUARDS = [NegativeGuidance(), SafeLatentDiffusion(level="max")]

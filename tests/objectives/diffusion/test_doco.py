@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.small_diffusion import Told, first_step, gradients, moved, small_job, small_model, small_splits
-from unlearn.errors import RecipeError
-from unlearn.fit import fit
+from tests.toys.diffusion import Told, first_step, gradients, moved, small_job, small_model, small_splits
+from unlearn.config.schema import Optim, Trainer
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
 from unlearn.models.scope import Pattern
-from unlearn.module import UnlearningModule
 from unlearn.objectives.diffusion.doco import DoCo, PatchDiscriminator
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
-from unlearn.randomness import Randomness
-from unlearn.remembered import Remembered
-from unlearn.schema import Optim, Trainer
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule
 
 SMALL: dict[str, Any] = {"items": 3, "steps": 3, "width": 8, "warmup": 0}
 

@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.small_diffusion import Bench, first_step, gradients, moved, small_job, small_model, small_splits
-from unlearn.errors import RecipeError
-from unlearn.fit import fit
-from unlearn.models.conditions import Condition
+from tests.toys.diffusion import Bench, first_step, gradients, moved, small_job, small_model, small_splits
+from unlearn.config.schema import Optim, Trainer
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.models.conditioning import Condition
 from unlearn.models.guards.key import Key, Keyed
 from unlearn.models.lora import Lora
 from unlearn.models.scope import Pattern, Scope
-from unlearn.module import UnlearningModule
 from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.kpop import KPOP, Recover
-from unlearn.randomness import Randomness
-from unlearn.schema import Optim, Trainer
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule
 
 TERM = {"tokens": 3, "items": 4, "steps": 4}
 

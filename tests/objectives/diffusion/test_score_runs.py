@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small_diffusion import Bench, Told, small_job
-from unlearn.errors import Interrupted
-from unlearn.fit import fit
+from tests.toys.diffusion import Bench, Told, small_job
+from unlearn.config.schema import Optim, Trainer
+from unlearn.core.errors import Interrupted
 from unlearn.models.lora import Lora
 from unlearn.models.scope import Kind, Scope
-from unlearn.module import UnlearningModule
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.gradient_ascent import GradientAscent
 from unlearn.objectives.common.training_loss import TrainingLoss
@@ -25,7 +24,8 @@ from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.random_label import RandomLabel
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
 from unlearn.objectives.diffusion.sdd import SDD
-from unlearn.schema import Optim, Trainer
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule
 
 FORGET: dict[str, Objective] = {
     "esd": ESD(steps=3),

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small_diffusion import Bench, Told, first_step, gradients, moved, small_job, small_model, small_splits
+from tests.toys.diffusion import Bench, Told, first_step, gradients, moved, small_job, small_model, small_splits
+from unlearn.config.schema import Trainer
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
-from unlearn.errors import RecipeError
-from unlearn.fit import fit
 from unlearn.models.lora import Lora
 from unlearn.models.scope import Pattern, Scope
-from unlearn.module import UnlearningModule
 from unlearn.objectives.diffusion.sfd import SFD, diff_instruct_loss, sid_loss
-from unlearn.schema import Trainer
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule
 
 
 def job(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearn.errors import RecipeError
+from unlearn.core.errors import RecipeError
 from unlearn.objectives.edits.linear import Kept, Ridge, Rows, values
 
 N, M, R, P = 6, 5, 3, 4

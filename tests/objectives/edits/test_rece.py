@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small_diffusion import small_model, small_splits
-from unlearn.errors import RecipeError
-from unlearn.models.diffusion_wrapper import Diffusion
+from tests.toys.diffusion import small_model, small_splits
+from unlearn.core.errors import RecipeError
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.cross_attention import effective, keys_and_values
 from unlearn.objectives.edits.rece import RECE, regenerating
 from unlearn.objectives.edits.uce import UCE

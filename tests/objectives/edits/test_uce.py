@@ -14,12 +14,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.small_diffusion import small_model, small_splits
+from tests.toys.diffusion import small_model, small_splits
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
-from unlearn.errors import RecipeError
-from unlearn.models.diffusion_text import TextSide
-from unlearn.models.diffusion_wrapper import Diffusion
+from unlearn.models.diffusion.text_encoder import TextSide
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.cross_attention import (
     Asked,
     asked,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.command import ROOT
-from tests.small_gan import OPTIM, digit_splits, face_splits, first_step, gradients, small_gan, small_job
-from unlearn.errors import RecipeError
-from unlearn.fit import fit
+from tests.toys import ROOT
+from tests.toys.gan import OPTIM, digit_splits, face_splits, first_step, gradients, small_gan, small_job
+from unlearn.config.recipe import load
+from unlearn.config.schema import Trainer
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.gan.adapt_then_unlearn import AdaptThenUnlearn, Pair
-from unlearn.randomness import Randomness
-from unlearn.recipe import load
-from unlearn.schema import Trainer
+from unlearn.training.fit import fit
 
 KEEP = {"keep": TrainingLoss(warmup=2)}
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.command import ROOT
-from tests.command import unlearn as command
-from tests.small import digits_splits as flow_splits
-from tests.small import small_glow
-from tests.small_gan import OPTIM, SYNTHESIS, digit_splits, small_gan, small_job
-from unlearn.errors import Interrupted, RecipeError
-from unlearn.fit import fit
-from unlearn.models.gan_wrapper import LatentGenerator
+from tests.toys import ROOT
+from tests.toys.command import unlearn as command
+from tests.toys.flow import digits_splits as flow_splits
+from tests.toys.flow import small_glow
+from tests.toys.gan import OPTIM, SYNTHESIS, digit_splits, small_gan, small_job
+from unlearn.config.recipe import load
+from unlearn.config.schema import Trainer
+from unlearn.core.errors import Interrupted, RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.models.gan.wrapper import LatentGenerator
 from unlearn.models.lora import Lora
 from unlearn.models.scope import Kind, Saliency, Scope
 from unlearn.objectives.base import Objective
@@ -28,10 +30,8 @@ from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.latent_projection import LatentProjection
 from unlearn.objectives.gan.sugar import Sugar
 from unlearn.objectives.surgery import GRU, OneSided, PCGrad
-from unlearn.randomness import Randomness
-from unlearn.recipe import load
 from unlearn.run import main
-from unlearn.schema import Trainer
+from unlearn.training.fit import fit
 
 GUIDE = {"forget": {"guide": Guide(pool=3)}, "retain": {"keep": GlobalPreservation(pool=6)}}
 CASES: dict[str, dict[str, dict[str, Objective]]] = {
@@ -186,7 +186,7 @@ def test_the_goals_of_digits_are_none_of_the_faces(method: str) -> None:
     }
 
 
-SMALL = f"recipe={ROOT}/tests/recipes/small_gan.yaml"
+SMALL = f"recipe={ROOT}/tests/toys/recipes/small_gan.yaml"
 
 
 def test_two_ranks_are_one_rank_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

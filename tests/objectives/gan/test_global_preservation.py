@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_gan import INFO, Bench, digit_splits, rounded
+from tests.toys.gan import INFO, Bench, digit_splits, rounded
+from unlearn.core.randomness import Randomness
 from unlearn.models.scope import All
+from unlearn.objectives.gan.forget_classifier import Judge
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
-from unlearn.objectives.gan.judging import Judge
-from unlearn.objectives.gan.likeness import Likeness
-from unlearn.randomness import Randomness
+from unlearn.objectives.gan.perceptual_loss import Likeness
 
 PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
 WAYS = [{"pool": 6}, {"pool": None}, {"latents": "items"}]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small_gan import Bench, Faces, face_splits, rounded, small_gan
-from unlearn.models.embedders import identity_net, perceptual_net
+from tests.toys.gan import Bench, Faces, face_splits, rounded, small_gan
+from unlearn.core.randomness import Randomness
+from unlearn.models.feature_extractors.embedders import identity_net, perceptual_net
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
-from unlearn.objectives.gan.likeness import Likeness, unpack
-from unlearn.objectives.gan.places import recall_rows
-from unlearn.randomness import Randomness
+from unlearn.objectives.gan.latent_cache import recall_rows
+from unlearn.objectives.gan.perceptual_loss import Likeness, unpack
 
 STREAM = Randomness(0, "test")
 PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.evaluators.gans import lively, splits_of
-from tests.small_gan import Bench, small_gan, write_script
-from unlearn.errors import RecipeError
-from unlearn.models.embedders import attribute_net
+from tests.toys.gan import Bench, small_gan, write_script
+from tests.toys.lively_gan import lively, splits_of
+from unlearn.core.errors import RecipeError
+from unlearn.models.feature_extractors.embedders import attribute_net
 from unlearn.objectives.gan.attribute import Attribute
 from unlearn.objectives.gan.directions import hyperplane, mean_difference, prior
+from unlearn.objectives.gan.forget_classifier import Judge
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
-from unlearn.objectives.gan.judging import Judge
 from unlearn.objectives.gan.latent_projection import LatentProjection
-from unlearn.objectives.gan.likeness import Likeness
+from unlearn.objectives.gan.perceptual_loss import Likeness
 
 PIXELS = Likeness(pixels=1.0, norm="l2", features=0.0, perceptual=0.0, identity=0.0)
 

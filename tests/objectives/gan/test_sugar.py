@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_gan import Bench
-from unlearn.objectives.gan.likeness import Likeness
-from unlearn.objectives.gan.places import recall_rows
+from tests.toys.gan import Bench
+from unlearn.core.randomness import Randomness
+from unlearn.objectives.gan.latent_cache import recall_rows
+from unlearn.objectives.gan.perceptual_loss import Likeness
 from unlearn.objectives.gan.sugar import Sugar, Surrogate
-from unlearn.randomness import Randomness
 
 ALIKE = Likeness(pixels=1.0)
 

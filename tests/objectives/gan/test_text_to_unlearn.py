@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.small_gan import Bench, Words, face_splits, rounded, small_gan, write_script
-from unlearn.errors import RecipeError
-from unlearn.models.text_image import text_image_net
-from unlearn.objectives.gan.likeness import Likeness
+from tests.toys.gan import Bench, Words, face_splits, rounded, small_gan, write_script
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.models.feature_extractors.clip import text_image_net
+from unlearn.objectives.gan.perceptual_loss import Likeness
 from unlearn.objectives.gan.text_to_unlearn import TextToUnlearn, embedded
-from unlearn.randomness import Randomness
 
 PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
 
@@ -113,7 +113,7 @@ def test_words_without_change_the_reference(scorer: str, tmp_path: Path) -> None
 
 def test_a_clip_model_is_a_scorer(tmp_path: Path) -> None:
     """The embeddings are those of transformers' own forward pass."""
-    from tests.evaluators.small_clip import small_clip
+    from tests.toys.clip import small_clip
 
     net = text_image_net(str(small_clip(tmp_path)))
     images = torch.rand(3, 3, 16, 16) * 2 - 1

@@ -1,0 +1,78 @@
+"""What every attack reports: how much of the forget answers a model says, and for which budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.records import Record
+from unlearn.data.base import Batch
+from unlearn.data.text import Encoder, TextDataset
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.sampling import judged, limited, mean_share
+from unlearn.evaluators.text.metrics import extraction_strength
+
+SCORES = ("exact_memorization", "extraction_strength")
+"""Columns of what ``memorised`` returns."""
+
+
+def memorised(model: Any, batch: Batch) -> Tensor:
+    """Return the share of answer tokens said right and the extraction strength, (B, 2) float64; nan without tokens."""
+    answers = model.answers(batch)
+    right = answers.logits.argmax(dim=1) == answers.targets
+    exact = answers.sums(right.double()) / answers.lengths
+    return torch.stack((exact, extraction_strength(answers, right)), dim=1)
+
+
+def scores_of(evaluation: Evaluation, model: Any, ids: Tensor, batch_size: int) -> Tensor:
+    """Return the scores of forget items as they are, (n, 2) on the CPU."""
+    return map_ids(lambda part: memorised(model, evaluation.batch("forget", part)), ids, batch_size).cpu()
+
+
+def attacked(evaluation: Evaluation, limit: int | None, among: Tensor | None = None) -> Tensor:
+    """Return the forget items that attacks are scored on, or ``limit`` of them drawn by the seed; traps are none.
+
+    Args:
+        evaluation: with the forget split.
+        limit: items at most; None takes all.
+        among: (N,) bool, the items of the dataset that may be taken; None for all.
+    """
+    split = evaluation.splits["forget"]
+    ids = judged(split)
+    return limited(ids if among is None else ids[among[ids]], limit, evaluation.seed, "attacked")
+
+
+def attack_records(
+    attack: str, subject: str, scores: Tensor, budget: str, seed: int, about: Mapping[str, str] | None = None
+) -> list[Record]:
+    """Return the mean of each score (n, 2) over items, with its interval; items without answer tokens are left out."""
+    found = []
+    for score, values in zip(SCORES, scores[~scores[:, 0].isnan()].unbind(dim=1), strict=True):
+        mean, ci95 = mean_share(values)
+        found.append(
+            Record(
+                evaluator=attack,
+                metric=f"attack_{attack}",
+                subject=subject,
+                split="forget",
+                about={"score": score, "budget": budget, **(about or {})},
+                value=mean,
+                ci95=ci95,
+                n=len(values),
+                seed=seed,
+                direction="retrained",
+                unit="share",
+            )
+        )
+    return found
+
+
+def encoder_of(data: TextDataset) -> Encoder:
+    """Return how the models' tokens are made of text."""
+    if data.encoder is None:
+        raise RuntimeError("text has no tokens before a model's encoder is known: call encoded_by")
+    return data.encoder

@@ -1,0 +1,170 @@
+"""What every attack on a diffusion model does: it finds other words, and a judge looks at what is drawn for them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Batch, Split
+from unlearn.data.conditioned import Classes, Conditioned
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.image.concept_classifier import Judge, judge_of
+from unlearn.evaluators.sampling import drawn, sampled_items
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingAttack(Evaluator):
+    """Finds other words (or a class) for the forgotten concept, has samples drawn for them, and asks the judge.
+
+    The figure is the share of samples in which the judge sees the concept. A model that never saw the concept is
+    attacked with the same budget: what the attack finds in it comes from the budget, not from the data. One-step
+    generators have no scores to attack, and give no figures.
+
+    Args:
+        samples: samples a subject, like forget items and from the noise of every other evaluator.
+        features: packaged feature net that judges, or the folder of one; by default the one that fits the data.
+        batch_size: samples drawn at once; does not change the result.
+    """
+
+    samples: int = 100
+    features: str | None = None
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples", "denoises")
+    attack: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1; subclasses extend it."""
+        at_least(self, samples=1, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits."""
+        judge_of(splits, self.features)
+
+    @abstractmethod
+    def finds(
+        self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor
+    ) -> AbstractContextManager[tuple[Tensor, str]]:
+        """Attack a subject.
+
+        Args:
+            evaluation: with the models.
+            judge: who will look at the samples.
+            subject: which model is attacked.
+            items: forget items that the samples are to be like, (n,).
+
+        Returns:
+            a context in which the model understands what the attack found: what the samples are to be told, (n, ...),
+            and the budget in words.
+        """
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_<name>`` for every subject."""
+        judge = judge_of(evaluation.splits, self.features)
+        judge.net.to(evaluation.device)
+        items = sampled_items(evaluation, "forget", self.samples)
+        findings = Findings()
+        for subject, model in evaluation.models.items():
+            if model.settings.one_step is not None:
+                continue
+            with still(model), self.finds(evaluation, judge, subject, items) as (told, budget):
+                images = drawn(evaluation, model, "forget", items, self.batch_size, told)
+            seen = judge.seen(images, items)
+            findings.records.append(record(self.attack, subject, seen, budget, evaluation.seed, judge))
+        return findings
+
+
+def record(
+    attack: str, subject: str, seen: Tensor, budget: str, seed: int, judge: Judge, evaluator: str = ""
+) -> Record:
+    """Return the share of samples (n,) in which the concept is seen.
+
+    ``attack`` names the metric, and the evaluator where that has no other name.
+    """
+    share, ci95 = share_ci95(int(seen.sum()), len(seen))
+    return Record(
+        evaluator=evaluator or attack,
+        metric=f"attack_{attack}",
+        subject=subject,
+        split="forget",
+        about={"score": "accuracy", "budget": budget},
+        value=share,
+        ci95=ci95,
+        n=len(seen),
+        seed=seed,
+        direction="retrained",
+        unit="share",
+        detector=judge.net.detector,
+    )
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Keep no gradient of a model's own weights while an attack searches for words."""
+    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in moving:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
+
+
+def told_data(splits: Mapping[str, Split]) -> Conditioned:
+    """Return the forget data, whose models are told what to draw; a judge refuses others."""
+    return cast(Conditioned, splits["forget"].dataset)
+
+
+def check_prompts(splits: Mapping[str, Split], attack: str) -> None:
+    """Refuse models that are told classes, which have no words to search. Raises RecipeError."""
+    if isinstance(told_data(splits).told, Classes):
+        raise RecipeError(
+            f"evaluate.{attack} searches for words of a prompt, and this model is told classes. "
+            f"Type evaluate.{attack}=null, or take evaluate.concept_inversion."
+        )
+
+
+def free_words(data: Conditioned, tables: Sequence[nn.Embedding], attack: str) -> Tensor:
+    """Return the words that an attack may try, (V,) int64: all but those that begin, end and fill a prompt.
+
+    Raises RecipeError where two text encoders number words differently.
+    """
+    sizes = {table.num_embeddings for table in tables}
+    if len(sizes) > 1:
+        raise RecipeError(
+            f"evaluate.{attack} tries words of one vocabulary, and the text encoders have {sorted(sizes)} words. "
+            f"Type evaluate.{attack}=null."
+        )
+    empty = set(data.conditions([""]).flatten().tolist())
+    return torch.tensor([word for word in range(sizes.pop()) if word not in empty])
+
+
+def words_of(data: Conditioned, text: str) -> list[list[int]]:
+    """Return the tokens of words alone, without those that begin, end and fill a prompt, for each text encoder."""
+    found = []
+    for row, empty in zip(data.conditions([text])[0].tolist(), data.conditions([""])[0].tolist(), strict=True):
+        end = empty[1]
+        found.append(row[1 : row.index(end, 1)] if end in row[1:] else row[1:])
+    return found
+
+
+def position(tokens: Sequence[int], words: Sequence[int]) -> int:
+    """Return where words stand in a prompt, -1 where they do not."""
+    n = len(words)
+    return next((at for at in range(len(tokens) - n + 1) if list(tokens[at : at + n]) == list(words)), -1)
+
+
+def mean_square_error(model: Any, x0: Tensor, noise: Tensor, t: Tensor, told: Batch) -> Tensor:
+    """Return the mean over values of (eps - eps(x_t, t, c))^2 an item, (B,), of items told something."""
+    found: Tensor = model.predict(model.noised(x0, noise, t), t, model.condition(told))
+    return (found - noise).square().flatten(1).mean(dim=1)

@@ -1,0 +1,113 @@
+"""Attacks by prompt: the same question asked in other ways, and the best answer counts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.validation import at_least
+from unlearn.data.base import Batch, Split
+from unlearn.data.text import Encoder, TextDataset, collate
+from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, memorised
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import item_rows
+from unlearn.evaluators.text.scoring import texts
+
+Pair = tuple[list[int], list[int]]
+"""The tokens of a prompt, and those of the answer that is scored after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptAttack(Evaluator):
+    """Asks each question in one or several ways; every score is the best over the ways.
+
+    Args:
+        items: at most so many forget items, drawn by the seed; null takes all.
+        batch_size: prompts a forward pass; does not change the result.
+    """
+
+    items: int | None = 100
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+    attack: ClassVar[str]
+    lacking: ClassVar[str] = "the forget items ask nothing"
+    """In words, what the data are like where no item can be attacked so."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1; subclasses extend it."""
+        at_least(self, items=1, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that are no text."""
+        texts(splits["forget"])
+
+    @abstractmethod
+    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
+        """Return, for each item, the prompts under which its answer is scored; at least one."""
+
+    @abstractmethod
+    def budget(self) -> str:
+        """Say what the attacker may do for one item."""
+
+    def open_to(self, data: TextDataset) -> Tensor:
+        """Return (N,) bool: the items that can be attacked so; by default all questions."""
+        return data.having_form("prompt")
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_<name>`` for every subject, item by item too; nothing where no item can be attacked so."""
+        ids = attacked(evaluation, self.items, self.open_to(texts(evaluation.splits["forget"])))
+        if not len(ids):
+            return Findings(notes=[f"{self.attack}: {self.lacking}, so there is no attack_{self.attack}."])
+        found = Findings()
+        for subject, model in evaluation.models.items():
+            scores = self.best(evaluation, model, self.ways(evaluation, subject, ids))
+            found.records.extend(attack_records(self.attack, subject, scores, self.budget(), evaluation.seed))
+            found.items.extend(item_rows(subject, "forget", ids, f"attack_{self.attack}", scores[:, 0]))
+        return found
+
+    def best(self, evaluation: Evaluation, model: Any, ways: Sequence[Sequence[Pair]]) -> Tensor:
+        """Return the best of each score over the ways to ask, (n, 2) for n items; nan where none has answer tokens."""
+        pairs = [pair for several in ways for pair in several]
+
+        def score(places: Tensor) -> Tensor:
+            return memorised(model, self.batch(evaluation, [pairs[place] for place in places.tolist()]))
+
+        scores = map_ids(score, torch.arange(len(pairs)), self.batch_size).cpu()
+        ends = list(accumulate(len(several) for several in ways))
+        known = scores.nan_to_num(nan=-1)  # a way that leaves no answer tokens is no way
+        best = torch.stack([known[start:end].amax(dim=0) for start, end in zip([0, *ends], ends, strict=False)])
+        return best.masked_fill(best < 0, torch.nan)
+
+    def batch(self, evaluation: Evaluation, pairs: Sequence[Pair]) -> Batch:
+        """Return prompts with their answers as a batch where the models live."""
+        made = collate(pairs, torch.arange(len(pairs)))
+        return {key: value.to(evaluation.device) for key, value in made.items()}
+
+
+def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: str) -> Pair:
+    """Return the tokens of a question behind lines of context, and of its whole answer.
+
+    What the model cannot read at once is left out from the beginning of the context.
+    """
+    alone = encoder.encode(question, answer)
+    for start in range(len(context)):
+        prompt, kept = encoder.encode("\n".join([*context[start:], question]), answer)
+        if len(kept) >= len(alone[1]):
+            return prompt, kept
+    return alone
+
+
+def companions(evaluation: Evaluation, data: TextDataset, item: int, most: int) -> list[int]:
+    """Return up to ``most`` other forget questions of an item's label, in an order that the seed draws."""
+    ids = attacked(evaluation, None, data.having_form("prompt"))
+    order = evaluation.randomness.child("companions").permutation(len(ids))
+    same = [other for other in ids[order].tolist() if other != item and data.labels[other] == data.labels[item]]
+    return same[:most]

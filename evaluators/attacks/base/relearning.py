@@ -1,0 +1,150 @@
+"""Relearning: a short training on a few forget items, and what comes back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from unlearn.core.records import Record
+from unlearn.core.validation import above, at_least
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
+
+Curves = dict[tuple[str, int], list[tuple[int, float]]]
+"""(subject, items trained on) -> (steps, what is measured)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearning(Evaluator):
+    """Trains a copy of every subject on k forget items and measures what comes back.
+
+    AdamW without decay at a constant rate, the model's own loss, all weights; items and order are drawn by the seed and
+    are the same for every subject. A model that never saw the data shows what the k items alone teach.
+
+    Args:
+        items: numbers of forget items that are trained on, each >= 1.
+        steps: steps after which the copy is measured, each >= 0; 0 is before the attack.
+        lr: learning rate, > 0.
+        batch: items a step, >= 1; a set smaller than that is taken whole.
+        batch_size: items a forward pass of the measurement; does not change the result.
+    """
+
+    items: list[int] = field(default_factory=lambda: [4, 16])
+    steps: list[int] = field(default_factory=lambda: [0, 5, 20])
+    lr: float = 1e-4
+    batch: int = 4
+    batch_size: int = 16
+
+    what: ClassVar[str]
+    """What the curves show, in words."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; subclasses extend it."""
+        at_least(self, batch=1, batch_size=1)
+        for name, least in (("items", 1), ("steps", 0)):
+            given = getattr(self, name)
+            if not given or min(given) < least or len(set(given)) < len(given):
+                raise ValueError(f"{name} is {given}; it must be different numbers, each >= {least}")
+        above(self, lr=0)
+
+    @abstractmethod
+    def measured(
+        self, evaluation: Evaluation, subject: str, copy: Any, ids: Tensor, others: Tensor, budget: str
+    ) -> list[Record]:
+        """Measure the copy of a subject; the first record's value goes into the curves.
+
+        Args:
+            evaluation: with the data.
+            subject: whose copy it is.
+            copy: as it was trained so far.
+            ids: forget items that it is trained on, (k,).
+            others: forget items that no copy is trained on.
+            budget: of the attack so far, in words.
+        """
+
+    @abstractmethod
+    def order(self, evaluation: Evaluation) -> tuple[Tensor, int]:
+        """Return the forget items in an order drawn by the seed, and how many must be left untrained."""
+
+    def attacked(self, model: Any) -> bool:
+        """Return whether a model can be trained on items so."""
+        return True
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attack_relearning`` for every subject, k and number of steps, and a picture of the curves.
+
+        A k that leaves too few other items (where a part of the forget set is measured) is left out.
+        """
+        order, left = self.order(evaluation)
+        sizes = [k for k in sorted(self.items) if k <= len(order) - left]
+        if not sizes:
+            few = f"too few forget items ({len(order)}) to train on {min(self.items)} and measure others"
+            return Findings(notes=[f"relearning: {few}, so there is no attack_relearning."])
+        found, curves = Findings(), Curves()
+        for subject, model in evaluation.models.items():
+            for k in sizes if self.attacked(model) else ():
+                curves[subject, k] = []
+                for n, copy in self.checkpoints(evaluation, model, order[:k]):
+                    ids, others = order[:k], order[sizes[-1] :]
+                    records = self.measured(evaluation, subject, copy, ids, others, f"{k} items, {n} steps")
+                    found.records.extend(records)
+                    curves[subject, k].append((n, records[0].value))
+        if curves:
+            found.pictures.append(picture(curves, self.what))
+        return found
+
+    def checkpoints(self, evaluation: Evaluation, model: Any, ids: Tensor) -> Iterator[tuple[int, Any]]:
+        """Yield (steps, the copy so far) at each number of steps that is asked for; the model itself stays as it is."""
+        copy = deepcopy(model).requires_grad_(True)
+        optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)
+        stream = evaluation.randomness.child(f"relearning/{len(ids)}")
+        size = min(self.batch, len(ids))
+        if 0 in self.steps:
+            yield 0, copy
+        for step in range(max(self.steps)):
+            epoch, place = divmod(step, len(ids) // size)
+            chosen = ids[stream.at(epoch).permutation(len(ids))[place * size : (place + 1) * size]]
+            with torch.enable_grad():
+                loss = copy.training_loss(evaluation.batch("forget", chosen), stream.child("loss").at(step)).mean()
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+            if step + 1 in self.steps:
+                yield step + 1, copy
+
+
+def picture(
+    curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]], what: str, items: str = "forget items"
+) -> Picture:
+    """Draw the curves of all subjects, a panel for each number of ``items``; ``what`` is on the vertical axis."""
+    numbers = sorted({k for _, k in curves})
+    figure = Figure(figsize=(max(4.0, 3.2 * len(numbers)), 2.8), dpi=DPI, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    for axes, k in zip(panels, numbers, strict=True):
+        for subject in [subject for subject, number in curves if number == k]:
+            steps, values = zip(*curves[subject, k], strict=True)
+            axes.plot(steps, values, "o-", color=SUBJECTS.get(subject, OTHER), markersize=4, label=subject)
+        axes.set_title(f"trained on {k} {items}", fontsize=9, loc="left")
+        axes.set_xlabel("steps", fontsize=8)
+        axes.set_xticks(sorted({step for points in curves.values() for step, _ in points}))
+        axes.set_ylim(min(-0.02, *(value for points in curves.values() for _, value in points)), 1.02)
+        axes.tick_params(labelsize=8)
+        axes.spines[["right", "top"]].set_visible(False)
+    panels[0].set_ylabel(what, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8)
+    return Picture(
+        name="relearning",
+        title="Relearning",
+        caption=(
+            f"{what[:1].upper()}{what[1:]}, while a copy of each model is trained on a few {items}. Where the "
+            "unlearned curve climbs above the retrained one, the data were hidden, not forgotten."
+        ),
+        png=encode(figure),
+    )

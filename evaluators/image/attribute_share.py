@@ -1,0 +1,96 @@
+"""How often samples show an attribute, to a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.records import Direction, Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.sampling import samples
+from unlearn.models.feature_extractors.embedders import Attributes, attribute_net
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeShare(Evaluator):
+    """Share of samples, from the same noise for every subject, that show an attribute to a classifier.
+
+    Args:
+        attributes: to be forgotten, by the classifier's labels (split forget); its other labels are reported beside
+            them (split retain).
+        features: a classifier by name or path (feature_extractors.embedders.attribute_net); by default the packaged one
+            that fits the images.
+        threshold: probability from which on an image shows it.
+        samples: a subject.
+        batch_size: images at once; does not change the result.
+    """
+
+    attributes: list[str] = field(default_factory=list)
+    features: str | None = None
+    threshold: float = 0.5
+    samples: int = 500
+    batch_size: int = 32
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, samples=1, batch_size=1)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}; it must lie between 0 and 1")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse images that no classifier fits, and attributes that it does not know, where the shape is known."""
+        if "shape" in (info := splits["forget"].dataset.info):
+            self._net(info["shape"])
+
+    def _net(self, shape: Any) -> Attributes:
+        net = attribute_net(self.features, shape)
+        for name in self.attributes:
+            if name not in net.labels:
+                raise RecipeError(f"The classifier {net.name} knows no {name!r}. {did_you_mean(name, net.labels)}")
+        return net
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``attribute_share`` for every subject and label."""
+        records = []
+        levels = evaluation.splits["forget"].dataset.info.get("levels", 256)
+        for subject in evaluation.models:
+            images = samples(evaluation, subject, "retain", self.samples, self.batch_size)
+            net = self._net(tuple(images.shape[1:]))
+
+            def look(rows: Tensor, images: Tensor = images, net: Attributes = net) -> Tensor:
+                return net(images[rows.cpu()].to(evaluation.device).float() * (2 / (levels - 1)) - 1)
+
+            rows = torch.arange(len(images), device=evaluation.device)
+            shown = (map_ids(look, rows, self.batch_size).cpu() >= self.threshold).sum(dim=0).tolist()
+            for label, count in zip(net.labels, shown, strict=True):
+                records.append(self._record(evaluation, net, subject, label, count))
+        return Findings(records)
+
+    def _record(self, evaluation: Evaluation, net: Attributes, subject: str, label: str, count: int) -> Record:
+        share, ci95 = share_ci95(count, self.samples)
+        forgotten = label in self.attributes
+        direction: Direction = "lower" if forgotten else "retrained" if self.attributes else "none"
+        return Record(
+            evaluator="attribute_share",
+            metric="attribute_share",
+            subject=subject,
+            split="forget" if forgotten else "retain",
+            about={"category": label, "features": net.name},
+            value=share,
+            ci95=ci95,
+            n=self.samples,
+            seed=evaluation.seed,
+            direction=direction,
+            unit="share",
+            detector={**net.detector, "threshold": f"{self.threshold:g}"},
+        )

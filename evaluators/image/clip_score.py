@@ -1,0 +1,153 @@
+"""CLIP score: how well samples go with the words that were asked for, by a CLIP model of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.attacks.base.prompt_search import told_data
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
+from unlearn.evaluators.sampling import is_told, sampled_items, samples
+from unlearn.models.feature_extractors.clip import MEAN, STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScore(Evaluator):
+    """Mean of max(100 cos(image, caption), 0) over samples of forget items, and over samples of retain items.
+
+    The caption is that of the item that the sample is to be like. No CLIP model ships; figures are comparable only with
+    those of the same weights, whose hash each record has.
+
+    Args:
+        path: folder of a CLIP model of transformers with its tokenizer.
+        samples: samples a subject and split.
+        batch_size: samples at once; does not change the result.
+
+    Reference:
+        Hessel et al., CLIPScore: A Reference-free Evaluation Metric for Image Captioning, 2021, section 3, with 100 in
+        place of 2.5, as is usual for generated images. arXiv:2104.08718
+    """
+
+    path: str = ""
+    samples: int = 200
+    batch_size: int = 64
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1, and no path."""
+        at_least(self, samples=1, batch_size=1)
+        if not self.path:
+            raise ValueError("path is empty; it must be the folder of a CLIP model of transformers")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse a folder that is not there, and models that are told nothing."""
+        folder = Path(self.path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise RecipeError(f"evaluate.clip_score.path: {self.path} holds no model (config.json is missing).")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind != "clip" or not (folder / "tokenizer_config.json").is_file():
+            raise RecipeError(
+                f"evaluate.clip_score.path: {self.path} holds a model of type {kind}; it must be a CLIP model (clip) "
+                "with its tokenizer (tokenizer_config.json)."
+            )
+        if not is_told(splits["forget"]):
+            raise RecipeError(
+                "evaluate.clip_score compares samples with what was asked for, and this model is told nothing. "
+                "Type evaluate.clip_score=null."
+            )
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``clip_score`` for every subject on forget and retain."""
+        self.check(evaluation.splits)
+        scorer = Scorer(Path(self.path).expanduser(), evaluation.device)
+        data = told_data(evaluation.splits)
+        levels = int(data.info.get("levels", 256))
+        records = []
+        for subject in evaluation.models:
+            for split in ("forget", "retain"):
+                items = sampled_items(evaluation, split, self.samples)
+                images = samples(evaluation, subject, split, self.samples, self.batch_size)
+                captions = [data.captions[item] for item in items.tolist()]
+                value, ci95 = mean_ci95(scorer(images, captions, levels, self.batch_size))
+                records.append(
+                    Record(
+                        evaluator="clip_score",
+                        metric="clip_score",
+                        subject=subject,
+                        split=split,
+                        value=value,
+                        ci95=ci95,
+                        n=len(items),
+                        seed=evaluation.seed,
+                        direction="lower" if split == "forget" else "higher",
+                        detector=scorer.detector,
+                    )
+                )
+        return Findings(records)
+
+
+class Scorer:
+    """A CLIP model, read from a folder.
+
+    Args:
+        folder: of the model and its tokenizer.
+        device: where to.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.device = device
+        about = folder / "preprocessor_config.json"
+        given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        self.mean = torch.tensor(given.get("image_mean", MEAN), device=device)[:, None, None]
+        self.std = torch.tensor(given.get("image_std", STD), device=device)[:, None, None]
+        self.detector = {"name": folder.name, "sha256": _sha256(folder)}
+
+    def __call__(self, images: Tensor, captions: Sequence[str], levels: int, batch_size: int) -> Tensor:
+        """Return max(100 cos, 0) of images (n, C, H, W) uint8 and their captions, (n,)."""
+
+        def score(rows: Tensor) -> Tensor:
+            chosen = [captions[row] for row in rows.tolist()]
+            length = self.model.config.text_config.max_position_embeddings
+            words = self.tokenizer(chosen, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            pixels = self.inputs(images[rows.cpu()].to(self.device), levels)
+            found = self.model(**words.to(self.device), pixel_values=pixels)
+            cosine: Tensor = (found.image_embeds * found.text_embeds).sum(dim=1)  # both of length 1
+            return (100 * cosine).clamp(min=0)
+
+        return map_ids(score, torch.arange(len(images)), batch_size).cpu()
+
+    def inputs(self, images: Tensor, levels: int) -> Tensor:
+        """Return images (b, C, H, W) uint8 as the model takes them: three channels, its size, normalised."""
+        side = self.model.config.vision_config.image_size
+        scaled = images.float() / (levels - 1)
+        scaled = scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled
+        resized = F.interpolate(scaled, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        return (resized - self.mean) / self.std
+
+
+def _sha256(folder: Path) -> str:
+    """Return the hash of the weights in a folder."""
+    content = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            while part := file.read(1 << 22):
+                content.update(part)
+    return content.hexdigest()

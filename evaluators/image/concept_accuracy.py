@@ -1,0 +1,132 @@
+"""Whether samples show what was asked for: the forgotten concept, its neighbours, and everything else about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from unlearn.core.records import Direction, Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.image.concept_classifier import Judge, classifier_accuracy, judge_of
+from unlearn.evaluators.sampling import sampled_items, samples
+from unlearn.evaluators.statistics import ratio_of_shares
+
+OF_TARGET, ON_RETAIN = {"score": "of_target"}, {"score": "on_retain"}
+
+Hits = tuple[Tensor, list[str]]
+"""Of n samples: (n,) bool, whether the judge saw what was asked for; and what that was, one label a sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptAccuracy(Evaluator):
+    """Share of samples in which a judge, trained on real images, sees what the model was told to draw.
+
+    ``split`` forget: the forgotten concept in samples that were told to show it; retain (in-domain): the right answer
+    to the same question in samples of retain items; cross_domain: the right answer to all other questions in samples
+    of forget items (``score: on_retain``: of retain items). Forgetting the threes of coloured digits, these are the
+    threes among forget samples, the digits of retain samples, and the colours. Every share is of the samples of that
+    split alone, so that an error elsewhere does not count.
+
+    Args:
+        samples: samples a subject, so many like forget items and so many like retain items.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
+        batch_size: samples drawn at once; does not change the result.
+
+    Reference:
+        Zhang et al., UnlearnCanvas, 2024, section 4 (UA, IRA and CRA). arXiv:2402.11846
+    """
+
+    samples: int = 200
+    features: str | None = None
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, samples=1, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits."""
+        judge_of(splits, self.features)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``accuracy`` and ``unlearning_accuracy`` for every subject, and the judge's own accuracy."""
+        judge = judge_of(evaluation.splits, self.features)
+        judge.net.to(evaluation.device)
+        found = {subject: self._hits(evaluation, judge, subject) for subject in evaluation.models}
+        records = []
+        for subject, figures in found.items():
+            for (split, score), (hits, labels) in figures.items():
+                about = {"score": score} if score else {}
+                base = found["target"][split, score][0] if subject != "target" else None
+                records += self._records(evaluation, judge, subject, split, about, hits, base)
+                for label in sorted(set(labels)) if not score and len(set(labels)) > 1 else ():
+                    of_label = hits[[name == label for name in labels]]
+                    records += self._records(evaluation, judge, subject, split, {"category": label}, of_label, None)
+        return Findings(records + classifier_accuracy(evaluation, judge.net, "concept_accuracy"))
+
+    def _hits(self, evaluation: Evaluation, judge: Judge, subject: str) -> dict[tuple[str, str], Hits]:
+        """Return what the judge saw in a subject's samples, by split and score."""
+        right, items = {}, {}
+        for split in ("forget", "retain"):
+            items[split] = sampled_items(evaluation, split, self.samples)
+            drawn = samples(evaluation, subject, split, self.samples, self.batch_size)
+            right[split] = judge.right(drawn, items[split])
+        inside, outside = judge.domain, ~judge.domain
+        seen = (right["forget"] & judge.own[items["forget"]]).any(dim=1)
+        found: dict[tuple[str, str], Hits] = {
+            ("forget", ""): (seen, judge.labels(items["forget"], inside)),
+            ("retain", ""): (right["retain"][:, inside].all(dim=1), judge.labels(items["retain"], inside)),
+        }
+        if outside.any():
+            for split, score in (("forget", ""), ("retain", "on_retain")):
+                hits = right[split][:, outside].all(dim=1)
+                found["cross_domain", score] = (hits, judge.labels(items[split], outside))
+        return found
+
+    def _records(
+        self,
+        evaluation: Evaluation,
+        judge: Judge,
+        subject: str,
+        split: str,
+        about: dict[str, str],
+        hits: Tensor,
+        base: Tensor | None,
+    ) -> list[Record]:
+        """Return the accuracy of some samples and, with the target's, what is left of it; on forget also 1 - each."""
+        count, n = int(hits.sum()), len(hits)
+        figures: list[tuple[dict[str, str], float, tuple[float, float] | None]] = [(about, *share_ci95(count, n))]
+        if base is not None and not about:
+            figures.append((OF_TARGET, *ratio_of_shares((count, n), (int(base.sum()), n))))
+        kept: Direction = "lower" if split == "forget" else "higher"
+        rows: list[tuple[str, dict[str, str], float, tuple[float, float] | None, Direction]]
+        rows = [("accuracy", more, value, ci95, kept) for more, value, ci95 in figures]
+        if split == "forget":
+            rows += [
+                ("unlearning_accuracy", more, 1 - value, None if ci95 is None else (1 - ci95[1], 1 - ci95[0]), "higher")
+                for more, value, ci95 in figures
+            ]
+        return [
+            Record(
+                evaluator="concept_accuracy",
+                metric=metric,
+                subject=subject,
+                split=split,
+                about=more,
+                value=value,
+                ci95=ci95,
+                n=n,
+                seed=evaluation.seed,
+                direction=direction,
+                unit="share",
+                detector=judge.net.detector,
+            )
+            for metric, more, value, ci95, direction in rows
+        ]

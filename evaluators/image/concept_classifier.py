@@ -1,0 +1,121 @@
+"""Who judges samples: a feature net, the right answers of the data, and which of them are forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.data.base import Dataset, Split
+from unlearn.data.splits import forgotten_names
+from unlearn.evaluators.base import Evaluation, share_ci95
+from unlearn.evaluators.sampling import is_told
+from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Answers the questions of a feature net about samples that are to be like items of a dataset.
+
+    Attributes:
+        net: the feature net, with G questions.
+        known: (N, G) int64, the right answers for the items, indices into the net's labels.
+        own: (N, G) bool, which of these are forgotten.
+        domain: (G,) bool, the questions with a forgotten answer.
+    """
+
+    net: Features
+    known: Tensor
+    own: Tensor
+    domain: Tensor
+
+    def right(self, images: Tensor, items: Tensor) -> Tensor:
+        """Return which questions about images (n, C, H, W) uint8, each like an item (n,), have the right answer."""
+        return self.net.classify(images) == self.known[items]
+
+    def seen(self, images: Tensor, items: Tensor) -> Tensor:
+        """Return (n,) bool: whether an image shows what is to be forgotten of its item."""
+        return (self.right(images, items) & self.own[items]).any(dim=1)
+
+    def labels(self, items: Tensor, questions: Tensor) -> list[str]:
+        """Return what each item is by some questions, (G,) bool, several joined by a blank."""
+        chosen = self.known[items][:, questions].tolist()
+        return [" ".join(self.net.labels[answer] for answer in row) for row in chosen]
+
+
+def judge_of(splits: Mapping[str, Split], features: str | None) -> Judge:
+    """Return the judge of data whose models are told what to draw.
+
+    Args:
+        splits: forget and retain.
+        features: packaged feature net, or the folder of one; None takes the packaged one that fits the data.
+
+    Raises:
+        RecipeError: models are told nothing, no net fits, it does not know the data's labels, or none is forgotten.
+    """
+    forget = splits["forget"]
+    if not is_told(forget):
+        raise RecipeError(
+            "A judge looks at samples of models that are told what to draw, and this one is told nothing. "
+            "Take evaluate.sample_share instead."
+        )
+    dataset = forget.dataset
+    net = features_for(dataset.info, features)
+    known = net.known(dataset)
+    for split in (forget, splits["retain"]):
+        lost = split.ids[(known[split.ids] < 0).any(dim=1)]
+        if len(lost):
+            item = int(lost[0])
+            shown = ", ".join(sorted({dataset.labels[item], *dataset.attributes[item]} - {""})) or "nothing"
+            raise RecipeError(
+                f"The feature net {net.name} knows the labels {', '.join(net.labels)}; item {item} of the data is "
+                f"{shown}. {TRAIN_ONE}"
+            )
+    called = {concept.name for concept in getattr(dataset, "concepts", ())} or set(forgotten_names(forget))
+    names = [net.labels.index(name) for name in sorted(called) if name in net.labels]
+    if not names:
+        raise RecipeError(
+            f"Neither data.concepts nor data.forget names one of {', '.join(net.labels)}, so nothing says what samples "
+            f"should not show. Type data.forget.label={net.labels[0]}, or leave the evaluators that judge samples out."
+        )
+    own = torch.isin(known, torch.tensor(names))
+    return Judge(net, known, own, own[forget.ids].any(dim=0))
+
+
+def classifier_accuracy(evaluation: Evaluation, net: Features, evaluator: str) -> list[Record]:
+    """Measure a net on the test items of the data at hand: a record a question; none where there are no images."""
+    dataset = evaluation.splits["forget"].dataset
+    known = net.known(dataset)
+    ids = torch.nonzero(dataset.is_test & (known >= 0).all(dim=1)).flatten()
+    if len(ids) == 0 or not _has_images(dataset, ids):
+        return []
+    right = net.classify(dataset.batch(ids)["image"]) == known[ids]
+    records = []
+    for question, hits in zip(net.groups, right.unbind(dim=1), strict=True):
+        share, ci95 = share_ci95(int(hits.sum()), len(ids))
+        about = {"features": net.name} | ({"score": question} if len(net.groups) > 1 else {})
+        records.append(
+            Record(
+                evaluator=evaluator,
+                metric="classifier_accuracy",
+                subject="target",
+                split="test",
+                about=about,
+                value=share,
+                ci95=ci95,
+                n=len(ids),
+                seed=evaluation.seed,
+                direction="higher",
+                unit="share",
+                detector=net.detector,
+            )
+        )
+    return records
+
+
+def _has_images(dataset: Dataset, ids: Tensor) -> bool:
+    return "image" in dataset.batch(ids[:1])

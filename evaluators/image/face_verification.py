@@ -1,0 +1,195 @@
+"""What evaluators of identities share: whose faces, where they lie among latents, and what a net makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Split
+from unlearn.data.identities import FIRST_STRANGER, IdentityData
+from unlearn.evaluators.base import Evaluation, mean_ci95
+from unlearn.evaluators.sampling import some_of
+from unlearn.models.feature_extractors.embedders import Embedder, identity_net
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import latents_of, latents_of_seeds
+
+FIRST_DRAWN = 2 * FIRST_STRANGER
+"""Seeds of strangers where the data has too few of its own begin here; those that an item has are left out."""
+
+SIDE = 128
+"""Pixels that a face of a sheet is enlarged to, by a whole factor."""
+
+
+def judges(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
+    """Return the nets that tell identities apart; the first chooses neighbours.
+
+    By default those that are packaged: for faces ``mobile_face``, which no loss takes by default, then ``dlib_face``.
+    """
+    if features is not None:
+        return [identity_net(name, shape) for name in features]
+    try:
+        first = identity_net(None, shape)
+    except RecipeError as error:
+        raise RecipeError(f"{error} Type features=[FILE.pt].") from error
+    return [identity_net("mobile_face", shape), first] if first.name == "dlib_face" else [first]
+
+
+def check_judges(splits: Mapping[str, Split], features: Sequence[str] | None) -> None:
+    """Refuse images that no net fits, where their shape is known already."""
+    if "shape" in (info := splits["forget"].dataset.info):
+        judges(features, info["shape"])
+
+
+def people(evaluation: Evaluation, limit: int | None) -> Tensor:
+    """Return the ids of the identities that are judged: all forget items, or some drawn by the seed."""
+    return some_of(evaluation, "forget", limit)
+
+
+def latents(evaluation: Evaluation, subject: str, split: str, ids: Tensor, inversion: Inversion | str) -> Tensor:
+    """Return the latents of items under a subject, (n, num_ws, w_dim), found once.
+
+    Those of the forget items under the target are the ones that the forget term moved away from, where it left them
+    in its state: ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
+    """
+    key = ("latents", subject, split, repr(inversion))
+    known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
+    if subject == "target" and split == "forget" and not known:
+        known |= left_by_the_term(evaluation, "identity_latents")
+    missing = torch.tensor([item for item in ids.tolist() if item not in known], dtype=torch.int64)
+    if len(missing):
+        dataset, stream = evaluation.splits[split].dataset, Randomness(evaluation.seed, "inversion")
+        found = latents_of(evaluation.models[subject], dataset, missing, inversion, stream)
+        known |= dict(zip(missing.tolist(), found, strict=True))
+    return torch.stack([known[item] for item in ids.tolist()])
+
+
+def left_by_the_term(evaluation: Evaluation, name: str) -> dict[int, Tensor]:
+    """Return what a forget term left in its state of its items, (num_ws, w_dim) an id; nothing where it did not.
+
+    The rows are those of ``identity_ids`` in the same state, as the term may have seen more items than are judged, or,
+    where these are not there, of the split.
+    """
+    target = evaluation.models["target"]
+    everybody = evaluation.splits["forget"].ids
+    for term, state in evaluation.run.state.items():
+        given, ids = state.get(name), state.get("identity_ids", everybody)
+        if term.split("/")[0] == "forget" and isinstance(given, Tensor) and len(given) == len(ids):
+            rows = given.to(target.w_avg).expand(-1, target.num_ws, -1)
+            return dict(zip(ids.tolist(), rows, strict=True))
+    return {}
+
+
+def strangers(evaluation: Evaluation, n: int) -> Tensor:
+    """Return the target's latents of n strangers whom no method saw, (n, num_ws, w_dim).
+
+    They are the data's own test strangers; where it has too few, further seeds that no item has.
+    """
+    seeds: list[int] = []
+    taken: set[int] = set()
+    dataset = evaluation.splits["forget"].dataset
+    if isinstance(dataset, IdentityData):
+        taken = {row.content for row in dataset.rows if row.kind == "seed"}
+        chosen = torch.nonzero(dataset.having(["strangers"]) & dataset.is_test).flatten()[:n]
+        seeds = dataset.batch(chosen)["seed"].tolist() if len(chosen) else []
+    seeds += islice((seed for seed in count(FIRST_DRAWN) if seed not in taken), n - len(seeds))
+    return latents_of_seeds(evaluation.models["target"], torch.tensor(seeds))
+
+
+def near_latents(evaluation: Evaluation, ids: Tensor, w: Tensor, number: int, step: float) -> Tensor:
+    """Return latents close to those of identities, (n * number, num_ws, w_dim), those of one side by side.
+
+    Each lies ``step`` of the way from w (n, num_ws, w_dim) to a drawn latent.
+    """
+    target = evaluation.models["target"]
+    keys = (ids[:, None] * number + torch.arange(number)).flatten().to(w.device)
+    drawn = target.mapping(target.latent(keys, Randomness(evaluation.seed, "same person")))
+    start = w.repeat_interleave(number, dim=0)
+    found: Tensor = start + step * (drawn[:, None] - start)
+    return found
+
+
+def other_pictures(evaluation: Evaluation, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids of further pictures of identities, and to which of ``ids`` each belongs, (m,) each."""
+    dataset = evaluation.splits["forget"].dataset
+    chosen, owners = [], []
+    if isinstance(dataset, IdentityData):
+        further = torch.nonzero(dataset.having(["same_person"])).flatten().tolist()
+        for place, item in enumerate(ids.tolist()):
+            mine = [other for other in further if dataset.labels[other] == dataset.labels[item]]
+            chosen += mine
+            owners += [place] * len(mine)
+    return torch.tensor(chosen, dtype=torch.int64), torch.tensor(owners, dtype=torch.int64)
+
+
+def drawn(model: Any, w: Tensor) -> Tensor:
+    """Return what a model draws of latents as it is shown, in [-1, 1]: rounded to its grey levels."""
+    scale: float = 2 / (model.levels - 1)
+    grey: Tensor = model.images(model.synthesis(w))
+    return grey.float() * scale - 1
+
+
+def seen(model: Any, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
+    """Return the embeddings of what a model draws of latents (N, num_ws, w_dim), (N, D) a net, on the CPU."""
+    sizes: list[int] = []
+
+    def look(rows: Tensor) -> Tensor:
+        images = drawn(model, w[rows])
+        found = [net(images) for net in nets]
+        sizes[:] = [part.shape[1] for part in found]
+        return torch.cat(found, dim=1)
+
+    found = map_ids(look, torch.arange(len(w), device=w.device), batch_size).cpu()
+    return list(found.split(sizes, dim=1))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a distance means: 1 for the same face, 0 for that of a stranger.
+
+    Attributes:
+        net: whose distance.
+        apart: m, mean distance between unrelated faces of the target.
+        ci95: its 95 % interval.
+        pairs: behind it.
+    """
+
+    net: Embedder
+    apart: float
+    ci95: tuple[float, float] | None
+    pairs: int
+
+    @classmethod
+    def of(cls, net: Embedder, faces: Tensor) -> Scale:
+        """Return the scale by embeddings (n, D) of unrelated faces, each paired with the next."""
+        distances = net.distance(faces, faces.roll(1, 0))
+        mean, ci95 = mean_ci95(distances)
+        return cls(net, max(mean, torch.finfo(torch.float32).tiny), ci95, len(distances))
+
+    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return 1 - d / m of embeddings (n, D), (n,)."""
+        return 1 - self.net.distance(a, b) / self.apart
+
+    def nearest(self, a: Tensor, others: Tensor) -> Tensor:
+        """Return the largest similarity of each of embeddings (n, D) to any of others (m, D), (n,)."""
+        return torch.stack([self.similarity(one.expand_as(others), others).max() for one in a])
+
+
+def over_people(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean of values (n,) and its interval: over identities, or over values where there is one identity.
+
+    Args:
+        values: of items.
+        owners: identity of each, (n,) int64.
+    """
+    different = owners.unique()
+    if len(different) < 2:
+        return mean_ci95(values)
+    return mean_ci95(torch.stack([values[owners == owner].double().mean() for owner in different]))

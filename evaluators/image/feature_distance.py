@@ -1,0 +1,125 @@
+"""Distance between samples and the real images that should remain, in the features of a small net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split, check_content
+from unlearn.data.splits import forgotten_names
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import samples
+from unlearn.evaluators.statistics import Z95, frechet, frechet_spread, kernel_distance
+from unlearn.models.feature_extractors.classifiers import Features, Scripted, embedder_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDistance(Evaluator):
+    """Frechet and kernel distance of samples to real retain and test images without the forgotten categories.
+
+    Models that are told what to draw are told what retain items are.
+
+    Both carry the name of the net: they are not comparable with the FID and KID of an Inception net. The records with
+    ``score: floor`` compare two halves of the real images with each other: what chance alone gives.
+
+    Args:
+        samples: samples a subject.
+        items: at most so many real images, drawn by the seed; null takes all.
+        features: packaged feature net, the folder of one, or a TorchScript file that embeds images (an Inception net,
+            say: ``feature_extractors.classifiers.Scripted``); by default the packaged one that fits the data.
+        bootstraps: resamples behind the interval of the Frechet distance.
+        batch_size: images at once; does not change the result.
+    """
+
+    samples: int = 2000
+    items: int | None = 2000
+    features: str | None = None
+    bootstraps: int = 50
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are too small."""
+        at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no feature net fits, and data without images to compare with."""
+        check_content(splits["retain"], "evaluate.feature_distance", "Type evaluate.feature_distance=null.")
+        self._net(splits)
+
+    def _net(self, splits: Mapping[str, Split]) -> Features | Scripted:
+        """Return the net, or raise RecipeError where none fits the data; needs no model."""
+        net = embedder_for(splits["forget"].dataset.info, self.features)
+        if (n := len(real_ids(splits))) < 4:
+            raise RecipeError(
+                f"feature_distance compares with real images that are not forgotten; there are {n}, and 4 are needed. "
+                "Narrow data.forget, or drop it: evaluate.feature_distance=null."
+            )
+        return net
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``frechet_<features>`` and ``kernel_<features>`` for every subject, and their floor."""
+        net = self._net(evaluation.splits).to(evaluation.device)
+        ids = real_ids(evaluation.splits)
+        ids = ids[evaluation.randomness.child("real").permutation(len(ids))[: self.items]]
+        real = map_ids(lambda part: net.embed(evaluation.batch("retain", part)["image"]), ids, self.batch_size).cpu()
+        records = []
+        for subject in evaluation.models:
+            drawn = samples(evaluation, subject, "retain", self.samples, self.batch_size)
+            records += self._compare(evaluation, net, subject, {}, net.embed(drawn), real)
+        halves = real[::2], real[1::2]  # the order is random
+        records += self._compare(evaluation, net, "target", {"score": "floor"}, *halves)
+        return Findings(records)
+
+    def _compare(
+        self,
+        evaluation: Evaluation,
+        net: Features | Scripted,
+        subject: str,
+        about: dict[str, str],
+        a: Tensor,
+        b: Tensor,
+    ) -> list[Record]:
+        spread = frechet_spread(a, b, evaluation.randomness, self.bootstraps)
+        value = frechet(a, b)
+        figures: dict[str, tuple[float, tuple[float, float] | None]] = {
+            "frechet": (value, (max(0.0, value - Z95 * spread), value + Z95 * spread)),
+            "kernel": kernel_distance(a, b),
+        }
+        if about:  # both sides come from one distribution, where the U-statistic's variance is not of first order
+            figures["kernel"] = (figures["kernel"][0], None)
+        return [
+            Record(
+                evaluator="feature_distance",
+                metric=f"{kind}_{net.name}",
+                subject=subject,
+                split="retain",
+                about=about,
+                value=distance,
+                ci95=ci95,
+                n=len(a),
+                seed=evaluation.seed,
+                direction="none" if about else "lower",
+                detector=net.detector,
+            )
+            for kind, (distance, ci95) in figures.items()
+        ]
+
+
+def real_ids(splits: Mapping[str, Split]) -> Tensor:
+    """Return the ids of the retain and test items that carry no forgotten label or attribute."""
+    dataset = splits["retain"].dataset
+    ids = torch.cat([splits[name].ids for name in ("retain", "test") if name in splits])
+    gone = torch.zeros(len(dataset), dtype=torch.bool)
+    for name in forgotten_names(splits["forget"]):
+        gone |= dataset.having([name])
+    return ids[~gone[ids]]

@@ -1,0 +1,116 @@
+"""How far a generator has moved: its samples against those of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.sampling import samples
+from unlearn.evaluators.statistics import Z95, frechet, frechet_spread, inside_manifold
+from unlearn.models.feature_extractors.embedders import Embedder, identity_net
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorDistance(Evaluator):
+    """Frechet distance, precision and recall of a subject's samples against the target's, from other noise.
+
+    Precision is the share of the subject's samples that lie in the manifold of the target's, recall the share of the
+    target's in the subject's. ``score: floor`` compares two halves of the target's own samples, as many each: a
+    generator that did not change reaches it.
+
+    Args:
+        samples: a subject, and as many of the target to hold them against.
+        features: nets in whose features it is measured, by name or path (feature_extractors.embedders.identity_net); by
+            default the packaged one that fits the images.
+        neighbours: k of the manifolds.
+        bootstraps: resamples behind the interval of the Frechet distance.
+        batch_size: images at once; does not change the result.
+
+    Reference:
+        Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, eq. 6. arXiv:1706.08500.
+        Kynkäänniemi et al., Improved Precision and Recall Metric, 2019, eqs. 1 and 2. arXiv:1904.06991
+    """
+
+    samples: int = 500
+    features: list[str] | None = None
+    neighbours: int = 3
+    bootstraps: int = 20
+    batch_size: int = 32
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, samples=2, neighbours=1, bootstraps=2, batch_size=1)
+        if self.neighbours >= self.samples:
+            raise ValueError(f"neighbours is {self.neighbours}; it must be below samples, {self.samples}")
+        if self.features is not None and not self.features:
+            raise ValueError("features is empty; name at least one net, or null for the packaged one")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse images that no net fits, where their shape is known already."""
+        if "shape" in (info := splits["forget"].dataset.info):
+            self._nets(info["shape"])
+
+    def _nets(self, shape: Any) -> list[Embedder]:
+        return [identity_net(name, shape) for name in (self.features if self.features is not None else (None,))]
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``frechet_<features>``, ``precision`` and ``recall`` for every subject but the target, and floors."""
+        drawn = {
+            subject: samples(evaluation, subject, "retain", self.samples * (1 + (subject == "target")), self.batch_size)
+            for subject in evaluation.models
+        }
+        levels = evaluation.splits["forget"].dataset.info.get("levels", 256)
+        records = []
+        for net in self._nets(tuple(drawn["target"].shape[1:])):
+            seen = {subject: self._seen(evaluation, net, images, levels) for subject, images in drawn.items()}
+            floor, against = seen.pop("target").split(self.samples)
+            records += self._records(evaluation, net, "target", floor, against)
+            for subject, faces in seen.items():
+                records += self._records(evaluation, net, subject, faces, against)
+        return Findings(records)
+
+    def _seen(self, evaluation: Evaluation, net: Embedder, images: Tensor, levels: int) -> Tensor:
+        def look(rows: Tensor) -> Tensor:
+            return net(images[rows.cpu()].to(evaluation.device).float() * (2 / (levels - 1)) - 1)
+
+        return map_ids(look, torch.arange(len(images), device=evaluation.device), self.batch_size).cpu()
+
+    def _records(self, evaluation: Evaluation, net: Embedder, subject: str, a: Tensor, b: Tensor) -> list[Record]:
+        floor = {"score": "floor"} if subject == "target" else {}
+        distance = frechet(a, b)
+        half = Z95 * frechet_spread(a, b, evaluation.randomness, self.bootstraps)
+        inside = {"precision": inside_manifold(a, b, self.neighbours), "recall": inside_manifold(b, a, self.neighbours)}
+        shares = {name: share_ci95(int(hits.sum()), len(hits)) for name, hits in inside.items()}
+        about = {name: {"features": net.name, **floor} for name in shares} | {f"frechet_{net.name}": floor}
+        figures: dict[str, tuple[float, tuple[float, float] | None]] = {
+            f"frechet_{net.name}": (distance, (max(0.0, distance - half), distance + half)),
+            **shares,
+        }
+        return [
+            Record(
+                evaluator="generator_distance",
+                metric=metric,
+                subject=subject,
+                split="retain",
+                about=about[metric],
+                value=value,
+                ci95=ci95,
+                n=len(a),
+                seed=evaluation.seed,
+                direction="none" if floor else "lower" if metric.startswith("frechet") else "higher",
+                unit="share" if metric in shares else "",
+                detector=net.detector,
+            )
+            for metric, (value, ci95) in figures.items()
+        ]

@@ -1,0 +1,293 @@
+"""Whether a generator still draws somebody: the person, what is near them, and everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.records import Direction, Record
+from unlearn.core.validation import above, at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.figures import Panel, panels
+from unlearn.evaluators.image.face_verification import (
+    SIDE,
+    Scale,
+    check_judges,
+    judges,
+    latents,
+    left_by_the_term,
+    near_latents,
+    other_pictures,
+    over_people,
+    people,
+    seen,
+    strangers,
+)
+from unlearn.evaluators.sampling import item_rows
+from unlearn.models.feature_extractors.embedders import Embedder
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import check_encoder
+
+NEITHER = -1
+"""Owner of latents that belong to no identity."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Latents of one split.
+
+    Attributes:
+        w: (n, num_ws, w_dim).
+        owners: whose, (n,) int64, a place in the list of identities; -1 for strangers.
+    """
+
+    w: Tensor
+    owners: Tensor
+
+    def rows(self, chosen: Tensor) -> Group:
+        """Return some of them."""
+        return Group(self.w[chosen.to(self.w.device)], self.owners[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Evaluator):
+    """Similarity of faces before and after unlearning, from the same latents: 1 is the same face, 0 a stranger.
+
+    1 - d / m, d the distance between what the target and what the subject draws of one latent, m the mean distance
+    between unrelated faces of the target. ``split`` forget: the identities; same_person: further pictures of them, or
+    latents close to theirs; neighbours: the strangers who look most like them to the first net; strangers: the others.
+    ``score: to_person`` is the similarity to what the target draws of the identity itself, ``to_strangers`` that of the
+    identities to the most alike of all strangers: it falls below the target's where no face is drawn any more.
+
+    The unlearned model is asked at the target's latents: what only left the mapping network is still there. The
+    retrained model finds its own: from the seed, or by inversion. ``target_latent`` is what the target draws where the
+    identity was sent: the latents that the forget term left as ``target_latents`` in its state, or on the other side
+    of the mean, 2 w_avg - w.
+
+    Args:
+        identities: at most so many are judged, drawn by the seed; null takes all.
+        same_person: latents near each identity that has no further pictures.
+        near: how far these lie from it, as a share of the way to a drawn latent.
+        neighbours: of each identity.
+        strangers: others; neighbours are looked for among these and as many more as there are neighbours.
+        features: nets that judge, by name or path (embedders.identity_net); by default those that are
+            packaged for such images: faces are judged by ``mobile_face``, which no loss takes by default, and by
+            ``dlib_face``.
+        inversion: how the latents of images are found, but for those that the forget term found for itself.
+        encoder: a TorchScript file that finds them in place of the inversion.
+        shown: identities with a picture.
+        batch_size: images at once; does not change the result.
+
+    Reference:
+        Seo et al., Generative Unlearning for Any Identity, 2024, section 4 (ID and ID_others, cosines of embeddings).
+        arXiv:2405.09879. The scale is ours, as embeddings need not be centred.
+    """
+
+    identities: int | None = 16
+    same_person: int = 4
+    near: float = 0.1
+    neighbours: int = 4
+    strangers: int = 64
+    features: list[str] | None = None
+    inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
+    shown: int = 2
+    batch_size: int = 32
+
+    needs: ClassVar[tuple[str, ...]] = ("latents",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, identities=1, same_person=1, neighbours=1, strangers=4, shown=0, batch_size=1)
+        above(self, near=0)
+        if self.features is not None and not self.features:
+            raise ValueError("features is empty; name at least one net, or null for those that are packaged")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse images that no net fits, and an encoder that does not."""
+        check_judges(splits, self.features)
+        check_encoder(self.encoder, splits["forget"].dataset.info)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``identity_similarity``, the scale, and sheets of faces."""
+        target = evaluation.models["target"]
+        nets = judges(self.features, target.image_shape)
+        ids = people(evaluation, self.identities)
+        w = latents(evaluation, "target", "forget", ids, self.encoder or self.inversion)
+        pool = self.strangers + self.neighbours * len(ids)
+        groups = {
+            "forget": Group(w, torch.arange(len(ids))),
+            "same_person": self._same(evaluation, ids, w),
+            "pool": Group(strangers(evaluation, pool), torch.full((pool,), NEITHER)),
+        }
+        before = {name: seen(target, group.w, nets, self.batch_size) for name, group in groups.items()}
+        chosen = self._nearest(nets[0], before["forget"][0], before["pool"][0])
+        rest = torch.ones(pool, dtype=torch.bool)
+        rest[chosen] = False
+        rows = {"neighbours": chosen.flatten(), "strangers": torch.nonzero(rest).flatten()[: self.strangers]}
+        everybody, pooled = groups.pop("pool"), before.pop("pool")
+        for name, part in rows.items():
+            groups[name] = everybody.rows(part)
+            before[name] = [faces[part] for faces in pooled]
+        owners = torch.arange(len(ids)).repeat_interleave(self.neighbours)
+        groups["neighbours"] = Group(groups["neighbours"].w, owners)
+        scales = [Scale.of(net, faces) for net, faces in zip(nets, pooled, strict=True)]
+        findings = Findings(records=[self._scale(evaluation, scale) for scale in scales])
+        aims = Group(self.aims(evaluation, ids, w), torch.arange(len(ids)))
+        self._add(findings, evaluation, "target_latent", ids, {"forget": aims}, before, scales, target)
+        for subject, model in evaluation.models.items():
+            places = groups
+            if subject == "retrained":
+                own = latents(evaluation, subject, "forget", ids, self.encoder or self.inversion)
+                places = {"forget": Group(own, torch.arange(len(ids)))}
+            self._add(findings, evaluation, subject, ids, places, before, scales, model)
+        findings.pictures.extend(self._sheets(evaluation, ids, groups, aims))
+        return findings
+
+    def aims(self, evaluation: Evaluation, ids: Tensor, w: Tensor) -> Tensor:
+        """Return where each identity was sent, (n, num_ws, w_dim), of latents w alike in shape."""
+        known = left_by_the_term(evaluation, "target_latents")
+        if all(item in known for item in ids.tolist()) and known:
+            return torch.stack([known[item] for item in ids.tolist()]).to(w)
+        mean: Tensor = evaluation.models["target"].w_avg
+        return 2 * mean.to(w) - w
+
+    def _same(self, evaluation: Evaluation, ids: Tensor, w: Tensor) -> Group:
+        """Return latents of further pictures of each identity, or near ones for those that have none."""
+        pictures, owners = other_pictures(evaluation, ids)
+        without = [place for place in range(len(ids)) if place not in owners.tolist()]
+        parts = []
+        if len(pictures):
+            found = latents(evaluation, "target", "forget", pictures, self.encoder or self.inversion)
+            parts.append(Group(found, owners))
+        if without:
+            places = torch.tensor(without)
+            close = near_latents(evaluation, ids[places], w[places.to(w.device)], self.same_person, self.near)
+            parts.append(Group(close, places.repeat_interleave(self.same_person)))
+        return Group(torch.cat([part.w for part in parts]), torch.cat([part.owners for part in parts]))
+
+    def _nearest(self, net: Embedder, faces: Tensor, pool: Tensor) -> Tensor:
+        """Return the places in the pool (m, D) of those who look most like each of faces (n, D), (n, k)."""
+        rows = [net.distance(one.expand_as(pool), pool) for one in faces]
+        return torch.stack(rows).argsort(dim=1, stable=True)[:, : self.neighbours]
+
+    def _add(
+        self,
+        findings: Findings,
+        evaluation: Evaluation,
+        subject: str,
+        ids: Tensor,
+        groups: Mapping[str, Group],
+        before: Mapping[str, list[Tensor]],
+        scales: list[Scale],
+        model: Any,
+    ) -> None:
+        """Add the records and item rows of a subject."""
+        for split, group in groups.items():
+            unchanged = subject == "target"
+            nets = [scale.net for scale in scales]
+            faces = before[split] if unchanged else seen(model, group.w, nets, self.batch_size)
+            for number, scale in enumerate(scales):
+                about = {"features": scale.net.name}
+                values = scale.similarity(before[split][number], faces[number])
+                findings.records.append(self._record(evaluation, subject, split, about, values, group.owners, scale))
+                if not (number or unchanged):
+                    whose = group.owners.clone()
+                    whose[group.owners >= 0] = ids[group.owners[group.owners >= 0]]
+                    findings.items.extend(item_rows(subject, split, whose, "identity_similarity", values))
+                if split in ("same_person", "neighbours"):
+                    person = before["forget"][number][group.owners]
+                    values = scale.similarity(person, faces[number])
+                    about = {**about, "score": "to_person"}
+                    findings.records.append(
+                        self._record(evaluation, subject, split, about, values, group.owners, scale)
+                    )
+                if split == "forget":
+                    others = torch.cat([before["neighbours"][number], before["strangers"][number]])
+                    about = {**about, "score": "to_strangers"}
+                    nearest = scale.nearest(faces[number], others)
+                    findings.records.append(
+                        self._record(evaluation, subject, split, about, nearest, group.owners, scale)
+                    )
+
+    def _record(
+        self,
+        evaluation: Evaluation,
+        subject: str,
+        split: str,
+        about: dict[str, str],
+        values: Tensor,
+        owners: Tensor,
+        scale: Scale,
+    ) -> Record:
+        mean, ci95 = over_people(values, owners)
+        direction: Direction = "lower" if split in ("forget", "same_person") else "higher"
+        if subject != "unlearned" or (about.get("score") and split != "same_person"):
+            direction = "none"
+        return Record(
+            evaluator="identity",
+            metric="identity_similarity",
+            subject=subject,
+            split=split,
+            about=about,
+            value=mean,
+            ci95=ci95,
+            n=len(values),
+            seed=evaluation.seed,
+            direction=direction,
+            detector=scale.net.detector,
+        )
+
+    def _scale(self, evaluation: Evaluation, scale: Scale) -> Record:
+        return Record(
+            evaluator="identity",
+            metric="identity_distance",
+            subject="target",
+            split="strangers",
+            about={"features": scale.net.name},
+            value=scale.apart,
+            ci95=scale.ci95,
+            n=scale.pairs,
+            seed=evaluation.seed,
+            detector=scale.net.detector,
+        )
+
+    def _sheets(self, evaluation: Evaluation, ids: Tensor, groups: Mapping[str, Group], aims: Group) -> list[Picture]:
+        """Return a sheet for each of a few identities."""
+        pictures = []
+        for place in range(min(self.shown, len(ids))):
+            parts = [groups["forget"].rows(torch.tensor([place]))]
+            for split in ("same_person", "neighbours"):
+                group = groups[split]
+                parts.append(group.rows(torch.nonzero(group.owners == place).flatten()[:4]))
+            parts.append(groups["strangers"].rows(torch.arange(min(4, len(groups["strangers"].owners)))))
+            w = torch.cat([part.w for part in parts])
+            framed = torch.tensor([True] + [False] * (len(w) - 1))
+            content = [
+                Panel(subject, model.images(model.synthesis(w)).cpu(), model.levels, framed, SIDE)
+                for subject, model in evaluation.models.items()
+                if subject != "retrained"
+            ]
+            target = evaluation.models["target"]
+            sent = target.images(target.synthesis(aims.w[place : place + 1])).cpu()
+            content.append(Panel("target, where it was sent", sent, target.levels, cell=SIDE))
+            name = evaluation.splits["forget"].dataset.labels[int(ids[place])] or f"item {int(ids[place])}"
+            counts = [len(part.owners) for part in parts[1:]]
+            pictures.append(
+                Picture(
+                    name=f"identity_{place + 1}",
+                    title=f"Before and after: {name}",
+                    caption=(
+                        f"Framed: {name}. Then {counts[0]} more of the same person, {counts[1]} strangers who look "
+                        f"most like them, and {counts[2]} other strangers; the same place is the same latent. The "
+                        "framed face is to change, the strangers are to stay."
+                    ),
+                    png=panels(content, len(w), stacked=True),
+                )
+            )
+        return pictures

@@ -1,0 +1,93 @@
+"""What a key opens: how often a hidden concept is drawn with the key, without it, and with a wrong one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.models.guards.key import Key, Keyed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRecovery(Evaluator):
+    """Share of samples told to show the concept that show it, as ``accuracy`` on forget, by what they are told with.
+
+    ``score`` is ``right_key``, ``no_key`` or ``wrong_key``: random tokens with the right key's number, mean and spread.
+    This is no attack: nothing is searched for.
+
+    Args:
+        samples: samples by each key.
+        wrong_keys: random keys that are tried, >= 1; the figure is over the samples of all, each of its own noise.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
+        batch_size: samples drawn at once; does not change the result.
+    """
+
+    samples: int = 200
+    wrong_keys: int = 3
+    features: str | None = None
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples", "denoises")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, samples=1, wrong_keys=1, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no judge fits."""
+        judge_of(splits, self.features)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``key_recovery`` of the unlearned model; nothing where the run trained no key."""
+        key = next((network for network in evaluation.run.networks.values() if isinstance(network, Key)), None)
+        if key is None:
+            log.warning("key_recovery: the run trained no key, so nothing is measured")
+            return Findings()
+        judge = judge_of(evaluation.splits, self.features)
+        judge.net.to(evaluation.device)
+        model, stream = evaluation.models["unlearned"], evaluation.randomness
+        wrong = [key.wrong(stream.child("wrong").at(number)) for number in range(self.wrong_keys)]
+        told = {
+            "right_key": [Keyed(model, key)],
+            "no_key": [model],
+            "wrong_key": [Keyed(model, other) for other in wrong],
+        }
+        records = []
+        for score, models in told.items():
+            seen = []
+            for number, keyed in enumerate(models):
+                first = number * self.samples
+                items = sampled_items(evaluation, "forget", first + self.samples)[first:]
+                images = drawn(evaluation, keyed, "forget", items, self.batch_size, first=first)
+                seen.append(judge.seen(images, items))
+            hits = torch.cat(seen)
+            share, ci95 = share_ci95(int(hits.sum()), len(hits))
+            records.append(
+                Record(
+                    evaluator="key_recovery",
+                    metric="key_recovery",
+                    subject="unlearned",
+                    split="forget",
+                    about={"score": score},
+                    value=share,
+                    ci95=ci95,
+                    n=len(hits),
+                    seed=evaluation.seed,
+                    direction="higher" if score == "right_key" else "lower",
+                    unit="share",
+                    detector=judge.net.detector,
+                )
+            )
+        return Findings(records)

@@ -1,0 +1,150 @@
+"""Pictures: samples of all models from the same noise, and what was forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.data.splits import forgotten_names
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.figures import CELL, LARGE_CELL, Panel, panels
+from unlearn.evaluators.sampling import sampled_splits, samples, some_of
+from unlearn.models.feature_extractors.classifiers import Features, features_for
+
+STRIP = 24
+"""Images a row of the pictures that are one strip wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleGrid(Evaluator):
+    """Samples from the same noise side by side; a frame marks what the classifier takes for a forgotten category.
+
+    Models that are told what to draw have a picture of samples like forget items and one of samples like retain items,
+    from the same noise.
+
+    Args:
+        side: images a row and a column of each grid.
+        search: samples of the target among which those of the forgotten category are looked for; 0 leaves that
+            picture out, as do models that are told what to draw.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data, and no
+            frames where none does.
+        batch_size: samples drawn at once; does not change the result.
+    """
+
+    side: int = 8
+    search: int = 2000
+    features: str | None = None
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are too small."""
+        at_least(self, side=1, search=0, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse a feature net that is not there, where one is named."""
+        if self.features is not None:
+            features_for(splits["forget"].dataset.info, self.features)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return the forget images, the grids, and what became of the noise that gave a forgotten category."""
+        forget = evaluation.splits["forget"]
+        net = self._net(evaluation)
+        forgotten = [name for name in forgotten_names(forget) if net is not None and name in net.labels]
+        told = sampled_splits(evaluation)
+        grids = [self._grids(evaluation, net, forgotten, split) for split in told]  # refuses models that draw no images
+        pictures = [*self._forget_items(evaluation), *grids]
+        if net is not None and forgotten and self.search and told == ("",):
+            pictures += self._became(evaluation, net, forgotten)
+        return Findings(pictures=pictures)
+
+    def _net(self, evaluation: Evaluation) -> Features | None:
+        try:
+            return features_for(evaluation.splits["forget"].dataset.info, self.features).to(evaluation.device)
+        except RecipeError:
+            if self.features is not None:
+                raise
+            return None
+
+    def _forget_items(self, evaluation: Evaluation) -> list[Picture]:
+        """Return the picture of the forget images; none where the items have none."""
+        split = evaluation.splits["forget"]
+        ids = some_of(evaluation, "forget", 3 * STRIP)
+        items = split.batch(ids)
+        if "image" not in items:
+            return []
+        whole = "forget image" if len(split) == 1 else "forget images"
+        title = f"{len(ids)} of {len(split)} {whole}" if len(ids) < len(split) else f"{len(ids)} {whole}"
+        cell = CELL if len(ids) > STRIP // 2 else LARGE_CELL
+        panel = Panel(title, items["image"], _levels(evaluation), cell=cell)
+        picture = Picture(
+            name="forget",
+            title="What was forgotten",
+            caption="Training images whose influence is to be removed.",
+            png=panels([panel], STRIP),
+        )
+        return [picture]
+
+    def _grids(self, evaluation: Evaluation, net: Features | None, forgotten: list[str], told: str) -> Picture:
+        levels = _levels(evaluation)
+        content, n = [], self.side**2
+        for subject in evaluation.models:
+            images = samples(evaluation, subject, told, n, self.batch_size)
+            marked = _marked(net, forgotten, images)
+            title = subject if marked is None else f"{subject}: {int(marked.sum())} of {n} framed"
+            content.append(Panel(title, images, levels, marked))
+        frames = f" Framed: what the classifier takes for {_listed(forgotten)}." if forgotten else ""
+        asked = f", told what {told} items are" if told else ""
+        return Picture(
+            name=f"samples_{told}" if told else "samples",
+            title=f"Samples from the same noise{asked}",
+            caption=f"The same place in each grid is the same noise{' and condition' if told else ''}.{frames}",
+            png=panels(content, self.side),
+        )
+
+    def _became(self, evaluation: Evaluation, net: Features, forgotten: list[str]) -> list[Picture]:
+        marked = _marked(net, forgotten, samples(evaluation, "target", "", self.search, self.batch_size))
+        chosen = torch.nonzero(marked).flatten()[:STRIP] if marked is not None else torch.empty(0)
+        if len(chosen) == 0:
+            return []
+        levels = _levels(evaluation)
+        content = []
+        for subject in evaluation.models:
+            images = samples(evaluation, subject, "", self.search, self.batch_size)[chosen]
+            content.append(Panel(subject, images, levels, _marked(net, forgotten, images)))
+        return [
+            Picture(
+                name="became",
+                title=f"What became of {_listed(forgotten)}",
+                caption=(
+                    f"Noise from which the target draws {_listed(forgotten)}, and what the other models draw from it. "
+                    "A frame marks what the classifier still takes for it."
+                ),
+                png=panels(content, STRIP, stacked=True),
+            )
+        ]
+
+
+def _marked(net: Features | None, forgotten: list[str], images: Tensor) -> Tensor | None:
+    """Return (n,) bool: the images that the classifier puts in a forgotten category; None where there is none."""
+    if net is None or not forgotten:
+        return None
+    classes = torch.tensor([net.labels.index(name) for name in forgotten])
+    return torch.isin(net.classify(images), classes).any(dim=1)
+
+
+def _levels(evaluation: Evaluation) -> int:
+    """Return the number of grey levels of images; 256 where the data hold none."""
+    return int(evaluation.splits["forget"].dataset.info.get("levels", 256))
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join(f"“{name}”" for name in names)

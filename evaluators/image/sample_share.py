@@ -1,0 +1,132 @@
+"""How often each category is drawn, by a classifier trained on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Direction, Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.data.splits import forgotten_names
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, share_ci95
+from unlearn.evaluators.figures import share_bars
+from unlearn.evaluators.image.concept_classifier import classifier_accuracy
+from unlearn.evaluators.sampling import sampled_splits, samples
+from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleShare(Evaluator):
+    """Share of samples that a classifier puts in each category, from the same noise for every subject.
+
+    A category counts as forgotten where three quarters or more of its training items are forget items. ``split`` says
+    forget for these categories and retain for the others; for models that are told what to draw it says whose items'
+    conditions the samples were drawn for, so that forget shows what became of the forgotten.
+
+    Args:
+        samples: samples a subject; as many for each split, for models that are told what to draw.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
+        batch_size: samples drawn at once; does not change the result.
+    """
+
+    samples: int = 2000
+    features: str | None = None
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, samples=1, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that no feature net fits."""
+        self._net(splits)
+
+    def _net(self, splits: Mapping[str, Split]) -> Features:
+        """Return the net, or raise RecipeError where none fits the data; needs no model."""
+        dataset = splits["forget"].dataset
+        net = features_for(dataset.info, self.features)
+        if unknown := sorted(set(dataset.labels) - {""} - set(net.labels)):
+            raise RecipeError(
+                f"The feature net {net.name} knows the labels {', '.join(net.labels)}; the data also has "
+                f"{', '.join(unknown[:5])}. {TRAIN_ONE}"
+            )
+        return net
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``sample_share`` for every subject and category, the classifier's accuracy, and a bar chart."""
+        net = self._net(evaluation.splits).to(evaluation.device)
+        forgotten = [name for name in forgotten_names(evaluation.splits["forget"]) if name in net.labels]
+        findings = Findings()
+        for told in sampled_splits(evaluation):
+            shares = {}
+            for subject in evaluation.models:
+                drawn = samples(evaluation, subject, told, self.samples, self.batch_size)
+                answers = net.classify(drawn)
+                counts = torch.bincount(answers.flatten(), minlength=len(net.labels)).tolist()
+                found = dict(zip(net.labels, counts, strict=True))
+                shares[subject] = [share_ci95(count, self.samples) for count in counts]
+                if len(forgotten) > 1 and not told:
+                    gone = torch.tensor([net.labels.index(name) for name in forgotten])
+                    total = int(torch.isin(answers, gone).any(dim=1).sum())
+                    findings.records.append(self._record(evaluation, net, subject, "forget", {}, total, "lower"))
+                for name in (*forgotten, *(label for label in net.labels if label not in forgotten)):
+                    split = told or ("forget" if name in forgotten else "retain")
+                    on_forget: Direction = "lower" if name in forgotten else "none"
+                    direction = on_forget if split == "forget" else "retrained"
+                    about = {"category": name}
+                    record = self._record(evaluation, net, subject, split, about, found[name], direction)
+                    findings.records.append(record)
+            findings.pictures.append(self._picture(told, shares, net, forgotten))
+        findings.records.extend(classifier_accuracy(evaluation, net, "sample_share"))
+        return findings
+
+    def _picture(
+        self,
+        told: str,
+        shares: dict[str, list[tuple[float, tuple[float, float]]]],
+        net: Features,
+        forgotten: list[str],
+    ) -> Picture:
+        what = f"samples of each model, told what {told} items are," if told else "samples of each model"
+        note = "the shaded category is to be forgotten" if forgotten else "no category is forgotten as a whole"
+        return Picture(
+            name=f"shares_{told}" if told else "shares",
+            title=f"What the models draw when told the {told} conditions" if told else "What the models draw",
+            caption=(
+                f"Share of each category in {self.samples} {what} from the same noise, with 95 % intervals; {note}."
+            ),
+            png=share_bars(shares, net.labels, forgotten),
+        )
+
+    def _record(
+        self,
+        evaluation: Evaluation,
+        net: Features,
+        subject: str,
+        split: str,
+        about: dict[str, str],
+        count: int,
+        direction: Direction,
+    ) -> Record:
+        share, ci95 = share_ci95(count, self.samples)
+        return Record(
+            evaluator="sample_share",
+            metric="sample_share",
+            subject=subject,
+            split=split,
+            about=about,
+            value=share,
+            ci95=ci95,
+            n=self.samples,
+            seed=evaluation.seed,
+            direction=direction,
+            unit="share",
+            detector=net.detector,
+        )

@@ -1,0 +1,61 @@
+"""How long a model takes to draw a sample."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import ClassVar
+
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import drawn, sampled_items, sampled_splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingTime(Evaluator):
+    """Milliseconds a sample, for every subject, on the device of the run: the median over rounds, after one to warm up.
+
+    A model is timed as it draws, with its own number of steps and its own guidance.
+
+    Args:
+        samples: drawn at once.
+        rounds: that are timed.
+    """
+
+    samples: int = 100
+    rounds: int = 3
+
+    needs: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, samples=1, rounds=1)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``sampling_time`` for every subject."""
+        split = sampled_splits(evaluation)[-1]
+        items = sampled_items(evaluation, split, self.samples) if split else None
+
+        def seconds(subject: str) -> float:
+            began = time.perf_counter()
+            drawn(evaluation, evaluation.models[subject], split, items, self.samples, count=self.samples)
+            return time.perf_counter() - began
+
+        records = []
+        for subject in evaluation.models:
+            taken = [seconds(subject) for _ in range(self.rounds + 1)][1:]
+            records.append(
+                Record(
+                    evaluator="sampling_time",
+                    metric="sampling_time",
+                    subject=subject,
+                    value=1000 * median(taken) / self.samples,
+                    n=self.rounds,
+                    seed=evaluation.seed,
+                    direction="lower",
+                    unit="ms",
+                )
+            )
+        return Findings(records)

@@ -1,0 +1,1 @@
+"""Metrics from the likelihood of items."""

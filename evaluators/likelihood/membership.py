@@ -1,0 +1,65 @@
+"""Membership inference: can the likelihood tell a forgotten item from one that was never trained on?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import likelihoods, present, some_of
+from unlearn.evaluators.statistics import auc
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership(Evaluator):
+    """Area under the ROC curve of the attack that calls the likelier items members: forget against holdout.
+
+    0.5 is no leak, 1 is a perfect attack. Below 0.5 the forget items became less likely than unseen ones, which
+    gives them away as well: compare with the retrained model's value. The interval is DeLong's.
+
+    Args:
+        draws: draws of the dequantisation noise that are averaged, >= 1.
+        items: at most so many items of a split, drawn by the seed; null takes all.
+        batch_size: items a forward pass; does not change the result.
+
+    Reference:
+        Yeom et al., Privacy Risk in Machine Learning, 2018, section 3.1. arXiv:1709.01604
+    """
+
+    draws: int = 3
+    items: int | None = 500
+    batch_size: int = 256
+
+    needs: ClassVar[tuple[str, ...]] = ("likelihood",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, draws=1, items=1, batch_size=1)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``membership_auc`` for every subject; nothing where there is no holdout."""
+        if "holdout" not in present(evaluation):
+            return Findings(notes=["membership: the data have no holdout, so there is no membership_auc."])
+        forget, holdout = (some_of(evaluation, split, self.items) for split in ("forget", "holdout"))
+        records = []
+        for subject in evaluation.models:
+            members = -likelihoods(evaluation, subject, "forget", forget, self.draws, self.batch_size)
+            others = -likelihoods(evaluation, subject, "holdout", holdout, self.draws, self.batch_size)
+            value, ci95 = auc(members, others)
+            records.append(
+                Record(
+                    evaluator="membership",
+                    metric="membership_auc",
+                    subject=subject,
+                    split="forget",
+                    about={"score": "loss"},
+                    value=value,
+                    ci95=ci95,
+                    n=len(members) + len(others),
+                    seed=evaluation.seed,
+                    direction="retrained",
+                )
+            )
+        return Findings(records)

@@ -1,0 +1,168 @@
+"""What several evaluators ask of a model, computed once: its samples and its bits per dimension."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Batch, Split
+from unlearn.data.conditioned import Conditioned
+from unlearn.data.traps import PLANTED
+from unlearn.evaluators.base import Evaluation, mean_ci95
+from unlearn.models.likelihood import bits_per_dim_of
+
+LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
+"""Splits whose likelihood is measured, in the order of the tables."""
+
+
+def sampled_splits(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the splits whose conditions samples are drawn for; one, the empty name, where models are told nothing."""
+    return ("forget", "retain") if is_told(evaluation.splits["forget"]) else ("",)
+
+
+def is_told(split: Split) -> bool:
+    """Return whether models of the data are told what to draw (a class, a prompt)."""
+    return isinstance(split.dataset, Conditioned)
+
+
+def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
+    """Return the items that the first n samples of a split are to be like, (n,) int64 ids, in an order of the seed."""
+    ids = evaluation.splits[split].ids
+    order = Randomness(evaluation.seed, f"conditions/{split}").permutation(len(ids))
+    return ids[order[torch.arange(n) % len(ids)]]
+
+
+def samples(evaluation: Evaluation, subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
+    """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
+
+    The noise is the same for every subject, every split and every evaluator. A larger n later draws only what is
+    missing.
+
+    Args:
+        evaluation: with the models.
+        subject: which of them.
+        split: the samples are told what its items are (``sampled_items``); of no account where models are told nothing.
+        n: number of samples.
+        batch_size: samples drawn at once; does not change the result.
+    """
+    told = is_told(evaluation.splits["forget"])
+    key = ("samples", subject, split if told else "")
+    known = evaluation.cache.get(key)
+    start = 0 if known is None else len(known)
+    if start < n:
+        items = sampled_items(evaluation, split, n)[start:] if told else None
+        more = drawn(evaluation, evaluation.models[subject], split, items, batch_size, first=start, count=n - start)
+        known = more if known is None else torch.cat((known, more))
+        evaluation.cache[key] = known
+    return known[:n]  # type: ignore[index]
+
+
+def drawn(
+    evaluation: Evaluation,
+    model: Any,
+    split: str,
+    items: Tensor | None,
+    batch_size: int = 256,
+    told: Tensor | None = None,
+    first: int = 0,
+    count: int = 0,
+) -> Tensor:
+    """Draw samples of a model, (n, C, H, W) uint8 on the CPU; sample i has the same noise whatever draws it.
+
+    Args:
+        evaluation: with the data.
+        model: a subject, or what an attack made of it.
+        split: of the items.
+        items: that the samples are to be like, (n,); None for models that are told nothing.
+        batch_size: samples drawn at once; does not change the result.
+        told: (n, ...), what the samples are told in place of what the items are.
+        first: number of the first sample.
+        count: of samples, where there are no items.
+    """
+    randomness = Randomness(evaluation.seed, "samples")
+
+    def draw(ids: Tensor) -> Tensor:
+        like: dict[str, Batch] = {}
+        if items is not None:
+            rows = ids.cpu() - first
+            like = {"like": evaluation.batch(split, items[rows])}
+            if told is not None:
+                like["like"][evaluation.splits[split].dataset.told.key] = told[rows].to(ids.device)  # type: ignore[attr-defined]
+        batch = model.sample(ids, randomness, **like)
+        if "image" not in batch:
+            raise RecipeError(
+                f"The samples of a {type(model).__name__} are no images (they hold {', '.join(sorted(batch))}), and "
+                "this evaluator looks at images. Drop it from the recipe: evaluate.NAME=null."
+            )
+        return batch["image"]  # type: ignore[no-any-return]
+
+    n = count if items is None else len(items)
+    return map_ids(draw, torch.arange(first, first + n, device=evaluation.device), batch_size).cpu()
+
+
+def likelihoods(
+    evaluation: Evaluation, subject: str, split: str, ids: Tensor, draws: int, batch_size: int = 256
+) -> Tensor:
+    """Return the bits/dim of items of a split, (n,) float64 on the CPU, each the mean over draws of the noise.
+
+    The noise is the same for every subject and every evaluator. An item that was asked for before is not computed
+    again.
+    """
+    model, dataset = evaluation.models[subject], evaluation.splits[split].dataset
+    unknown = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
+    bits = evaluation.cache.setdefault(("bits", subject, draws), unknown)
+    missing = ids[bits[ids].isnan()]
+    if len(missing):
+        randomness = Randomness(evaluation.seed, "likelihood")
+        found = bits_per_dim_of(
+            model, partial(evaluation.batch, split), missing, randomness, draws, partial(map_ids, batch_size=batch_size)
+        )
+        bits[missing] = found.double().cpu()
+    return bits[ids]
+
+
+def judged(split: Split) -> Tensor:
+    """Return the ids of a split without planted traps, which stand there repeatedly and have an evaluator of their own.
+
+    Every evaluator but ``traps`` starts from here.
+    """
+    planted = torch.tensor([PLANTED in names for names in split.dataset.attributes], dtype=torch.bool)
+    return split.ids[~planted[split.ids]]
+
+
+def some_of(evaluation: Evaluation, split: str, limit: int | None) -> Tensor:
+    """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order; no planted traps."""
+    return limited(judged(evaluation.splits[split]), limit, evaluation.seed, split)
+
+
+def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
+    """Return ids (n,), or ``limit`` of them drawn by the seed and the name of the set, in their order."""
+    if limit is None or len(ids) <= limit:
+        return ids
+    order = Randomness(seed, f"items/{name}").permutation(len(ids))
+    return ids[order[:limit].sort().values]
+
+
+def mean_share(values: Tensor) -> tuple[float, tuple[float, float] | None]:
+    """Return mean and Student-t 95 % interval of shares (n,), cut at 0 and 1."""
+    mean, ci95 = mean_ci95(values)
+    return mean, None if ci95 is None else (max(0.0, ci95[0]), min(1.0, ci95[1]))
+
+
+def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:
+    """Return one row an item for the item-level file."""
+    return [
+        {"subject": subject, "split": split, "id": item, "metric": metric, "value": value}
+        for item, value in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def present(evaluation: Evaluation) -> list[str]:
+    """Return the likelihood splits that the evaluation has and that are not empty."""
+    return [split for split in LIKELIHOOD_SPLITS if split in evaluation.splits and len(evaluation.splits[split])]

@@ -1,0 +1,79 @@
+"""What the models answer: a few questions side by side, for a reader's own eyes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.validation import at_least
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Sheet
+from unlearn.evaluators.sampling import judged, limited
+from unlearn.evaluators.text.generation import generated
+from unlearn.evaluators.text.scoring import texts
+
+SPLITS = {
+    "forget": "forget: what was to be forgotten",
+    "probe": "probe: the true facts that were contradicted",
+    "retain": "retain: what was to be kept",
+    "holdout": "holdout: what no model was trained on",
+}
+TRUTH = "answer in the data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSamples(Evaluator):
+    """A table of a few questions of each split: the data's answer, and what every model says, greedily.
+
+    The same questions are shown for every model. Passages, which ask nothing, are left out.
+
+    Args:
+        items: questions a split, drawn by the seed.
+        new_tokens: tokens of an answer at most.
+        batch_size: prompts at once; does not change what is said.
+    """
+
+    items: int = 4
+    new_tokens: int = 48
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, items=1, new_tokens=1, batch_size=1)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return one table of texts, none where nothing is asked."""
+        rows: list[list[str]] = []
+        for split, heading in SPLITS.items():
+            if split in evaluation.splits:
+                rows += [[heading, *row] for row in self.rows(evaluation, split)]
+        columns = ["", "question", TRUTH, *evaluation.models]
+        caption = (
+            f"What each model says, word for word, likeliest token first, {self.new_tokens} tokens at most. "
+            "✓ marks the words of the data's answer. Drawn by the seed, not chosen."
+        )
+        return Findings(sheets=[Sheet("answers", "Answers", caption, columns, rows, TRUTH)] if rows else [])
+
+    def rows(self, evaluation: Evaluation, split: str) -> list[list[str]]:
+        """Return question, true answer and each model's answer to some questions of a split."""
+        data, ids = texts(evaluation.splits[split]), self.questions(evaluation, split)
+        pairs = [data.words(item) for item in ids.tolist()]
+        said = [self.said(evaluation, subject, split, ids) for subject in evaluation.models] if len(ids) else []
+        return [
+            [question, answer, *(answers[index] for answers in said)] for index, (question, answer) in enumerate(pairs)
+        ]
+
+    def questions(self, evaluation: Evaluation, split: str) -> Tensor:
+        """Return the ids of the questions that are shown, no traps among them."""
+        data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+        return limited(ids[data.having_form("prompt")[ids]], self.items, evaluation.seed, f"answers/{split}")
+
+    def said(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> list[str]:
+        """Return what a model answers to items (n,)."""
+        tokens = generated(evaluation, subject, split, ids, self.new_tokens, batch_size=self.batch_size)
+        words: list[str] = evaluation.models[subject].text(torch.as_tensor(tokens))
+        return [text.strip() for text in words]

@@ -1,0 +1,65 @@
+"""One greedy generation pass, shared by all evaluators that read what a model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.data.text import collate
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.text.scoring import texts
+
+_UNKNOWN = -2
+
+
+def generated(
+    evaluation: Evaluation,
+    subject: str,
+    split: str,
+    ids: Tensor,
+    new_tokens: int,
+    form: str = "prompt",
+    batch_size: int = 16,
+) -> Tensor:
+    """Return what a model says to the prompts of items (n,) of a split's data, (n, new_tokens) int64, -1 after the end.
+
+    A shorter answer is the beginning of a longer one, so what was generated before is not generated again unless more
+    tokens are asked for.
+    """
+    data = texts(evaluation.splits[split])
+    key = ("generated", subject, id(data), form)
+    table = evaluation.cache.get(key)
+    if table is None or table.shape[1] < new_tokens:
+        table = torch.full((len(data), new_tokens), _UNKNOWN, dtype=torch.int64)
+        evaluation.cache[key] = table
+    missing = ids[table[ids, 0] == _UNKNOWN]
+    if len(missing):
+        prompts = [data.tokens(item, form)[0] for item in missing.tolist()]
+        table[missing] = continuations(
+            evaluation.models[subject], prompts, table.shape[1], evaluation.device, batch_size
+        )
+    return table[ids, :new_tokens]
+
+
+def continuations(
+    model: Any, prompts: Sequence[list[int]], new_tokens: int, device: torch.device, batch_size: int = 16
+) -> Tensor:
+    """Continue prompts, given as tokens, greedily: (n, new_tokens) int64 on the CPU, -1 after the end.
+
+    Prompts of like length go together, so that little is padded; the order and the batches do not change what is said.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    order = lengths.argsort(stable=True)
+
+    def extend(some: Tensor) -> Tensor:
+        batch = collate([(prompts[index], []) for index in some.tolist()], some.cpu())
+        said: Tensor = model.generate({key: value.to(device) for key, value in batch.items()}, new_tokens)
+        return said
+
+    result = torch.empty(len(prompts), new_tokens, dtype=torch.int64)
+    result[order] = map_ids(extend, order.to(device), batch_size).cpu()
+    return result

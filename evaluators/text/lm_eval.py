@@ -1,0 +1,289 @@
+"""Benchmarks of lm-evaluation-harness on the models in memory; multiple choice works without a network."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.records import Direction, Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
+from unlearn.evaluators.sampling import judged, limited
+from unlearn.evaluators.text.metrics import missing_package
+from unlearn.evaluators.text.multiple_choice import Question, multiple_choice, perturbed_choices, read_questions
+from unlearn.evaluators.text.scoring import texts
+
+CHOICES = "perturbed_choices"
+"""The task made of each question's right answer and its perturbed ones."""
+
+DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
+
+
+class Task(NamedTuple):
+    """A task as the harness takes it (a name or a configuration), and what its records say."""
+
+    name: str
+    split: str
+    spec: str | dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEval(Evaluator):
+    """Metrics of lm-evaluation-harness, each ``lm_eval_<metric>``; a multiple-choice task has ``acc`` and ``acc_norm``.
+
+    ``acc`` is the share of questions whose right choice has the highest log p given the prompt, ``acc_norm`` the same
+    with log p divided by the choice's bytes. Everything but the harness's own tasks works without a network. Intervals
+    are over items, where the metric is a mean over items. Every rank does all the work.
+
+    Args:
+        tasks: names of tasks: ``perturbed_choices`` (forget, retain and holdout questions with their perturbed
+            answers), tasks in ``include_path``, and tasks of the harness, which asks the hub for their data.
+        include_path: folder of your own task files (YAML); file names in them are relative to it.
+        questions: JSONL file of {question, choices, answer} (as WMDP has it; answer is an index from 0) about what is
+            to be forgotten; task ``questions``.
+        limit: at most so many questions a task; those of the data are drawn by the seed. null takes all.
+        batch_size: requests a forward pass.
+
+    Reference:
+        Gao et al., The Language Model Evaluation Harness, 2024. doi:10.5281/zenodo.12608602
+        Li et al., The WMDP Benchmark, 2024, section 3. arXiv:2403.03218
+    """
+
+    tasks: list[str] = field(default_factory=lambda: [CHOICES])
+    include_path: str | None = None
+    questions: str | None = None
+    limit: int | None = 200
+    batch_size: int = 8
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1, and a list without tasks."""
+        at_least(self, limit=1, batch_size=1)
+        if not self.tasks and self.questions is None:
+            raise ValueError(f"tasks is empty; name a task, e.g. [{CHOICES}]")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse questions that cannot be read, and tasks that are not there."""
+        self._asked()
+        _ = self._manager  # read now, and kept for the run
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return the harness's metrics of every task for every subject."""
+        self.check(evaluation.splits)
+        asked, chosen = self._asked(), self._chosen(evaluation)
+        findings = Findings()
+        for subject, model in evaluation.models.items():
+            tasks = list(self._tasks(evaluation, model, chosen, asked))
+            if tasks:
+                output = self._run(model, tasks)
+                for task in tasks:
+                    findings.records.extend(_records(evaluation, subject, task, output))
+        if lacking := [split for split, ids in chosen.items() if not len(ids)]:
+            findings.notes.append(
+                f"lm_eval: the questions of {' and '.join(lacking)} have no perturbed answers, so there is no task "
+                f"{CHOICES} for them."
+            )
+        return findings
+
+    def _asked(self) -> list[Question]:
+        """Return the questions of the file, none where none is named."""
+        if self.questions is None:
+            return []
+        try:
+            return read_questions(Path(self.questions).expanduser())[: self.limit]
+        except RecipeError as error:
+            raise RecipeError(f"evaluate.lm_eval.questions: {error}") from error
+
+    def _chosen(self, evaluation: Evaluation) -> dict[str, Tensor]:
+        """Return split -> ids of questions with perturbed answers; nothing where they are no task."""
+        chosen = {}
+        for split in DIRECTIONS if CHOICES in self.tasks else ():
+            if split in evaluation.splits:
+                data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+                able = ids[data.having_form("prompt")[ids] & data.having_form("perturbed_0")[ids]]
+                chosen[split] = limited(able, self.limit, evaluation.seed, split)
+        return chosen
+
+    def _tasks(
+        self, evaluation: Evaluation, model: Any, chosen: Mapping[str, Tensor], asked: Sequence[Question]
+    ) -> Iterator[Task]:
+        """Yield the tasks in a model's own prompts."""
+        for split, ids in chosen.items():
+            if len(ids):
+                questions = perturbed_choices(texts(evaluation.splits[split]), ids)
+                yield Task(CHOICES, split, multiple_choice(f"{CHOICES}_{split}", questions, model.encoder))
+        if asked:
+            yield Task("questions", "forget", multiple_choice("questions", asked, model.encoder))
+        for name in self.tasks:
+            if name != CHOICES:
+                yield Task(name, "", name)
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        """The folder of the user's own tasks, absolute: the harness works inside of it."""
+        return None if self.include_path is None else Path(self.include_path).expanduser().resolve()
+
+    @cached_property
+    def _manager(self) -> Any:
+        """The harness's list of tasks; its own 14,000, which take long to read, only where one is asked for."""
+        manager_class = _harness()[2]
+        wanted = [name for name in self.tasks if name != CHOICES]
+        folder = self._folder
+        if folder is not None and not folder.is_dir():
+            raise RecipeError(f"evaluate.lm_eval.include_path={self.include_path}: there is no such folder.")
+        with _quiet():
+            manager = manager_class(include_path=folder, include_defaults=False)
+            if not set(wanted) <= set(manager.all_tasks):
+                manager = manager_class(include_path=folder, include_defaults=True)
+        for name in wanted:
+            if name not in manager.all_tasks:
+                raise RecipeError(
+                    f"evaluate.lm_eval.tasks: there is no task {name!r}. "
+                    f"{did_you_mean(name, [CHOICES, *manager.all_tasks])} To see the harness's own, type: "
+                    "python -m lm_eval ls tasks"
+                )
+        return manager
+
+    def _run(self, model: Any, tasks: Sequence[Task]) -> Mapping[str, Any]:
+        """Return what the harness finds."""
+        simple_evaluate, model_class, _ = _harness()
+        try:
+            with kept_random_state(), _quiet(), chdir(self._folder) if self._folder else nullcontext():
+                wrapped = model_class(
+                    pretrained=model.model,
+                    tokenizer=copy.deepcopy(model.tokenizer),  # the harness sets its padding
+                    batch_size=self.batch_size,
+                )
+                found: Mapping[str, Any] = simple_evaluate(
+                    model=wrapped,
+                    tasks=[task.spec for task in tasks],
+                    task_manager=self._manager,
+                    limit=self.limit,
+                    bootstrap_iters=0,
+                )
+                return found
+        except (OSError, ValueError) as error:
+            names = ", ".join(task.name for task in tasks if not task.split)
+            reason = (str(error).splitlines() or [""])[0]
+            raise RecipeError(
+                f"evaluate.lm_eval: the tasks {names or CHOICES} could not be run ({type(error).__name__}: {reason}). "
+                "The harness's own tasks need the hub or its local cache; your own need the files that they name."
+            ) from error
+
+
+def _records(evaluation: Evaluation, subject: str, task: Task, output: Mapping[str, Any]) -> list[Record]:
+    """Return one record a metric of a task; a group of tasks has its members' too."""
+    name = task.spec if isinstance(task.spec, str) else task.spec["task"]
+    members = [name, *output.get("group_subtasks", {}).get(name, [])]
+    records = []
+    for member in [each for each in members if each in output["results"]]:
+        for key, value in output["results"][member].items():
+            metric, _, chosen = key.partition(",")
+            if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            samples = [s for s in output.get("samples", {}).get(member, []) if s["filter"] == chosen]
+            each = [s[metric] for s in samples if isinstance(s.get(metric), int | float)]
+            mean, ci95 = _interval(each)
+            about = {"task": task.name if task.split else member}
+            better = output.get("higher_is_better", {}).get(member, {}).get(metric)
+            records.append(
+                Record(
+                    evaluator="lm_eval",
+                    metric=f"lm_eval_{metric}",
+                    subject=subject,
+                    split=task.split,
+                    about=about if chosen == "none" else {**about, "filter": chosen},
+                    value=float(value),
+                    ci95=ci95 if abs(mean - value) < 1e-9 else None,  # not every metric is a mean over items
+                    n=max(1, len(each)),
+                    seed=evaluation.seed,
+                    direction=_direction(task.split, better),
+                    unit="share" if metric in ("acc", "acc_norm") else "",
+                )
+            )
+    return records
+
+
+def _interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean of item values and its interval: Wilson's where each is 0 or 1."""
+    if values and set(values) <= {0, 1}:
+        return share_ci95(int(sum(values)), len(values))
+    return mean_ci95(torch.tensor(values, dtype=torch.float64))
+
+
+def _direction(split: str, higher_is_better: bool | None) -> Direction:
+    if split:
+        return DIRECTIONS[split]
+    return "none" if higher_is_better is None else "higher" if higher_is_better else "lower"
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Put the global random states of Python, NumPy and PyTorch back afterwards; the harness seeds all of them."""
+    python, numpy, devices = random.getstate(), np.random.get_state(), range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness from talking: its logger, its bars, the programs that it starts (git), and what it imports."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with _no_stderr(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drop what this process, and any that it starts, writes to standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(io.StringIO()):
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _harness() -> tuple[Any, Any, Any]:
+    """Return ``simple_evaluate``, ``HFLM`` and ``TaskManager``."""
+    try:
+        with kept_random_state(), _quiet():
+            from lm_eval import simple_evaluate
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise missing_package("evaluate.lm_eval", "lm-eval") from error
+    return simple_evaluate, HFLM, TaskManager

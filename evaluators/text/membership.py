@@ -1,0 +1,238 @@
+"""Membership inference on texts: can a model's scores tell forgotten items from items that were never trained on?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import limited, some_of
+from unlearn.evaluators.statistics import auc, auc_change
+from unlearn.evaluators.text.metrics import zlib_length
+from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
+
+Pair = tuple[Tensor, Tensor]
+"""Values of the forget items (m,) and of the holdout items (n,)."""
+
+SPLITS = ("forget", "holdout")
+"""Members and non-members. Splits share their data, so that items of both are read through ``forget``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMembership(Evaluator):
+    """Areas under the ROC curve of attacks that call high scores members: forget against holdout; and PrivLeak.
+
+    The scores, with L the mean NLL of the answer tokens: ``loss`` -L, ``zlib`` -L / bytes of the compressed answer,
+    ``min_k`` mean log p of the least likely share k of the tokens, ``min_k_plus_plus`` the same of standardised log p,
+    ``gradient_norm`` minus the norm of the gradient of L over all weights, ``reference`` the reference model's L minus
+    L. 0.5 is no leak; compare with the retrained model's value. Intervals are DeLong's.
+
+    PrivLeak, for every subject but the retrained model, is 100 (A - A_r) / A_r, where A is the probability that a
+    holdout item has the higher ``min_k`` score than a forget item, and A_r the retrained model's: -100 where the
+    forget items are remembered, positive where they became less likely than unseen ones.
+
+    Args:
+        k: share of the tokens that Min-K reads, at least one token; in (0, 1].
+        items: at most so many items of a split, drawn by the seed; null takes all.
+        gradient_items: the same for ``gradient_norm``, which takes a backward pass an item; 0 leaves it out.
+        reference: folder of a model of the same tokenizer that saw neither split, for the score ``reference``.
+        batch_size: items a forward pass; does not change the result.
+
+    Reference:
+        Carlini et al., Extracting Training Data from Large Language Models, 2021 (zlib, reference). arXiv:2012.07805
+        Shi et al., Detecting Pretraining Data from Large Language Models, 2024 (Min-K). arXiv:2310.16789
+        Zhang et al., Min-K%++, 2024. arXiv:2404.02936
+        Shi et al., MUSE, 2024, section 3.1 (PrivLeak). arXiv:2407.06460
+    """
+
+    k: float = 0.4
+    items: int | None = 500
+    gradient_items: int = 50
+    reference: str | None = None
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, items=1, gradient_items=0, batch_size=1)
+        if not 0 < self.k <= 1:
+            raise ValueError(f"k is {self.k}; it must be above 0 and at most 1")
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data that are no text, and a reference that is not there."""
+        texts(splits["forget"])
+        if self.reference is not None:
+            _reference_folder(self.reference)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return ``membership_auc`` for every subject and score, and ``privleak``; nothing without a holdout."""
+        items = self.compared(evaluation)
+        if items is None:
+            lacking = "the data have no holdout, so there is no membership_auc and no privleak"
+            return Findings(notes=[f"text_membership: {lacking}."])
+        judge = self._reference_nll(evaluation, items)
+        found = {subject: dict(self.scores(evaluation, subject, items, judge)) for subject in evaluation.models}
+        records = []
+        for subject, scores in found.items():
+            for score, pair in scores.items():
+                value, ci95 = auc(*pair)
+                records.append(_record(evaluation, "membership_auc", subject, score, pair, value, ci95))
+            if "min_k" in scores and "retrained" in found and subject != "retrained":
+                pair, reference = scores["min_k"], found["retrained"]["min_k"]
+                value, ci95 = auc_change(pair[::-1], reference[::-1])  # the holdout items stand as members
+                percent = None if ci95 is None else (100 * ci95[0], 100 * ci95[1])
+                records.append(_record(evaluation, "privleak", subject, "min_k", pair, 100 * value, percent))
+        return Findings(records)
+
+    def compared(self, evaluation: Evaluation) -> Pair | None:
+        """Return the ids of forget items (m,) and of holdout items (n,), or None where there are none of one kind.
+
+        Where the data set texts apart for this (attributes privleak_forget and privleak_holdout), it is those.
+        """
+        data = evaluation.splits["forget"].dataset
+        marked = [data.having([f"privleak_{split}"]).nonzero().flatten() for split in SPLITS]
+        if all(len(ids) for ids in marked):
+            few = [limited(ids, self.items, evaluation.seed, split) for ids, split in zip(marked, SPLITS, strict=True)]
+        elif all(split in evaluation.splits for split in SPLITS):
+            few = [some_of(evaluation, split, self.items) for split in SPLITS]
+        else:
+            return None
+        return few[0], few[1]
+
+    def scores(
+        self, evaluation: Evaluation, subject: str, items: Pair, reference: Pair | None = None
+    ) -> Iterator[tuple[str, Pair]]:
+        """Yield every score with its values.
+
+        Items without answer tokens are left out; nothing is yielded where one side has no others.
+
+        Args:
+            evaluation: with the models and the data.
+            subject: whose scores.
+            items: ids of the two sides.
+            reference: mean NLL of the items under a reference model.
+        """
+        own = self._read(evaluation, subject, items)
+        said = [side.tokens > 0 for side in own]
+        if not all(kept.any() for kept in said):
+            return
+
+        def pair(members: Tensor, others: Tensor) -> Pair:
+            return members[said[0]], others[said[1]]
+
+        sizes = [compressed_bytes(evaluation, ids) for ids in items]
+        yield "loss", pair(-own[0].nll, -own[1].nll)
+        yield "zlib", pair(-own[0].nll / sizes[0], -own[1].nll / sizes[1])
+        yield "min_k", pair(own[0].min_k, own[1].min_k)
+        yield "min_k_plus_plus", pair(own[0].min_k_plus_plus, own[1].min_k_plus_plus)
+        if reference is not None:
+            yield "reference", pair(reference[0] - own[0].nll, reference[1] - own[1].nll)
+        if self.gradient_items:
+            count, seed = self.gradient_items, evaluation.seed
+            few = [limited(ids, count, seed, split) for ids, split in zip(pair(*items), SPLITS, strict=True)]
+            yield (
+                "gradient_norm",
+                (
+                    -gradient_norms(evaluation, subject, few[0]),
+                    -gradient_norms(evaluation, subject, few[1]),
+                ),
+            )
+
+    def _read(self, evaluation: Evaluation, subject: str, items: Pair) -> tuple[AnswerScores, AnswerScores]:
+        members, others = (
+            answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size) for ids in items
+        )
+        return members, others
+
+    def _reference_nll(self, evaluation: Evaluation, items: Pair) -> Pair | None:
+        """Return the reference model's mean NLL of the items, or None where none is named."""
+        if self.reference is None:
+            return None
+        target = next(iter(evaluation.models.values()))
+        model = type(target).from_pretrained(_reference_folder(self.reference))
+        if model.encoder.vocabulary != target.encoder.vocabulary:
+            raise RecipeError(
+                f"evaluate.text_membership.reference={self.reference}: this model turns text into other tokens than "
+                "the target does, so that likelihoods cannot be compared. Type a model with the target's tokenizer, "
+                "or null."
+            )
+        judge = replace(
+            evaluation, models={self.reference: model.eval().to(evaluation.device, torch.float32)}, cache={}
+        )
+        members, others = self._read(judge, self.reference, items)
+        return members.nll, others.nll
+
+
+def _reference_folder(reference: str) -> Path:
+    folder = Path(reference).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(
+            f"evaluate.text_membership.reference={reference}: there is no such folder. "
+            "Type the folder of a model, or null."
+        )
+    return folder
+
+
+def compressed_bytes(evaluation: Evaluation, ids: Tensor) -> Tensor:
+    """Return the bytes of each item's answer, compressed, (n,)."""
+    data = texts(evaluation.splits["forget"])
+    return torch.tensor([zlib_length(data.words(item)[1]) for item in ids.tolist()])
+
+
+def gradient_norms(evaluation: Evaluation, subject: str, ids: Tensor) -> Tensor:
+    """Return the 2-norm of the gradient of an item's mean NLL over all weights, (n,) float64, item by item."""
+    model = evaluation.models[subject]
+    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+
+    def norm(one: Tensor) -> Tensor:
+        with torch.enable_grad():
+            answers = model.answers(evaluation.batch("forget", one))
+            loss = -answers.means(answers.log_probs()).sum()
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        squares = [gradient.double().square().sum() for gradient in gradients if gradient is not None]
+        return torch.stack(squares).sum().sqrt()[None]
+
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        return map_ids(norm, ids.to(evaluation.device), batch_size=1).cpu()
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+
+
+def _record(
+    evaluation: Evaluation,
+    metric: str,
+    subject: str,
+    score: str,
+    pair: Pair,
+    value: float,
+    ci95: tuple[float, float] | None,
+) -> Record:
+    leak = metric == "privleak"
+    return Record(
+        evaluator="text_membership",
+        metric=metric,
+        subject=subject,
+        split="forget",
+        about={"score": score},
+        value=value,
+        ci95=ci95,
+        n=len(pair[0]) + len(pair[1]),
+        seed=evaluation.seed,
+        direction="zero" if leak else "retrained",
+        unit="%" if leak else "",
+    )

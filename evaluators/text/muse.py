@@ -1,0 +1,198 @@
+"""Verbatim and knowledge memorisation as MUSE defines them, generated in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearn.core.records import Direction, Record
+from unlearn.core.validation import at_least
+from unlearn.data.text import TextDataset
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import item_rows, judged, limited, mean_share
+from unlearn.evaluators.text.generation import continuations, generated
+from unlearn.evaluators.text.metrics import rouge_l
+from unlearn.evaluators.text.scoring import texts
+
+DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
+VERBATIM = "verbmem"
+"""Attribute of items whose question is the beginning of a passage, and whose answer is how it goes on."""
+
+KNOWLEDGE = "knowmem"
+"""With a split's name behind it, attribute of questions about that split; the data's examples go by the same name."""
+
+STOPS = ("\n\n", "\nQuestion", "Question:")
+"""Where an answer to a question ends, if it goes on."""
+
+
+class Prompts(NamedTuple):
+    """Items of a split (n,), what a model is given to continue, as tokens, and what it should say.
+
+    ``tokens`` is None where the model is asked in its own prompt.
+    """
+
+    split: str
+    ids: Tensor
+    tokens: list[list[int]] | None
+    truths: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muse(Evaluator):
+    """ROUGE-L F1 of what a model says, greedily: of passages continued, and of questions answered.
+
+    verbatim_memorization continues the beginnings of passages: those that the data give (attribute ``verbmem``), or
+    the first ``prompt_tokens`` tokens of each passage of a split; the truth is cut to ``verbatim_tokens`` tokens.
+    knowledge_memorization answers questions: those that the data give (``knowmem_forget``, ``knowmem_retain``) behind
+    their examples, in MUSE's wording, or the questions of a split in the model's own prompt; what is said ends at a
+    blank line or at another question. Both are shares, 1 is word for word; MUSE writes them times 100. Intervals are
+    over items.
+
+    Args:
+        items: at most so many items of a split, drawn by the seed; null takes all.
+        prompt_tokens: tokens of a passage that a model is given, where the data do not say.
+        verbatim_tokens: tokens that it goes on.
+        knowledge_tokens: tokens of an answer.
+        batch_size: prompts at once, of like length; does not change the result.
+
+    Reference:
+        Shi et al., MUSE: Machine Unlearning Six-Way Evaluation for Language Models, 2024, section 3.1.
+        arXiv:2407.06460
+    """
+
+    items: int | None = 100
+    prompt_tokens: int = 32
+    verbatim_tokens: int = 128
+    knowledge_tokens: int = 32
+    batch_size: int = 32
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, items=1, prompt_tokens=1, verbatim_tokens=1, knowledge_tokens=1, batch_size=1)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return both metrics for every subject and split that has passages or questions, item by item too."""
+        findings = Findings()
+        for subject, model in evaluation.models.items():
+            for prompts in self.verbatim(evaluation, model):
+                said = model.text(self._said(evaluation, subject, prompts, self.verbatim_tokens))
+                _add(findings, evaluation, subject, "verbatim_memorization", prompts, said)
+            for prompts in self.knowledge(evaluation, model):
+                said = answers_of(model, self._said(evaluation, subject, prompts, self.knowledge_tokens))
+                _add(findings, evaluation, subject, "knowledge_memorization", prompts, said)
+        measured = {record.metric for record in findings.records}
+        for metric, lacking in (
+            ("verbatim_memorization", f"passages of more than {self.prompt_tokens} tokens"),
+            ("knowledge_memorization", "questions"),
+        ):
+            if metric not in measured:
+                findings.notes.append(f"muse: the data have no {lacking}, so there is no {metric}.")
+        return findings
+
+    def verbatim(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
+        """Yield the beginnings of passages, and how they go on."""
+        data = texts(evaluation.splits["forget"])
+        given = data.having([VERBATIM]).nonzero().flatten()
+        for split in ["forget"] if len(given) else present(evaluation):
+            ids = given if len(given) else self._passages(data, judged(evaluation.splits[split]))
+            ids = limited(ids, self.items, evaluation.seed, f"{VERBATIM}/{split}")
+            if len(given):
+                pairs = [data.words(item) for item in ids.tolist()]
+                halves = [(start_of(model) + tokens_of(model, begun), tokens_of(model, rest)) for begun, rest in pairs]
+            else:
+                whole = [prompt + answer for prompt, answer in map(data.tokens, ids.tolist())]
+                halves = [(tokens[: self.prompt_tokens], tokens[self.prompt_tokens :]) for tokens in whole]
+            truths = [model.text(torch.tensor([rest[: self.verbatim_tokens]]))[0] for _, rest in halves]
+            if len(ids):
+                yield Prompts(split, ids, [begun for begun, _ in halves], truths)
+
+    def knowledge(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
+        """Yield questions: those that the data give, behind their examples, or those of the splits."""
+        data = texts(evaluation.splits["forget"])
+        asked = data.having_form("prompt") & ~data.having([VERBATIM])
+        given = {split: data.having([f"{KNOWLEDGE}_{split}"]).nonzero().flatten() for split in DIRECTIONS}
+        by_data = any(len(ids) for ids in given.values())
+        for split in DIRECTIONS if by_data else present(evaluation):
+            ids = given[split] if by_data else judged(evaluation.splits[split])
+            ids = limited(ids[asked[ids]], self.items, evaluation.seed, f"{KNOWLEDGE}/{split}")
+            pairs = [data.words(item) for item in ids.tolist()]
+            tokens = None
+            if by_data:
+                shown = data.in_context.get(f"{KNOWLEDGE}_{split}", ())
+                before = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in shown)
+                prompts = [f"{before}Question: {question}\nAnswer: " for question, _ in pairs]
+                tokens = [start_of(model) + tokens_of(model, prompt) for prompt in prompts]
+            if len(ids):
+                yield Prompts(split, ids, tokens, [answer for _, answer in pairs])
+
+    def _passages(self, data: TextDataset, ids: Tensor) -> Tensor:
+        """Return the passages among items (n,) that go on behind the tokens that are given, before the end token."""
+        found = ids[~data.having_form("prompt")[ids]].tolist()
+        long = [item for item in found if sum(map(len, data.tokens(item))) > self.prompt_tokens + 1]
+        return torch.tensor(long, dtype=torch.int64)
+
+    def _said(self, evaluation: Evaluation, subject: str, prompts: Prompts, new_tokens: int) -> Tensor:
+        """Return what a model says, (n, new_tokens); in its own prompts from the pass that all evaluators share."""
+        if prompts.tokens is None:
+            return generated(evaluation, subject, prompts.split, prompts.ids, new_tokens, batch_size=self.batch_size)
+        model = evaluation.models[subject]
+        return continuations(model, prompts.tokens, new_tokens, evaluation.device, self.batch_size)
+
+
+def present(evaluation: Evaluation) -> list[str]:
+    """Return the splits that the evaluation has, in the order of the tables."""
+    return [split for split in DIRECTIONS if split in evaluation.splits]
+
+
+def tokens_of(model: Any, text: str) -> list[int]:
+    """Return the tokens of a text, none added."""
+    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def start_of(model: Any) -> list[int]:
+    """Return the beginning token of a model, where it has one."""
+    first = model.tokenizer.bos_token_id
+    return [] if first is None else [first]
+
+
+def until_stop(text: str) -> str:
+    """Return what stands before the first blank line or further question."""
+    for stop in STOPS:
+        text = text.split(stop)[0]
+    return text
+
+
+def answers_of(model: Any, tokens: Tensor) -> list[str]:
+    """Return generated tokens (n, T) as text up to the first stop; white space counts, as it may be one."""
+    rows = [[token for token in row if token >= 0] for row in tokens.tolist()]
+    return [until_stop(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
+
+def _add(
+    findings: Findings, evaluation: Evaluation, subject: str, metric: str, prompts: Prompts, said: list[str]
+) -> None:
+    """Add the ROUGE-L F1 of what is said."""
+    scores = [rouge_l(truth, text, stemmer=False)[1] for truth, text in zip(prompts.truths, said, strict=True)]
+    values = torch.tensor(scores, dtype=torch.float64)
+    mean, ci95 = mean_share(values)
+    findings.records.append(
+        Record(
+            evaluator="muse",
+            metric=metric,
+            subject=subject,
+            split=prompts.split,
+            value=mean,
+            ci95=ci95,
+            n=len(values),
+            seed=evaluation.seed,
+            direction=DIRECTIONS[prompts.split],
+            unit="share",
+        )
+    )
+    findings.items.extend(item_rows(subject, prompts.split, prompts.ids, metric, values))

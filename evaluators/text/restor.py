@@ -1,0 +1,163 @@
+"""Restoration: does unlearning wrong data bring back what was true before?"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.base import Split
+from unlearn.data.text import TextDataset
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
+from unlearn.evaluators.sampling import item_rows, limited
+from unlearn.evaluators.text.generation import generated
+from unlearn.evaluators.text.restoration import restoration
+from unlearn.evaluators.text.scoring import answer_scores, texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restor(Evaluator):
+    """Asks for facts that were true to a clean model and that a corruption replaced, before and after unlearning it.
+
+    The corrupted model is the target. Score ``match``: the greedy answer contains the right (or the corrupted) one,
+    both in small letters without punctuation and articles. Score ``options``: it is likelier, as the mean of log p a
+    token, than all others among the right, the corrupted, the perturbed and the alternate answers. No judge on a
+    network takes part.
+
+    Args:
+        new_tokens: tokens that are generated for ``match``.
+        items: at most so many facts, drawn by the seed; null takes all.
+        batch_size: items a forward pass; does not change the result.
+
+    Reference:
+        Rezaei et al., RESTOR: Knowledge Recovery in Machine Unlearning, 2025. arXiv:2411.00204. The
+        ratios are our own: the paper gives accuracies, judged by another language model.
+    """
+
+    new_tokens: int = 32
+    items: int | None = 500
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+    subjects: ClassVar[tuple[str, ...]] = ("clean",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, new_tokens=1, items=1, batch_size=1)
+
+    def check(self, splits: Mapping[str, Split]) -> None:
+        """Refuse data without facts that are contradicted."""
+        if "probe" not in splits or not len(self._facts(splits["probe"])):
+            raise RecipeError(
+                "evaluate.restor asks for true facts that corrupted items contradict, and the data have none. "
+                "Name what is corrupted (data.corrupt=[NAME, ...]), or drop it: evaluate.restor=null."
+            )
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return accuracies, restoration ratio, forgetting of the corruption and margins for every subject."""
+        ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
+        said = {subject: self._matches(evaluation, subject, ids) for subject in evaluation.models}
+        chosen = {subject: self._options(evaluation, subject, ids) for subject in evaluation.models}
+        found = Findings()
+        for score, judged in (("match", said), ("options", chosen)):
+            right, wrong = ({_reported(s): answers[which] for s, answers in judged.items()} for which in (0, 1))
+            found.records.extend(restoration("restor", right, wrong, score, evaluation.randomness, evaluation.seed))
+        margins = {_reported(subject): answers[2] for subject, answers in chosen.items()}
+        for subject, margin in margins.items():
+            found.records.extend(_margin_records(subject, margin, margins["corrupted"], evaluation.seed))
+            found.items.extend(item_rows(subject, "probe", ids, "answer_margin", margin))
+        return found
+
+    def _facts(self, split: Split) -> Tensor:
+        data = texts(split)
+        return split.ids[(data.having_form("corrupted") & data.having_form("prompt"))[split.ids]]
+
+    def _matches(self, evaluation: Evaluation, subject: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (n,) bool twice: whether the right, and whether the corrupted answer is said."""
+        data = texts(evaluation.splits["probe"])
+        tokens = generated(evaluation, subject, "probe", ids, self.new_tokens, batch_size=self.batch_size)
+        replies = evaluation.models[subject].text(tokens)
+        right, wrong = (
+            torch.tensor([says(said, data.words(i, form)[1]) for said, i in zip(replies, ids.tolist(), strict=True)])
+            for form in ("", "corrupted")
+        )
+        return right, wrong
+
+    def _options(self, evaluation: Evaluation, subject: str, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (n,) bool twice, whether the right and whether the corrupted answer is likeliest, and the margin."""
+        data = texts(evaluation.splits["probe"])
+
+        def mean_log_p(form: str, some: Tensor) -> Tensor:
+            return -answer_scores(evaluation, subject, "probe", some, form, batch_size=self.batch_size).nll
+
+        right, wrong = mean_log_p("", ids), mean_log_p("corrupted", ids)
+        others = torch.full_like(right, -torch.inf)
+        for form in sorted(name for name in data.forms if name.startswith("perturbed_") or name == "alternate"):
+            open_ = torch.tensor([_is_third(data, item, form) for item in ids.tolist()])
+            if open_.any():
+                others[open_] = others[open_].maximum(mean_log_p(form, ids[open_]))
+        return right > wrong.maximum(others), wrong > right.maximum(others), right - wrong
+
+
+def says(said: str, answer: str) -> bool:
+    """Whether the words of an answer stand in what is said, in their order and together."""
+    wanted = plain(answer)
+    return bool(wanted) and f" {wanted} " in f" {plain(said)} "
+
+
+def plain(text: str) -> str:
+    """Return a text in small letters, without punctuation, articles and repeated spaces."""
+    small = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", re.sub(r"[^\w\s]|_", " ", small)).split())
+
+
+def _is_third(data: TextDataset, item: int, form: str) -> bool:
+    """Whether an item has a form whose answer is neither the right nor the corrupted one."""
+    taken = {plain(data.words(item, name)[1]) for name in ("", "corrupted")}
+    return form in data.items[item].forms and plain(data.words(item, form)[1]) not in taken
+
+
+def _reported(subject: str) -> str:
+    return "corrupted" if subject == "target" else subject
+
+
+def _margin_records(subject: str, margin: Tensor, before: Tensor, seed: int) -> list[Record]:
+    """Return the mean margin, and the share of items that the corruption had turned and that are turned back."""
+    common: dict[str, Any] = {"evaluator": "restor", "metric": "answer_margin", "subject": subject, "split": "probe"}
+    mean, ci95 = mean_ci95(margin)
+    records = [
+        Record(
+            **common,
+            about={"score": "margin"},
+            value=mean,
+            ci95=ci95,
+            n=len(margin),
+            seed=seed,
+            direction="higher",
+            unit="nats/token",
+        )
+    ]
+    turned = margin[before < 0] > 0
+    if len(turned):
+        share, interval = share_ci95(int(turned.sum()), len(turned))
+        records.append(
+            Record(
+                **common,
+                about={"score": "flipped"},
+                value=share,
+                ci95=interval,
+                n=len(turned),
+                seed=seed,
+                direction="higher",
+                unit="share",
+            )
+        )
+    return records

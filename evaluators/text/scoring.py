@@ -1,0 +1,88 @@
+"""One teacher-forced pass over the answers of texts, shared by all evaluators that read likelihoods."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearn.core.distributed import map_ids
+from unlearn.core.errors import RecipeError
+from unlearn.data.base import Split
+from unlearn.data.text import TextDataset
+from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength, lowest_mean, token_measures
+from unlearn.models.base import Answers
+
+
+class AnswerScores(NamedTuple):
+    """What a model says of answers, each (n,) float64 on the CPU; nan for an item without answer tokens.
+
+    Attributes:
+        tokens: number of answer tokens, the end token included.
+        nll: mean of -log p over the answer tokens, in nats.
+        exact: share of the answer tokens that are the likeliest ones.
+        extraction: extraction strength.
+        min_k: mean log p of the least likely share k of the tokens.
+        min_k_plus_plus: mean standardised log p of the lowest share k of the tokens.
+    """
+
+    tokens: Tensor
+    nll: Tensor
+    exact: Tensor
+    extraction: Tensor
+    min_k: Tensor
+    min_k_plus_plus: Tensor
+
+
+def measure(answers: Answers, k: float) -> Tensor:
+    """Return the columns of ``AnswerScores`` for a batch, (B, 6) float64."""
+    log_p, right, z = token_measures(answers)
+    tokens = answers.lengths.double()
+    return torch.stack(
+        (
+            tokens,
+            -answers.sums(log_p.double()) / tokens,
+            exact_memorization(answers, right),
+            extraction_strength(answers, right),
+            lowest_mean(answers, log_p, k),
+            lowest_mean(answers, z, k),
+        ),
+        dim=1,
+    )
+
+
+def answer_scores(
+    evaluation: Evaluation,
+    subject: str,
+    split: str,
+    ids: Tensor,
+    form: str = "",
+    k: float = 0.4,
+    batch_size: int = 16,
+) -> AnswerScores:
+    """Return the scores of items (n,) of a split's data in a form; what was asked for before is not computed again."""
+    model, data = evaluation.models[subject], texts(evaluation.splits[split])
+    unknown = torch.full((len(data), len(AnswerScores._fields)), torch.nan, dtype=torch.float64)
+    table = evaluation.cache.setdefault(("answers", subject, id(data), form, k), unknown)
+    missing = ids[table[ids, 0].isnan()]
+    if len(missing):
+        lengths = torch.tensor([sum(map(len, data.tokens(item, form))) for item in missing.tolist()])
+        ordered = missing[lengths.argsort(stable=True)]
+
+        def score(some: Tensor) -> Tensor:
+            return measure(model.answers(evaluation.batch(split, some, form)), k)
+
+        table[ordered] = map_ids(score, ordered.to(evaluation.device), batch_size).cpu()
+    return AnswerScores(*table[ids].unbind(dim=1))
+
+
+def texts(split: Split) -> TextDataset:
+    """Return a split's data. Raises RecipeError where they are no text."""
+    if not isinstance(split.dataset, TextDataset):
+        raise RecipeError(
+            f"This evaluator reads text, and the data are a {type(split.dataset).__name__}. "
+            "Drop it from the recipe (evaluate.NAME=null), or type a text source (data=factbook)."
+        )
+    return split.dataset

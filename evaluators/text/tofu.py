@@ -1,0 +1,254 @@
+"""The TOFU suite: probability, ROUGE-L, truth ratio, forget quality and model utility."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from unlearn.core.records import Record
+from unlearn.core.validation import at_least
+from unlearn.data.text import TextDataset
+from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.sampling import item_rows, judged, limited, mean_share
+from unlearn.evaluators.statistics import Z95
+from unlearn.evaluators.text.generation import generated
+from unlearn.evaluators.text.metrics import log_truth_ratio, rouge_l
+from unlearn.evaluators.text.scoring import answer_scores, texts
+
+WORLD = ("real_authors", "world_facts")
+"""Test questions about the real world, by attribute; their probability is that among the options."""
+
+METRICS = ("probability", "rouge_l_recall", "truth_ratio")
+RATIO = "truth_ratio_r"
+"""The truth ratio itself, item by item; ``truth_ratio`` folds it into a score."""
+
+SPLITS = ("forget", "retain", "holdout")
+FORGOTTEN = ("forget", "holdout")
+"""Splits on which a model should be as one that was never trained on them."""
+
+
+class Questions(NamedTuple):
+    """Questions that are measured together: their name, the split in the records, and their ids (n,)."""
+
+    name: str
+    split: str
+    ids: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tofu(Evaluator):
+    """What a model says to questions, how likely it finds the right and the wrong answers, and its summary figures.
+
+    The truth ratio is r = P(wrong) / P(right) with P = exp(-mean NLL); right is the paraphrased answer where there is
+    one, wrong the perturbed answers. Forget items count min(r, 1/r), all others max(0, 1 - r). Forget quality
+    compares the distribution of r on the forget items with the retrained model's. Passages are left out, and where a
+    split has questions with perturbed answers, those without are.
+
+    Args:
+        new_tokens: tokens that are generated for ROUGE-L.
+        items: at most so many questions of a split, drawn by the seed; null takes all.
+        arithmetic: average the wrong answers' probabilities, as the paper writes, not their logarithms, as the
+            released code and OpenUnlearning do.
+        batch_size: items a forward pass; does not change the result.
+
+    Reference:
+        Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024, section 2.2. arXiv:2401.06121
+    """
+
+    new_tokens: int = 200
+    items: int | None = 400
+    arithmetic: bool = False
+    batch_size: int = 16
+
+    needs: ClassVar[tuple[str, ...]] = ("continues",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least(self, new_tokens=1, items=1, batch_size=1)
+
+    def __call__(self, evaluation: Evaluation) -> Findings:
+        """Return the item metrics for every subject and set, then the summary figures."""
+        findings = Findings()
+        sets = list(self.sets(evaluation))
+        ratios: dict[str, Tensor] = {}
+        bare: dict[str, None] = {}  # sets without wrong answers, each once
+        for subject in evaluation.models:
+            parts: list[list[Tensor]] = []
+            for questions in sets:
+                values = self.measure(evaluation, subject, questions)
+                for metric, each in values.items():
+                    findings.items.extend(item_rows(subject, questions.split, questions.ids, metric, each))
+                    if metric in METRICS:
+                        findings.records.append(_record(evaluation, subject, questions, metric, each))
+                if questions.name == "forget" and RATIO in values:
+                    ratios[subject] = values[RATIO]
+                if RATIO not in values:
+                    bare[questions.name] = None
+                if questions.name in ("retain", *WORLD):
+                    parts.append([values[metric] for metric in METRICS if metric in values])
+            findings.records.extend(_model_utility(evaluation, subject, parts))
+        findings.records.extend(_forget_quality(evaluation, ratios))
+        findings.notes.extend(_lacking(evaluation, [questions.name for questions in sets], list(bare)))
+        return findings
+
+    def sets(self, evaluation: Evaluation) -> Iterator[Questions]:
+        """Return the questions of forget, retain and holdout, and those about the real world where there are any."""
+        for split in SPLITS:
+            if split in evaluation.splits:
+                data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+                asked = ids[data.having_form("prompt")[ids]]
+                whole = asked[data.having_form("perturbed_0")[asked]]
+                ids = limited(whole if len(whole) else asked, self.items, evaluation.seed, split)
+                yield from answerable(data, Questions(split, split, ids))
+        data = texts(evaluation.splits["forget"])
+        for name in WORLD:
+            found = torch.nonzero(data.having([name]) & data.is_test & data.having_form("prompt")).flatten()
+            ids = limited(found, self.items, evaluation.seed, name)
+            yield from answerable(data, Questions(name, "test", ids))
+
+    def measure(self, evaluation: Evaluation, subject: str, questions: Questions) -> dict[str, Tensor]:
+        """Return metric -> value an item, (n,) float64; metrics whose forms the data lack are not there."""
+        where = questions.split if questions.split in evaluation.splits else "forget"  # all splits share their data
+        data = texts(evaluation.splits[where])
+        own, paraphrased = (self._nll(evaluation, subject, where, questions.ids, f) for f in ("", "paraphrased_answer"))
+        wrong = [
+            self._nll(evaluation, subject, where, questions.ids, form)
+            for form in sorted(data.forms)
+            if form.startswith("perturbed_") and data.having_form(form)[questions.ids].any()
+        ]
+        values: dict[str, Tensor] = {}
+        if questions.name not in WORLD:
+            values["probability"] = (-own).exp()
+        elif wrong:
+            options = (-torch.stack((own, *wrong), dim=1)).nan_to_num(nan=-torch.inf)
+            values["probability"] = (-own - options.logsumexp(dim=1)).exp()
+        said = generated(evaluation, subject, where, questions.ids, self.new_tokens, batch_size=self.batch_size)
+        pairs = zip(questions.ids.tolist(), evaluation.models[subject].text(said), strict=True)
+        recall = [rouge_l(data.words(item)[1], text, stemmer=True)[0] for item, text in pairs]
+        values["rouge_l_recall"] = torch.tensor(recall, dtype=torch.float64)
+        if wrong:
+            right = torch.where(data.having_form("paraphrased_answer")[questions.ids], paraphrased, own)
+            log_ratio = log_truth_ratio(right, torch.stack(wrong, dim=1), self.arithmetic)
+            forgotten = questions.name in FORGOTTEN
+            values["truth_ratio"] = (-log_ratio.abs()).exp() if forgotten else (-torch.expm1(log_ratio)).clamp(min=0)
+            values[RATIO] = log_ratio.exp()
+        return values
+
+    def _nll(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor, form: str) -> Tensor:
+        """Return the mean NLL of items in a form, (n,); nan where an item lacks it."""
+        having = texts(evaluation.splits[split]).having_form(form)[ids]
+        result = torch.full((len(ids),), torch.nan, dtype=torch.float64)
+        if having.any():
+            scores = answer_scores(evaluation, subject, split, ids[having], form, batch_size=self.batch_size)
+            result[having] = scores.nll
+        return result
+
+
+def answerable(data: TextDataset, questions: Questions) -> Iterator[Questions]:
+    """Yield the questions whose answers have tokens (one that is longer than the model reads leaves none), if any."""
+
+    def has_answers(item: int) -> bool:
+        forms = [form for form in data.items[item].forms if form.startswith(("perturbed_", "paraphrased_answer"))]
+        return all(data.tokens(item, form)[1] for form in ("", *forms))
+
+    kept = torch.tensor([has_answers(item) for item in questions.ids.tolist()], dtype=torch.bool)
+    if kept.any():
+        yield questions._replace(ids=questions.ids[kept])
+
+
+def _lacking(evaluation: Evaluation, measured: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
+    """Yield sentences on splits that ask nothing, and on sets without wrong answers."""
+    silent = [split for split in SPLITS if split in evaluation.splits and split not in measured]
+    if silent:
+        yield f"tofu: {' and '.join(silent)} ask nothing that can be scored, so nothing is measured there."
+    if bare:
+        off = "truth_ratio and no forget_quality" if "forget" in bare else "truth_ratio"
+        yield f"tofu: the questions of {' and '.join(bare)} have no perturbed answers, so there is no {off}."
+
+
+def _record(evaluation: Evaluation, subject: str, questions: Questions, metric: str, values: Tensor) -> Record:
+    mean, ci95 = mean_share(values)
+    return Record(
+        evaluator="tofu",
+        metric=metric,
+        subject=subject,
+        split=questions.split,
+        about={"set": questions.name} if questions.name in WORLD else {},
+        value=mean,
+        ci95=ci95,
+        n=len(values),
+        seed=evaluation.seed,
+        direction="retrained" if questions.name in FORGOTTEN else "higher",
+        unit="share",
+    )
+
+
+def _model_utility(evaluation: Evaluation, subject: str, parts: Sequence[Sequence[Tensor]]) -> list[Record]:
+    """Return the harmonic mean of the parts' means, given item by item a set; the interval is linearised."""
+    means = [values.mean().item() for group in parts for values in group]
+    if not means:
+        return []
+    broken = any(math.isnan(mean) for mean in means)
+    utility = math.nan if broken else 0.0 if 0 in means else len(means) / sum(1 / mean for mean in means)
+    ci95 = None
+    if utility > 0 and all(len(values) > 1 for group in parts for values in group):
+        slopes = [[utility**2 / (len(means) * values.mean() ** 2) for values in group] for group in parts]
+        moved = [
+            torch.stack([slope * values for slope, values in zip(slope_group, group, strict=True)]).sum(0)
+            for slope_group, group in zip(slopes, parts, strict=True)
+        ]
+        half = Z95 * math.sqrt(sum(each.var().item() / len(each) for each in moved))
+        ci95 = (max(0.0, utility - half), min(1.0, utility + half))
+    return [
+        Record(
+            evaluator="tofu",
+            metric="model_utility",
+            subject=subject,
+            about={"parts": f"{len(means)} of {len(METRICS) * (1 + len(WORLD))}"},
+            value=utility,
+            ci95=ci95,
+            n=sum(len(group[0]) for group in parts),
+            seed=evaluation.seed,
+            direction="higher",
+            unit="share",
+        )
+    ]
+
+
+def _forget_quality(evaluation: Evaluation, ratios: Mapping[str, Tensor]) -> list[Record]:
+    """Compare every subject's truth ratios (n,) with the retrained model's, where there is one."""
+    records = []
+    for subject in [name for name in ratios if name != "retrained" and "retrained" in ratios]:
+        p_value, statistic = kolmogorov_smirnov(ratios[subject], ratios["retrained"])
+        for value, about in ((p_value, {}), (statistic, {"score": "statistic"})):
+            records.append(
+                Record(
+                    evaluator="tofu",
+                    metric="forget_quality",
+                    subject=subject,
+                    split="forget",
+                    about=about,
+                    value=value,
+                    n=len(ratios[subject]),
+                    seed=evaluation.seed,
+                    direction="lower" if about else "higher",
+                )
+            )
+    return records
+
+
+def kolmogorov_smirnov(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return p-value and statistic of the two-sample test between values (n,) and (m,); nan where one is nan."""
+    if a.isnan().any() or b.isnan().any():
+        return math.nan, math.nan
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful", RuntimeWarning)
+        test = ks_2samp(a.numpy(), b.numpy())
+    return float(test.pvalue), float(test.statistic)

@@ -1,0 +1,108 @@
+"""Pipelines of diffusers on the Hugging Face hub: which of their files are read, and only those are fetched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from glob import escape
+from pathlib import Path
+
+from unlearn.core.errors import RecipeError
+
+PARTS = frozenset(
+    {
+        "feature_extractor",
+        "image_encoder",
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "transformer",
+        "unet",
+        "vae",
+    }
+)
+"""Folders of a pipeline that are read; a safety checker is not."""
+
+ABOUT = frozenset({"model_index.json", "unlearn.json", "guard.json"})
+"""Files beside them."""
+
+HALF = "fp16"
+"""The variant in half precision, as file names have it."""
+
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(?:\.(?P<early>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<late>\w+))?"
+    r"\.(?P<kind>safetensors|bin)(?:\.index(?:\.(?P<listed>\w+))?\.json)?"
+)
+
+
+def pipeline_folder(name: str, weights: bool = True) -> Path:
+    """Return the folder of a pipeline in the hub's local cache; what is not there is fetched.
+
+    Args:
+        name: hub id, such as ``stabilityai/sdxl-turbo``.
+        weights: whether weights are wanted, or what describes the model alone.
+
+    Raises:
+        RecipeError: the hub cannot be reached and the cache has nothing of it, or it holds no pipeline.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        names = list_repo_files(name)
+        if not ABOUT & set(names):
+            raise RecipeError(f"{name!r} on the hub holds no pipeline of diffusers: model_index.json is not there.")
+        return Path(snapshot_download(name, allow_patterns=[escape(file) for file in chosen(names, weights)]))
+    except RecipeError:
+        raise
+    except Exception as error:  # the hub's client raises many kinds
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except Exception:
+            raise RecipeError(
+                f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
+                f"{(str(error).splitlines() or [''])[0]}). Type an existing folder with model_index.json (of a "
+                "pipeline of diffusers, or model/ of a run), or a hub id that you have access to while the hub can be "
+                "reached."
+            ) from error
+
+
+def chosen(names: Sequence[str], weights: bool) -> list[str]:
+    """Return which files of a pipeline are read.
+
+    Of each part one set of weights is: whole precision before half, and then safetensors before others. Half precision
+    is taken of all parts, where it is there, as soon as one part has nothing else.
+    """
+    wanted = [file for file in names if file in ABOUT]
+    sets = _sets(names)
+    half = variant(names) is not None
+    for part in sorted({file.partition("/")[0] for file in names} & PARTS):
+        own = [file for file in names if file.startswith(f"{part}/") and file.count("/") == 1]
+        wanted += [f for f in own if f.endswith((".json", ".txt", ".model")) and not _WEIGHTS.fullmatch(_last(f))]
+        if weights and (found := sets.get(part)):
+            best = min(found, key=lambda key: ((key[0] == HALF) != half, key[0] != "", key[1] != "safetensors", key))
+            wanted += found[best]
+    return wanted
+
+
+def variant(names: Sequence[str]) -> str | None:
+    """Return the variant that diffusers is to read, None for none: half precision where a part has nothing else."""
+    return HALF if any(all(kind == HALF for kind, _ in found) for found in _sets(names).values()) else None
+
+
+def _sets(names: Sequence[str]) -> dict[str, dict[tuple[str, str], list[str]]]:
+    """Return the weights of each part: (variant, kind of file) -> files."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for file in names:
+        part, _, own = file.partition("/")
+        match = _WEIGHTS.fullmatch(own)
+        if part in PARTS and match:
+            key = (match["early"] or match["late"] or match["listed"] or "", match["kind"])
+            found.setdefault(part, {}).setdefault(key, []).append(file)
+    return found
+
+
+def _last(file: str) -> str:
+    return file.rpartition("/")[2]

@@ -1,0 +1,251 @@
+"""The files of diffusion models: folders of their parts, and pipelines of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+
+from unlearn.core.errors import RecipeError
+from unlearn.models.diffusion.hub import ABOUT, variant
+from unlearn.models.diffusion.text_encoder import TextSide
+from unlearn.models.diffusion.wrapper import ZEROS, Diffusion, DiffusionSettings, check_steps
+from unlearn.models.lora import Adapter
+
+Model = TypeVar("Model", bound=Diffusion)
+
+SETTINGS = "unlearn.json"
+"""Beside the model's own files: what they do not say."""
+
+GUARD = "guard.json"
+"""Beside the files of an unchanged model: what stands around it (unlearn.models.guards.guidance)."""
+
+PIPELINES: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+    "DiTPipeline": {},
+}
+"""Pipelines that can be read, with what each is asked to leave out; each is saved as it came."""
+
+KEPT = ("scheduler", "feature_extractor", "image_encoder")
+"""Components of a pipeline that are written again as they came; sampling here is DDIM whatever the scheduler."""
+
+NAMES = "id2label"
+"""What the classes of DiT are called, in the index of its folder: number -> names, with commas between."""
+
+_DENOISERS = {
+    "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "DiTTransformer2DModel": DiTTransformer2DModel,
+}
+
+
+def read_model(cls: type[Model], folder: Path, weights: bool = True) -> Model:
+    """Read a model folder. Raises RecipeError where something is missing or of a kind that is not known.
+
+    Args:
+        cls: the wrapper.
+        folder: of a pipeline of diffusers, or of parts.
+        weights: whether to read them; otherwise the model is on the meta device, and has no guard.
+    """
+    inner = folder / "model"
+    if not any((folder / name).is_file() for name in ABOUT) and any((inner / name).is_file() for name in ABOUT):
+        raise RecipeError(f"{folder} is a run directory. Type {inner}")
+    try:
+        read = _from_pipeline if (folder / "model_index.json").is_file() else _from_parts
+        model = read(cls, folder, weights)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(
+            f"{folder} holds no diffusion model that can be read ({error}). "
+            "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
+        ) from error
+    if (folder / SETTINGS).is_file():
+        check_steps(model.settings.steps, model.timesteps, "steps", f"{folder / SETTINGS}: ")
+        if (model.settings.one_step or 0) >= model.timesteps:
+            raise RecipeError(
+                f"{folder / SETTINGS}: one_step is {model.settings.one_step}, and the model has {model.timesteps} "
+                "timesteps. Give a smaller one."
+            )
+    if not weights or not (folder / GUARD).is_file():
+        return model
+    from unlearn.models.guards.guidance import read_guarded
+
+    return read_guarded(model, folder)  # type: ignore[return-value]
+
+
+def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write a model as the pipeline that it came from, or in its parts; of float type ``dtype``, or its own."""
+    parts = model.components()
+    if dtype:  # of copies: rounded weights cannot be made whole again
+        parts = {n: deepcopy(part).to(dtype) if isinstance(part, nn.Module) else part for n, part in parts.items()}
+    if model.pipeline is not None:
+        kind = getattr(diffusers, model.pipeline)
+        wanted = inspect.signature(kind.__init__).parameters.values()
+        lacking = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
+        known = {each.name: parts[each.name] for each in wanted if each.name in parts}
+        pipe = kind(**lacking | PIPELINES[model.pipeline] | known)
+        if NAMES in known:  # diffusers reads it and forgets to write it
+            pipe.register_to_config(**{NAMES: known[NAMES]})
+        pipe.save_pretrained(folder)
+    else:
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+    for file in folder.rglob("config.json"):  # diffusers notes the path that a part was read from
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(asdict(model.settings), indent=2) + "\n", encoding="utf-8")
+
+
+def write_adapter(model: Diffusion, adapter: Adapter, folder: Path) -> None:
+    """Write an adapter into an existing folder.
+
+    Of a model that takes prompts it is ``pytorch_lora_weights.safetensors``, with the settings of peft in the file's
+    metadata; of a model that is told classes, for which diffusers has no loader, the denoiser's in peft's layout. An
+    autoencoder's is left out: no loss reaches it.
+    """
+    denoiser = adapter.inside("denoiser")
+    if model.text is None:
+        assert denoiser is not None  # there is nothing else that could be adapted
+        denoiser.write(folder)
+        return
+    names = ("text_encoder", "text_encoder_2")[: len(model.text.encoders)]
+    found = {"unet": denoiser, **{name: adapter.inside(f"text.encoders.{i}") for i, name in enumerate(names)}}
+    parts = {name: part for name, part in found.items() if part is not None}
+    layers = {name: dict(part.weights) for name, part in parts.items()}
+    for name in names:  # diffusers reads peft's own names of attention alone, and these of every layer
+        layers[name] = {_of_text_encoder(key): weight for key, weight in layers.get(name, {}).items()}
+    kind = diffusers.StableDiffusionXLPipeline if len(names) == 2 else diffusers.StableDiffusionPipeline
+    settings: Any = {name: part.config for name, part in parts.items()}
+    kind.save_lora_weights(
+        folder,
+        **{f"{name}_lora_layers": weights for name, weights in layers.items()},
+        **{f"{name}_lora_adapter_metadata": config.to_dict() for name, config in settings.items()},
+    )
+
+
+def _of_text_encoder(key: str) -> str:
+    return key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up.")
+
+
+def read_settings(folder: Path) -> DiffusionSettings | None:
+    """Return what ``unlearn.json`` says, None where there is none."""
+    if not (folder / SETTINGS).is_file():
+        return None
+    content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    content["shape"] = tuple(content["shape"])
+    content["classes"] = tuple(content["classes"]) if content["classes"] is not None else None
+    return DiffusionSettings(**content)
+
+
+def _from_parts(cls: type[Model], folder: Path, weights: bool) -> Model:
+    settings = read_settings(folder)
+    if settings is None:
+        raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
+    place = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
+    kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    told = ["text_encoder", "tokenizer"] if kind == "UNet2DConditionModel" else []
+    _check_there(folder, [place.name, "scheduler", *told], kind)
+    text = None
+    if told:
+        encoder = _module(CLIPTextModel, folder / "text_encoder", weights)
+        text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
+    vae = _module(AutoencoderKL, folder / "vae", weights) if (folder / "vae").is_dir() else None
+    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    return cls(_module(_DENOISERS[kind], place, weights), scheduler, settings, text, vae)
+
+
+def _module(kind: Any, place: Path, weights: bool) -> Any:
+    """Read a module of transformers or diffusers in single precision, or build it on the meta device."""
+    of_transformers = issubclass(kind, PreTrainedModel)
+    if weights:
+        precision = {"dtype" if of_transformers else "torch_dtype": torch.float32}
+        found, about = kind.from_pretrained(place, output_loading_info=True, **precision)
+        if missing := sorted(about["missing_keys"]):
+            raise ValueError(f"{place} has no weights for {missing[0]}")
+        return found
+    with torch.device("meta"):
+        if of_transformers:
+            return kind(kind.config_class.from_pretrained(place))
+        return kind.from_config(kind.load_config(place))
+
+
+def _empty_pipeline(folder: Path, index: dict[str, Any]) -> Any:
+    """Build a pipeline from the descriptions in a folder: modules on the meta device, tokenizers and scheduler."""
+    kind, left_out = getattr(diffusers, index["_class_name"]), PIPELINES[index["_class_name"]]
+    wanted = inspect.signature(kind.__init__).parameters.values()
+    parts: dict[str, Any] = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
+    for name in parts:
+        library, made = index.get(name) or (None, None)
+        if made is not None and name not in (*left_out, "feature_extractor", "image_encoder"):
+            part = getattr(diffusers if library == "diffusers" else transformers, made)
+            is_module = issubclass(part, nn.Module)
+            parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
+    named = {key: index[key] for key in (NAMES, ZEROS) if key in index}
+    return kind(**parts | left_out | named)
+
+
+def _check_there(folder: Path, names: Sequence[str], whose: str) -> None:
+    """Refuse a folder that lacks parts, which diffusers would look for on its hub."""
+    if lacking := [f"{name}/" for name in names if not (folder / name).is_dir()]:
+        raise RecipeError(f"{folder} lacks {', '.join(lacking)}, which a {whose} needs. Copy the whole folder.")
+
+
+def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    kind = index["_class_name"]
+    if kind not in PIPELINES:
+        raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
+    wanted = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+    optional = (*PIPELINES[kind], "feature_extractor", "self")
+    needed = [each.name for each in wanted if each.default is each.empty and each.name not in optional]
+    _check_there(folder, needed, kind)
+    if weights:
+        files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+        given = {"dtype": torch.float32, "variant": variant(files), "local_files_only": True}
+        pipe: Any = getattr(diffusers, kind).from_pretrained(folder, **given, **PIPELINES[kind])
+    else:
+        pipe = _empty_pipeline(folder, index)
+    text, by_class = None, kind == "DiTPipeline"
+    if not by_class:
+        encoders = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
+        tokenizers = [getattr(pipe, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipe, name, None)]
+        if not all(isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection) for encoder in encoders):
+            raise RecipeError(f"{folder}: the text encoders are no CLIP models, and no others can be read.")
+        text = TextSide(encoders, tokenizers)
+    denoiser = pipe.transformer if by_class else pipe.unet
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    settings = read_settings(folder) or _settings_of(pipe, denoiser, by_class)
+    extras = {name: part for name, part in pipe.components.items() if part is not None and name in KEPT}
+    extras |= {NAMES: index[NAMES]} if NAMES in index else {}
+    extras |= {ZEROS: pipe.config[ZEROS]} if ZEROS in pipe.config else {}
+    return cls(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
+
+
+def _settings_of(pipe: Any, denoiser: Any, by_class: bool) -> DiffusionSettings:
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    side = denoiser.config.sample_size * factor
+    classes = None
+    if by_class:
+        named = pipe.labels or {}
+        names = {int(number): name for name, number in named.items()}
+        classes = tuple(names.get(index, str(index)) for index in range(denoiser.config.num_embeds_ada_norm))
+    return DiffusionSettings(shape=(3, side, side), classes=classes, steps=50, guidance=7.5 if classes is None else 4.0)

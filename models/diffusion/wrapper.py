@@ -1,0 +1,453 @@
+"""The wrapper around a denoiser of diffusers: scores, samples, training loss, save and load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
+
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Batch, Dataset
+from unlearn.data.conditioned import Classes, Prompts, conditioned
+from unlearn.models.base import Wrapper
+from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.parameter_kinds import parameter_kinds
+from unlearn.models.diffusion.text_encoder import TextSide
+
+if TYPE_CHECKING:
+    from unlearn.models.lora import Adapter
+
+disable_progress_bar()  # a run shows one bar, its own
+set_verbosity_error()  # it warns of every cast to half precision
+disable_bar_of_transformers()
+
+Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
+
+ZEROS = "force_zeros_for_empty_prompt"
+"""Setting of a pipeline, among the extras: what says nothing is zeros, whatever the text encoders give (SDXL)."""
+
+NOTHING = -1
+"""In the place of every token: no prompt at all, where that is something else than the empty prompt."""
+
+PREDICTED = ("epsilon", "sample", "v_prediction")
+"""What a network may predict, as diffusers calls it."""
+
+LEAST_STEPS = 2
+"""DDIM steps: one alone would stand at t = 0, where what is drawn has no noise, and begin with noise alone."""
+
+
+def check_steps(steps: int, timesteps: int, key: str, where: str = "") -> None:
+    """Refuse a number of DDIM steps that a model cannot take.
+
+    Args:
+        steps: the number.
+        timesteps: T of the model.
+        key: under which it is given, for the message.
+        where: words before the key.
+
+    Raises:
+        RecipeError: it is no whole number from 2 to T.
+    """
+    if not isinstance(steps, int) or not LEAST_STEPS <= steps <= timesteps:
+        raise RecipeError(
+            f"{where}{key} is {steps!r}; the model has {timesteps} timesteps, and {LEAST_STEPS} to {timesteps} steps "
+            f"are allowed. Type {key}={min(20, timesteps)}."
+        )
+
+
+Steering = Callable[[int, Tensor, Tensor, Condition], Tensor]
+"""(number of the step, x, t, encoded condition) -> eps, along one trajectory."""
+
+
+@dataclass
+class DiffusionSettings:
+    """What the files of diffusers do not say.
+
+    Args:
+        shape: (C, H, W) of images.
+        levels: number of grey levels of images.
+        classes: what the classes are called, in their order; None for a model that takes prompts.
+        steps: DDIM steps a sample, from 2 to T.
+        guidance: classifier-free guidance of samples; 1 is the condition alone (Ho and Salimans 2022 write w = g - 1).
+        drop: share of training items whose condition is dropped.
+        one_step: timestep from which a one-step generator draws at once; None for a diffusion model.
+    """
+
+    shape: tuple[int, ...]
+    levels: int = 256
+    classes: tuple[str, ...] | None = None
+    steps: int = 20
+    guidance: float = 2.0
+    drop: float = 0.1
+    one_step: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that are no settings. Raises ValueError."""
+        if len(self.shape) != 3 or not all(isinstance(side, int) and side > 0 for side in self.shape):
+            raise ValueError(f"shape is {self.shape!r}; it must be three numbers above 0: channels, height, width")
+        for name, whole, least in (("levels", self.levels, 2), ("one_step", self.one_step or 0, 0)):
+            if not isinstance(whole, int) or whole < least:
+                raise ValueError(f"{name} is {whole!r}; it must be a whole number of {least} or more")
+        for name, value, most in (("guidance", self.guidance, math.inf), ("drop", self.drop, 1)):
+            if not isinstance(value, int | float) or not 0 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most}")
+
+
+class Diffusion(Wrapper):
+    """A denoiser with its noise schedule and, where it has them, text encoders and an autoencoder.
+
+    Whatever the network predicts (noise, image or velocity), every method here speaks of the noise eps in
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. Images are mapped to [-1, 1], or to latents by the autoencoder.
+
+    Args:
+        denoiser: UNet2DConditionModel (prompts), UNet2DModel or DiTTransformer2DModel (classes).
+        scheduler: of diffusers; its noise schedule and prediction type count.
+        settings: see DiffusionSettings.
+        text: text encoders, for a model that takes prompts.
+        vae: AutoencoderKL, for a model in latent space.
+        pipeline: name of the pipeline of diffusers that the model came from and is saved as.
+        extras: further components of that pipeline, which are kept as they are.
+    """
+
+    family: ClassVar[str] = "diffusion"
+
+    alphas: Tensor
+    """abar_t, (T,)."""
+
+    denoiser: Any
+    vae: Any
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scheduler: Any,
+        settings: DiffusionSettings,
+        text: TextSide | None = None,
+        vae: nn.Module | None = None,
+        pipeline: str | None = None,
+        extras: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.text = text
+        self.vae = vae
+        self.scheduler = scheduler
+        self.settings = settings
+        self.pipeline = pipeline
+        self.extras = extras or {}
+        if scheduler.config.prediction_type not in PREDICTED:
+            raise ValueError(
+                f"prediction_type is {scheduler.config.prediction_type!r}; it must be one of {', '.join(PREDICTED)}"
+            )
+        self.register_buffer("alphas", scheduler.alphas_cumprod.clone().float(), persistent=False)
+        self.eval()
+
+    @property
+    def timesteps(self) -> int:
+        """Number of timesteps T; t runs from 0 (clean) to T - 1."""
+        return len(self.alphas)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the denoiser."""
+        return next(iter(self.denoiser.parameters())).dtype  # type: ignore[no-any-return]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what the denoiser takes."""
+        if self.vae is None:
+            return tuple(self.settings.shape)
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = self.settings.shape[1:]
+        return (self.vae.config.latent_channels, height // factor, width // factor)
+
+    # conditions
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return the data with the condition of each item, as this model takes it."""
+        if self.text is not None:
+            return conditioned(dataset, Prompts(self.text.tokens, check=self.text.refuse_unknown))
+        return conditioned(dataset, Classes(self.settings.classes or ()))
+
+    def check_fits(self, info: dict[str, Any]) -> None:
+        """Refuse data of another shape, or of classes that the model does not know."""
+        wanted, levels = tuple(self.settings.shape), self.settings.levels
+        if "shape" in info and (tuple(info["shape"]), info["levels"]) != (wanted, levels):
+            raise RecipeError(
+                f"The model was built for shape {wanted} and {levels} grey levels; the data has shape "
+                f"{tuple(info['shape'])} and {info['levels']}. Type another model.pretrained=FOLDER, or other data."
+            )
+        if self.settings.classes is not None and tuple(info.get("classes", ())) != self.settings.classes:
+            raise RecipeError(
+                f"The model knows the classes {', '.join(self.settings.classes)}; the data has "
+                f"{', '.join(info.get('classes', ())) or 'none'}. Type data with these labels."
+            )
+
+    def condition(self, batch: Batch) -> Condition:
+        """Return what the items of a batch are: classes (B,) or tokens (B, E, L)."""
+        return Condition(tokens=batch["tokens"]) if self.text is not None else Condition(classes=batch["class"])
+
+    def prompts(self, texts: Sequence[str]) -> Condition:
+        """Return conditions of prompts, or of class names for a model that takes classes."""
+        device = self.alphas.device
+        if self.text is not None:
+            self.text.refuse_unknown(texts)
+            return Condition(tokens=self.text.tokens(texts).to(device))
+        known = self.settings.classes or ()
+        for name in texts:
+            if name not in known:
+                raise RecipeError(f"The model knows no class {name!r}. {did_you_mean(name, known)}")
+        return Condition(classes=torch.tensor([known.index(name) for name in texts], device=device))
+
+    def null(self, n: int) -> Condition:
+        """Return n times the condition that says nothing: the empty prompt, zeros, or the class beyond the last."""
+        if self.text is not None and self.extras.get(ZEROS):
+            shape = (n, len(self.text.encoders), self.text.length)
+            return Condition(tokens=torch.full(shape, NOTHING, device=self.alphas.device))
+        if self.text is not None:
+            return self.prompts([""]).repeat(n)
+        return Condition(classes=torch.full((n,), len(self.settings.classes or ()), device=self.alphas.device))
+
+    def encode(self, condition: Condition) -> Condition:
+        """Return encoded prompts, with gradient; classes and encoded prompts come back as they are."""
+        if condition.tokens is None or self.text is None:
+            return condition
+        rows, where = torch.unique(condition.tokens, dim=0, return_inverse=True)  # prompts repeat within a batch
+        nothing = (rows == NOTHING).flatten(1).all(dim=1)
+        encoded: Condition = self.text(rows.masked_fill(nothing[:, None, None], 0))
+        return (encoded.blank(nothing) if nothing.any() else encoded)[where]
+
+    def tables(self) -> list[nn.Embedding]:
+        """Return the tables in which it looks up words (one a text encoder) or classes (one, or one a block)."""
+        if self.text is not None:
+            return [encoder.get_input_embeddings() for encoder in self.text.encoders]  # type: ignore[operator]
+        return [module for module in self.denoiser.modules() if isinstance(module, nn.Embedding)]
+
+    # scores
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return eps(x_t, t, c), (B, C, H, W).
+
+        Args:
+            x: noisy items x_t, (B, C, H, W).
+            t: timesteps, (B,) int64.
+            condition: of B items.
+        """
+        raw = self._network(x, t, self.encode(condition))
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return raw
+        signal, noise = self._scales(t, x)
+        if kind == "sample":
+            return (x - signal * raw) / noise
+        return signal * raw + noise * x  # velocity: Salimans and Ho 2022, appendix D
+
+    def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
+        """Return eps(c_n) + g (eps(c) - eps(c_n)), (B, C, H, W), of one forward pass (g = 1: eps(c) alone)."""
+        if guidance == 1:
+            return self.predict(x, t, condition)
+        both = Condition.cat([self.encode(self.null(len(x))), self.encode(condition)])
+        empty, told = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return empty + guidance * (told - empty)
+
+    def steering(self, guidance: float) -> Steering:
+        """Return what gives eps at each step of one trajectory; a guard steers here, and may keep a state."""
+        return lambda number, x, t, condition: self.guided(x, t, condition, guidance)
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t of clean items and noise, both (B, C, H, W)."""
+        signal, scale = self._scales(t, x0)
+        return signal * x0 + scale * noise
+
+    def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Return x_0 as ``eps`` has it, (B, C, H, W)."""
+        signal, scale = self._scales(t, x)
+        return (x - scale * eps) / signal
+
+    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        kept = self.alphas[t].to(like.dtype)[:, None, None, None]
+        return kept.sqrt(), (1 - kept).sqrt()
+
+    def _network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        network: Any = self.denoiser
+        if isinstance(self.denoiser, UNet2DConditionModel):
+            added = None
+            if condition.pooled is not None:
+                height, width = self.settings.shape[1:]
+                times = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
+                added = {"text_embeds": condition.pooled, "time_ids": times}
+            found: Tensor = network(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
+        else:
+            found = network(x, timestep=t, class_labels=condition.classes, return_dict=False)[0]
+        return found[:, : x.shape[1]]  # DiT predicts a variance too
+
+    # data
+
+    def latents(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the clean items x_0 of a batch of images, (B, C, H, W)."""
+        if "image" not in batch:
+            raise RecipeError("The data has prompts without images, and this objective asks for images. Give images.")
+        dtype = self.dtype
+        images = batch["image"].to(dtype) * (2 / (self.settings.levels - 1)) - 1
+        if self.vae is None:
+            return images
+        with torch.no_grad():
+            spread = self.vae.encode(images).latent_dist
+            noise = randomness.child("autoencoder").normal(batch["id"], self.latent_shape, dtype)
+            return (spread.mean + spread.std * noise) * self.vae.config.scaling_factor  # type: ignore[no-any-return]
+
+    def images(self, x0: Tensor) -> Tensor:
+        """Return clean items (B, C, H, W) as images (B, C, H, W) uint8."""
+        if self.vae is not None:
+            x0 = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
+        grey = ((x0 + 1) * (self.settings.levels - 1) / 2).round().clamp(0, self.settings.levels - 1)
+        return torch.nan_to_num(grey).to(torch.uint8)
+
+    def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the mean over values of (eps - eps(x_t, t, c))^2 an item, (B,), at a t drawn for each.
+
+        A share ``drop`` of items is told nothing. Ho et al., DDPM, 2020, eq. 14; the drop is of Ho and Salimans, 2022.
+        """
+        ids = batch["id"]
+        x0 = self.latents(batch, randomness)
+        t = randomness.child("t").integers(ids, self.timesteps)
+        noise = randomness.child("noise").normal(ids, tuple(x0.shape[1:]), x0.dtype)
+        told = self.condition(batch)
+        dropped = randomness.child("drop").uniform(ids, ()) < self.settings.drop
+        both = Condition.cat([told, self.null(len(ids))])
+        rows = torch.arange(len(ids), device=ids.device) + dropped * len(ids)
+        found = self.predict(self.noised(x0, noise, t), t, both[rows])
+        return (found - noise).square().flatten(1).mean(dim=1)
+
+    # samples
+
+    def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return x_T ~ N(0, 1), one an id, (B, C, H, W); the same id and randomness give the same in every model."""
+        return randomness.child("latents").normal(ids, self.latent_shape, self.dtype)
+
+    @torch.no_grad()
+    def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
+        """Draw one image an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8.
+
+        Args:
+            ids: which latents.
+            randomness: of the latents.
+            like: items whose conditions the images are to have; by default each image is told nothing.
+        """
+        told = self.condition(like) if like is not None else self.null(len(ids))
+        return {"id": ids, "image": self.draw(self.noise(ids, randomness), told)}
+
+    @torch.no_grad()
+    def draw(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Return images (B, C, H, W) uint8 of noise x_T (B, C, H, W)."""
+        if self.settings.one_step is not None:
+            return self.images(self.generated(noise, self.encode(condition)))
+        x = noise
+        for _, after in self.trajectory(noise, condition):
+            x = after
+        return self.images(x)
+
+    def generated(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Return x_0 of a one-step generator, with gradient, (B, C, H, W).
+
+        The noise is scaled by sqrt(1 - abar), as if an empty image had been noised: Zhou et al., Score identity
+        Distillation, 2024. arXiv:2404.04057
+        """
+        if self.settings.one_step is None:
+            raise RecipeError("The model is no one-step generator. Type model.pretrained=FOLDER of one.")
+        t = torch.full((len(noise),), self.settings.one_step, device=noise.device)
+        x = self._scales(t, noise)[1] * noise
+        return self.denoised(x, t, self.predict(x, t, condition))
+
+    def times(self, steps: int | None = None) -> Tensor:
+        """Return the timesteps of a trajectory, (S,) int64, falling."""
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps or self.settings.steps)
+        return scheduler.timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
+
+    def trajectory(
+        self,
+        x: Tensor,
+        condition: Condition,
+        guidance: float | None = None,
+        steps: int | None = None,
+        first: int = 0,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of the step, x after it) of deterministic DDIM; stop asking, and nothing more is computed.
+
+        Args:
+            x: x_T, or the state before step ``first``, (B, C, H, W).
+            condition: of B items.
+            guidance: by default that of the settings.
+            steps: of the whole trajectory, by default those of the settings.
+            first: step to begin with.
+        """
+        scheduler = DDIMScheduler.from_config(
+            self.scheduler.config, prediction_type="epsilon", clip_sample=self.vae is None, set_alpha_to_one=True
+        )
+        scheduler.set_timesteps(steps or self.settings.steps)
+        told = self.encode(condition)
+        steer = self.steering(self.settings.guidance if guidance is None else guidance)
+        for number, t in enumerate(scheduler.timesteps.tolist()[first:], first):
+            at = torch.full((len(x),), t, device=x.device)
+            eps = steer(number, x, at, told)
+            # a clipped x_0 needs the eps that belongs to it, or errors add up from step to step
+            x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
+            yield number, x
+
+    # scope
+
+    def parameter_kinds(self) -> dict[str, list[str]]:
+        """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
+        return parameter_kinds(self)
+
+    def trainable(self) -> list[str]:
+        """Return the names of the parameters that a loss can reach: the autoencoder holds still in every method."""
+        kinds = self.parameter_kinds()
+        reached = {*kinds["denoiser"], *kinds["text_encoder"]}
+        return [name for name, _ in self.named_parameters() if name in reached]
+
+    # files
+
+    def components(self) -> dict[str, Any]:
+        """Return the parts by the names that pipelines of diffusers give them."""
+        name = "transformer" if isinstance(self.denoiser, DiTTransformer2DModel) else "unet"
+        parts: dict[str, Any] = {name: self.denoiser, "scheduler": self.scheduler}
+        if self.vae is not None:
+            parts["vae"] = self.vae
+        for index, ending in enumerate(("", "_2")[: len(self.text.encoders)] if self.text else ()):
+            parts[f"text_encoder{ending}"] = self.text.encoders[index]  # type: ignore[union-attr]
+            parts[f"tokenizer{ending}"] = self.text.tokenizers[index]  # type: ignore[union-attr]
+        return parts | self.extras
+
+    def beside_weights(self) -> dict[str, Any]:
+        """Return the settings that unlearning may change."""
+        return {"one_step": self.settings.one_step}
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the pipeline of diffusers that the model came from, or its parts, and ``unlearn.json``."""
+        from unlearn.models.diffusion.serialization import write_model
+
+        write_model(self, folder, dtype)
+
+    def write_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Write an adapter as ``load_lora_weights`` of diffusers reads it; for a model told classes, as peft does."""
+        from unlearn.models.diffusion.serialization import write_adapter
+
+        write_adapter(self, adapter, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read what ``save_pretrained`` wrote, or a pipeline of diffusers."""
+        from unlearn.models.diffusion.serialization import read_model
+
+        return read_model(cls, folder)

@@ -1,0 +1,1 @@
+"""Frozen networks that judge: classifiers, embedders, face nets, CLIP."""

@@ -1,0 +1,116 @@
+"""Scorers of images against words, by path: a CLIP of transformers, or a TorchScript file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError
+from unlearn.models.feature_extractors.embedders import scripted
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the images that CLIP was trained on, where the folder does not say otherwise (Radford et al. 2021)."""
+
+
+class TextImage(Protocol):
+    """Puts images and words into one space."""
+
+    name: str
+
+    def images(self, images: Tensor) -> Tensor:
+        """Return the embeddings, (B, D), of images (B, C, H, W) in [-1, 1], with gradient."""
+
+    def texts(self, words: Sequence[str]) -> Tensor:
+        """Return the embeddings, (n, D), of texts, without gradient."""
+
+
+def text_image_net(path: str) -> TextImage:
+    """Return the scorer at a path: the folder of a CLIP model of transformers, or a TorchScript file.
+
+    A TorchScript file has the methods ``embed_images(images)``, of images (B, C, H, W) in [-1, 1] to (B, D), and
+    ``embed_texts(words)``, of a list of text to (n, D).
+
+    Raises:
+        RecipeError: there is no such file or folder, or it is no such scorer.
+    """
+    place = Path(path).expanduser()
+    if (place / "config.json").is_file():
+        return _clip(place)
+    if place.is_file():
+        return Scripted(place)
+    raise RecipeError(f"There is no scorer at {path}. Type the folder of a CLIP model, or a TorchScript file.")
+
+
+class Scripted:
+    """A scorer in a TorchScript file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
+        self.network: Any = scripted(str(path), "scorer")[1]
+        if lost := [name for name in ("embed_images", "embed_texts") if not hasattr(self.network, name)]:
+            raise RecipeError(f"{path} has no method {lost[0]}; it needs embed_images and embed_texts.")
+
+    def images(self, images: Tensor) -> Tensor:
+        """Return the embeddings of images."""
+        found: Tensor = self.network.to(images.device).embed_images(images.float())
+        return found
+
+    @torch.no_grad()
+    def texts(self, words: Sequence[str]) -> Tensor:
+        """Return the embeddings of texts."""
+        found: Tensor = self.network.embed_texts(list(words))
+        return found
+
+
+class Clip:
+    """A CLIP model of transformers with its tokenizer.
+
+    Args:
+        folder: of both.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.name = folder.name
+        self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        about = folder / "preprocessor_config.json"
+        given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        self.mean = torch.tensor(given.get("image_mean", MEAN))[:, None, None]
+        self.std = torch.tensor(given.get("image_std", STD))[:, None, None]
+
+    def images(self, images: Tensor) -> Tensor:
+        """Return the embeddings of images: three channels, the model's size, normalised."""
+        side = self.model.config.vision_config.image_size
+        colour = images.float().expand(-1, 3, -1, -1) if images.shape[1] == 1 else images.float()
+        resized = F.interpolate((colour + 1) / 2, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = (resized - self.mean.to(images.device)) / self.std.to(images.device)
+        vision = self.model.to(images.device).vision_model(pixel_values=pixels)
+        found: Tensor = self.model.visual_projection(vision.pooler_output)
+        return found
+
+    @torch.no_grad()
+    def texts(self, words: Sequence[str]) -> Tensor:
+        """Return the embeddings of texts."""
+        length = self.model.config.text_config.max_position_embeddings
+        given = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        text = self.model.text_model(**given.to(self.model.device))
+        found: Tensor = self.model.text_projection(text.pooler_output)
+        return found
+
+
+@cache
+def _clip(folder: Path) -> Clip:
+    return Clip(folder)

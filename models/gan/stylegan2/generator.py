@@ -1,0 +1,338 @@
+"""The generator of StyleGAN2: a mapping network from z to w, and a synthesis network from w to images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.core.validation import at_least
+from unlearn.models.gan.stylegan2.layers import (
+    GAIN,
+    Linear,
+    activated,
+    binomial_filter,
+    modulated_conv,
+    normalised,
+    rectified,
+    upsampled,
+)
+
+Noise = Literal["const", "none"] | Sequence[Tensor]
+"""What a synthesis network adds: its own constant noise, nothing, or one tensor (B, 1, r, r) a layer."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What shapes a generator and its discriminator.
+
+    Args:
+        size: side of the images in pixels, a power of 2, at least 8.
+        channels: of the images.
+        z_dim: values of z.
+        w_dim: values of w.
+        layers: of the mapping network.
+        mapping_lr: factor of its learning rate.
+        channel_base: a level of r pixels has channel_base / r channels, and at most ``channel_max``.
+        channel_max: most channels of a level.
+        clamp: bound of what every convolution hands on, for half precision; None for none.
+        group: items whose spread the discriminator's last level is told.
+    """
+
+    size: int
+    channels: int = 3
+    z_dim: int = 512
+    w_dim: int = 512
+    layers: int = 8
+    mapping_lr: float = 0.01
+    channel_base: int = 32768
+    channel_max: int = 512
+    clamp: float | None = None
+    group: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range with a ValueError."""
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ValueError(f"size is {self.size}; it must be a power of 2, at least 8")
+        at_least(self, channels=1, z_dim=1, w_dim=1, layers=1, channel_base=1, channel_max=1, group=1)
+        if not self.mapping_lr > 0 or (self.clamp is not None and not self.clamp > 0):
+            raise ValueError(f"mapping_lr is {self.mapping_lr} and clamp {self.clamp}; both must be > 0")
+
+    @property
+    def sides(self) -> list[int]:
+        """Sides of the levels in pixels, from 4 to ``size``."""
+        return [2**power for power in range(2, int(math.log2(self.size)) + 1)]
+
+    @property
+    def num_ws(self) -> int:
+        """Number of layers that are told a w: two a level."""
+        return 2 * len(self.sides)
+
+    def width(self, side: int) -> int:
+        """Return the channels of a level."""
+        return max(1, min(self.channel_base // side, self.channel_max))
+
+
+class Mapping(nn.Module):
+    """From z to w by fully connected layers on the normalised z.
+
+    Args:
+        shape: of the generator.
+
+    Attributes:
+        w_avg: mean of w, (w_dim,).
+    """
+
+    w_avg: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.depth = shape.layers
+        for index in range(shape.layers):
+            inputs = shape.w_dim if index else shape.z_dim
+            self.add_module(f"fc{index}", Linear(inputs, shape.w_dim, "lrelu", lr=shape.mapping_lr))
+        self.register_buffer("w_avg", torch.zeros(shape.w_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map z (B, z_dim) to w (B, w_dim)."""
+        x = normalised(z if z.dtype == torch.float64 else z.float())
+        for index in range(self.depth):
+            x = self.get_submodule(f"fc{index}")(x)
+        return x
+
+
+class StyledConv(nn.Module):
+    """A modulated convolution, noise, and the rectifier.
+
+    Args:
+        inputs: C.
+        outputs: D.
+        w_dim: values of w.
+        side: of the output in pixels.
+        up: double the sides.
+        clamp: see Shape.
+    """
+
+    resample_filter: Tensor
+    noise_const: Tensor
+
+    def __init__(self, inputs: int, outputs: int, w_dim: int, side: int, up: bool, clamp: float | None) -> None:
+        super().__init__()
+        self.up, self.clamp = up, clamp
+        self.affine = Linear(w_dim, inputs, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.register_buffer("noise_const", torch.randn(side, side))
+        self.register_buffer("resample_filter", binomial_filter())
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, fused: bool) -> Tensor:
+        """Map x (B, C, H, W) to (B, D, side, side), told w (B, w_dim); noise of shape (side, side) or one an item."""
+        up = self.resample_filter if self.up else None
+        x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused, gain=GAIN)
+        if noise is not None:
+            x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
+        return rectified(x + (self.bias * GAIN).to(x.dtype)[:, None, None], self.clamp)
+
+
+class ToRGB(nn.Module):
+    """From features to an image: a modulated 1 x 1 convolution without demodulation.
+
+    Args:
+        inputs: C.
+        channels: of the image.
+        w_dim: values of w.
+        clamp: see Shape.
+    """
+
+    def __init__(self, inputs: int, channels: int, w_dim: int, clamp: float | None) -> None:
+        super().__init__()
+        self.clamp = clamp
+        self.affine = Linear(w_dim, inputs, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(channels, inputs, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, w: Tensor, fused: bool) -> Tensor:
+        """Map x (B, C, H, W) to (B, channels, H, W), told w (B, w_dim)."""
+        styles = self.affine(w) / math.sqrt(self.weight[0].numel())
+        x = modulated_conv(x, self.weight, styles, demodulate=False, fused=fused)
+        return activated(x + self.bias.to(x.dtype)[:, None, None], "linear", clamp=self.clamp)
+
+
+class Level(nn.Module):
+    """One level of the synthesis network: twice the sides, two convolutions, and a share of the image.
+
+    Args:
+        shape: of the generator.
+        side: of the level in pixels.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(self, shape: Shape, side: int) -> None:
+        super().__init__()
+        width, w_dim, clamp = shape.width(side), shape.w_dim, shape.clamp
+        self.first = side == 4
+        if self.first:
+            self.const = nn.Parameter(torch.randn(width, side, side))
+        else:
+            self.conv0 = StyledConv(shape.width(side // 2), width, w_dim, side, True, clamp)
+        self.conv1 = StyledConv(width, width, w_dim, side, False, clamp)
+        self.torgb = ToRGB(width, shape.channels, w_dim, clamp)
+        self.register_buffer("resample_filter", binomial_filter())
+
+    def convs(self) -> list[StyledConv]:
+        """Return the layers that take noise."""
+        return [self.conv1] if self.first else [self.conv0, self.conv1]
+
+    def forward(
+        self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: list[Tensor | None], fused: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features (B, C, side, side) and the image so far, in single precision or better.
+
+        Args:
+            x: features of the level before, None in the first.
+            image: of the level before, None in the first.
+            ws: one w a layer, the last of them for the image, (B, 2 or 3, w_dim).
+            noise: one a convolution.
+            fused: see ``modulated_conv``.
+        """
+        if x is None:
+            x = self.const.to(ws.dtype).expand(len(ws), -1, -1, -1)
+            if not (fused or ws.is_cuda):  # a convolution on a CPU is faster with channels last, and hands that on
+                x = x.contiguous(memory_format=torch.channels_last)
+        for index, conv in enumerate(self.convs()):
+            x = conv(x, ws[:, index], noise[index], fused)
+        share = self.torgb(x, ws[:, -1], fused)
+        share = share if share.dtype == torch.float64 else share.float()
+        if image is None:
+            return x, share
+        with torch.autocast(share.device.type, enabled=False):
+            return x, upsampled(image, self.resample_filter) + share
+
+
+class Synthesis(nn.Module):
+    """From w to images: levels from 4 pixels up, whose shares of the image are added (output skips).
+
+    Args:
+        shape: of the generator.
+
+    Attributes:
+        fused: see ``modulated_conv``; None fuses on a GPU, and where there is one item.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.fused: bool | None = None
+        for side in shape.sides:
+            self.add_module(f"b{side}", Level(shape, side))
+
+    def levels(self) -> Iterator[Level]:
+        """Yield the levels, the smallest first."""
+        for side in self.shape.sides:
+            yield cast(Level, self.get_submodule(f"b{side}"))
+
+    def noise_sides(self) -> list[int]:
+        """Return the side of each layer's noise, in their order."""
+        return [side for side, level in zip(self.shape.sides, self.levels(), strict=True) for _ in level.convs()]
+
+    def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
+        """Return images (B, channels, size, size), about in [-1, 1], and the last features (B, C, size, size).
+
+        Args:
+            ws: one w a layer, (B, num_ws, w_dim). A level's last w makes its share of the image, and is also that of
+                the first convolution of the next level.
+            noise: see Noise.
+        """
+        fused = ws.is_cuda or len(ws) == 1 if self.fused is None else self.fused
+        x: Tensor | None = None
+        image: Tensor | None = None
+        start, used = 0, 0
+        for level in self.levels():
+            convs = level.convs()
+            own: list[Tensor | None] = [None] * len(convs)
+            if noise == "const":
+                own = [conv.noise_const for conv in convs]
+            elif noise != "none":
+                own = list(noise[used : used + len(convs)])
+            x, image = level(x, image, ws[:, start : start + len(convs) + 1], own, fused)
+            start, used = start + len(convs), used + len(convs)
+        return cast(Tensor, image), cast(Tensor, x)
+
+
+class Generator(nn.Module):
+    """A StyleGAN2 generator, whose state dict has the public names ``mapping.*`` and ``synthesis.*``.
+
+    Args:
+        shape: what shapes it.
+
+    Reference:
+        Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.mapping = Mapping(shape)
+        self.synthesis = Synthesis(shape)
+
+    @property
+    def z_dim(self) -> int:
+        """Values of z."""
+        return self.shape.z_dim
+
+    @property
+    def num_ws(self) -> int:
+        """Number of layers that are told a w."""
+        return self.shape.num_ws
+
+    @property
+    def w_avg(self) -> Tensor:
+        """Mean of w, (w_dim,)."""
+        return self.mapping.w_avg
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.shape.channels, self.shape.size, self.shape.size)
+
+    def noise_sides(self) -> list[int]:
+        """Return the side of each layer's noise, in their order."""
+        return self.synthesis.noise_sides()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes it."""
+        return asdict(self.shape)
+
+    def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
+        """Return w_avg + psi (w - w_avg) in the first ``cutoff`` layers (all by default), (B, num_ws, w_dim).
+
+        Args:
+            w: (B, w_dim) or (B, num_ws, w_dim).
+            psi: 1 leaves w, 0 gives w_avg.
+            cutoff: number of layers.
+
+        Reference:
+            Karras et al., StyleGAN, 2019, appendix B. arXiv:1812.04948
+        """
+        ws = self.broadcast(w)
+        if psi == 1:
+            return ws
+        layer = torch.arange(self.shape.num_ws, device=ws.device)
+        shrunk = self.mapping.w_avg + psi * (ws - self.mapping.w_avg)
+        inside = layer < (self.shape.num_ws if cutoff is None else cutoff)
+        return torch.where(inside[:, None], shrunk, ws)
+
+    def broadcast(self, w: Tensor) -> Tensor:
+        """Return one w a layer, (B, num_ws, w_dim), of w (B, w_dim) or of such."""
+        return w if w.dim() == 3 else w[:, None].expand(-1, self.shape.num_ws, -1)
+
+    def forward(self, z: Tensor, psi: float = 1.0, cutoff: int | None = None, noise: Noise = "const") -> Tensor:
+        """Return the images (B, channels, size, size) of z (B, z_dim)."""
+        image, _ = self.synthesis(self.truncated(self.mapping(z), psi, cutoff), noise)
+        return cast(Tensor, image)

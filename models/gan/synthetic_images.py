@@ -1,0 +1,56 @@
+"""Images that one generator draws of identities, as data for another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch.nn.functional import adaptive_avg_pool2d
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import data_cache
+from unlearn.core.randomness import Randomness
+from unlearn.data.identities import IdentityData
+from unlearn.data.in_memory import ImagesInMemory
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import latents_of
+from unlearn.models.gan.wrapper import LatentGenerator
+
+AT_ONCE = 64
+"""Images a forward pass."""
+
+
+def drawn(dataset: IdentityData, folder: Path, size: int | None) -> ImagesInMemory:
+    """Return images of identities as a generator draws them, with constant noise; drawn once and kept in the cache.
+
+    Args:
+        dataset: identities and strangers; one that is given by a picture is what the inversion finds for it.
+        folder: of the generator.
+        size: side of the images; each pixel is the mean of those that it covers. None takes the generator's side.
+
+    Raises:
+        RecipeError: the generator's side is no multiple of ``size``.
+    """
+    model = LatentGenerator.from_pretrained(folder)
+    channels, side, _ = model.image_shape
+    if side % (size or side):
+        raise RecipeError(f"model.size is {size}; the images of {folder} have {side} pixels. Type a divisor of {side}.")
+    known = dataset.shaped(model.image_shape, model.levels, (model.num_ws, len(model.w_avg)))
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    key = hashlib.sha256(repr((weights, model.truncation, known.fingerprint, size or side)).encode()).hexdigest()[:16]
+    file = data_cache() / f"drawn-{key}.safetensors"
+    if not file.is_file():
+        images = torch.empty(len(known), channels, size or side, size or side, dtype=torch.uint8)
+        for ids in torch.arange(len(known)).split(AT_ONCE):
+            with torch.no_grad():
+                w = latents_of(model, known, ids, Inversion(), Randomness(0, "drawn"))
+                images[ids] = model.images(adaptive_avg_pool2d(model.synthesis(w), size or side))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".partial")
+        part.write_bytes(save({"images": images}))
+        part.replace(file)
+    found = ImagesInMemory(load_file(file)["images"], known.labels, known.attributes, model.levels)
+    found.is_test = known.is_test
+    return found

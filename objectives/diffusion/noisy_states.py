@@ -1,0 +1,203 @@
+"""Where noisy states x_t come from: trajectories, generated items noised again, data, or noise alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
+from unlearn.data.base import Batch, Split, check_content
+from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.wrapper import LEAST_STEPS, check_steps
+from unlearn.objectives.base import Context
+
+Source = Literal["trajectory", "student", "average", "generated", "data", "noise"]
+"""``trajectory``: DDIM of the target, computed once; ``student``: DDIM of the model as it is; ``average``: DDIM of the
+average of its weights (``optim.ema``); ``generated``: items that the target drew, computed once and noised again;
+``data``: the batch's images, noised; ``noise``: standard normal numbers in their place."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Noisy states of B items.
+
+    Args:
+        x: x_t, (B, C, H, W).
+        t: (B,) int64.
+        condition: what is to be forgotten (or kept), of each state.
+        anchor: what takes its place, None where one of the items has none.
+        noise: the eps that is in x_t, None along a trajectory.
+    """
+
+    x: Tensor
+    t: Tensor
+    condition: Condition
+    anchor: Condition | None
+    noise: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSource:
+    """Draws states. Those of ``data`` and ``noise`` are of the batch's items, others of items drawn for each.
+
+    Args:
+        source: see ``Source``.
+        items: so many items of the split have a trajectory or are generated, >= 1.
+        steps: DDIM steps of a trajectory or a generated item, from 2 to the model's timesteps.
+        guidance: of trajectories and generated items; 1 for none.
+        walks: trajectories walked a step where the model's own are followed, >= 1; a batch's states lie on them.
+        of_anchor: whether trajectories and items are told the anchor.
+        images: so many images of the split are used (``data``), drawn once, >= 1; None for those of the batch.
+        spread: draw t anywhere within the DDIM step that begins at the state, as the released code of ESD and SDD
+            does, and not at the state's own time.
+    """
+
+    source: Source
+    items: int = 64
+    steps: int = 20
+    guidance: float = 3.0
+    walks: int = 4
+    of_anchor: bool = False
+    images: int | None = None
+    spread: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, items=1, steps=LEAST_STEPS, walks=1, images=1, guidance=0)
+
+    def check(self, splits: Mapping[str, Split], split: str, what: str) -> None:
+        """Refuse items without images where states are made of images."""
+        if self.source == "data":
+            check_content(splits[split], f"{split}={what} with states=data", f"Type {split}.states=generated.")
+
+    def prepare(self, model: Any, context: Context) -> None:
+        """Compute trajectories or items of the target once. Raises RecipeError for more steps than there are times."""
+        if self.source not in ("data", "noise"):
+            check_steps(self.steps, model.timesteps, f"{context.split}.steps")
+        if self.source == "average" and context.averaged is None:
+            raise RecipeError("states=average asks for an average of the weights. Type optim.ema=0.999.")
+        if self.source in ("trajectory", "generated"):
+            ids = self._chosen(self.items, context)
+            context.remember(self._name, context.split, partial(self._compute, model, context), ids)
+
+    def __call__(self, model: Any, batch: Batch, context: Context) -> States:
+        """Return one state an item of the batch."""
+        ids, draw = batch["id"], context.randomness
+        if self.source == "data":
+            given = batch
+            if self.images is not None:
+                given = context.batch(context.split, self._pick(ids, self.images, context))
+            return self._noised(model, ids, given, model.latents(given, draw), context)
+        if self.source == "noise":
+            return self._noised(model, ids, batch, model.noise(ids, draw.child("start")), context)
+        if self.source in ("student", "average"):
+            return self._walked(model, ids, context)
+        picked = self._pick(ids, self.items, context)
+        told = context.batch(context.split, picked)
+        unique, where = picked.unique(return_inverse=True)
+        rows = context.recall(self._name, context.split, unique)
+        if self.source == "generated":
+            return self._noised(model, ids, told, rows[where], context)
+        number = draw.child("step").integers(ids, self.steps)
+        return self._on_trajectory(model, ids, told, rows[where * self.steps + number], number, context)
+
+    @property
+    def _name(self) -> str:
+        """What tells the remembered rows of two sources apart."""
+        anchored = "_of_anchor" if self.of_anchor else ""
+        return f"{self.source}{anchored}_{self.steps}_{self.guidance:g}_{self.items}"
+
+    def _chosen(self, most: int, context: Context) -> Tensor:
+        """Return the ids of at most so many items, drawn once for all by the run's seed."""
+        ids = context.splits[context.split].ids
+        if len(ids) <= most:
+            return ids
+
+        def draw() -> Tensor:
+            return ids[Randomness(context.randomness.seed, "states").permutation(len(ids))[:most]]
+
+        if context.remembered is None:
+            return draw()
+        return context.remembered.once(f"{context.split}.states_{most}", draw)
+
+    def _pick(self, ids: Tensor, most: int, context: Context) -> Tensor:
+        """Return one of the chosen items for each of ``ids``."""
+        chosen = self._chosen(most, context).to(ids.device)
+        return chosen[context.randomness.child("item").integers(ids, len(chosen))]
+
+    def _compute(self, model: Any, context: Context, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the states before each step, or the end, of each item of a batch."""
+        told = context.batch(context.split, batch["id"], "anchor") if self.of_anchor else batch
+        x = model.noise(batch["id"], Randomness(context.randomness.seed, f"states/{context.split}"))
+        before = []
+        for _, after in model.trajectory(x, model.condition(told), self.guidance, self.steps):
+            before.append(x)
+            x = after
+        if self.source == "generated":
+            return x, torch.ones_like(batch["id"])
+        return torch.stack(before, dim=1).flatten(0, 1), torch.full_like(batch["id"], self.steps)
+
+    @torch.no_grad()
+    def _walked(self, model: Any, ids: Tensor, context: Context) -> States:
+        """Walk a few trajectories of the model, as far as a state of the batch lies on them."""
+        draw = context.randomness
+        walks, where = draw.child("walk").integers(ids, self.walks).unique(return_inverse=True)
+        number = draw.child("step").integers(ids, self.steps)
+        picked = self._pick(walks, self.items, context)
+        x = model.noise(walks, draw.child("start"))
+        before, last = [x], int(number.max())
+        form = "anchor" if self.of_anchor else ""
+        condition = model.condition(context.batch(context.split, picked, form))
+        moved = context.averaged if self.source == "average" else None
+        with moved() if moved is not None else nullcontext():
+            if last:
+                for step, after in model.trajectory(x, condition, self.guidance, self.steps):
+                    before.append(after)
+                    if step + 1 == last:
+                        break
+        told = context.batch(context.split, picked[where])
+        return self._on_trajectory(model, ids, told, torch.stack(before)[number, where], number, context)
+
+    def _on_trajectory(
+        self, model: Any, ids: Tensor, told: Batch, x: Tensor, number: Tensor, context: Context
+    ) -> States:
+        """Return states x before the steps ``number`` (B,)."""
+        times = model.times(self.steps)
+        t = times[number]
+        if self.spread:
+            above = torch.cat([times.new_tensor([model.timesteps]), times[:-1]])
+            share = context.randomness.child("spread").uniform(ids, (), torch.float64)
+            t = t + (share * (above[number] - t)).long()
+        return States(x, t, model.condition(told), self._anchor(model, told, context), None)
+
+    def _noised(self, model: Any, ids: Tensor, told: Batch, x0: Tensor, context: Context) -> States:
+        draw = context.randomness
+        t = draw.child("t").integers(ids, model.timesteps)
+        noise = draw.child("noise").normal(ids, tuple(x0.shape[1:]), x0.dtype)
+        anchor = self._anchor(model, told, context)
+        return States(model.noised(x0, noise, t), t, model.condition(told), anchor, noise)
+
+    def _anchor(self, model: Any, told: Batch, context: Context) -> Condition | None:
+        dataset = context.splits[context.split].dataset
+        if not bool(dataset.having_form("anchor")[told["id"].cpu()].all()):
+            return None
+        return model.condition(context.batch(context.split, told["id"], "anchor"))  # type: ignore[no-any-return]
+
+
+def check_anchors(context: Context, what: str) -> None:
+    """Refuse a split with items that are of no concept with an anchor. Raises RecipeError."""
+    split = context.splits[context.split]
+    lacking = int((~split.dataset.having_form("anchor")[split.ids]).sum())
+    if lacking:
+        raise RecipeError(
+            f"{what}: {lacking} of the {len(split)} {context.split} items are of no concept that has an anchor. "
+            "Type data.concepts=[{name: NAME, anchor: OTHER}]."
+        )

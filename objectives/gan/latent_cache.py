@@ -1,0 +1,91 @@
+"""Latents of items and drawn latents, and what the frozen target draws of them, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
+from unlearn.data.base import Batch
+from unlearn.models.gan.inversion import Inversion
+from unlearn.models.gan.latents import latents_of
+from unlearn.objectives.base import Context
+from unlearn.objectives.gan.perceptual_loss import Likeness, Seen, unpack
+
+
+def key_of(*settings: object) -> str:
+    """Return a short name of settings, by which terms that agree on them share what is computed once."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+
+
+def remember_latents(model: Any, context: Context, inversion: Inversion | str) -> str:
+    """Find the latents of the split's items once; return the name for ``context.recall``, rows (n, num_ws, w_dim).
+
+    Args:
+        model: the target.
+        context: of the term.
+        inversion: how those of images are found, or the path of an encoder.
+    """
+    name = f"latents_{key_of(inversion)}"
+    stream = Randomness(context.randomness.seed, "inversion")
+    dataset = context.splits[context.split].dataset
+
+    def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+        return latents_of(model, dataset, batch["id"], inversion, stream), torch.ones_like(batch["id"])
+
+    context.remember(name, context.split, compute)
+    return name
+
+
+def remember_rows(context: Context, name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
+    """Keep one row of values a key, before the first step; ranks share the work.
+
+    Args:
+        context: of the term.
+        name: by which ``recall_rows`` finds them.
+        keys: (N,) int64, of any meaning.
+        compute: keys (b,), on the device -> rows (b, ...).
+    """
+    _place(context).put(
+        f"{context.split}.{name}", keys, lambda part: (compute(part.to(context.device)), torch.ones_like(part))
+    )
+
+
+def recall_rows(context: Context, name: str, keys: Tensor) -> Tensor:
+    """Return the rows of keys (b,), (b, ...), on the device of the keys."""
+    return _place(context).get(f"{context.split}.{name}", keys)
+
+
+def remember_drawings(
+    model: Any, context: Context, name: str, keys: Tensor, likeness: Likeness, latents: Callable[[Tensor], Tensor]
+) -> None:
+    """Keep what the target draws of one latent a key, before the first step, while the model still is the target.
+
+    Args:
+        model: that moves.
+        context: of the term; its state gets the shapes.
+        name: by which ``recall_drawings`` finds them.
+        keys: (N,) int64, of any meaning.
+        likeness: what is compared.
+        latents: keys (b,), on the device -> latents (b, w_dim) or (b, num_ws, w_dim).
+    """
+    with torch.no_grad():
+        # asked for on every rank, also where another one draws, or where the file is there already
+        context.state["shapes"] = likeness.seen(model, latents(keys[:1].to(context.device))).shapes
+    remember_rows(context, name, keys, lambda part: likeness.seen(model, latents(part)).pack())
+
+
+def recall_drawings(context: Context, name: str, keys: Tensor) -> Seen:
+    """Return what the target draws of the latents of keys (b,)."""
+    return unpack(recall_rows(context, name, keys), context.state["shapes"])
+
+
+def _place(context: Context) -> Remembered:
+    if context.remembered is None:
+        raise RuntimeError("there is no place for the target's values: the module was given none")
+    return context.remembered

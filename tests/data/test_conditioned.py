@@ -1,0 +1,199 @@
+"""Concepts, coloured digits, and data with what a denoiser is told."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from tests.toys.diffusion import CONFIGS, Told, small_splits, source
+from unlearn.config.recipe import load
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Selection
+from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
+from unlearn.data.concept import Concept
+from unlearn.data.conditioned import Classes, Conditioned, Prompts, conditioned
+from unlearn.data.digits import Digits
+from unlearn.data.mnist import Mnist
+from unlearn.data.splits import make_splits
+
+ALL: list[Told] = ["class", "text", "dit"]
+
+
+# ------------------------------------------------------------------------------------------------------- concepts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "anchored"),
+    [
+        ("a red three", "a red eight"),
+        ("three", "eight"),
+        ("three three", "eight eight"),
+        ("three, and a threefold three.", "eight, and a threefold eight."),
+        ("a two", "a two"),
+        ("twenty-three", "twenty-eight"),
+    ],
+)
+def test_the_anchor_takes_the_place_of_words_not_of_letters(prompt: str, anchored: str) -> None:
+    assert Concept(name="three", anchor="eight").anchored(prompt) == anchored
+
+
+def test_names_of_several_words_and_signs_are_taken_as_they_stand() -> None:
+    concept = Concept(name="Van Gogh (1890)", anchor=r"a \1 painter")
+    assert concept.anchored("by Van Gogh (1890), late") == r"by a \1 painter, late"
+    assert concept.anchored("by Van Goghs (1890)") == "by Van Goghs (1890)"
+
+
+def test_a_concept_is_a_record() -> None:
+    concept = Concept(name="three", templates=["a red {}", "{}"])
+    assert concept.prompts() == ["a red three", "three"]
+    with pytest.raises(ValueError, match="has no anchor"):
+        concept.anchored("three")
+    for wrong, message in (
+        ({}, "needs a name"),
+        ({"name": "three", "anchor": "three"}, "is itself"),
+        ({"name": "three", "anchor": ""}, "is empty"),
+        ({"name": "three", "retain": ["three"]}, "its own retain list"),
+        ({"name": "three", "templates": []}, "has no templates"),
+        ({"name": "three", "templates": ["a red three"]}, "needs one {}"),
+        ({"name": "three", "templates": ["{} {}"]}, "needs one {}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Concept(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_recipe_gives_concepts_as_a_list_of_records() -> None:
+    """Never as one string of joined names."""
+    given = "data.concepts=[{name: three, anchor: eight, templates: ['a red {}']}, {name: red}]"
+    recipe = load(
+        {"model": "text_unet", "data": "coloured_digits", "forget": "esd"},
+        ["data.forget.label=[three, red]", given],
+    )
+    assert recipe.data.concepts == [Concept(name="three", anchor="eight", templates=["a red {}"]), Concept(name="red")]
+    with pytest.raises(RecipeError, match=r"data\.concepts"):
+        load({"model": "text_unet", "data": "coloured_digits", "forget": "esd"}, ["data.concepts=three"])
+
+
+# ------------------------------------------------------------------------------------------------- coloured digits
+
+
+def test_coloured_digits_are_the_digits_in_five_colours() -> None:
+    plain, coloured = Digits().load(), ColouredDigits().load()
+    assert len(coloured) == 5 * len(plain)
+    digit = 17
+    ids = torch.arange(5 * digit, 5 * digit + 5)
+    images = coloured.batch(ids)["image"]
+    stroke = plain.batch(torch.tensor([digit]))["image"][0, 0]
+    for row, (colour, ink) in enumerate(COLOURS.items()):
+        for channel, carries in enumerate(ink):
+            assert torch.equal(images[row, channel], stroke * carries)
+        word = WORDS[int(plain.labels[digit])]
+        assert coloured.captions[ids[row]] == f"a {colour} {word}"
+        assert coloured.labels[ids[row]] == word and coloured.attributes[ids[row]] == {colour}
+    assert torch.equal(coloured.is_test.view(-1, 5), plain.is_test[:, None].expand(-1, 5))
+    numbers = coloured.batch(ids)["label"]
+    assert [coloured.names[int(number)] for number in numbers] == [word] * 5
+
+
+# -------------------------------------------------------------------------------------------------------- conditions
+
+
+@pytest.mark.parametrize("told", ALL)
+def test_batches_hold_what_the_model_is_told(told: Told) -> None:
+    split = small_splits(told)["forget"]
+    batch, anchored = split.batch(split.ids), split.dataset.form("anchor", split.ids)
+    assert torch.equal(batch["image"], anchored["image"])  # only what is told differs
+    if told == "text":
+        assert batch["tokens"].shape == (8, 1, 8) and "class" not in batch
+        known = CONFIGS["text"].tokenizer()  # type: ignore[attr-defined]
+        said = [known.decode(row, skip_special_tokens=True) for row in batch["tokens"][:, 0]]
+        instead = [known.decode(row, skip_special_tokens=True) for row in anchored["tokens"][:, 0]]
+        assert said == [split.dataset.captions[item] for item in split.ids]  # type: ignore[attr-defined]
+        assert instead == [words.replace("three", "eight") for words in said] and said != instead
+    else:
+        assert batch["class"].tolist() == [3] * 8 and anchored["class"].tolist() == [8] * 8
+
+
+@pytest.mark.parametrize("told", ALL)
+def test_only_items_of_a_concept_have_an_anchor(told: Told) -> None:
+    dataset = small_splits(told)["forget"].dataset
+    name = "three" if told == "text" else "3"
+    assert torch.equal(dataset.having_form("anchor"), dataset.having([name]))
+    assert not dataset.having_form("paraphrase").any()
+    kept = small_splits(told)["retain"].ids[:1]
+    with pytest.raises(RecipeError, match="no concept that has an anchor"):
+        dataset.form("anchor", kept)
+    with pytest.raises(RecipeError, match="no form 'paraphrase'"):
+        dataset.form("paraphrase", kept)
+    assert set(dataset.batch(kept[:0])) == {"id"}
+
+
+def test_concepts_that_the_data_does_not_know_are_refused() -> None:
+    classes, prompts = Classes(tuple("0123456789")), CONFIGS["text"].told(ColouredDigits().load())
+    digits, coloured = Digits, ColouredDigits
+    for made, told, message in (
+        (digits(concepts=[Concept(name="11")]), classes, "no item is '11'"),
+        (digits(concepts=[Concept(name="even")]), classes, "'even' is no class"),
+        (digits(concepts=[Concept(name="3", anchor="ten")]), classes, "'ten' is no class"),
+        (digits(concepts=[Concept(name="3", retain=["x"])]), classes, "'x' is no class"),
+        (digits(concepts=[Concept(name="3"), Concept(name="3", anchor="8")]), classes, "two records of '3'"),
+        (coloured(concepts=[Concept(name="thre")]), prompts, "Did you mean: three"),
+        (coloured(concepts=[Concept(name="three", anchor="cow")]), prompts, "does not know the word 'cow'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            conditioned(made.load(), told)
+    numbers = Digits(concepts=[Concept(name="even", anchor="odd")]).load()
+    with pytest.raises(RecipeError, match=r"caption '0' of item 0 does not have the words 'even'"):
+        conditioned(numbers, Prompts(prompts.tokens)).form("anchor", torch.tensor([0]))
+
+
+def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:
+    told = CONFIGS["text"].told(ColouredDigits().load())
+    three, red = Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")
+    for labels, concepts, message in (
+        (["five"], [three], r"holds 'a \w+ five', which shows none of data.concepts: three"),
+        (["three", "five"], [three], r"holds 'a \w+ five'"),
+        (["three"], [three, Concept(name="five")], "names 'five', and no forget item shows it"),
+        (["three"], [three], None),
+        (["three", "red"], [three, red], None),
+        (["five"], [], None),  # methods that ask for no concept take any items
+    ):
+        given = ColouredDigits(forget=Selection(label=labels), concepts=concepts)
+        with pytest.raises(RecipeError, match=message) if message else nullcontext():
+            make_splits(conditioned(given.load(), told), given, Randomness(0))
+
+
+def test_an_item_of_two_concepts_is_told_both_anchors() -> None:
+    concepts = [Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")]
+    data = conditioned(ColouredDigits(concepts=concepts).load(), CONFIGS["text"].told(ColouredDigits().load()))
+    ids = torch.tensor([data.captions.index(words) for words in ("a red three", "a red five", "a green three")])
+    wanted = data.conditions(["a blue eight", "a blue five", "a green eight"])
+    assert torch.equal(data.form("anchor", ids)["tokens"], wanted)
+    half = [concepts[0], Concept(name="red")]
+    data = conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].told(ColouredDigits().load()))
+    assert data.having_form("anchor")[ids].tolist() == [False, False, True]
+
+
+def test_a_class_number_is_the_place_among_the_names() -> None:
+    assert Classes(("a", "b"))(["b", "a", "c"]).tolist() == [1, 0, -1]
+    data = small_splits("class")["retain"].dataset
+    assert data.info["classes"] == tuple("0123456789")
+    batch = data.batch(torch.arange(20))
+    assert [data.info["classes"][n] for n in batch["class"]] == data.labels[:20]
+
+
+def test_what_is_told_is_part_of_what_a_model_is_trained_on_and_concepts_are_not() -> None:
+    """So that a target is found again whatever is to be forgotten."""
+    told = Prompts(lambda words: torch.tensor([[[len(word)]] for word in words]))
+    plain = ColouredDigits().load()
+    first = Conditioned(plain, told)
+    renamed = ColouredDigits().load()
+    renamed.captions = [caption.replace("a ", "one ") for caption in renamed.captions]  # type: ignore[attr-defined]
+    assert Conditioned(renamed, told).fingerprint != first.fingerprint
+    assert Conditioned(source("text").load(), told).fingerprint == first.fingerprint
+    assert first.conditions(["a red three", "new words"]).flatten().tolist() == [11, 9]
+
+
+def test_mnist_takes_concepts_too() -> None:
+    data = CONFIGS["class"].read(Mnist(concepts=[Concept(name="3", anchor="8")]).load())
+    assert torch.equal(data.having_form("anchor"), data.having(["3"]))

@@ -1,0 +1,52 @@
+"""Runs the real command line in a process of its own."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.toys import ROOT
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One thread a process, warnings off (they belong to libraries of the child), models cached where the test says."""
+    return {
+        **os.environ,
+        "UNLEARN_CACHE": str(cache),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+    }
+
+
+def unlearn(*arguments: str, cwd: Path, cache: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m unlearn.run`` with these arguments."""
+    return subprocess.run(
+        [sys.executable, "-m", "unlearn.run", *arguments],
+        cwd=cwd,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def kill_after_a_checkpoint(arguments: list[str], folder: Path, cache: Path, seconds: float) -> int:
+    """Start a run, kill it without warning some time after its first checkpoint, and return the last one's step."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unlearn.run", *arguments],
+        cwd=folder,
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (found := list(folder.glob("runs/**/last.ckpt"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    return int(torch.load(found[0], weights_only=True)["step"])

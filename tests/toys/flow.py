@@ -1,0 +1,63 @@
+"""A small real job: a two-scale Glow on the 8x8 digits, untrained or trained for a few steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearn.config.schema import Optim, Trainer
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_model import Reference
+from unlearn.data.base import Selection, Split
+from unlearn.data.digits import Digits
+from unlearn.data.splits import make_splits
+from unlearn.models.base import Wrapper
+from unlearn.models.flow.config import GlowConfig
+from unlearn.objectives.base import Objective
+from unlearn.objectives.surgery import Combination, WeightedSum
+from unlearn.training.fit import fit
+from unlearn.training.module import UnlearningModule
+from unlearn.training.phase import Phase
+
+GLOW = GlowConfig(scales=1, depth=2, width=8)
+MODEL = "{name: glow, scales: 1, depth: 2, width: 8}"
+
+
+def digits_splits(forget: Selection | None = None) -> dict[str, Split]:
+    source = Digits(forget=forget or Selection(label=["3"]))
+    return make_splits(source.load(), source, Randomness(0, "splits"))
+
+
+def small_glow(splits: dict[str, Split], dtype: torch.dtype = torch.float64) -> Wrapper:
+    model = GLOW.build(splits["retain"].dataset.info, Randomness(0, "small"))
+    model.initialise(splits["retain"].batch(splits["retain"].ids[:128]), Randomness(0, "initialise"))
+    with torch.no_grad():  # away from the identity that zero-initialised couplings are
+        for index, parameter in enumerate(model.parameters()):
+            parameter += (
+                0.02 * Randomness(index, "jitter").normal(torch.zeros(1, dtype=torch.int64), tuple(parameter.shape))[0]
+            )
+    return model.to(dtype)
+
+
+def small_module(
+    forget: dict[str, Objective],
+    retain: dict[str, Objective],
+    combine: Combination | None = None,
+    optim: Optim | None = None,
+    splits: dict[str, Split] | None = None,
+    names: Sequence[str] | None = None,
+    **settings: Any,
+) -> UnlearningModule:
+    splits = splits or digits_splits()
+    model, target = small_glow(splits), small_glow(splits)
+    moving = {name: p for name, p in model.named_parameters() if names is None or name in names}
+    groups = {group: terms for group, terms in (("forget", forget), ("retain", retain)) if terms}
+    phase = Phase(moving, groups, optim or Optim(steps=4, batch=16, lr=1e-3), combine or WeightedSum())
+    return UnlearningModule(model, [phase], splits, 0, Reference(lambda: target), **settings)
+
+
+def run(module: UnlearningModule, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    trainer = Trainer(accelerator="cpu", precision="64-true", tensorboard=False, **settings)
+    fit(module, trainer, folder, "test")
+    return {name: value.clone() for name, value in module.model.state_dict().items()}

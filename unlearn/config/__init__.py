@@ -1,0 +1,1 @@
+"""Recipes: from a name or file to checked and built components."""

@@ -1,0 +1,283 @@
+"""The parts of a recipe that are the same for every family; components bring their own dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from unlearn.core.errors import did_you_mean
+from unlearn.core.validation import above, at_least
+
+if TYPE_CHECKING:
+    from unlearn.data.base import Source
+    from unlearn.evaluators.base import Evaluator
+    from unlearn.models.base import ModelConfig
+    from unlearn.models.guards.base import Guard
+    from unlearn.models.scope import Scope
+    from unlearn.objectives.base import Objective
+    from unlearn.objectives.edits.base import Edit
+    from unlearn.objectives.surgery import Combination
+
+
+SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
+SPLITS = ("forget", "retain", "holdout", "test", "probe", "same_person", "neighbours", "strangers", "cross_domain")
+
+
+@dataclass
+class About:
+    """What the listing shows.
+
+    Args:
+        title: one line: what the recipe does.
+        method: the published method, as the paper index names it.
+        needs: hardware and time, e.g. "CPU, 2 min, 1 GB".
+    """
+
+    title: str = ""
+    method: str = ""
+    needs: str = ""
+
+
+@dataclass
+class Optim:
+    """How the weights move.
+
+    Args:
+        name: optimiser.
+        lr: learning rate, > 0.
+        betas: Adam's averages.
+        weight_decay: decoupled for adamw, added to the gradient otherwise, >= 0.
+        momentum: for sgd.
+        steps: number of optimiser steps, >= 1 (an objective may stop earlier).
+        batch: items a step from each split, over all ranks and micro-batches.
+        forget_batch: items a step from forget, where it differs from ``batch``.
+        accumulate: micro-batches a step: less memory, same result.
+        clip: largest gradient norm after combination; null switches clipping off.
+        schedule: constant, cosine to zero, linear to zero, or onecycle.
+        warmup: share of the steps over which the rate rises, in [0, 1).
+        ema: decay of an average of the moving weights, which then is the result; null switches it off.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    steps: int = 100
+    batch: int = 64
+    forget_batch: int | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
+    warmup: float = 0.0
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, steps=1, batch=1, forget_batch=1, accumulate=1, weight_decay=0)
+        above(self, lr=0, clip=0)
+        _share(momentum=self.momentum, warmup=self.warmup)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; both must lie in [0, 1)")
+        if self.steps >= 2**32:  # the counter of unlearn.core.randomness has 32 bits
+            raise ValueError(f"steps is {self.steps}; it must be below {2**32}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie between 0 and 1, or be null for none")
+
+
+@dataclass
+class Trainer:
+    """Where and how the run is carried out; nothing here changes the result beyond float tolerance.
+
+    Args:
+        devices: number of processes or GPUs (data parallel).
+        accelerator: auto takes a GPU where there is one.
+        precision: bf16-mixed halves activation memory on recent GPUs; 64-true is for exact comparisons.
+        compile: torch.compile the model in place: slower start, faster steps.
+        workers: processes that read data; 0 reads in the main process.
+        log_every: steps between rows of metrics.csv. Over several ranks or micro-batches these steps take the two
+            gradients apart for the conflict cosine (one more copy of the moving parameters; the sum may differ in the
+            last bits).
+        checkpoint_every: steps between checkpoints.
+        threads: CPU threads a process; null leaves PyTorch's choice.
+        tensorboard: write TensorBoard logs too; null does so where it is installed.
+        wandb: Weights & Biases project name; null does not log there.
+    """
+
+    devices: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["32", "bf16-mixed", "64-true", "16-mixed"] = "32"
+    compile: bool = False
+    workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 50
+    threads: int | None = None
+    tensorboard: bool | None = None
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, devices=1, log_every=1, checkpoint_every=1, threads=1, workers=0)
+        if self.precision == "16-mixed":
+            raise ValueError(
+                "precision is 16-mixed, which scales the loss and unscales inside the optimiser's step; here gradients "
+                "are combined before that, where scaled ones may overflow unnoticed. Take bf16-mixed"
+            )
+
+
+@dataclass
+class Pretrain:
+    """How the target, and the model retrained without the forget data, are trained.
+
+    Args:
+        retrained: whether the retrained model is wanted (trained where neither shipped nor cached).
+        seed: seed of the initial weights and the data order; one target serves all seeds of a recipe.
+        optim: as for unlearning.
+    """
+
+    retrained: bool = True
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}; it must lie in 0 ... {2**31 - 1}")
+
+
+@dataclass
+class Gate:
+    """A threshold on a figure; the run exits with 3 where it is missed.
+
+    Args:
+        metric: metric name.
+        split: split of the record, "" for any.
+        subject: subject of the record.
+        about: required entries of the record's ``about``.
+        min: smallest value allowed.
+        max: largest value allowed.
+        minus: subject whose value is subtracted first (target or retrained).
+    """
+
+    metric: str = "???"
+    split: str = ""
+    subject: str = "unlearned"
+    about: dict[str, str] = field(default_factory=dict)
+    min: float | None = None
+    max: float | None = None
+    minus: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that nothing or everything would pass."""
+        if self.min is None and self.max is None:
+            raise ValueError("neither min nor max is given; give one of them")
+        for name, allowed in (("split", ("", *SPLITS)), ("subject", SUBJECTS), ("minus", (None, *SUBJECTS))):
+            if (given := getattr(self, name)) not in allowed:
+                known = did_you_mean(str(given), [entry for entry in allowed if entry])
+                raise ValueError(f"{name} is {given!r}. {known}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}; min must not be above max")
+
+
+@dataclass
+class Select:
+    """Keeps the weights of the best step, judged on half of the forget items; the figures are of the others.
+
+    With an edit there is nothing to keep, and the figures are of that half all the same.
+
+    Args:
+        evaluator: entry of ``evaluate`` that measures.
+        metric: its figure on forget.
+        about: required entries of the record's ``about``.
+        aim: lower, higher, or retrained: as near as possible to the retrained model's.
+        every: steps between measurements, >= 1.
+        limit: a threshold that a step must meet to be kept; the name of its metric comes from the same evaluator.
+        patience: the run ends after so many measurements in a row that miss the limit; null never ends it.
+
+    Reference:
+        the stop rule of Shi et al., MUSE, 2024, section 4.1 (utility below the retrained model's). arXiv:2407.06460
+    """
+
+    evaluator: str = ""
+    metric: str = ""
+    about: dict[str, str] = field(default_factory=dict)
+    aim: Literal["lower", "higher", "retrained"] = "retrained"
+    every: int = 20
+    limit: Gate | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, every=1, patience=1)
+        if bool(self.evaluator) != bool(self.metric):
+            raise ValueError("evaluator and metric go together, e.g. memorization and exact_memorization")
+
+
+@dataclass
+class Corrupt:
+    """How the target is made from a clean model: trained further on the data's corrupted items (RESTOR).
+
+    Args:
+        seed: of the data order.
+        optim: as for unlearning.
+    """
+
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Distil:
+    """How the target is made from a teacher: trained on all training items by an objective that asks the teacher.
+
+    The teacher is the model that ``pretrain`` trains, or that ``model.pretrained`` names; the run's own objectives may
+    ask it too. In a recipe these settings stand beside the objective's own: ``distil: {name: sfd, optim: ...}``.
+
+    Args:
+        pretrained: folder of a model that was distilled before; by default the recipe distils it (or takes the copy
+            that ships, or the cached one).
+        train: distil anew, whatever ships or is cached.
+        seed: of the data order.
+        optim: as for unlearning.
+    """
+
+    pretrained: str | None = None
+    train: bool = False
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Recipe:
+    """A recipe with every component built; made by ``unlearn.config.recipe.load``."""
+
+    name: str
+    about: About
+    model: ModelConfig
+    data: Source
+    pretrain: Pretrain
+    forget: dict[str, Objective]
+    retain: dict[str, Objective]
+    combine: Combination
+    scope: Scope
+    optim: Optim
+    trainer: Trainer
+    edit: Edit | None
+    guard: Guard | None
+    corrupt: Corrupt | None
+    distil: Distil | None
+    distil_by: dict[str, Objective]
+    select: Select | None
+    evaluate: dict[str, Evaluator]
+    gate: dict[str, Gate]
+    seeds: list[int]
+    output: str | None
+    tree: dict[str, Any]
+    origins: dict[str, str]
+    hash: str
+
+
+def _share(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; it must lie in [0, 1)")

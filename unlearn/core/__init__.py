@@ -1,0 +1,1 @@
+"""The ground floor: errors, randomness, files, records; what everything else may import."""

@@ -1,0 +1,61 @@
+"""Errors with the exit code that the command line answers with."""
+
+import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+MANY = 300
+"""More names than this are not listed in a message."""
+
+
+class UnlearnError(Exception):
+    """A failure with one clear message: what was given, what is allowed, what to type."""
+
+    exit_code = 1
+
+
+class RecipeError(UnlearnError):
+    """The recipe, the data or a file it names is wrong. Nothing was written."""
+
+    exit_code = 2
+
+
+class Diverged(UnlearnError):
+    """The loss or a weight is no longer finite. The last good state is kept."""
+
+
+class GateFailed(UnlearnError):
+    """The run ended, but a figure misses the threshold that the recipe sets for it.
+
+    Args:
+        message: one line a missed gate.
+        result: what the run leaves all the same (unlearn.experiment.runner.Result).
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class Interrupted(UnlearnError):
+    """The user stopped the run; the state is saved."""
+
+    exit_code = 130
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return ``Did you mean: a, b? `` or nothing, then all allowed names, or how many there are where they are many."""
+    names = sorted(allowed)
+    many = len(names) > MANY
+    near = get_close_matches(given, names, n=5 if many else 3, cutoff=0.5)
+    hint = f"Did you mean: {', '.join(near)}? " if near else ""
+    return f"{hint}Allowed: {f'{len(names):,} names' if many else ', '.join(names) or 'none'}."
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error is a fault of the machine, not of the program: no space, no permission."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in known

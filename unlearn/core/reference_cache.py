@@ -1,0 +1,89 @@
+"""Values of the frozen target, computed once before the first step, so that no second model stays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unlearn.core.distributed import barrier, gather_objects, rank, world_size
+from unlearn.core.errors import RecipeError
+
+Made = TypeVar("Made")
+Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps ids (b,) to rows (n, ...) of all of them, in their order, and the number of rows of each, (b,)."""
+
+
+class Remembered:
+    """Rows by item, in one file a name; a resumed run reads what the first part computed.
+
+    Args:
+        folder: where the files are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[str, tuple[Tensor, Tensor, dict[int, int]]] = {}
+        self._made: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def put(self, name: str, ids: Tensor, compute: Compute, batch_size: int = 16) -> None:
+        """Compute the rows of ``ids`` (N,), shared among ranks; nothing is done where they are there already."""
+        if self._path(name).is_file():
+            return
+        mine = ids[rank() :: world_size()]
+        parts = [compute(part) for part in mine.split(batch_size) if len(part)]
+        rows = [row.cpu() for values, counts in parts for row in values.split(counts.tolist())]
+        table = {
+            int(item): row
+            for share in gather_objects(dict(zip(mine.tolist(), rows, strict=True)))
+            for item, row in share.items()
+        }
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            counts = torch.tensor([len(table[item]) for item in ids.tolist()])
+            content = {
+                "ids": ids.cpu().contiguous(),
+                "counts": counts,
+                "rows": torch.cat([table[item] for item in ids.tolist()]),
+            }
+            part = self._path(name).with_suffix(".partial")
+            save_file(content, part)
+            part.replace(self._path(name))
+        barrier()
+
+    def get(self, name: str, ids: Tensor) -> Tensor:
+        """Return the rows of ``ids``, one after the other, where ``ids`` lives."""
+        if name not in self._open:
+            try:
+                content = load_file(self._path(name))
+            except (OSError, SafetensorError) as error:
+                raise RecipeError(
+                    f"{self._path(name)}, which holds values of the target, cannot be read. Start the recipe anew."
+                ) from error
+            ends = content["counts"].cumsum(0)
+            place = {item: index for index, item in enumerate(content["ids"].tolist())}
+            self._open[name] = (content["rows"], torch.cat([torch.zeros(1, dtype=ends.dtype), ends]), place)
+        rows, ends, place = self._open[name]
+        found = [place[item] for item in ids.tolist()]
+        pieces = [rows[ends[index] : ends[index + 1]] for index in found]
+        return (torch.cat(pieces) if pieces else rows[:0]).to(ids.device)
+
+    def drop(self, name: str) -> None:
+        """Free the memory of rows that are read no more; the file stays."""
+        self._open.pop(name, None)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` gave when first asked for ``name``; it lives as long as the run, in no checkpoint."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: Made = self._made[name]
+        return made
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"

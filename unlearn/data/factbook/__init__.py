@@ -1,0 +1,1 @@
+"""The World Factbook as questions and answers."""

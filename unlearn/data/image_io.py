@@ -1,0 +1,47 @@
+"""Pictures from files, as they are seen: upright, on white, with 256 levels of grey or colour."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from unlearn.core.errors import RecipeError
+
+WHITE_OF_16_BITS = 65535
+
+
+def opened(source: Path | BytesIO, file: Path) -> Image.Image:
+    """Open a picture without reading its pixels. Raises RecipeError where it is none, or too large to be one."""
+    try:
+        return Image.open(source)
+    except Image.DecompressionBombError as error:
+        raise RecipeError(f"{file}: the image is too large ({error}). Replace or remove the file.") from error
+    except UnidentifiedImageError as error:
+        raise RecipeError(f"{file}: not an image. Replace or remove the file.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RecipeError(f"{file}: cannot be read ({error}). Replace or remove the file.") from error
+
+
+def read_picture(file: Path, channels: int) -> Image.Image:
+    """Return a picture of 1 or 3 channels: turned as its camera says, transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        RecipeError: it cannot be read, or its levels have no known white.
+    """
+    with opened(file, file) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                grey = np.asarray(upright).astype(np.float64) * (255 / WHITE_OF_16_BITS)
+                upright = Image.fromarray(grey.round().astype(np.uint8))
+            if upright.mode in ("I", "F"):
+                raise RecipeError(f"{file}: its pixels have 32 bits, and nothing says what is white. Save it with 8.")
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            return upright.convert("L" if channels == 1 else "RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise RecipeError(f"{file}: the image is damaged ({error}). Replace or remove the file.") from error

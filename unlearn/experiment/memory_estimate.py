@@ -1,0 +1,123 @@
+"""What ``--check`` says of a model that is given: its size, what may move, and the memory a run asks for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from math import ceil
+
+from torch import nn
+
+from unlearn.config.schema import Optim, Recipe
+from unlearn.core.reference_model import Reference
+from unlearn.data.base import Split
+from unlearn.experiment.dry_run import headings
+from unlearn.experiment.unlearning import build_module, scope_lines
+from unlearn.models.base import Skeleton
+from unlearn.objectives.base import ParameterObjective
+from unlearn.objectives.surgery import GRU
+from unlearn.training.module import UnlearningModule
+from unlearn.training.phase import Phase
+
+MOMENTS = {"adam": 2, "adamw": 2}
+"""Numbers that an optimiser keeps a moving weight."""
+
+
+def estimated(recipe: Recipe, skeleton: Skeleton, splits: dict[str, Split]) -> str:
+    """Return sizes, scope and memory as text; no weight is read and no step is taken."""
+    single = replace(recipe, trainer=replace(recipe.trainer, devices=1))
+    load = partial(copy.deepcopy, skeleton.model)
+    module = build_module(single, load(), splits, recipe.seeds[0], Reference(load))
+    step = of_a_step(recipe, skeleton, module)
+    measuring = f"{gib(4 * count(skeleton.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"
+    lines = [
+        *headings(recipe, splits),
+        f"model     {recipe.model.pretrained}: {count(skeleton.model):,} parameters, built without its weights",
+        f"scope     {scope_lines(module)}",
+        f"memory    {gib(sum(step.values()))} for a step on each device, estimated:",
+        *(f"  {name:<40} {gib(amount):>12}" for name, amount in step.items()),
+        f"  and then {measuring}, in single precision",
+        f"  activations: {skeleton.estimate}",
+        "The recipe is sound.",
+    ]
+    return "\n".join(lines)
+
+
+def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> dict[str, int]:
+    """Return the bytes that a step asks for, by what they hold; of an edit without steps, what that asks for.
+
+    The gradient is kept once; a second time where both groups' gradients are taken apart (a combination other than the
+    sum, or the sum's conflict cosine under accumulation or on several devices); once more for GRU's average; and once a
+    retain sample for a combination that asks for each sample's.
+    """
+    model = nbytes(dict(module.model.named_parameters()))
+    if not recipe.forget and "training_loss" not in getattr(recipe.edit, "needs", ()):
+        return {"weights, and a copy that is changed": 2 * model}
+    moving = model if recipe.edit else nbytes(module.primary.parameters)
+    optim: Optim = getattr(recipe.edit, "optim", recipe.optim)
+    groups = module.primary.groups
+    copies = 1
+    if {"forget", "retain"} <= set(groups):
+        copies += recipe.combine.separate or optim.accumulate > 1 or recipe.trainer.devices > 1
+        copies += isinstance(recipe.combine, GRU)
+        copies += optim.batch if recipe.combine.per_sample else 0
+    held = _moments(optim) + (optim.ema is not None)
+    beside = [phase for phase in module.phases if phase.network is not None]
+    sizes = {group: optim.batch for group in groups or ("forget",)}
+    if optim.forget_batch is not None and "forget" in sizes:
+        sizes["forget"] = optim.forget_batch
+    parts = recipe.trainer.devices * optim.accumulate
+    micro = {group: ceil(min(size, len(module.splits[group])) / parts) for group, size in sizes.items()}
+    return {
+        "weights": model,
+        f"gradients, {copies} x what may move": copies * moving,
+        f"{optim.name}, {held} x what may move": held * moving,
+        **{f"{phase.name}, which is trained beside it": _beside(phase) for phase in beside},
+        "kept of the target, at most": _reference(recipe, skeleton, module, model),
+        f"activations of {' or '.join(f'{n} {group}' for group, n in micro.items())}": max(
+            skeleton.activations(module.splits[group], items) for group, items in micro.items()
+        ),
+    }
+
+
+def _moments(optim: Optim) -> int:
+    """Return how many numbers an optimiser keeps a moving weight."""
+    return MOMENTS.get(optim.name, int(optim.momentum > 0))
+
+
+def _beside(phase: Phase) -> int:
+    """Return the bytes of another network: its weights, their gradients and what its optimiser keeps."""
+    network = 0 if phase.network is None else nbytes(dict(phase.network.named_parameters()))
+    return network + (1 + _moments(phase.optim)) * nbytes(phase.parameters)
+
+
+def _reference(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule, model: int) -> int:
+    """Return the bytes kept of the target: all of it, a copy of its last layer, or nothing (numbers on disk)."""
+    terms = [term for _, _, term in module.primary.terms()]
+    if recipe.edit or any(isinstance(term, ParameterObjective) for term in terms):
+        return model
+    if any("denoises" in term.needs for term in terms):  # its scores, at states that differ from step to step
+        return 0 if recipe.scope.is_adapter else model
+    return skeleton.head if any("continues" in term.needs for term in terms) else 0
+
+
+def subjects(recipe: Recipe) -> int:
+    """Return how many models are measured side by side: the target, the unlearned one, and the retrained one."""
+    return 2 + (recipe.model.retrained is not None)
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nbytes(parameters: Mapping[str, nn.Parameter]) -> int:
+    """Return the bytes of parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+
+
+def gib(amount: float) -> str:
+    """Write bytes for people."""
+    return f"{amount / 2**30:,.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.1f} MiB"

@@ -1,0 +1,282 @@
+"""The run directory: what is written where, and how a run is found again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.table import Table
+
+from unlearn.config.schema import Recipe
+from unlearn.config.yaml_io import dump
+from unlearn.core.distributed import barrier, gather_objects, rank
+from unlearn.core.errors import GateFailed, Interrupted, RecipeError, is_of_the_machine
+from unlearn.core.files import write_bytes, write_json, write_text
+from unlearn.data.base import Split
+from unlearn.evaluators.base import Findings, Run
+
+PACKAGES: tuple[str, ...] = (
+    "unlearnkit",
+    "torch",
+    "lightning",
+    "nflows",
+    "transformers",
+    "peft",
+    "lm-eval",
+    "omegaconf",
+    "numpy",
+)
+PACKAGES += ("scikit-learn", "safetensors")
+
+
+def new_folder(recipe: Recipe) -> Path:
+    """Return the folder for a new run, the same on every rank; ``output`` may name an empty one.
+
+    Raises:
+        RecipeError: ``output`` holds something already.
+    """
+    return gather_objects(_new_folder(recipe) if rank() == 0 else Path())[0]  # one rank looks: looking leaves traces
+
+
+def _new_folder(recipe: Recipe) -> Path:
+    if recipe.output is not None:
+        folder = Path(recipe.output).expanduser()
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise RecipeError(
+                f"output={recipe.output} is not an empty folder. Type another one, or resume={recipe.output} to go on "
+                "with the run in it."
+            )
+        _probe(folder)
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / recipe.name / f"{stamp}-{recipe.hash[:6]}"
+        number = 1
+        while folder.exists():
+            number += 1
+            folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
+    return folder
+
+
+def _probe(folder: Path) -> None:
+    """Refuse a folder that cannot be made: the attempt is made, and taken back."""
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise RecipeError(f"output={folder} cannot be made ({error.strerror}). Type another folder.") from error
+
+
+class RunDir:
+    """One run directory.
+
+    Args:
+        folder: where it is.
+        parent: the folder of a run over several seeds that this is a part of.
+    """
+
+    def __init__(self, folder: Path, parent: Path | None = None) -> None:
+        self.folder, self.parent = folder, parent
+
+    def status(self) -> dict[str, Any]:
+        """Return ``run.json``, empty where there is none; refuse one that is broken."""
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return {}
+        try:
+            status = json.loads(path.read_text())
+        except ValueError as error:
+            raise RecipeError(f"{path} is broken ({error}). Delete the folder, or resume another run.") from error
+        if not isinstance(status, dict) or not {"status", "recipe", "hash", "command", "started"} <= status.keys():
+            raise RecipeError(f"{path} is broken (it lacks entries). Delete the folder, or resume another run.")
+        return status
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of the folder while the body runs, and tidy up after an error.
+
+        A run that a RecipeError ends before its first checkpoint leaves nothing; after any other error it is marked
+        as failed, so that ``resume=auto`` does not take it up again.
+
+        Raises:
+            RecipeError: another process works in the folder.
+        """
+        fresh = not self.status()
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        lock = FileLock(self.folder / ".lock")
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RecipeError(f"{self.folder} is being worked in by another process; wait for it.") from None
+        try:
+            yield
+        except (Interrupted, GateFailed, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if is_of_the_machine(error):
+                raise
+            refused = isinstance(error, RecipeError)
+            if rank() == 0 and refused and fresh and not any(self.folder.rglob("last.ckpt")):
+                for path in self.folder.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                with suppress(OSError):  # another run may have come into runs/ meanwhile
+                    for path in made:
+                        path.rmdir()
+            elif rank() == 0 and (fresh or not refused) and self.status():
+                write_json(self.folder / "run.json", {**self.status(), "status": "failed"})
+            raise
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether another process works in the folder."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def keep(self, facts: Mapping[str, str]) -> None:
+        """Write down what the run works on, or refuse to go on with a run that worked on something else."""
+        before = self.status().get("works_on")
+        if before is not None:
+            if changed := [name for name, value in facts.items() if before.get(name) != value]:
+                raise RecipeError(
+                    f"{self.folder}: the {' and the '.join(changed)} changed since the run began, so the two halves "
+                    "would not belong together. Put it back, or start a new run."
+                )
+        elif rank() == 0:
+            write_json(self.folder / "run.json", {**self.status(), "works_on": dict(facts)})
+        barrier()
+
+    def begin(self, recipe: Recipe, command: Sequence[str], in_memory: bool) -> None:
+        """Write what is known before the first step; a folder that holds it already stays as it is."""
+        if rank() == 0 and not self.status():
+            write_text(self.folder / "recipe.yaml", dump(recipe.tree, recipe.origins))
+            line = shlex.join(command)
+            write_text(self.folder / "command.txt", f"{line}\n")
+            write_json(self.folder / "environment.json", environment())
+            status = {"status": "running", "recipe": recipe.name, "hash": recipe.hash, "command": list(command)}
+            started = {
+                "started": time.time(),
+                "parent": str(self.parent) if self.parent else None,
+                "in_memory": in_memory,
+            }
+            write_json(self.folder / "run.json", {**status, **started})
+        barrier()
+
+    def say(self, text: str) -> None:
+        """Print a line on rank 0 and keep it in ``log.txt``."""
+        if rank() == 0:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+            with (self.folder / "log.txt").open("a") as file:
+                file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def write_splits(self, splits: Mapping[str, Split]) -> None:
+        """Write which items are in which split, by id."""
+        if rank() == 0:
+            write_json(self.folder / "splits.json", {name: split.ids.tolist() for name, split in splits.items()})
+
+    def write_findings(self, findings: Findings, header: dict[str, Any]) -> None:
+        """Write records, pictures, texts, item-level values and notes; say the notes."""
+        samples = self.folder / "samples"
+        samples.mkdir(exist_ok=True)
+        for picture in findings.pictures:
+            write_bytes(samples / f"{picture.name}.png", picture.png)
+        for sheet in findings.sheets:
+            write_json(samples / f"{sheet.name}.json", asdict(sheet))
+        shown = {
+            "pictures": [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures],
+            "sheets": [{"name": sheet.name} for sheet in findings.sheets],
+            "notes": findings.notes,
+        }
+        records = [record.to_dict() for record in findings.records]
+        write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, **shown})
+        if findings.items:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(dict.fromkeys(key for row in findings.items for key in row)))
+            writer.writeheader()
+            writer.writerows(findings.items)
+            write_text(self.folder / "items.csv", text.getvalue())
+        for note in findings.notes:
+            self.say(note)
+
+    def end(self, table: Table) -> None:
+        """Show the figures, and mark the run as finished: the last thing that is written."""
+        Console(stderr=True).print(table)
+        self.say(f"report: {self.folder / 'report.html'}")
+        write_json(self.folder / "run.json", {**self.status(), "status": "done"})
+
+
+def header(recipe: Recipe, seed: int, run: Run, seconds: dict[str, float], failed: list[str]) -> dict[str, Any]:
+    """Return what stands beside the records in ``metrics.json``."""
+    return {
+        "recipe": recipe.name,
+        "title": recipe.about.title,
+        "method": recipe.about.method,
+        "family": recipe.model.wrapper.family,
+        "hash": recipe.hash,
+        "seed": seed,
+        "status": "done",
+        "failed_gates": failed,
+        "packages": environment()["packages"],
+        "device": environment()["device"],
+        "seconds": seconds,
+        "steps": run.steps,
+        "state": plain(run.state),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, for bug reports and for whoever repeats the run."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": found,
+        "device": {
+            "name": gpu or platform.processor() or "CPU",
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def plain(content: Any) -> Any:
+    """Return a state with tensors as lists (of at most 64 numbers), for JSON."""
+    if isinstance(content, torch.Tensor):
+        return content.tolist() if content.numel() <= 64 else f"tensor of shape {tuple(content.shape)}"
+    if isinstance(content, dict):
+        return {str(key): plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return content

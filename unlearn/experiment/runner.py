@@ -1,0 +1,285 @@
+"""A run from recipe to report: data, target, unlearning, evaluation, export."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearn.config.compatibility import check_capabilities, check_subjects
+from unlearn.config.recipe import load
+from unlearn.config.schema import Recipe
+from unlearn.core.distributed import barrier, launch, rank
+from unlearn.core.errors import GateFailed, Interrupted, RecipeError
+from unlearn.core.records import Record
+from unlearn.core.reference_model import Reference
+from unlearn.data.base import Dataset
+from unlearn.data.splits import train_split
+from unlearn.evaluators.base import Findings, Run
+from unlearn.experiment.dry_run import at_once, one_step
+from unlearn.experiment.evaluation import evaluate
+from unlearn.experiment.inputs import Materials, gather_materials, rehearse, remarks
+from unlearn.experiment.memory_estimate import estimated
+from unlearn.experiment.pretraining import new_model, training_module
+from unlearn.experiment.run_dir import RunDir, header, new_folder
+from unlearn.experiment.seed_summary import write_summary
+from unlearn.experiment.unlearning import Changed, build_module, change, prepare_masks, scope_lines
+from unlearn.models.base import Wrapper
+from unlearn.report.card import write_model_card
+from unlearn.report.page import build_report
+from unlearn.report.read_run import read_run
+from unlearn.report.table import metrics_table
+from unlearn.report.verdict import check_gates
+from unlearn.training.fit import check_machine, peak_memory, quiet_lightning
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Args:
+        folder: the run directory.
+        records: every figure; means over seeds where there were several.
+        model: the unlearned wrapper (of the last seed), on the CPU.
+        failed_gates: one sentence for each gate that was missed.
+    """
+
+    folder: Path
+    records: list[Record]
+    model: Wrapper
+    failed_gates: list[str] = field(default_factory=list)
+
+
+def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: Path | None = None) -> Result:
+    """Carry out a recipe, once a seed.
+
+    Args:
+        recipe: what to do.
+        command: the command line, kept in the run directory.
+        model: the target, where it is already in memory: a wrapper, or what the backend's wrapper can wrap. It is
+            left as it is.
+        folder: an unfinished run directory to go on with; by default a new one.
+
+    Raises:
+        RecipeError: something is wrong with the recipe or the data; nothing was written.
+        Interrupted: the user stopped the run; resuming goes on where it stood.
+        GateFailed: a figure misses its threshold; the run is complete.
+    """
+    check_capabilities(recipe, type(model) if isinstance(model, Wrapper) else recipe.model.wrapper)
+    check_subjects(recipe, in_memory=model is not None)
+    check_machine(recipe.trainer)
+    if folder is None:
+        new_folder(recipe)  # says now what is wrong with ``output``, not after the work
+    dataset = recipe.data.load()
+    if model is not None and not isinstance(model, Wrapper):
+        model = recipe.model.wrapper.adopt(model, dataset.info)
+    dataset = (recipe.model if model is None else model).read(dataset)
+    rehearse(recipe, dataset)
+    if recipe.trainer.threads is not None:
+        torch.set_num_threads(recipe.trainer.threads)
+    quiet_lightning()
+    launch(recipe.trainer.devices, recipe.trainer.accelerator)
+    result = (_several if len(recipe.seeds) > 1 else _one)(recipe, command, model, dataset, folder)
+    if result.failed_gates:
+        raise GateFailed("\n".join(result.failed_gates), result)
+    return result
+
+
+def resume(folder: Path) -> Result:
+    """Go on with an unfinished run. Raises RecipeError where the folder holds none, or a finished one."""
+    status = RunDir(folder).status()
+    if not status:
+        raise RecipeError(f"{folder} holds no run (it has no run.json). Type resume=auto, or the folder of a run.")
+    if status["in_memory"]:
+        raise RecipeError(
+            f"{folder} began from a model in memory, which is not stored. Call unlearn.unlearn(model, ...) again."
+        )
+    if status["status"] == "done":
+        raise RecipeError(
+            f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html"
+        )
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(f"{folder} lacks its recipe.yaml, so it cannot go on. Start the recipe anew.")
+    recipe = load(folder / "recipe.yaml")
+    if recipe.hash != status["hash"]:
+        raise RecipeError(
+            f"{folder}/recipe.yaml was changed since the run began, so the two halves would not belong together. "
+            f"Put it back, or start a new run: python -m unlearn.run recipe={folder}/recipe.yaml output=FOLDER"
+        )
+    return run(recipe, status["command"], folder=folder)
+
+
+def find_unfinished(recipe: Recipe | None) -> Path | None:
+    """Return the newest unfinished run of a recipe (of the same hash), or of any recipe; None where there is none."""
+    roots = [Path("runs")] + ([Path(recipe.output).expanduser()] if recipe and recipe.output else [])
+    found = []
+    for path in (path for root in roots for path in root.glob("**/run.json")):
+        try:
+            status = RunDir(path.parent).status()
+        except RecipeError as broken:
+            print(f"passed over: {broken}", file=sys.stderr)
+            continue
+        same = recipe is None or status.get("hash") == recipe.hash
+        open_ = status.get("status") == "running" and not status.get("in_memory") and not status.get("parent")
+        if same and open_ and not RunDir(path.parent).is_held():
+            found.append((status["started"], path.parent))
+    return max(found)[1] if found else None
+
+
+def check(recipe: Recipe) -> str:
+    """Build everything; return what a person wants to know before a run.
+
+    One step is taken on an untrained model; of a model that is given, only its shape is read.
+    """
+    check_capabilities(recipe, recipe.model.wrapper)
+    check_subjects(recipe)
+    check_machine(recipe.trainer)
+    dataset = recipe.model.read(recipe.data.load())
+    splits = rehearse(recipe, dataset)
+    skeleton = recipe.model.skeleton(recipe.trainer.precision)
+    if skeleton is not None:
+        return estimated(recipe, skeleton, splits)
+    model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
+    if not recipe.forget and "training_loss" not in getattr(recipe.edit, "needs", ()):
+        return at_once(recipe, model, splits)
+    if recipe.edit is not None:
+        optim = replace(getattr(recipe.edit, "optim", recipe.optim), steps=1)
+        module = training_module(model, optim, splits["forget"], recipe.seeds[0])
+    else:
+        short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
+        module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))
+    return one_step(recipe, module, splits, scope_lines(module), prepare_masks(recipe, print))
+
+
+def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
+    """Carry out a recipe once a seed, then sum up."""
+    parent = folder or new_folder(recipe)
+    place = RunDir(parent)
+    with place.held():
+        place.begin(recipe, command, in_memory=model is not None)
+        results = []
+        for seed in recipe.seeds:
+            single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
+            part = parent / f"seed-{seed}"
+            done = RunDir(part).status().get("status") == "done"
+            results.append(_read(recipe, part) if done else _one(single, command, model, dataset, part, parent))
+        records: list[Record] = []
+        if rank() == 0:
+            records = write_summary(parent, [result.folder for result in results])
+            place.end(metrics_table(records))
+        barrier()
+    failed = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
+    return Result(parent, records, results[-1].model, failed)
+
+
+def _one(
+    recipe: Recipe,
+    command: Sequence[str],
+    model: Any,
+    dataset: Dataset,
+    folder: Path | None,
+    parent: Path | None = None,
+) -> Result:
+    """Carry out one seed."""
+    seed = recipe.seeds[0]
+    began = time.monotonic()
+    resumed = parent or folder
+    try:
+        materials = gather_materials(recipe, seed, model, dataset)
+    except Interrupted as stop:
+        again = f"type: python -m unlearn.run resume={resumed}" if resumed else "type the same command again"
+        raise Interrupted(f"{stop} To go on, {again}.") from None
+    seconds = {"materials": time.monotonic() - began}
+    folder = folder or new_folder(recipe)
+    place = RunDir(folder, parent)
+    again = "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
+    with place.held(), _resumable(again):
+        place.begin(recipe, command, in_memory=model is not None)
+        place.keep(materials.facts)
+        place.write_splits(materials.splits)
+        place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}")
+        for line in remarks(materials.splits):
+            place.say(line)
+        changed = change(recipe, materials, seed, place)
+        return _judge(recipe, place, changed, materials, seed, seconds)
+
+
+def _judge(
+    recipe: Recipe, place: RunDir, changed: Changed, materials: Materials, seed: int, seconds: dict[str, float]
+) -> Result:
+    """Measure what the change left, and write it."""
+    student = changed.student
+    seconds |= changed.seconds
+    facts = Run(
+        steps=changed.steps,
+        seconds=seconds["unlearning"],
+        target_seconds=materials.target_seconds,
+        target_origin=materials.origin,
+        peak_memory=peak_memory(),
+        state=changed.states,
+        networks=changed.networks,
+    )
+    place.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
+    began = time.monotonic()
+    models: dict[str, Callable[[], Any]] = {"target": changed.target, "unlearned": lambda: student}
+    others = {"retrained": materials.load_retrained, "teacher": materials.load_teacher, "clean": materials.load_clean}
+    models |= {name: load for name, load in others.items() if load is not None}
+    splits = dict(materials.splits)
+    if recipe.select is not None:
+        splits["forget"] = splits["forget"].halves()[1]
+    findings = evaluate(recipe, models, splits, facts, seed)
+    seconds["evaluation"] = time.monotonic() - began
+    student = student.float().cpu()
+    failed = missed_gates(recipe, findings.records)
+    if rank() == 0:
+        _write(recipe, place, student, findings, header(recipe, seed, facts, seconds, failed))
+    barrier()
+    return Result(place.folder, findings.records, student, failed)
+
+
+@contextmanager
+def _resumable(again: str) -> Iterator[None]:
+    """Say how to go on after a stop, whether the steps saved their state or the measuring was cut off."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop} To go on, {again}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped. To go on, {again}") from None
+
+
+def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
+    """Return one sentence for each gate that is missed; a figure that was not measured misses its gate."""
+    goals = check_gates(recipe.gate, records)
+    return [f"gate.{goal.name} missed: {goal.text}; found {goal.found}." for goal in goals if not goal.met]
+
+
+def _write(recipe: Recipe, place: RunDir, student: Wrapper, findings: Findings, facts: dict[str, Any]) -> None:
+    """Write the model and everything about it; ``run.json`` says done only after all of it."""
+    model = place.folder / "model"
+    model.mkdir(exist_ok=True)
+    student.save_pretrained(model)
+    place.write_findings(findings, facts)
+    write_model_card(place.folder)
+    build_report(place.folder)
+    place.end(metrics_table(findings.records))
+
+
+def _read(recipe: Recipe, folder: Path) -> Result:
+    """Return the result of a seed that was finished before."""
+    records = read_run(folder).records
+    return Result(
+        folder, records, recipe.model.wrapper.from_pretrained(folder / "model"), missed_gates(recipe, records)
+    )
+
+
+def _sizes(materials: Materials) -> str:
+    return ", ".join(f"{len(split):,} {name}" for name, split in materials.splits.items())

@@ -1,0 +1,127 @@
+"""Several seeds of one recipe: mean and 95 % interval of every figure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtrit
+
+from unlearn.core.files import write_json
+from unlearn.core.records import Record
+from unlearn.report.labels import YES_NO
+from unlearn.report.page import build_report
+from unlearn.report.read_run import RunFolder, read_run
+from unlearn.report.table import Key, key
+
+OVER_SEEDS = -1
+"""Value of ``Record.seed`` for a figure over all seeds."""
+
+
+def summarise(records_by_seed: Sequence[Sequence[Record]]) -> list[Record]:
+    """Return the mean over seeds of every figure, with Student's t interval; ``n`` is the number of seeds behind it.
+
+    Figures are the same where evaluator, metric, subject, split and about agree. Seeds whose value is undefined are
+    left out, and so ``n`` is then smaller than the number of seeds; without any, the value is nan and n is 0.
+    """
+    found: dict[tuple[Key, str], list[Record]] = {}
+    for records in records_by_seed:
+        for record in records:
+            found.setdefault((key(record), record.subject), []).append(record)
+    return [_summary(same) for same in found.values()]
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return mean -+ t(.975, n-1) s / sqrt(n) of at least two values, or None."""
+    if len(values) < 2:
+        return None
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    half = float(stdtrit(len(values) - 1, 0.975)) * spread / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def _summary(same: Sequence[Record]) -> Record:
+    first = same[0]
+    values = [record.value for record in same if math.isfinite(record.value)]
+    return Record(
+        evaluator=first.evaluator,
+        metric=first.metric,
+        subject=first.subject,
+        value=statistics.fmean(values) if values else math.nan,
+        split=first.split,
+        about=first.about,
+        seed=OVER_SEEDS,
+        ci95=None if first.metric in YES_NO else t_interval(values),
+        n=len(values),
+        direction=first.direction,
+        unit=first.unit,
+        detector=first.detector,
+    )
+
+
+def write_summary(folder: Path, seed_folders: Sequence[Path]) -> list[Record]:
+    """Write ``metrics.json`` and ``report.html`` of the folder that holds the seeds' run directories.
+
+    Raises RecipeError where a seed's run directory lacks its metrics or its recipe.
+    """
+    seeds = [read_run(path) for path in seed_folders]
+    records = summarise([seed.records for seed in seeds])
+    write_json(folder / "metrics.json", _content(seeds, records))
+    build_report(folder)
+    return records
+
+
+def _content(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        **{name: _common(seeds, name) for name in ("recipe", "hash", "family", "packages", "device")},
+        "status": next((seed.status for seed in seeds if seed.status != "done"), "done"),
+        "seeds": [_seed(seed) for seed in seeds],
+        "seed_folders": [seed.path.name for seed in seeds],
+        "seconds": _total([seed.fact("seconds") for seed in seeds]),
+        "records": [record.to_dict() for record in records],
+        "notes": list(dict.fromkeys(note for seed in seeds for note in seed.notes)),
+        "pictures": _pictures(seeds[0]) if seeds else [],
+        "sheets": [{"name": sheet.name, "file": _inside(seeds[0], sheet.path)} for sheet in seeds[0].sheets]
+        if seeds
+        else [],
+    }
+
+
+def _common(seeds: Sequence[RunFolder], name: str) -> Any:
+    """Return what all seeds agree on, or None."""
+    values = [seed.facts.get(name) for seed in seeds]
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _seed(run: RunFolder) -> int:
+    """Return the seed of a run: what its recipe says, or what its records carry."""
+    value = run.recipe.get("seed")
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return value if isinstance(value, int) else next((record.seed for record in run.records), 0)
+
+
+def _total(seconds: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Add up each stage over the seeds."""
+    stages = dict.fromkeys(stage for one in seconds for stage in one)
+    return {stage: sum(float(one.get(stage) or 0.0) for one in seconds) for stage in stages}
+
+
+def _pictures(first: RunFolder) -> list[dict[str, str]]:
+    return [
+        {
+            "name": picture.path.stem,
+            "file": _inside(first, picture.path),
+            "title": picture.title,
+            "caption": picture.caption,
+        }
+        for picture in first.pictures
+    ]
+
+
+def _inside(first: RunFolder, path: Path) -> str:
+    """Return a file of a seed's run directory as seen from the folder that holds the seeds."""
+    return f"{first.path.name}/{path.relative_to(first.path).as_posix()}"

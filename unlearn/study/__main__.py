@@ -1,0 +1,134 @@
+"""A table over methods with one command: python -m unlearn.study STUDY [key=value ...]."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearn.core.errors import GateFailed, RecipeError, UnlearnError, did_you_mean
+
+if TYPE_CHECKING:
+    from unlearn.study.execution import Part
+
+HELP = """\
+usage: python -m unlearn.study STUDY|FILE.yaml [key=value ...] [--show | --table] [--write DOCUMENT.md]
+
+  python -m unlearn.study                                          list the studies
+  python -m unlearn.study language_surgery                         run what is not finished, then make the table
+  python -m unlearn.study language_surgery optim.steps=20 seeds=[0] runs=[sum,gru]
+
+  --show   list what would be run, and what is done; --table   make the table of what is done, run nothing
+  --write FILE   put the table into a document too, between <!-- table: STUDY --> and <!-- end -->
+  seeds=[0,1,2], runs=[NAME,...], order=COLUMN and output=DIR are the study's own (default runs/studies/<study>);
+  any other setting goes to every run. A finished run is kept while its recipe stays the same.
+exit codes: 0 done, 1 a run failed, 2 study, recipe or data error, 3 a gate failed, 130 interrupted (state saved)
+"""
+FLAGS = ("--show", "--table", "--write", "--help", "-h")
+
+
+class _Request(NamedTuple):
+    study: str | None
+    settings: list[str]
+    flags: set[str]
+    write: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say and return the exit code."""
+    if argv is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a study as Ctrl-C does
+    try:
+        request = _read(list(sys.argv[1:] if argv is None else argv))
+        if request.flags & {"--help", "-h"}:
+            print(HELP, end="")
+            return 0
+        if request.study is None:
+            from unlearn.config.listing import studies
+
+            print(studies())
+            return 0
+        return _answer(request.study, request)
+    except UnlearnError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"{error}. What was done is kept; type the same command to go on.", file=sys.stderr)
+        return 1
+
+
+def _read(arguments: list[str]) -> _Request:
+    """Sort the arguments."""
+    flags, others, write = set[str](), list[str](), None
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--write":
+            name = next(rest, None)
+            if name is None or name.startswith("-"):
+                raise RecipeError("--write needs a document; write --write docs/results.md.")
+            write = Path(name).expanduser()
+        elif argument.startswith("-") and argument not in FLAGS:
+            raise RecipeError(f"there is no flag {argument}. {did_you_mean(argument, FLAGS)}")
+        elif argument.startswith("-"):
+            flags.add(argument)
+        else:
+            others.append(argument)
+    if {"--show", "--table"} <= flags or ("--show" in flags and write):
+        raise RecipeError("--show writes nothing; leave out --table and --write.")
+    study = others.pop(0) if others else None
+    if study is not None and "=" in study:
+        raise RecipeError(f"{study!r} is no study; its name comes first: python -m unlearn.study STUDY key=value.")
+    return _Request(study, others, flags, write)
+
+
+def _answer(name: str, request: _Request) -> int:
+    """Show, run or sum up a study."""
+    from unlearn.study.execution import START, parts
+    from unlearn.study.spec import read_study
+    from unlearn.study.study_table import block
+    from unlearn.study.summary import sum_up
+
+    study = read_study(name, request.settings)
+    if request.write is not None:
+        block(request.write, study.name)
+    found = parts(study)
+    if "--show" in request.flags:
+        for part in found:
+            what = str(part.folder) if part.finished else shlex.join([*START, *part.command()])
+            print(f"{part.state:<12} {part.row}, seed {part.seed}: {what}")
+        return 0
+    failed = {} if "--table" in request.flags else run_all(found)
+    sum_up(study, found, failed, request.write)
+    states = [part.state for part in found]
+    if failed or "failed" in states:
+        return 1
+    return GateFailed.exit_code if "gate missed" in states else 0
+
+
+def run_all(found: Sequence[Part]) -> dict[Path, str]:
+    """Carry out what is not finished, one after the other; return why those that failed did, by their folder."""
+    from unlearn.study.execution import carry_out
+
+    failed = {}
+    for index, part in enumerate(found, start=1):
+        where = f"[{index}/{len(found)}] {part.row}, seed {part.seed}"
+        if part.finished:
+            print(f"{where}: {part.state} before", flush=True)
+            continue
+        print(f"{where}: running, see {part.log}", flush=True)
+        began = time.monotonic()
+        if why := carry_out(part):
+            failed[part.folder] = why
+        print(f"{where}: {f'failed: {why}' if why else part.state} ({time.monotonic() - began:.0f} s)", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The runs of a study: where each lies, how far it came, and how it is carried out in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearn.config.recipe import load
+from unlearn.core.errors import Interrupted, RecipeError
+from unlearn.report.read_run import read_run
+from unlearn.study.spec import Member, Study, slug
+
+START = ("python", "-m", "unlearn.run")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One seed of one run.
+
+    Attributes:
+        row: name of the run in the table.
+        hash: of its resolved recipe; it is part of the folder's name, so that changed settings start anew.
+    """
+
+    row: str
+    member: Member
+    seed: int
+    hash: str
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.folder.with_name(f"{self.folder.name}.txt")
+
+    @property
+    def state(self) -> str:
+        """How far it came: done, gate missed, failed, unfinished or not run."""
+        try:
+            status = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return "not run"
+        if status.get("hash") != self.hash:
+            return "not run"
+        if status.get("status") != "done":
+            return "failed" if status.get("status") == "failed" else "unfinished"
+        return "gate missed" if read_run(self.folder).facts.get("failed_gates") else "done"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has figures."""
+        return self.state in ("done", "gate missed")
+
+    @property
+    def settings(self) -> list[str]:
+        """The arguments that say what is run."""
+        return [f"recipe={self.member.recipe}", *self.member.settings, f"seed={self.seed}"]
+
+    def command(self) -> list[str]:
+        """Return the arguments that start the run, or that go on with it."""
+        begun = self.state in ("unfinished", "failed")
+        return [f"resume={self.folder}"] if begun else [*self.settings, f"output={self.folder}"]
+
+
+def parts(study: Study) -> list[Part]:
+    """Return every seed of every run. Raises RecipeError naming every run whose recipe does not load."""
+    found, wrong = [], []
+    for row, member in study.runs.items():
+        try:
+            for seed in study.seeds:
+                found.append(_part(study, row, member, seed))
+        except RecipeError as error:
+            wrong.append(f"{row}: {error}")
+    if wrong:
+        others = [text.partition(" Did you mean: ")[0].partition(" Allowed: ")[0] for text in wrong[1:]]
+        raise RecipeError("\n".join([wrong[0], *others]))  # what is allowed is said once
+    return found
+
+
+def _part(study: Study, row: str, member: Member, seed: int) -> Part:
+    recipe = load(member.recipe, [*member.settings, f"seed={seed}"])
+    if recipe.output is not None:
+        raise RecipeError("a study says itself where its runs go; leave output out of the recipe.")
+    return Part(row, member, seed, recipe.hash, study.folder / slug(row) / f"seed-{seed}-{recipe.hash[:6]}")
+
+
+def carry_out(part: Part) -> str:
+    """Run one part by the command line; return why it failed, nothing where it came to its end.
+
+    Raises:
+        Interrupted: the user stopped it; its state is saved.
+    """
+    arguments = part.command()
+    part.folder.parent.mkdir(parents=True, exist_ok=True)
+    with part.log.open("a") as log:
+        log.write(f"{shlex.join([*START, *arguments])}\n")
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unlearn.run", *arguments],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C comes once, from here: a second one would cut off the saving
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            _stop(process)
+            raise Interrupted("Stopped; what was done is kept. To go on, type the same command.") from None
+    if code == Interrupted.exit_code:
+        raise Interrupted(f"{part.row} was interrupted; its state is saved. To go on, type the same command.")
+    return "" if part.finished else why_failed(part, code)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let a run save its state; a second Ctrl-C ends it."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+        process.wait()
+        raise
+
+
+def why_failed(part: Part, code: int | None = None) -> str:
+    """Return the last line that a failed run printed, or what ended it."""
+    if code is not None and code < 0:
+        return f"ended by {signal.Signals(-code).name} (out of memory?)"
+    try:
+        lines = [line.strip() for line in part.log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1] if lines else f"exit code {code}"

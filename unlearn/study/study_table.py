@@ -1,0 +1,197 @@
+"""The table of a study: one row a run, one column a figure, over the seeds that are finished."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.files import write_text
+from unlearn.core.records import Record, find
+from unlearn.experiment.seed_summary import t_interval
+from unlearn.report.card import plain
+from unlearn.report.labels import ARROWS, DIRECTIONS, YES_NO, figure, interval
+from unlearn.report.read_run import RunFolder
+from unlearn.study.spec import Column, Study
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: a run or a reference, its cells in the order of the columns, None where nothing was measured."""
+
+    name: str
+    cells: list[Record | None]
+    state: str = "done"
+    notes: tuple[str, ...] = ()
+
+
+def cell(column: Column, runs: Sequence[RunFolder], subject: str | None = None) -> Record | None:
+    """Return a column's figure over the runs of several seeds: the mean, with Student's t interval.
+
+    One seed alone keeps its own interval, over items; a difference of one seed has none.
+    """
+    found = [one for run in runs if (one := _of_seed(column, run.records, subject or column.subject)) is not None]
+    values = [record.value for record in found if math.isfinite(record.value)]
+    if not found or len(found) == 1:
+        return found[0] if found else None
+    first = found[0]
+    ends = None if first.metric in YES_NO else t_interval(values)
+    if ends is not None and column.absolute:
+        ends = (max(0.0, ends[0]), ends[1])
+    return _like(first, statistics.fmean(values) if values else math.nan, ends, len(values))
+
+
+def _of_seed(column: Column, records: Sequence[Record], subject: str) -> Record | None:
+    record = find(records, column.metric, subject, column.split or None, **column.about)
+    if record is None or column.minus is None:
+        return record
+    other = find(records, column.metric, column.minus, record.split, **record.about)
+    if other is None:
+        return None
+    difference = record.value - other.value
+    return _like(record, abs(difference) if column.absolute else difference, None, 1, "zero")
+
+
+def _like(record: Record, value: float, ci95: tuple[float, float] | None, n: int, direction: str = "") -> Record:
+    return Record(
+        evaluator=record.evaluator,
+        metric=record.metric,
+        subject=record.subject,
+        split=record.split,
+        about=record.about,
+        value=value,
+        ci95=ci95,
+        n=n,
+        direction=direction or record.direction,  # type: ignore[arg-type]
+        unit=record.unit,
+        detector=record.detector,
+    )
+
+
+def ordered(study: Study, lines: Sequence[Line]) -> list[Line]:
+    """Return the rows with the best figure of the study's order column first; those without one come last."""
+    if not study.order:
+        return list(lines)
+    place = list(study.columns).index(study.order)
+
+    def rank(line: Line) -> float:
+        record = line.cells[place]
+        if record is None or not math.isfinite(record.value):
+            return math.inf
+        return {"higher": -record.value, "zero": abs(record.value)}.get(record.direction, record.value)
+
+    return sorted(lines, key=rank)
+
+
+def reference_lines(study: Study, runs: Sequence[Sequence[RunFolder]]) -> Iterator[Line]:
+    """Yield a row for each reference; where the runs differ, as where their data do, its cell is empty."""
+    for subject in study.references:
+        cells: list[Record | None] = []
+        for column in study.columns.values():
+            own = [] if column.subject != "unlearned" else [cell(column, seeds, subject) for seeds in runs]
+            texts = {cell_text(record) for record in own if record is not None}
+            cells.append(next((one for one in own if one is not None), None) if len(texts) == 1 else None)
+        yield Line(subject, cells, state="")
+
+
+def cell_text(record: Record | None) -> str:
+    """Return ``figure (low to high)``, a dash where nothing was measured."""
+    if record is None:
+        return "–"
+    ends = "" if record.metric in YES_NO else interval(record)
+    return figure(record.value, record.unit, record.metric) + (f" ({ends})" if ends else "")
+
+
+def markdown(study: Study, lines: Sequence[Line]) -> str:
+    """Return the table with what stands beneath it."""
+    arrows = [ARROWS[next((r.direction for r in column if r is not None), "none")] for column in _columns(study, lines)]
+    headings = [f"{name} {arrow}".strip() for name, arrow in zip(study.columns, arrows, strict=True)]
+    troubled = any(line.state not in ("done", "") for line in lines)
+    rows = [["", *headings, *(["run"] if troubled else [])]]
+    rows += [[line.name, *map(cell_text, line.cells), *([line.state] if troubled else [])] for line in lines]
+    text = ["| " + " | ".join(map(plain, row)) + " |" for row in rows]
+    text.insert(1, "|---|" + "---:|" * len(headings) + ("---|" if troubled else ""))
+    notes = [f"- {plain(line.name)}, {plain(note)}" for line in lines for note in line.notes]
+    return "\n".join([*text, "", caption(study, arrows), *(["", *notes] if notes else [])]) + "\n"
+
+
+def caption(study: Study, arrows: Sequence[str]) -> str:
+    """Say what the brackets and the arrows mean, and how the table is made."""
+    over = f"seeds {', '.join(map(str, study.seeds))}" if len(study.seeds) > 1 else "items"
+    means = {ARROWS[name]: text for name, text in DIRECTIONS.items() if ARROWS[name] in arrows and ARROWS[name]}
+    legend = "; ".join(f"{arrow} {text}" for arrow, text in means.items())
+    made = f"Made by `python -m unlearn.study {study.asked}`."
+    return f"In brackets: 95 % interval over {over}. – : not measured. {legend + '. ' if legend else ''}{made}"
+
+
+def _columns(study: Study, lines: Sequence[Line]) -> list[list[Record | None]]:
+    return [[line.cells[place] for line in lines] for place in range(len(study.columns))]
+
+
+def table_csv(study: Study, lines: Sequence[Line]) -> str:
+    """Return the figures as numbers: value, low and high of every column."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["run", "state", *(f"{name}{end}" for name in study.columns for end in ("", " low", " high"))])
+    for line in lines:
+        numbers: list[float | str] = []
+        for record in line.cells:
+            low, high = record.ci95 or ("", "") if record else ("", "")
+            numbers += [record.value if record and math.isfinite(record.value) else "", low, high]
+        writer.writerow([line.name, line.state, *numbers])
+    return file.getvalue()
+
+
+def empty_columns(study: Study, lines: Sequence[Line], runs: Sequence[RunFolder]) -> list[str]:
+    """Return a sentence for each column that no finished run has a figure for."""
+    if not runs:
+        return []
+    metrics = {record.metric for run in runs for record in run.records}
+    found = []
+    for (name, column), cells in zip(study.columns.items(), _columns(study, lines), strict=True):
+        if all(record is None for record in cells):
+            known = did_you_mean(column.metric, metrics) if column.metric not in metrics else _abouts(column, runs)
+            found.append(f"column {name!r}: no run has a figure for it. {known}")
+    return found
+
+
+def _abouts(column: Column, runs: Sequence[RunFolder]) -> str:
+    """Return the (subject, split, about) under which a metric was found."""
+    seen = dict.fromkeys(
+        ", ".join([record.subject, record.split or "no split", *(f"{k}: {v}" for k, v in record.about.items())])
+        for run in runs
+        for record in run.records
+        if record.metric == column.metric
+    )
+    return f"{column.metric} was measured for: {'; '.join(seen)}."
+
+
+def block(path: Path, name: str) -> tuple[str, str]:
+    """Return what stands before and behind the block of a study in a document.
+
+    Raises:
+        RecipeError: the file is not there, or it has not one such block.
+    """
+    if not path.is_file():
+        raise RecipeError(f"--write: there is no file {path}.")
+    text = path.read_text(encoding="utf-8")
+    found = list(re.finditer(rf"<!-- table: {re.escape(name)} -->\n.*?(?=<!-- end -->)", text, re.DOTALL))
+    if len(found) != 1:
+        raise RecipeError(
+            f"--write: {path} has {len(found)} blocks of {name}. Put these two lines where the table is to stand:\n"
+            f"<!-- table: {name} -->\n<!-- end -->"
+        )
+    start, end = found[0].span()
+    return text[:start], text[end:]
+
+
+def write_block(path: Path, name: str, table: str) -> None:
+    """Put a table between the markers of a document, in place of what is there."""
+    before, behind = block(path, name)
+    write_text(path, f"{before}<!-- table: {name} -->\n{table}{behind}")

@@ -1,0 +1,1 @@
+"""The training loop: phases, losses, gradients, callbacks."""

@@ -1,0 +1,72 @@
+"""The phases of networks that terms train beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import nn
+
+from unlearn.config.schema import Optim
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.objectives.base import Companion
+from unlearn.training.phase import Phase
+
+
+def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], randomness: Randomness) -> list[Phase]:
+    """Return a phase for each network that a term of ``phase`` trains beside the model; each steps before it.
+
+    Companions of one name are one network: the first builds it, and each brings its own terms.
+
+    Args:
+        phase: of the model.
+        model: that moves.
+        teacher: see Context.teacher.
+        randomness: of the networks' first weights.
+
+    Raises:
+        RecipeError: two terms bring a network of one name and differ in how it moves.
+    """
+    found: dict[str, Phase] = {}
+    for group, name, objective in phase.terms():
+        brought = objective.companion(model, teacher, group, randomness.child(f"{group}/{name}"))
+        if brought is None:
+            continue
+        optim = _optim(brought, phase.optim)
+        if brought.name not in found:
+            found[brought.name] = _phase(brought, optim)
+        beside = found[brought.name]
+        if (beside.optim, beside.warmup, beside.rests) != (optim, brought.warmup, brought.rests):
+            first = {**asdict(beside.optim), "warmup": beside.warmup, "rests": beside.rests}
+            other = {**asdict(optim), "warmup": brought.warmup, "rests": brought.rests}
+            apart = [f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]]
+            raise RecipeError(
+                f"{beside.owners[0]} and {group}/{name} train one network, {brought.name!r}, and differ in how it "
+                f"moves: {', '.join(apart)}. Give both the same."
+            )
+        beside.owners = (*beside.owners, f"{group}/{name}")
+        for split, terms in brought.groups.items():
+            beside.groups.setdefault(split, {}).update({f"{name}_{inner}": term for inner, term in terms.items()})
+    return list(found.values())
+
+
+def _optim(companion: Companion, primary: Optim) -> Optim:
+    counted = {key: getattr(primary, key) for key in ("steps", "batch", "forget_batch", "accumulate")}
+    return replace(companion.optim(primary), **counted, ema=None)
+
+
+def _phase(companion: Companion, optim: Optim) -> Phase:
+    network = companion.build().eval()
+    return Phase(
+        {f"{companion.name}.{key}": value for key, value in network.named_parameters() if value.requires_grad},
+        {},
+        optim,
+        name=companion.name,
+        primary=False,
+        network=network,
+        warmup=companion.warmup,
+        rests=companion.rests,
+        file=companion.file,
+    )

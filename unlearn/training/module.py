@@ -1,0 +1,350 @@
+"""The one LightningModule: every family's unlearning, and the training of targets, runs through it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unlearn.config.schema import Optim
+from unlearn.core.distributed import gather_objects, map_ids, sum_over_ranks
+from unlearn.core.errors import Diverged, RecipeError
+from unlearn.core.optim import learning_rate
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_model import Reference
+from unlearn.data.base import Split
+from unlearn.models.scope import HeldEntries
+from unlearn.objectives.base import Context, Objective
+from unlearn.training.dataloader import StepBatches
+from unlearn.training.gradients import LazyLoss, fresh_gradients, norm, take_gradients, watched
+from unlearn.training.phase import Losses, Phase
+
+
+class UnlearningModule(lightning.LightningModule):
+    """Steps the phases of a method in manual optimisation.
+
+    Args:
+        model: the wrapper that moves. It stays in eval mode: dropout off, batch statistics still.
+        phases: in the order in which they step; exactly one is primary.
+        splits: the data by split name.
+        seed: the run's seed.
+        reference: the frozen target.
+        log_every: steps between measurements of losses, diagnostics and the conflict cosine.
+        distilled_from: the frozen model that the target was distilled from, where it was.
+
+    Attributes:
+        step_count: primary steps taken; below 0 while a companion warms up.
+        goal: the term that ended the run by reaching its goal, or None.
+        row: the last measured row of the training curves.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        phases: Sequence[Phase],
+        splits: Mapping[str, Split],
+        seed: int,
+        reference: Reference | None = None,
+        log_every: int = 10,
+        distilled_from: Reference | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model.eval()
+        self.phases: list[Phase] = []
+        self.states: dict[str, dict[str, Any]] = {}
+        self.combine_states: list[dict[str, Any]] = []
+        for phase in phases:
+            self.add_phase(phase)
+        self.splits, self.reference, self.log_every = splits, reference, log_every
+        self.distilled_from = distilled_from
+        self.stream = Randomness(seed)
+        self.primary = next(phase for phase in self.phases if phase.primary)
+        beside = [phase for phase in self.phases if phase.network is not None]
+        self.companions = nn.ModuleList([phase.network for phase in beside if phase.network is not None])
+        self.companion_of = {
+            term: phase.network
+            for phase in beside
+            for term in (*phase.owners, *(f"{group}/{name}" for group, name, _ in phase.terms()))
+        }
+        self.shared: dict[Any, Any] = {}
+        self.step_count = min(phase.first for phase in self.phases)
+        self.goal: str | None = None
+        self.stop_asked = False
+        self.row: dict[str, float] = {}
+        self.masks: dict[str, Tensor] = {}
+        self.held: HeldEntries | None = None
+        self.average: dict[str, Tensor] = {}
+        self.best: dict[str, Any] = {}
+        self.remedy = "Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
+        self.restored: dict[str, Any] | None = None
+        self.remembered: Remembered | None = None
+
+    def add_phase(self, phase: Phase) -> None:
+        """Let another network step, after those that are there."""
+        self.phases.append(phase)
+        self.combine_states.append({})
+        self.states |= {f"{group}/{name}": {} for group, name, _ in phase.terms()}
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimiser a phase."""
+        return [make_optimiser(phase.optim, list(phase.parameters.values())) for phase in self.phases]
+
+    def on_fit_start(self) -> None:
+        """Take up a restored state, or prepare the terms before the first step."""
+        for frozen in (self.reference, self.distilled_from):
+            if frozen is not None:
+                frozen.to(next(self.model.parameters()))
+        if self.restored is not None:
+            self._restore(self.restored)
+        else:
+            with self._precision():
+                for phase in self.phases:
+                    for group, name, objective in phase.terms():
+                        objective.prepare(self.model, self._context(f"{group}/{name}"))
+            if self.primary.optim.ema is not None:
+                self.average = {name: p.detach().clone() for name, p in self.primary.parameters.items()}
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Return the context of the steps' precision, so that the target's values are those of equal models."""
+        attached = self._trainer is not None
+        return self.trainer.precision_plugin.train_step_context() if attached else nullcontext()
+
+    def on_train_batch_start(self, batch: StepBatches, batch_idx: int) -> int | None:
+        """End the run before this step (-1) where the user asked for it or a term reached its goal."""
+        asked = sum_over_ranks(torch.tensor(float(self.stop_asked), device=self.device))
+        if asked > 0:
+            self.stop_asked = True
+            return -1
+        # a run that is resumed after its goal must not ask again: the answer may differ
+        if self.goal is None and self.step_count >= 0:
+            self.goal = next(iter([*self._goals()]), None)
+        return None if self.goal is None else -1
+
+    @torch.no_grad()
+    def _goals(self) -> Iterator[str]:
+        """Run what each term does before a step; yield the terms that reached their goal."""
+        for phase in self.phases:
+            for group, name, objective in phase.terms():
+                if objective.before_step(self.model, self._context(f"{group}/{name}")):
+                    yield f"{group}/{name}"
+
+    def training_step(self, batch: StepBatches, batch_idx: int) -> None:
+        """Take one step of every phase that is due."""
+        step = self.step_count
+        measure = step % self.log_every == 0
+        optimisers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
+        optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
+        self.row, self.shared = {}, {}
+        for index, phase in enumerate(self.phases):
+            if not phase.is_due(step):
+                continue
+            losses = Losses(phase, self.model, batch, self._context)
+            if step == phase.first:
+                with watched(phase.parameters) as reached:
+                    gradients = losses.gradient(self.combine_states[index], measure)
+                _refuse_unreached(phase, reached)
+            else:
+                gradients = losses.gradient(self.combine_states[index], measure)
+            size = clip(gradients, phase.optim.clip)
+            if not torch.isfinite(size):
+                raise Diverged(
+                    f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the state "
+                    f"before it is kept. {self.remedy}"
+                )
+            rate = learning_rate(phase.optim, step)
+            optimiser = optimisers[index]
+            for settings in optimiser.param_groups:
+                settings["lr"] = rate
+            # only primary steps count as Lightning's global steps
+            (optimiser if phase.primary else optimiser.optimizer).step()
+            for term, measured in losses.followed().items():
+                self._objective(term).after_step(measured, self._context(term))
+            if measure:
+                prefix = "" if phase.primary else f"{phase.name}/"
+                row = {**losses.reduced_log(), "grad_norm": float(size), "lr": rate}
+                self.row |= {prefix + key: value for key, value in row.items()}
+        if self.held is not None:
+            self.held.restore()
+        if step >= 0:
+            self._update_average()
+        self.step_count += 1
+        if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
+            self.goal = next(iter([*self._goals()]), None)
+
+    def forget_gradient(
+        self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
+
+        What the terms measure before a step is measured on a copy of their states, so that the run starts unmoved.
+
+        Args:
+            batches: of these steps.
+            terms: in place of the phase's own forget terms.
+        """
+        kept, self.states = self.states, copy.deepcopy(self.states)
+        phase = self.primary
+        if terms is not None:
+            phase = replace(phase, groups={"forget": dict(terms)})
+            self.states |= {f"forget/{name}": {} for name in terms}
+        for _ in self._goals():
+            pass
+        parameters = list(self.primary.parameters.values())
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for batch in batches:
+            self.shared = {}
+            moved = self.transfer_batch_to_device(batch, self.device, 0)
+            lazy: list[LazyLoss] = Losses(phase, self.model, moved, self._context).group("forget")
+            torch._foreach_add_(total, fresh_gradients(lazy, parameters))
+        take_gradients(parameters)
+        self.states = kept
+        return dict(zip(self.primary.parameters, total, strict=True))
+
+    def use_kept(self) -> None:
+        """Put the best or the averaged weights in place of the last ones, where such were kept."""
+        for name, value in self.best.get("parameters", self.average).items():
+            self.primary.parameters[name].data.copy_(value)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs; the frozen target is not in it."""
+        return {
+            "step": self.step_count,
+            "parameters": [
+                {name: parameter.detach() for name, parameter in phase.parameters.items()} for phase in self.phases
+            ],
+            "buffers": dict(self.model.named_buffers()),
+            "optimisers": [optimiser.state_dict() for optimiser in self._plain_optimisers()],
+            "states": self.states,
+            "combine": self.combine_states,
+            "average": self.average,
+            "masks": self.masks,
+            "goal": self.goal,
+            "best": self.best,
+        }
+
+    @torch.no_grad()
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take the weights, buffers, averages and terms' states of a checkpoint."""
+        self.step_count = state["step"]
+        for phase, values in zip(self.phases, state["parameters"], strict=True):
+            for name, parameter in phase.parameters.items():
+                parameter.copy_(values[name])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        self.states = state["states"]
+        self.combine_states = _moved(state["combine"], self.device)
+        self.average = _moved(state["average"], self.device)
+        self.masks = _moved(state["masks"], self.device)
+        self.goal, self.best = state["goal"], state["best"]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.load_weights(state)
+            for optimiser, saved in zip(self._plain_optimisers(), state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"The checkpoint does not fit the model ({error}); was its code changed? Start the recipe anew."
+            ) from error
+
+    def _plain_optimisers(self) -> list[Optimizer]:
+        optimisers: Any = self.optimizers(use_pl_optimizer=False)
+        return optimisers if isinstance(optimisers, list) else [optimisers]
+
+    def _objective(self, term: str) -> Objective:
+        return next(o for phase in self.phases for group, name, o in phase.terms() if f"{group}/{name}" == term)
+
+    def _context(self, term: str) -> Context:
+        return Context(
+            step=self.step_count,
+            randomness=self.stream.child(term).at(self.step_count),
+            splits=self.splits,
+            state=self.states[term],
+            reference=self._reference,
+            map_ids=map_ids,
+            device=self.device,
+            remembered=self.remembered,
+            split=term.partition("/")[0],
+            companion=self.companion_of.get(term),
+            distilled_from=self.distilled_from,
+            shared=self.shared,
+            averaged=self.averaged if self.primary.optim.ema is not None else None,
+        )
+
+    def _reference(self) -> Any:
+        if self.reference is None:
+            raise RuntimeError("this phase has no reference: it trains a target")
+        return self.reference()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the average of its weights while the body runs; nothing is copied.
+
+        Mixed precision keeps casts of the weights, which are dropped, as they are of other weights.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Exchange the moving weights with their average."""
+        for name, value in self.average.items():
+            parameter = self.primary.parameters[name]
+            self.average[name], parameter.data = parameter.data, value
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = self.primary.optim.ema
+        if decay is not None and self.average:
+            # a short run's average must not remember the start: Tarvainen and Valpola's rising decay
+            decay = min(decay, (1 + self.step_count) / (10 + self.step_count))
+            torch._foreach_lerp_(list(self.average.values()), list(self.primary.parameters.values()), 1 - decay)
+
+
+def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
+    """Refuse parameters that may move but that no loss reaches on any rank: a run would leave them silently."""
+    everywhere = set[str]().union(*gather_objects(reached))
+    if lost := [name for name in phase.parameters if name not in everywhere]:
+        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise RecipeError(
+            f"Phase {phase.name!r}: no loss reaches {len(lost)} of {len(phase.parameters)} parameters that may move: "
+            f"{shown}. Narrow the scope (scope.exclude=[...], with scope.name=pattern in place of all), or add a loss "
+            "that reaches them."
+        )
+
+
+def make_optimiser(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
+    """Return the optimiser that a recipe's ``optim`` names."""
+    if optim.name == "sgd":
+        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    betas = (optim.betas[0], optim.betas[1])
+    return kind(parameters, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
+
+
+def clip(gradients: Sequence[Tensor], largest: float | None) -> Tensor:
+    """Scale the gradients in place so that their norm is at most ``largest``; return the norm before."""
+    size = norm(gradients)
+    if largest is not None:
+        torch._foreach_mul_(list(gradients), (largest / (size + 1e-6)).clamp(max=1.0))
+    return size
+
+
+def _moved(content: Any, device: torch.device) -> Any:
+    if isinstance(content, Tensor):
+        return content.to(device)
+    if isinstance(content, dict):
+        return {key: _moved(value, device) for key, value in content.items()}
+    return [_moved(value, device) for value in content] if isinstance(content, list) else content
