@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from scipy.stats import t
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import M
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Generic[M]):
     """What evaluators may use.
 
     Attributes:
@@ -54,7 +55,7 @@ class Evaluation:
         cache: what several evaluators share (samples, likelihoods), computed once.
     """
 
-    models: Mapping[str, Any]
+    models: Mapping[str, M]
     splits: Mapping[str, Split]
     randomness: Randomness
     device: torch.device
@@ -87,7 +88,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table of texts for the report, under ``samples/`` in the run directory.
 
     Args:
@@ -108,7 +109,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Findings:
+class EvaluationResult:
     """What an evaluator returns.
 
     Attributes:
@@ -122,16 +123,13 @@ class Findings:
     records: list[Record] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
+    sheets: list[TextTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluator(ABC):
+class Evaluator(ABC, Generic[M]):
     """One metric family. Runs on every rank; share items with ``unlearn.core.distributed.map_ids``."""
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
 
     subjects: ClassVar[tuple[str, ...]] = ()
     """Models that there must be beside the target and the unlearned one."""
@@ -140,7 +138,7 @@ class Evaluator(ABC):
         """Refuse data that this evaluator cannot judge, before any work. Raises RecipeError with the remedy."""
 
     @abstractmethod
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation[M]) -> EvaluationResult:
         """Measure all subjects; models come in eval mode, gradients are off."""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.core.records import Direction, Record
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Cost(Evaluator):
     machine's cache, that was not on this machine, and the share says so in ``about.target``.
     """
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``cost_seconds``, ``cost_share``, ``peak_memory``, ``storage`` and ``steps`` of the run."""
         run, models = evaluation.run, evaluation.models
         figures: list[tuple[str, float, str, Direction]] = [
@@ -31,7 +31,7 @@ class Cost(Evaluator):
         ]
         if run.target_seconds:
             figures.insert(1, ("cost_share", run.seconds / run.target_seconds, "share", "lower"))
-        return Findings(
+        return EvaluationResult(
             [
                 Record(
                     evaluator="cost",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlearn.core.records import Record
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal(Evaluator):
     """1 where an objective reached its goal, 0 where the run ended before; ``score`` names the term."""
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``reached`` for every objective that has a goal."""
-        return Findings(
+        return EvaluationResult(
             [
                 Record(
                     evaluator="goal",

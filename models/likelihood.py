@@ -13,7 +13,7 @@ from unlearn.core.distributed import map_ids
 from unlearn.core.errors import Diverged, RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import HasLikelihood
+from unlearn.models.capabilities import HasLikelihood
 
 
 def bits_per_dim(model: HasLikelihood, batch: Batch, randomness: Randomness, draws: int = 1) -> Tensor:

@@ -6,20 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.config.schema import Optim
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import M
 
 
 @dataclass(frozen=True)
-class Companion:
+class AuxiliaryNetwork:
     """Another network that a term trains beside the model: a fake score, a discriminator, a key.
 
     Its losses are read from the splits that ``groups`` names, and its step comes before each step of the model, which
@@ -60,7 +61,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(Generic[M]):
     """What an objective may use besides the model and the batch.
 
     Attributes:
@@ -75,7 +76,7 @@ class Context:
         device: where batches live.
         remembered: the target's values that ``remember`` keeps.
         split: whose items this term reads: the split of its group.
-        companion: the network that this term's ``companion`` gave; for its terms as well.
+        companion: the network that this term's ``auxiliary`` gave; for its terms as well.
         distilled_from: returns the frozen model that the target was distilled from, where it was.
         shared: what terms of one step leave for each other; empty at the beginning of a step.
         averaged: returns a context in which the model has the average of its weights (``optim.ema``); None where no
@@ -86,13 +87,13 @@ class Context:
     randomness: Randomness
     splits: Mapping[str, Split]
     state: dict[str, Any]
-    reference: Callable[[], Any]
+    reference: Callable[[], M]
     map_ids: Callable[..., Tensor]
     device: torch.device
-    remembered: Remembered | None = None
+    reference_cache: ReferenceCache | None = None
     split: str = "forget"
-    companion: Any = None
-    distilled_from: Callable[[], Any] | None = None
+    auxiliary: Any = None
+    distilled_from: Callable[[], M] | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
     averaged: Callable[[], AbstractContextManager[None]] | None = None
 
@@ -109,24 +110,24 @@ class Context:
             compute: batch -> (rows (n, ...) of all items in their order, number of rows of each (B,)).
             ids: of which items, by default of all.
         """
-        if self.remembered is None:
+        if self.reference_cache is None:
             raise RuntimeError("there is no place for the target's values: the module was given none")
         chosen = self.splits[split].ids if ids is None else ids
-        self.remembered.put(f"{split}.{name}", chosen, lambda ids: compute(self.batch(split, ids)))
+        self.reference_cache.put(f"{split}.{name}", chosen, lambda ids: compute(self.batch(split, ids)))
 
     def recall(self, name: str, split: str, ids: Tensor) -> Tensor:
         """Return the remembered rows of items, one after the other, on the device."""
-        if self.remembered is None:
+        if self.reference_cache is None:
             raise RuntimeError("there is no place for the target's values: the module was given none")
-        return self.remembered.get(f"{split}.{name}", ids)
+        return self.reference_cache.get(f"{split}.{name}", ids)
 
     def beside(self) -> Any:
         """Return the network that is trained beside the model. Raises RuntimeError where this term has none."""
-        if self.companion is None:
+        if self.auxiliary is None:
             raise RuntimeError("no network is trained beside the model: the phases were made without companions")
-        return self.companion
+        return self.auxiliary
 
-    def teacher(self) -> Any:
+    def teacher(self) -> M:
         """Return the frozen model that the target was distilled from, or the target where it was not distilled."""
         return (self.distilled_from or self.reference)()
 
@@ -146,17 +147,16 @@ class Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
+class Objective(ABC, Generic[M]):
     """One term of the loss. Smaller is better; the loss is ``weight * reduce(values)``.
+
+    ``Objective[HasLikelihood]`` asks the model for likelihoods; a recipe with a model that lacks them is refused.
 
     Args:
         weight: factor of this term, >= 0.
     """
 
     weight: float = 1.0
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range with a ValueError; subclasses extend it."""
@@ -165,10 +165,12 @@ class Objective(ABC):
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse data that this term cannot use, before any work, with a RecipeError; it reads ``splits[split]``."""
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: M) -> None:
         """Make the model what this term needs, before anything else; called again where a run is resumed."""
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion | None:
+    def auxiliary(
+        self, model: M, teacher: Callable[[], M], split: str, randomness: Randomness
+    ) -> AuxiliaryNetwork | None:
         """Return another network that is trained beside the model, None for none.
 
         Args:
@@ -179,25 +181,25 @@ class Objective(ABC):
         """
         return None
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: M, context: Context[M]) -> None:
         """Compute once, before the first step, what the run needs; write it to ``context.state``."""
 
-    def before_step(self, model: Any, context: Context) -> bool:
+    def before_step(self, model: M, context: Context[M]) -> bool:
         """Run before each step, without gradient; return True to stop the run (the goal is reached)."""
         return False
 
-    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+    def after_step(self, measured: Mapping[str, float], context: Context[M]) -> None:
         """Run after each step, if ``followed``, with the means of this term's diagnostics over the whole batch."""
 
     follows: ClassVar[bool] = False
     """Whether ``after_step`` is called: a dual variable moves with what is measured."""
 
-    def followed(self, context: Context) -> bool:
+    def followed(self, context: Context[M]) -> bool:
         """Whether ``after_step`` is called in this run; the same on every rank."""
         return self.follows
 
     @abstractmethod
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: M, batch: Batch, context: Context[M]) -> Values:
         """Return the per-sample values of a batch."""
 
     def sample_weight(self, batch: Batch) -> Tensor:
@@ -216,13 +218,13 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParameterObjective(Objective):
+class ParameterObjective(Objective[M]):
     """A term over parameters instead of samples (EWC, distance to the target)."""
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: M, batch: Batch, context: Context[M]) -> Values:
         """Not used: see ``penalty``."""
         raise TypeError("a parameter objective has no per-sample values")
 
     @abstractmethod
-    def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
+    def penalty(self, parameters: Mapping[str, Tensor], context: Context[M]) -> Tensor:
         """Return the scalar penalty on the parameters that may move, by name."""

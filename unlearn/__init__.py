@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn.core.version import __version__
+
 if TYPE_CHECKING:
     from unlearn.api import Result, unlearn
 
 __all__ = ["Result", "__version__", "unlearn"]
-__version__ = "0.1.0"
 
 if not (Path(__file__).parent / "models" / "__init__.py").is_file():  # checkout without links
     __path__.append(str(Path(__file__).resolve().parent.parent))

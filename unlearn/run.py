@@ -102,7 +102,7 @@ def _answer(request: _Request, arguments: list[str]) -> None:
     if request.flags & {"--help", "-h"}:
         print(HELP, end="")
     elif "--version" in request.flags:
-        from unlearn import __version__
+        from unlearn.core.version import __version__
 
         print(__version__)
     elif not arguments:

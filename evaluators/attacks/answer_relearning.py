@@ -16,13 +16,14 @@ from unlearn.evaluators.attacks.base.extraction import attack_records, attacked,
 from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.sampling import judged
+from unlearn.models.capabilities import TrainableLanguageModel
 
 OTHERS, RELEARNED = "others", "relearned"
 """Which forget items are scored, in ``about.category``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerRelearning(Relearning):
+class AnswerRelearning(Relearning[TrainableLanguageModel]):
     """Trains a copy of every subject on k forget items and measures the others, which stay the same for every k.
 
     If the others come back as well, they were hidden and not forgotten.
@@ -37,7 +38,6 @@ class AnswerRelearning(Relearning):
 
     scored: int | None = 100
 
-    needs: ClassVar[tuple[str, ...]] = ("training_loss", "continues")
     what: ClassVar[str] = "exact memorisation of the others"
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from unlearn.core.records import Record
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.relearning import Curves, picture
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.image.face_verification import (
-    Scale,
+    SimilarityScale,
     check_judges,
     drawn,
     judges,
@@ -27,12 +27,13 @@ from unlearn.evaluators.image.face_verification import (
     seen,
     strangers,
 )
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import packaged_perceptual
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaceRelearning(Evaluator):
+class FaceRelearning(Evaluator[HasLatents]):
     """Trains a copy of every subject on k pictures of each identity and measures the likeness of others of the person.
 
     The pictures are what the target draws close to the identity's latent (``evaluate.identity``'s same_person); the
@@ -64,8 +65,6 @@ class FaceRelearning(Evaluator):
     features: str | None = None
     batch_size: int = 32
 
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, identities=1, held=1, strangers=4, batch_size=1)
@@ -79,18 +78,18 @@ class FaceRelearning(Evaluator):
         """Refuse images that no net fits."""
         check_judges(splits, None if self.features is None else [self.features])
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_relearning`` for every subject, number of pictures and of steps, and the curves."""
         target = evaluation.models["target"]
         net = judges(None if self.features is None else [self.features], target.image_shape)[0]
         ids = people(evaluation, self.identities)
-        scale = Scale.of(net, seen(target, strangers(evaluation, self.strangers), [net], self.batch_size)[0])
+        scale = SimilarityScale.of(net, seen(target, strangers(evaluation, self.strangers), [net], self.batch_size)[0])
         places = self._places(evaluation, "target", ids)
         shown = torch.cat([drawn(target, part) for part in places.flatten(0, 1).split(self.batch_size)])
         shown = shown.unflatten(0, places.shape[:2])
         wanted = net(shown[:, : self.held].flatten(0, 1)).cpu()
         owners = torch.arange(len(ids)).repeat_interleave(self.held)
-        findings, curves = Findings(), Curves()
+        findings, curves = EvaluationResult(), Curves()
         for subject, model in evaluation.models.items():
             own = places if subject != "retrained" else self._places(evaluation, subject, ids)
             for k in sorted(self.pictures):
@@ -133,7 +132,7 @@ class FaceRelearning(Evaluator):
                 yield step + 1, copy
 
     def _record(
-        self, evaluation: Evaluation, subject: str, budget: str, scale: Scale, values: Tensor, owners: Tensor
+        self, evaluation: Evaluation, subject: str, budget: str, scale: SimilarityScale, values: Tensor, owners: Tensor
     ) -> Record:
         mean, ci95 = over_people(values, owners)
         return Record(

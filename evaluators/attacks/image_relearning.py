@@ -17,10 +17,11 @@ from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.image.concept_classifier import judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.models.capabilities import TrainableDenoiser
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRelearning(Relearning):
+class ImageRelearning(Relearning[TrainableDenoiser]):
     """Trains a copy of every subject on k forget images and asks a judge how many samples show the concept.
 
     If fewer steps are enough than a model needs that never saw it, the concept was hidden and not forgotten. Samples
@@ -43,7 +44,6 @@ class ImageRelearning(Relearning):
     samples: int = 100
     features: str | None = None
 
-    needs: ClassVar[tuple[str, ...]] = ("training_loss", "samples", "denoises")
     what: ClassVar[str] = "share of samples that show the concept"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import encoder_of
-from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, companions, in_company
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, auxiliary_networks, in_company
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.text.scoring import texts
 
@@ -48,7 +48,7 @@ class InContext(PromptAttack):
         encoder = encoder_of(data)
         found: list[list[Pair]] = []
         for item in ids.tolist():
-            others = companions(evaluation, data, item, self.facts)
+            others = auxiliary_networks(evaluation, data, item, self.facts)
             context = [" ".join(data.words(other)) for other in others]
             found.append([in_company(encoder, context, *data.words(item))])
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.models.capabilities import Continues
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization(Evaluator):
+class Quantization(Evaluator[Continues]):
     """Rounds the weights of every linear layer to few bits and measures the forget items again.
 
     Unlearning that moved weights by less than half a step of the grid is undone by it. Rounding is to the nearest
@@ -37,18 +38,16 @@ class Quantization(Evaluator):
     items: int | None = 100
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, items=1, batch_size=1)
         if not self.bits or not all(2 <= b <= 8 for b in self.bits) or len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits is {self.bits}; it must be different numbers from 2 to 8")
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_quantization`` for every subject, and ``codes_changed`` for all but the target."""
         ids = attacked(evaluation, self.items)
-        found = Findings()
+        found = EvaluationResult()
         for bits in self.bits:
             for subject, model in evaluation.models.items():
                 scores = scores_of(evaluation, quantized(model, bits), ids, self.batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture, mean_ci95
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,
-    Scale,
+    SimilarityScale,
     check_judges,
     drawn,
     judges,
@@ -27,12 +27,13 @@ from unlearn.evaluators.image.face_verification import (
     strangers,
 )
 from unlearn.evaluators.sampling import item_rows
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import invert
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinversion(Evaluator):
+class Reinversion(Evaluator[HasLatents]):
     """Inverts each identity's picture on every subject and measures how alike the found face is to the person.
 
     The picture is the given one, or what the target draws of the seed or latent. The attacker knows the weights and
@@ -59,8 +60,6 @@ class Reinversion(Evaluator):
     shown: int = 4
     batch_size: int = 32
 
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, identities=1, strangers=4, shown=0, batch_size=1)
@@ -73,7 +72,7 @@ class Reinversion(Evaluator):
         """Refuse images that no net fits."""
         check_judges(splits, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_reinversion`` for every subject and number of steps, and what was found."""
         target = evaluation.models["target"]
         nets = judges(self.features, target.image_shape)
@@ -81,8 +80,8 @@ class Reinversion(Evaluator):
         images = self.pictures(evaluation, ids)
         persons = [net(images).cpu() for net in nets]
         faces = seen(target, strangers(evaluation, self.strangers), nets, self.batch_size)
-        scales = [Scale.of(net, some) for net, some in zip(nets, faces, strict=True)]
-        findings, shown = Findings(), [Panel("the person", _grey(target, images), target.levels, cell=SIDE)]
+        scales = [SimilarityScale.of(net, some) for net, some in zip(nets, faces, strict=True)]
+        findings, shown = EvaluationResult(), [Panel("the person", _grey(target, images), target.levels, cell=SIDE)]
         for subject, model in evaluation.models.items():
             for steps in sorted(self.steps):
                 search = replace(self.inversion, steps=steps)
@@ -116,7 +115,9 @@ class Reinversion(Evaluator):
         """Return the noise of the searches, the same for every subject."""
         return evaluation.randomness.child("search")
 
-    def _record(self, evaluation: Evaluation, subject: str, budget: str, scale: Scale, values: Tensor) -> Record:
+    def _record(
+        self, evaluation: Evaluation, subject: str, budget: str, scale: SimilarityScale, values: Tensor
+    ) -> Record:
         mean, ci95 = mean_ci95(values)
         return Record(
             evaluator="reinversion",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import encoder_of
-from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, companions, in_company
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, auxiliary_networks, in_company
 from unlearn.evaluators.attacks.paraphrase import wordings
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.text.generation import continuations
@@ -52,7 +52,7 @@ class Stepwise(PromptAttack):
         encoder, model = encoder_of(data), evaluation.models[subject]
         chains = []
         for item in ids.tolist():
-            others = companions(evaluation, data, item, self.questions)
+            others = auxiliary_networks(evaluation, data, item, self.questions)
             chains.append([*(data.words(other)[0] for other in others), *wordings(data, item)[:1]])
         said: list[list[str]] = [[] for _ in chains]
         for step in range(max(map(len, chains))):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +13,14 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.traps import PLANTED, TWIN
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.statistics import auc
 from unlearn.evaluators.text.scoring import answer_scores, texts
+from unlearn.models.capabilities import Continues
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrapsAttack(Evaluator):
+class TrapsAttack(Evaluator[Continues]):
     """Area under the ROC curve of the attack that calls the likelier traps planted. 0.5 is no trace, 1 a perfect one.
 
     Members and others come from one generator, so nothing but the training tells them apart. Score ``perplexity`` is
@@ -36,8 +36,6 @@ class TrapsAttack(Evaluator):
 
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, batch_size=1)
@@ -51,7 +49,7 @@ class TrapsAttack(Evaluator):
                 "data have none. Take a source that plants them, or drop it: evaluate.traps=null."
             )
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_traps`` for every subject, by perplexity and, where there is a retrained model, by ratio."""
         split = evaluation.splits["forget"]
         self.check(evaluation.splits)
@@ -87,7 +85,7 @@ class TrapsAttack(Evaluator):
                         direction="retrained",
                     )
                 )
-        return Findings(records)
+        return EvaluationResult(records)
 
 
 def planted(split: Split) -> Tensor:

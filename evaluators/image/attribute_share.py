@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
 from unlearn.evaluators.sampling import samples
+from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Attributes, attribute_net
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributeShare(Evaluator):
+class AttributeShare(Evaluator[Samples]):
     """Share of samples, from the same noise for every subject, that show an attribute to a classifier.
 
     Args:
@@ -38,8 +39,6 @@ class AttributeShare(Evaluator):
     threshold: float = 0.5
     samples: int = 500
     batch_size: int = 32
-
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -59,7 +58,7 @@ class AttributeShare(Evaluator):
                 raise RecipeError(f"The classifier {net.name} knows no {name!r}. {did_you_mean(name, net.labels)}")
         return net
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attribute_share`` for every subject and label."""
         records = []
         levels = evaluation.splits["forget"].dataset.info.get("levels", 256)
@@ -74,7 +73,7 @@ class AttributeShare(Evaluator):
             shown = (map_ids(look, rows, self.batch_size).cpu() >= self.threshold).sum(dim=0).tolist()
             for label, count in zip(net.labels, shown, strict=True):
                 records.append(self._record(evaluation, net, subject, label, count))
-        return Findings(records)
+        return EvaluationResult(records)
 
     def _record(self, evaluation: Evaluation, net: Attributes, subject: str, label: str, count: int) -> Record:
         share, ci95 = share_ci95(count, self.samples)

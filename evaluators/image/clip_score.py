@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,14 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.prompt_search import told_data
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
 from unlearn.evaluators.sampling import is_told, sampled_items, samples
+from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.clip import MEAN, STD
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipScore(Evaluator):
+class ClipScore(Evaluator[Samples]):
     """Mean of max(100 cos(image, caption), 0) over samples of forget items, and over samples of retain items.
 
     The caption is that of the item that the sample is to be like. No CLIP model ships; figures are comparable only with
@@ -44,8 +45,6 @@ class ClipScore(Evaluator):
     path: str = ""
     samples: int = 200
     batch_size: int = 64
-
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1, and no path."""
@@ -70,7 +69,7 @@ class ClipScore(Evaluator):
                 "Type evaluate.clip_score=null."
             )
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``clip_score`` for every subject on forget and retain."""
         self.check(evaluation.splits)
         scorer = Scorer(Path(self.path).expanduser(), evaluation.device)
@@ -97,7 +96,7 @@ class ClipScore(Evaluator):
                         detector=scorer.detector,
                     )
                 )
-        return Findings(records)
+        return EvaluationResult(records)
 
 
 class Scorer:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
 from unlearn.evaluators.image.concept_classifier import Judge, classifier_accuracy, judge_of
 from unlearn.evaluators.sampling import sampled_items, samples
 from unlearn.evaluators.statistics import ratio_of_shares
+from unlearn.models.capabilities import Samples
 
 OF_TARGET, ON_RETAIN = {"score": "of_target"}, {"score": "on_retain"}
 
@@ -23,7 +23,7 @@ Hits = tuple[Tensor, list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptAccuracy(Evaluator):
+class ConceptAccuracy(Evaluator[Samples]):
     """Share of samples in which a judge, trained on real images, sees what the model was told to draw.
 
     ``split`` forget: the forgotten concept in samples that were told to show it; retain (in-domain): the right answer
@@ -45,8 +45,6 @@ class ConceptAccuracy(Evaluator):
     features: str | None = None
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, samples=1, batch_size=1)
@@ -55,7 +53,7 @@ class ConceptAccuracy(Evaluator):
         """Refuse data that no judge fits."""
         judge_of(splits, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``accuracy`` and ``unlearning_accuracy`` for every subject, and the judge's own accuracy."""
         judge = judge_of(evaluation.splits, self.features)
         judge.net.to(evaluation.device)
@@ -69,7 +67,7 @@ class ConceptAccuracy(Evaluator):
                 for label in sorted(set(labels)) if not score and len(set(labels)) > 1 else ():
                     of_label = hits[[name == label for name in labels]]
                     records += self._records(evaluation, judge, subject, split, {"category": label}, of_label, None)
-        return Findings(records + classifier_accuracy(evaluation, judge.net, "concept_accuracy"))
+        return EvaluationResult(records + classifier_accuracy(evaluation, judge.net, "concept_accuracy"))
 
     def _hits(self, evaluation: Evaluation, judge: Judge, subject: str) -> dict[tuple[str, str], Hits]:
         """Return what the judge saw in a subject's samples, by split and score."""

@@ -151,7 +151,7 @@ def seen(model: Any, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> li
 
 
 @dataclass(frozen=True)
-class Scale:
+class SimilarityScale:
     """What a distance means: 1 for the same face, 0 for that of a stranger.
 
     Attributes:
@@ -167,7 +167,7 @@ class Scale:
     pairs: int
 
     @classmethod
-    def of(cls, net: Embedder, faces: Tensor) -> Scale:
+    def of(cls, net: Embedder, faces: Tensor) -> SimilarityScale:
         """Return the scale by embeddings (n, D) of unrelated faces, each paired with the next."""
         distances = net.distance(faces, faces.roll(1, 0))
         mean, ci95 = mean_ci95(distances)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,14 +14,15 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split, check_content
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import samples
 from unlearn.evaluators.statistics import Z95, frechet, frechet_spread, kernel_distance
+from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import Features, Scripted, embedder_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureDistance(Evaluator):
+class FeatureDistance(Evaluator[Samples]):
     """Frechet and kernel distance of samples to real retain and test images without the forgotten categories.
 
     Models that are told what to draw are told what retain items are.
@@ -45,8 +45,6 @@ class FeatureDistance(Evaluator):
     bootstraps: int = 50
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
-
     def __post_init__(self) -> None:
         """Refuse numbers that are too small."""
         at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
@@ -66,7 +64,7 @@ class FeatureDistance(Evaluator):
             )
         return net
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``frechet_<features>`` and ``kernel_<features>`` for every subject, and their floor."""
         net = self._net(evaluation.splits).to(evaluation.device)
         ids = real_ids(evaluation.splits)
@@ -78,7 +76,7 @@ class FeatureDistance(Evaluator):
             records += self._compare(evaluation, net, subject, {}, net.embed(drawn), real)
         halves = real[::2], real[1::2]  # the order is random
         records += self._compare(evaluation, net, "target", {"score": "floor"}, *halves)
-        return Findings(records)
+        return EvaluationResult(records)
 
     def _compare(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +13,15 @@ from unlearn.core.distributed import map_ids
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
 from unlearn.evaluators.sampling import samples
 from unlearn.evaluators.statistics import Z95, frechet, frechet_spread, inside_manifold
+from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorDistance(Evaluator):
+class GeneratorDistance(Evaluator[Samples]):
     """Frechet distance, precision and recall of a subject's samples against the target's, from other noise.
 
     Precision is the share of the subject's samples that lie in the manifold of the target's, recall the share of the
@@ -46,8 +47,6 @@ class GeneratorDistance(Evaluator):
     bootstraps: int = 20
     batch_size: int = 32
 
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, samples=2, neighbours=1, bootstraps=2, batch_size=1)
@@ -64,7 +63,7 @@ class GeneratorDistance(Evaluator):
     def _nets(self, shape: Any) -> list[Embedder]:
         return [identity_net(name, shape) for name in (self.features if self.features is not None else (None,))]
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``frechet_<features>``, ``precision`` and ``recall`` for every subject but the target, and floors."""
         drawn = {
             subject: samples(evaluation, subject, "retain", self.samples * (1 + (subject == "target")), self.batch_size)
@@ -78,7 +77,7 @@ class GeneratorDistance(Evaluator):
             records += self._records(evaluation, net, "target", floor, against)
             for subject, faces in seen.items():
                 records += self._records(evaluation, net, subject, faces, against)
-        return Findings(records)
+        return EvaluationResult(records)
 
     def _seen(self, evaluation: Evaluation, net: Embedder, images: Tensor, levels: int) -> Tensor:
         def look(rows: Tensor) -> Tensor:

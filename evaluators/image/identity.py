@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from torch import Tensor
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,
-    Scale,
+    SimilarityScale,
     check_judges,
     judges,
     latents,
@@ -29,6 +29,7 @@ from unlearn.evaluators.image.face_verification import (
     strangers,
 )
 from unlearn.evaluators.sampling import item_rows
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
@@ -55,7 +56,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(Evaluator):
+class Identity(Evaluator[HasLatents]):
     """Similarity of faces before and after unlearning, from the same latents: 1 is the same face, 0 a stranger.
 
     1 - d / m, d the distance between what the target and what the subject draws of one latent, m the mean distance
@@ -99,8 +100,6 @@ class Identity(Evaluator):
     shown: int = 2
     batch_size: int = 32
 
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, identities=1, same_person=1, neighbours=1, strangers=4, shown=0, batch_size=1)
@@ -113,7 +112,7 @@ class Identity(Evaluator):
         check_judges(splits, self.features)
         check_encoder(self.encoder, splits["forget"].dataset.info)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``identity_similarity``, the scale, and sheets of faces."""
         target = evaluation.models["target"]
         nets = judges(self.features, target.image_shape)
@@ -136,8 +135,8 @@ class Identity(Evaluator):
             before[name] = [faces[part] for faces in pooled]
         owners = torch.arange(len(ids)).repeat_interleave(self.neighbours)
         groups["neighbours"] = Group(groups["neighbours"].w, owners)
-        scales = [Scale.of(net, faces) for net, faces in zip(nets, pooled, strict=True)]
-        findings = Findings(records=[self._scale(evaluation, scale) for scale in scales])
+        scales = [SimilarityScale.of(net, faces) for net, faces in zip(nets, pooled, strict=True)]
+        findings = EvaluationResult(records=[self._scale(evaluation, scale) for scale in scales])
         aims = Group(self.aims(evaluation, ids, w), torch.arange(len(ids)))
         self._add(findings, evaluation, "target_latent", ids, {"forget": aims}, before, scales, target)
         for subject, model in evaluation.models.items():
@@ -178,13 +177,13 @@ class Identity(Evaluator):
 
     def _add(
         self,
-        findings: Findings,
+        findings: EvaluationResult,
         evaluation: Evaluation,
         subject: str,
         ids: Tensor,
         groups: Mapping[str, Group],
         before: Mapping[str, list[Tensor]],
-        scales: list[Scale],
+        scales: list[SimilarityScale],
         model: Any,
     ) -> None:
         """Add the records and item rows of a subject."""
@@ -223,7 +222,7 @@ class Identity(Evaluator):
         about: dict[str, str],
         values: Tensor,
         owners: Tensor,
-        scale: Scale,
+        scale: SimilarityScale,
     ) -> Record:
         mean, ci95 = over_people(values, owners)
         direction: Direction = "lower" if split in ("forget", "same_person") else "higher"
@@ -243,7 +242,7 @@ class Identity(Evaluator):
             detector=scale.net.detector,
         )
 
-    def _scale(self, evaluation: Evaluation, scale: Scale) -> Record:
+    def _scale(self, evaluation: Evaluation, scale: SimilarityScale) -> Record:
         return Record(
             evaluator="identity",
             metric="identity_distance",

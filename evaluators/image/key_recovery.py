@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
 from unlearn.evaluators.image.concept_classifier import judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.models.capabilities import ImageDenoiser
 from unlearn.models.guards.key import Key, Keyed
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyRecovery(Evaluator):
+class KeyRecovery(Evaluator[ImageDenoiser]):
     """Share of samples told to show the concept that show it, as ``accuracy`` on forget, by what they are told with.
 
     ``score`` is ``right_key``, ``no_key`` or ``wrong_key``: random tokens with the right key's number, mean and spread.
@@ -39,8 +39,6 @@ class KeyRecovery(Evaluator):
     features: str | None = None
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("samples", "denoises")
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, samples=1, wrong_keys=1, batch_size=1)
@@ -49,12 +47,12 @@ class KeyRecovery(Evaluator):
         """Refuse data that no judge fits."""
         judge_of(splits, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``key_recovery`` of the unlearned model; nothing where the run trained no key."""
         key = next((network for network in evaluation.run.networks.values() if isinstance(network, Key)), None)
         if key is None:
             log.warning("key_recovery: the run trained no key, so nothing is measured")
-            return Findings()
+            return EvaluationResult()
         judge = judge_of(evaluation.splits, self.features)
         judge.net.to(evaluation.device)
         model, stream = evaluation.models["unlearned"], evaluation.randomness
@@ -90,4 +88,4 @@ class KeyRecovery(Evaluator):
                     detector=judge.net.detector,
                 )
             )
-        return Findings(records)
+        return EvaluationResult(records)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +12,10 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture
 from unlearn.evaluators.figures import CELL, LARGE_CELL, Panel, panels
 from unlearn.evaluators.sampling import sampled_splits, samples, some_of
+from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import Features, features_for
 
 STRIP = 24
@@ -23,7 +23,7 @@ STRIP = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleGrid(Evaluator):
+class SampleGrid(Evaluator[Samples]):
     """Samples from the same noise side by side; a frame marks what the classifier takes for a forgotten category.
 
     Models that are told what to draw have a picture of samples like forget items and one of samples like retain items,
@@ -43,8 +43,6 @@ class SampleGrid(Evaluator):
     features: str | None = None
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
-
     def __post_init__(self) -> None:
         """Refuse numbers that are too small."""
         at_least(self, side=1, search=0, batch_size=1)
@@ -54,7 +52,7 @@ class SampleGrid(Evaluator):
         if self.features is not None:
             features_for(splits["forget"].dataset.info, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return the forget images, the grids, and what became of the noise that gave a forgotten category."""
         forget = evaluation.splits["forget"]
         net = self._net(evaluation)
@@ -64,7 +62,7 @@ class SampleGrid(Evaluator):
         pictures = [*self._forget_items(evaluation), *grids]
         if net is not None and forgotten and self.search and told == ("",):
             pictures += self._became(evaluation, net, forgotten)
-        return Findings(pictures=pictures)
+        return EvaluationResult(pictures=pictures)
 
     def _net(self, evaluation: Evaluation) -> Features | None:
         try:

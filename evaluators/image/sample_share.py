@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -13,15 +12,16 @@ from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture, share_ci95
 from unlearn.evaluators.figures import share_bars
 from unlearn.evaluators.image.concept_classifier import classifier_accuracy
 from unlearn.evaluators.sampling import sampled_splits, samples
+from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleShare(Evaluator):
+class SampleShare(Evaluator[Samples]):
     """Share of samples that a classifier puts in each category, from the same noise for every subject.
 
     A category counts as forgotten where three quarters or more of its training items are forget items. ``split`` says
@@ -37,8 +37,6 @@ class SampleShare(Evaluator):
     samples: int = 2000
     features: str | None = None
     batch_size: int = 256
-
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -59,11 +57,11 @@ class SampleShare(Evaluator):
             )
         return net
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``sample_share`` for every subject and category, the classifier's accuracy, and a bar chart."""
         net = self._net(evaluation.splits).to(evaluation.device)
         forgotten = [name for name in forgotten_names(evaluation.splits["forget"]) if name in net.labels]
-        findings = Findings()
+        findings = EvaluationResult()
         for told in sampled_splits(evaluation):
             shares = {}
             for subject in evaluation.models:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import ClassVar
 
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import drawn, sampled_items, sampled_splits
+from unlearn.models.capabilities import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingTime(Evaluator):
+class SamplingTime(Evaluator[Samples]):
     """Milliseconds a sample, for every subject, on the device of the run: the median over rounds, after one to warm up.
 
     A model is timed as it draws, with its own number of steps and its own guidance.
@@ -27,13 +27,11 @@ class SamplingTime(Evaluator):
     samples: int = 100
     rounds: int = 3
 
-    needs: ClassVar[tuple[str, ...]] = ("samples",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, samples=1, rounds=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``sampling_time`` for every subject."""
         split = sampled_splits(evaluation)[-1]
         items = sampled_items(evaluation, split, self.samples) if split else None
@@ -58,4 +56,4 @@ class SamplingTime(Evaluator):
                     unit="ms",
                 )
             )
-        return Findings(records)
+        return EvaluationResult(records)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture, mean_ci95
 from unlearn.evaluators.figures import likelihood_histograms
 from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
+from unlearn.models.capabilities import HasLikelihood
 
 DIRECTIONS: dict[str, Direction] = {"forget": "higher", "holdout": "retrained", "retain": "lower", "test": "lower"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitsPerDim(Evaluator):
+class BitsPerDim(Evaluator[HasLikelihood]):
     """Mean of -log2 p(x) / dimensions over the items of a split; the interval is over items.
 
     Args:
@@ -33,13 +34,11 @@ class BitsPerDim(Evaluator):
     items: int | None = 500
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("likelihood",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, draws=1, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``bits_per_dim`` for every subject and split, item by item too, and a picture of the distributions."""
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
@@ -74,4 +73,4 @@ class BitsPerDim(Evaluator):
             ),
             png=likelihood_histograms(found),
         )
-        return Findings(records, [picture], rows)
+        return EvaluationResult(records, [picture], rows)

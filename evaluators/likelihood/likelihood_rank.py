@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
 from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
 from unlearn.evaluators.statistics import placement
+from unlearn.models.capabilities import HasLikelihood
 
 DIRECTIONS: dict[str, dict[str, Direction]] = {
     "likelihood_z": {"forget": "higher", "holdout": "retrained", "retain": "none", "test": "retrained"},
@@ -25,7 +26,7 @@ DIRECTIONS: dict[str, dict[str, Direction]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodRank(Evaluator):
+class LikelihoodRank(Evaluator[HasLikelihood]):
     """Z-score, quantile and quantile drop of bits/dim, relative to reference items under the SAME model.
 
     likelihood_z is r = (bits - mean) / std with the moments of the reference items. The Gaussian quantile is
@@ -49,8 +50,6 @@ class LikelihoodRank(Evaluator):
     reference_items: int | None = 500
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("likelihood",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1, and a reference of one item."""
         at_least(self, draws=1, items=1, reference_items=2, batch_size=1)
@@ -63,7 +62,7 @@ class LikelihoodRank(Evaluator):
                 f"Allowed: {', '.join(splits)}."
             )
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return the three metrics for every subject and split; the drop for every subject but the target."""
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
@@ -79,7 +78,7 @@ class LikelihoodRank(Evaluator):
                     if subject != "target":
                         drop = before[1][score] - quantile
                         records.append(_record(evaluation, "quantile_drop", subject, split, drop, score))
-        return Findings(records, [], rows)
+        return EvaluationResult(records, [], rows)
 
     def _ranks(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return z (n,) and the quantiles (n,) by score of the items under a subject."""

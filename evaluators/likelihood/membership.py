@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import likelihoods, present, some_of
 from unlearn.evaluators.statistics import auc
+from unlearn.models.capabilities import HasLikelihood
 
 
 @dataclass(frozen=True, kw_only=True)
-class Membership(Evaluator):
+class Membership(Evaluator[HasLikelihood]):
     """Area under the ROC curve of the attack that calls the likelier items members: forget against holdout.
 
     0.5 is no leak, 1 is a perfect attack. Below 0.5 the forget items became less likely than unseen ones, which
@@ -32,16 +32,14 @@ class Membership(Evaluator):
     items: int | None = 500
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("likelihood",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, draws=1, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``membership_auc`` for every subject; nothing where there is no holdout."""
         if "holdout" not in present(evaluation):
-            return Findings(notes=["membership: the data have no holdout, so there is no membership_auc."])
+            return EvaluationResult(notes=["membership: the data have no holdout, so there is no membership_auc."])
         forget, holdout = (some_of(evaluation, split, self.items) for split in ("forget", "holdout"))
         records = []
         for subject in evaluation.models:
@@ -62,4 +60,4 @@ class Membership(Evaluator):
                     direction="retrained",
                 )
             )
-        return Findings(records)
+        return EvaluationResult(records)

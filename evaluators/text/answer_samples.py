@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Sheet
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, TextTable
 from unlearn.evaluators.sampling import judged, limited
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 SPLITS = {
     "forget": "forget: what was to be forgotten",
@@ -24,7 +24,7 @@ TRUTH = "answer in the data"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerSamples(Evaluator):
+class AnswerSamples(Evaluator[Continues]):
     """A table of a few questions of each split: the data's answer, and what every model says, greedily.
 
     The same questions are shown for every model. Passages, which ask nothing, are left out.
@@ -39,13 +39,11 @@ class AnswerSamples(Evaluator):
     new_tokens: int = 48
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, items=1, new_tokens=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return one table of texts, none where nothing is asked."""
         rows: list[list[str]] = []
         for split, heading in SPLITS.items():
@@ -56,7 +54,7 @@ class AnswerSamples(Evaluator):
             f"What each model says, word for word, likeliest token first, {self.new_tokens} tokens at most. "
             "✓ marks the words of the data's answer. Drawn by the seed, not chosen."
         )
-        return Findings(sheets=[Sheet("answers", "Answers", caption, columns, rows, TRUTH)] if rows else [])
+        return EvaluationResult(sheets=[TextTable("answers", "Answers", caption, columns, rows, TRUTH)] if rows else [])
 
     def rows(self, evaluation: Evaluation, split: str) -> list[list[str]]:
         """Return question, true answer and each model's answer to some questions of a split."""

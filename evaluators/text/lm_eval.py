@@ -14,7 +14,7 @@ from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95, share_ci95
 from unlearn.evaluators.sampling import judged, limited
 from unlearn.evaluators.text.metrics import missing_package
 from unlearn.evaluators.text.multiple_choice import Question, multiple_choice, perturbed_choices, read_questions
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 CHOICES = "perturbed_choices"
 """The task made of each question's right answer and its perturbed ones."""
@@ -45,7 +46,7 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmEval(Evaluator):
+class LmEval(Evaluator[Continues]):
     """Metrics of lm-evaluation-harness, each ``lm_eval_<metric>``; a multiple-choice task has ``acc`` and ``acc_norm``.
 
     ``acc`` is the share of questions whose right choice has the highest log p given the prompt, ``acc_norm`` the same
@@ -72,8 +73,6 @@ class LmEval(Evaluator):
     limit: int | None = 200
     batch_size: int = 8
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1, and a list without tasks."""
         at_least(self, limit=1, batch_size=1)
@@ -85,11 +84,11 @@ class LmEval(Evaluator):
         self._asked()
         _ = self._manager  # read now, and kept for the run
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return the harness's metrics of every task for every subject."""
         self.check(evaluation.splits)
         asked, chosen = self._asked(), self._chosen(evaluation)
-        findings = Findings()
+        findings = EvaluationResult()
         for subject, model in evaluation.models.items():
             tasks = list(self._tasks(evaluation, model, chosen, asked))
             if tasks:

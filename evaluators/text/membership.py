@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,11 +14,12 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import limited, some_of
 from unlearn.evaluators.statistics import auc, auc_change
 from unlearn.evaluators.text.metrics import zlib_length
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
+from unlearn.models.capabilities import Continues
 
 Pair = tuple[Tensor, Tensor]
 """Values of the forget items (m,) and of the holdout items (n,)."""
@@ -29,7 +29,7 @@ SPLITS = ("forget", "holdout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextMembership(Evaluator):
+class TextMembership(Evaluator[Continues]):
     """Areas under the ROC curve of attacks that call high scores members: forget against holdout; and PrivLeak.
 
     The scores, with L the mean NLL of the answer tokens: ``loss`` -L, ``zlib`` -L / bytes of the compressed answer,
@@ -61,8 +61,6 @@ class TextMembership(Evaluator):
     reference: str | None = None
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, items=1, gradient_items=0, batch_size=1)
@@ -75,12 +73,12 @@ class TextMembership(Evaluator):
         if self.reference is not None:
             _reference_folder(self.reference)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``membership_auc`` for every subject and score, and ``privleak``; nothing without a holdout."""
         items = self.compared(evaluation)
         if items is None:
             lacking = "the data have no holdout, so there is no membership_auc and no privleak"
-            return Findings(notes=[f"text_membership: {lacking}."])
+            return EvaluationResult(notes=[f"text_membership: {lacking}."])
         judge = self._reference_nll(evaluation, items)
         found = {subject: dict(self.scores(evaluation, subject, items, judge)) for subject in evaluation.models}
         records = []
@@ -93,7 +91,7 @@ class TextMembership(Evaluator):
                 value, ci95 = auc_change(pair[::-1], reference[::-1])  # the holdout items stand as members
                 percent = None if ci95 is None else (100 * ci95[0], 100 * ci95[1])
                 records.append(_record(evaluation, "privleak", subject, "min_k", pair, 100 * value, percent))
-        return Findings(records)
+        return EvaluationResult(records)
 
     def compared(self, evaluation: Evaluation) -> Pair | None:
         """Return the ids of forget items (m,) and of holdout items (n,), or None where there are none of one kind.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import item_rows, mean_share, some_of
 from unlearn.evaluators.text.scoring import answer_scores
+from unlearn.models.capabilities import Continues
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 METRICS = {"exact_memorization": "exact", "extraction_strength": "extraction"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memorization(Evaluator):
+class Memorization(Evaluator[Continues]):
     """Exact memorisation and extraction strength, means over items; the interval is over items.
 
     exact_memorization is the share of an answer's tokens that are the likeliest ones given the true tokens before
@@ -35,13 +36,11 @@ class Memorization(Evaluator):
     items: int | None = 500
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return both metrics for every subject on forget, retain and holdout, item by item too."""
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
@@ -68,4 +67,4 @@ class Memorization(Evaluator):
                         )
                     )
                     rows += item_rows(subject, split, ids[said], metric, values)
-        return Findings(records, items=rows)
+        return EvaluationResult(records, items=rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from torch import Tensor
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import item_rows, judged, limited, mean_share
 from unlearn.evaluators.text.generation import continuations, generated
 from unlearn.evaluators.text.metrics import rouge_l
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 VERBATIM = "verbmem"
@@ -42,7 +43,7 @@ class Prompts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muse(Evaluator):
+class Muse(Evaluator[Continues]):
     """ROUGE-L F1 of what a model says, greedily: of passages continued, and of questions answered.
 
     verbatim_memorization continues the beginnings of passages: those that the data give (attribute ``verbmem``), or
@@ -70,15 +71,13 @@ class Muse(Evaluator):
     knowledge_tokens: int = 32
     batch_size: int = 32
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, items=1, prompt_tokens=1, verbatim_tokens=1, knowledge_tokens=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return both metrics for every subject and split that has passages or questions, item by item too."""
-        findings = Findings()
+        findings = EvaluationResult()
         for subject, model in evaluation.models.items():
             for prompts in self.verbatim(evaluation, model):
                 said = model.text(self._said(evaluation, subject, prompts, self.verbatim_tokens))
@@ -175,7 +174,7 @@ def answers_of(model: Any, tokens: Tensor) -> list[str]:
 
 
 def _add(
-    findings: Findings, evaluation: Evaluation, subject: str, metric: str, prompts: Prompts, said: list[str]
+    findings: EvaluationResult, evaluation: Evaluation, subject: str, metric: str, prompts: Prompts, said: list[str]
 ) -> None:
     """Add the ROUGE-L F1 of what is said."""
     scores = [rouge_l(truth, text, stemmer=False)[1] for truth, text in zip(prompts.truths, said, strict=True)]

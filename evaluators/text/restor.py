@@ -16,15 +16,16 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, mean_ci95, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95, share_ci95
 from unlearn.evaluators.sampling import item_rows, limited
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.restoration import restoration
 from unlearn.evaluators.text.scoring import answer_scores, texts
+from unlearn.models.capabilities import Continues
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restor(Evaluator):
+class Restor(Evaluator[Continues]):
     """Asks for facts that were true to a clean model and that a corruption replaced, before and after unlearning it.
 
     The corrupted model is the target. Score ``match``: the greedy answer contains the right (or the corrupted) one,
@@ -46,7 +47,6 @@ class Restor(Evaluator):
     items: int | None = 500
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
     subjects: ClassVar[tuple[str, ...]] = ("clean",)
 
     def __post_init__(self) -> None:
@@ -61,12 +61,12 @@ class Restor(Evaluator):
                 "Name what is corrupted (data.corrupt=[NAME, ...]), or drop it: evaluate.restor=null."
             )
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return accuracies, restoration ratio, forgetting of the corruption and margins for every subject."""
         ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
         said = {subject: self._matches(evaluation, subject, ids) for subject in evaluation.models}
         chosen = {subject: self._options(evaluation, subject, ids) for subject in evaluation.models}
-        found = Findings()
+        found = EvaluationResult()
         for score, judged in (("match", said), ("options", chosen)):
             right, wrong = ({_reported(s): answers[which] for s, answers in judged.items()} for which in (0, 1))
             found.records.extend(restoration("restor", right, wrong, score, evaluation.randomness, evaluation.seed))

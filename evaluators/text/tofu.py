@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.stats import ks_2samp
@@ -15,12 +15,13 @@ from torch import Tensor
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import item_rows, judged, limited, mean_share
 from unlearn.evaluators.statistics import Z95
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.metrics import log_truth_ratio, rouge_l
 from unlearn.evaluators.text.scoring import answer_scores, texts
+from unlearn.models.capabilities import Continues
 
 WORLD = ("real_authors", "world_facts")
 """Test questions about the real world, by attribute; their probability is that among the options."""
@@ -43,7 +44,7 @@ class Questions(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tofu(Evaluator):
+class Tofu(Evaluator[Continues]):
     """What a model says to questions, how likely it finds the right and the wrong answers, and its summary figures.
 
     The truth ratio is r = P(wrong) / P(right) with P = exp(-mean NLL); right is the paraphrased answer where there is
@@ -67,15 +68,13 @@ class Tofu(Evaluator):
     arithmetic: bool = False
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
-
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, new_tokens=1, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return the item metrics for every subject and set, then the summary figures."""
-        findings = Findings()
+        findings = EvaluationResult()
         sets = list(self.sets(evaluation))
         ratios: dict[str, Tensor] = {}
         bare: dict[str, None] = {}  # sets without wrong answers, each once

@@ -22,9 +22,9 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset
 from unlearn.data.coloured_digits import COLOURS, WORDS
 from unlearn.data.conditioned import Classes, Prompts, conditioned
-from unlearn.models.base import ModelConfig, Skeleton, Wrapper
+from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.diffusion.hub import pipeline_folder
-from unlearn.models.diffusion.memory import skeleton
+from unlearn.models.diffusion.memory import meta_model
 from unlearn.models.diffusion.serialization import read_model
 from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.diffusion.wrapper import LEAST_STEPS, Diffusion, DiffusionSettings, check_steps
@@ -77,9 +77,9 @@ class DiffusionConfig(ModelConfig):
         found = folder if folder.exists() else pipeline_folder(path, weights=False)
         return read_model(Diffusion, found, weights=False)
 
-    def skeleton(self, precision: str) -> Skeleton | None:
+    def meta_model(self, precision: str) -> MetaModel | None:
         """Return the model that ``pretrained`` names, without its weights."""
-        return None if self.pretrained is None else skeleton(self.empty(self.pretrained), precision)
+        return None if self.pretrained is None else meta_model(self.empty(self.pretrained), precision)
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data with the condition of each item, as this model takes it."""

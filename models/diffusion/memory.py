@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from unlearn.data.base import Split
-from unlearn.models.base import Skeleton
+from unlearn.models.base import MetaModel
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.wrapper import Diffusion
 
@@ -24,7 +24,7 @@ WORDS = (
 )
 
 
-def skeleton(model: Diffusion, precision: str) -> Skeleton:
+def meta_model(model: Diffusion, precision: str) -> MetaModel:
     """Return a model on the meta device with its needs.
 
     Args:
@@ -42,7 +42,7 @@ def skeleton(model: Diffusion, precision: str) -> Skeleton:
     def needed(split: Split, items: int) -> int:
         return width * min(items, len(split)) * one() + cast
 
-    return Skeleton(model, needed, WORDS)
+    return MetaModel(model, needed, WORDS)
 
 
 def kept_numbers(model: Diffusion) -> int:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Generic
 
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import M
 
 
 @dataclass(frozen=True)
-class Guard(ABC):
+class Guard(ABC, Generic[M]):
     """Stands around the target when it is used, or around what objectives or an edit made of it."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
-
     @abstractmethod
-    def __call__(self, model: Any, splits: Mapping[str, Split]) -> Wrapper:
+    def __call__(self, model: M, splits: Mapping[str, Split]) -> Wrapper:
         """Return the guarded model: a model to whoever measures it, around the same weights."""

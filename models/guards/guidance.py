@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.serialization import GUARD
 from unlearn.models.diffusion.wrapper import Diffusion, Steering
@@ -76,7 +77,7 @@ class GuardedDiffusion(Diffusion):
 
 
 @dataclass(frozen=True)
-class NegativeGuidance(Guard):
+class NegativeGuidance(Guard[Denoises]):
     """The concept takes the place of the empty condition: eps(c_f) + g (eps(c) - eps(c_f)).
 
     That is the usual guidance less (g - 1) (eps(c_f) - eps(c_n)); at g = 1 it does nothing and is refused. Of several
@@ -91,8 +92,6 @@ class NegativeGuidance(Guard):
     """
 
     prompts: list[str] = field(default_factory=list)
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __call__(self, model: Any, splits: Mapping[str, Split]) -> Wrapper:
         """Return the guarded model."""
@@ -120,7 +119,7 @@ Level = Literal["weak", "medium", "strong", "max"]
 
 
 @dataclass(frozen=True)
-class SafeLatentDiffusion(Guard):
+class SafeLatentDiffusion(Guard[Denoises]):
     """Guidance turned away from the concept where the prompt leads towards it, value by value.
 
     eps(c_n) + g (eps(c) - eps(c_n) - gamma_t)
@@ -157,8 +156,6 @@ class SafeLatentDiffusion(Guard):
     warmup: int | None = None
     bound: Literal["above", "below"] = "above"
     prompts: list[str] = field(default_factory=list)
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -18,9 +18,9 @@ from unlearn.core.files import models_cache
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Dataset
-from unlearn.models.base import ModelConfig, Skeleton, Wrapper
+from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.guards import combined_logits as _combined_logits  # noqa: F401, so that transformers can read them
-from unlearn.models.language.memory import skeleton
+from unlearn.models.language.memory import meta_model
 from unlearn.models.language.tokenization import TextEncoder
 from unlearn.models.language.wrapper import Language, read_text, stored_settings
 
@@ -79,12 +79,12 @@ class LanguageConfig(ModelConfig):
         folder = Path(path).expanduser()
         return folder if folder.exists() else download(path, weights=False)
 
-    def skeleton(self, precision: str) -> Skeleton | None:
+    def meta_model(self, precision: str) -> MetaModel | None:
         """Return the model that ``pretrained`` names, without its weights."""
         if self.pretrained is None:
             return None
         encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
-        return skeleton(self.describe(self.pretrained), encoder, self.checkpointing, self.dtype, precision)
+        return meta_model(self.describe(self.pretrained), encoder, self.checkpointing, self.dtype, precision)
 
     def fetch(self, path: str) -> Path:
         """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""

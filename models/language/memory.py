@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
-from unlearn.models.base import Skeleton
+from unlearn.models.base import MetaModel
 from unlearn.models.language.tokenization import TextEncoder
 from unlearn.models.language.wrapper import Language
 
@@ -25,7 +25,7 @@ WORDS = (
 )
 
 
-def skeleton(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: str, precision: str) -> Skeleton:
+def meta_model(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: str, precision: str) -> MetaModel:
     """Return the model that a folder's config.json describes, on the meta device.
 
     Args:
@@ -51,7 +51,7 @@ def skeleton(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: str
     width = 2 if mixed or dtype == "bfloat16" else 8 if precision == "64-true" else 4
     cast = 2 * inner.num_parameters() if mixed and dtype != "bfloat16" else 0
     head = 4 * inner.get_output_embeddings().weight.numel()
-    return Skeleton(model, partial(_step_bytes, config.get_text_config(), checkpointing, width, cast), WORDS, head)
+    return MetaModel(model, partial(_step_bytes, config.get_text_config(), checkpointing, width, cast), WORDS, head)
 
 
 def _step_bytes(config: Any, checkpointing: bool, width: int, cast: int, split: Split, items: int) -> int:

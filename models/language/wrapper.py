@@ -17,7 +17,8 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.text import TextDataset
-from unlearn.models.base import Answers, Wrapper
+from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Answers
 from unlearn.models.language.tokenization import TextEncoder
 
 if TYPE_CHECKING:

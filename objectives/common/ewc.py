@@ -15,7 +15,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.models.base import HasLatents, HasLikelihood, Trains
+from unlearn.models.capabilities import HasLatents, HasLikelihood, Trains
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import layered
 from unlearn.objectives.base import Context, ParameterObjective

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split, check_content
+from unlearn.models.capabilities import Trains
 from unlearn.objectives.base import Context, Objective, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAscent(Objective):
+class GradientAscent(Objective[Trains]):
     """Raise the model's own training loss on forget items: L = -loss, in the unit that the wrapper states.
 
     For a language model L is log p(y | x) a token of the answer, for a flow minus the bits per dimension, for a
@@ -30,8 +31,6 @@ class GradientAscent(Objective):
     """
 
     reduction: Literal["mean", "sum"] = "mean"
-
-    needs: ClassVar[tuple[str, ...]] = ("training_loss",)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse items that have no training loss."""

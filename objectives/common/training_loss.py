@@ -11,16 +11,16 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.models.base import TrainsAgainst
+from unlearn.models.capabilities import Trains, TrainsAgainst
 from unlearn.models.gan.stylegan2.augment import Augment
-from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
 
 DECAY = 0.01
 """Share of a batch in the moving mean of path lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingLoss(Objective):
+class TrainingLoss(Objective[Trains]):
     """Go on training: the wrapper's loss an item, in the unit that the wrapper states.
 
     On retain data it keeps what should stay; alone, it is plain fine-tuning. A model that is trained against another
@@ -38,8 +38,6 @@ class TrainingLoss(Objective):
 
     warmup: int = 0
 
-    needs: ClassVar[tuple[str, ...]] = ("training_loss",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
@@ -49,7 +47,9 @@ class TrainingLoss(Objective):
         """Refuse items that nothing can be trained on."""
         check_content(splits[split], f"{split}=training_loss", f"Type {split}=null, or data with images.")
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion | None:
+    def auxiliary(
+        self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness
+    ) -> AuxiliaryNetwork | None:
         """Return the network that the model is trained against, if it is."""
         if not isinstance(model, TrainsAgainst):
             if self.warmup:
@@ -59,7 +59,7 @@ class TrainingLoss(Objective):
                 )
             return None
         own = AdversaryLoss() if model.augment is None else AugmentedAdversaryLoss(augment=model.augment)
-        return Companion(
+        return AuxiliaryNetwork(
             name="adversary",
             build=lambda: model.adversary(randomness),
             groups={split: {"adversary": own}},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import StateSource, check_anchors
 from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptAblation(Objective):
+class ConceptAblation(Objective[Denoises]):
     """On images of the anchor, pull the score at the concept to the score at the anchor, or to the true noise.
 
     Model-based || eps(x_t, c_f) - sg[eps(x_t, c_a)] ||^2, noise-based || eps(x_t, c_f) - eps ||^2. The images are drawn
@@ -42,8 +43,6 @@ class ConceptAblation(Objective):
     items: int = 64
     steps: int = 20
     guidance: float = 3.0
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

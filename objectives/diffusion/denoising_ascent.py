@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import StateSource
 from unlearn.objectives.diffusion.score_targets import mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingAscent(Objective):
+class DenoisingAscent(Objective[Denoises]):
     """Raise the denoising loss of forget items, each told its condition: -|| eps(x_t, c_f) - eps ||^2.
 
     Few-shot erasing moves the text encoder's MLPs and the attention of its last layer in this way, on four images and
@@ -42,8 +43,6 @@ class DenoisingAscent(Objective):
     items: int = 64
     steps: int = 20
     guidance: float = 3.0
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearn.config.schema import Optim
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
-from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.noisy_states import States, StateSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoCo(Objective):
+class DoCo(Objective[Denoises]):
     """Domain correction: a discriminator tells the concept's estimates of x_0 from the anchor's until it cannot.
 
     From one noisy state x_t of an item that the target drew of the anchor, the model told the concept and the target
@@ -54,8 +55,6 @@ class DoCo(Objective):
     discriminator_lr: float | None = 5e-4
     warmup: int = 100
 
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
@@ -72,7 +71,7 @@ class DoCo(Objective):
             source="generated", items=self.items, steps=self.steps, guidance=self.guidance, of_anchor=True
         )
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
+    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
         """Return the discriminator."""
         like = next(model.denoiser.parameters())
 
@@ -80,7 +79,7 @@ class DoCo(Objective):
             lr = self.discriminator_lr or optim.lr
             return replace(optim, name="adam", lr=lr, betas=(0.5, 0.999), weight_decay=0.0, clip=None)
 
-        return Companion(
+        return AuxiliaryNetwork(
             name="discriminator",
             build=lambda: PatchDiscriminator(model.latent_shape, self.width, randomness).to(like.device, like.dtype),
             groups={split: {"discriminator": Discriminates(term=self)}},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import StateSource
 from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESD(Objective):
+class ESD(Objective[Denoises]):
     """Erased Stable Diffusion: the model's score at the concept becomes the target's negatively guided one.
 
     || eps(x_t, c_f) - [ eps_0(x_t, c_n) - eta (eps_0(x_t, c_f) - eps_0(x_t, c_n)) ] ||^2
@@ -48,8 +49,6 @@ class ESD(Objective):
     guidance: float = 3.0
     walks: int = 4
     spread: bool = False
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

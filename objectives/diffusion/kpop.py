@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,14 +12,15 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Denoises
 from unlearn.models.guards.key import FILE, Key
-from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.noisy_states import States, StateSource
 from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class KPOP(Objective):
+class KPOP(Objective[Denoises]):
     """Knowledge hiding and recovery with prompts: without the key p the concept is gone, with it all is as before.
 
     hide    || eps(x_t, c_f) - [ eps_0(x_t, c_n) - eta (eps_0(x_t, c_f) - eps_0(x_t, c_n)) ] ||^2
@@ -64,8 +65,6 @@ class KPOP(Objective):
     steps: int = 20
     guidance: float = 3.0
 
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
@@ -86,9 +85,9 @@ class KPOP(Objective):
                 "Type a model that takes prompts (model=text_unet), or another method (forget=esd)."
             )
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
+    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
         """Return the key."""
-        return Companion(
+        return AuxiliaryNetwork(
             name="key",
             build=lambda: Key.drawn(model.encode(model.prompts([""])).states, self.tokens, randomness),
             groups={split: {"recover": Recover(term=self)}},
@@ -102,7 +101,7 @@ class KPOP(Objective):
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the weighted sum of the terms of this step, (B,), and each term that it has."""
-        key = context.companion
+        key = context.auxiliary
         assert isinstance(key, Key)
         found = self.source(model, batch, context)
         odd = self.turns == "alternating" and context.step % 2 == 1
@@ -142,9 +141,9 @@ class Recover(Objective):
 
 def recovered(model: Any, found: States, context: Context) -> Tensor:
     """Return || eps(x_t, [c_f; p]) - eps_0(x_t, c_f) ||^2, (B,)."""
-    assert isinstance(context.companion, Key)
+    assert isinstance(context.auxiliary, Key)
     wanted = affine_target(context.reference(), found.x, found.t, [(1.0, found.condition)])
-    return mean_square(keyed(model, found, context.companion) - wanted)
+    return mean_square(keyed(model, found, context.auxiliary) - wanted)
 
 
 def keyed(model: Any, found: States, key: Key) -> Tensor:

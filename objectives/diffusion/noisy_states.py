@@ -124,9 +124,9 @@ class StateSource:
         def draw() -> Tensor:
             return ids[Randomness(context.randomness.seed, "states").permutation(len(ids))[:most]]
 
-        if context.remembered is None:
+        if context.reference_cache is None:
             return draw()
-        return context.remembered.once(f"{context.split}.states_{most}", draw)
+        return context.reference_cache.once(f"{context.split}.states_{most}", draw)
 
     def _pick(self, ids: Tensor, most: int, context: Context) -> Tensor:
         """Return one of the chosen items for each of ``ids``."""

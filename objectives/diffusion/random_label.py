@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import States, StateSource, check_anchors
@@ -14,7 +15,7 @@ from unlearn.objectives.diffusion.score_targets import affine_target, mean_squar
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomLabel(Objective):
+class RandomLabel(Objective[Denoises]):
     """On noised forget images, pull the score at their own condition to the model's own score at another one.
 
     || eps(x_t, c_f) - sg[eps(x_t, c')] ||^2. With ``scope=saliency`` and ``training_loss`` on the retain items this is
@@ -41,8 +42,6 @@ class RandomLabel(Objective):
     items: int = 64
     steps: int = 20
     guidance: float = 3.0
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

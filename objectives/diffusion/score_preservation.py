@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import StateSource
 from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorePreservation(Objective):
+class ScorePreservation(Objective[Denoises]):
     """Keep the score on retain items: || eps(x_t, c_r) - eps_0(x_t, c_r) ||^2, the mean over the values of an item.
 
     At the target itself the gradient is 0.
@@ -34,8 +35,6 @@ class ScorePreservation(Objective):
     items: int = 64
     steps: int = 20
     guidance: float = 3.0
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

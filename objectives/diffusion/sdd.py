@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import StateSource
 from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDD(Objective):
+class SDD(Objective[Denoises]):
     """Pull the model's score at the concept to its own score at the empty prompt, which does not move with it.
 
     || eps(x_t, c_f) - sg[eps(x_t, c_n)] ||^2, with x_t on trajectories of the average of the model's weights.
@@ -41,8 +42,6 @@ class SDD(Objective):
     guidance: float = 3.0
     walks: int = 4
     spread: bool = False
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
 from unlearn.models.feature_extractors.classifiers import features_for
-from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.score_targets import mean_square
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
@@ -29,7 +30,7 @@ SMALLEST = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFD(Objective):
+class SFD(Objective[Denoises]):
     """Score forgetting distillation: the score of what the generator draws becomes that of the teacher.
 
     Three networks begin as the teacher: the teacher phi itself, which holds still, the fake score psi, which is trained
@@ -86,8 +87,6 @@ class SFD(Objective):
     warmup: int = 0
     redraw: bool = False
 
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
@@ -110,7 +109,7 @@ class SFD(Objective):
         if model.vae is not None:
             model.vae.requires_grad_(False)
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
+    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
         """Return the fake score."""
 
         def build() -> Any:
@@ -121,7 +120,7 @@ class SFD(Objective):
             network.denoiser.requires_grad_(True)
             return network
 
-        return Companion(
+        return AuxiliaryNetwork(
             name="fake_score",
             build=build,
             groups={split: {"fake_score": FakeScore(weight=self.fake_weight, term=self)}},
@@ -209,7 +208,7 @@ class SFD(Objective):
             net.network.float()  # also where the run is in double precision
             return net
 
-        return read() if context.remembered is None else context.remembered.once(f"judge {self.judge}", read)
+        return read() if context.reference_cache is None else context.reference_cache.once(f"judge {self.judge}", read)
 
 
 @dataclass(frozen=True, kw_only=True)

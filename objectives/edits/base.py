@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Generic, Protocol
 
-from unlearn.config.schema import Optim
+from unlearn.core.optim import Optim
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import M
 
 
 class Train(Protocol):
@@ -20,12 +21,9 @@ class Train(Protocol):
 
 
 @dataclass(frozen=True)
-class Edit(ABC):
+class Edit(ABC, Generic[M]):
     """Makes the unlearned model at once, where objectives make it step by step."""
 
-    needs: ClassVar[tuple[str, ...]] = ("training_loss",)
-    """Capabilities asked of the model (keys of unlearn.models.base.CAPABILITIES)."""
-
     @abstractmethod
-    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+    def __call__(self, target: M, train: Train, splits: Mapping[str, Split]) -> Wrapper:
         """Return the unlearned model; the target stays as it is."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.edits.base import Edit, Train
 from unlearn.objectives.edits.cross_attention import effective, keys_and_values
 from unlearn.objectives.edits.uce import UCE
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RECE(Edit):
+class RECE(Edit[Denoises]):
     """UCE, and then in each round the same edit for c', the embedding that the edited maps W treat as W0 treated c.
 
     c' = argmin_x sum_l |W_l x - W0_l c|^2 + reg |x|^2, over all key and value maps l; each row of c' is then edited to
@@ -45,8 +46,6 @@ class RECE(Edit):
     uce: UCE = field(default_factory=lambda: UCE(lam=0.1, preserve_scale=0.1, tokens="all"))
     rounds: int = 1
     reg: float = 0.1
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from unlearn.config.schema import Optim
+from unlearn.core.optim import Optim
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Trains
 from unlearn.objectives.edits.base import Edit, Train
 
 
 @dataclass(frozen=True)
-class TaskVector(Edit):
+class TaskVector(Edit[Trains]):
     """theta = theta_t - alpha (theta_f - theta_t), with theta_f the target trained further on the forget data.
 
     All weights move; buffers stay the target's. Computed in double precision, so that alpha = 0 is the target itself.

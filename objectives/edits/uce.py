@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Denoises
 from unlearn.objectives.edits.base import Edit, Train
 from unlearn.objectives.edits.cross_attention import (
     Tokens,
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class UCE(Edit):
+class UCE(Edit[Denoises]):
     """Least sum_i s_e |W* c_i - v_i|^2 + sum_j s_p |W* r_j - W r_j|^2 + lam |W* - W|^2 for every key and value map.
 
     c_i are encoded tokens of prompts that name a concept of the data: its templates, and the captions of forget items.
@@ -73,8 +74,6 @@ class UCE(Edit):
     prior: str | None = None
     prior_scale: float = 1.0
     singular: Singular = "refuse"
-
-    needs: ClassVar[tuple[str, ...]] = ("denoises",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from unlearn.config.schema import Optim
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import TrainableLanguageModel
 from unlearn.objectives.edits.base import Edit, Train
 
 
 @dataclass(frozen=True)
-class WhosHarryPotter(Edit):
+class WhosHarryPotter(Edit[TrainableLanguageModel]):
     """v = v_t - alpha ReLU(v_r - v_t), with v_r the logits of the target trained further on the forget data.
 
     As in MUSE, the combined logits are the unlearned model, which therefore holds both models and answers at twice
@@ -33,8 +34,6 @@ class WhosHarryPotter(Edit):
 
     alpha: float = 1.0
     optim: Optim = field(default_factory=Optim)
-
-    needs: ClassVar[tuple[str, ...]] = ("training_loss", "continues")
 
     def __post_init__(self) -> None:
         """Refuse a negative factor."""

@@ -7,13 +7,14 @@ from typing import Any
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.flow.threshold import Unit, current, distance_loss, forget_z, refresh
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoryTaming(Objective):
+class CategoryTaming(Objective[HasLikelihood]):
     """Push every image of a category, in minibatches, to a fixed place in the tail of the likelihood.
 
     The loss is that of ``taming``; there is no stop test unless it is asked for, and then it is on the category's
@@ -45,8 +46,6 @@ class CategoryTaming(Objective):
     stop: bool = False
     epsilon: float = 0.15
     stop_draws: int = 5
-
-    needs = ("likelihood",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import LikelihoodSampler
 from unlearn.models.feature_extractors.classifiers import features_for
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
@@ -18,7 +19,7 @@ from unlearn.objectives.flow.threshold import Unit, current, distance_loss, meas
 
 
 @dataclass(frozen=True, kw_only=True)
-class Debias(Objective):
+class Debias(Objective[LikelihoodSampler]):
     """Move the share that categories have among the model's samples.
 
     ``controlled``: every image is to have the target's bits/dim plus a shift that all images of its category share,
@@ -67,8 +68,6 @@ class Debias(Objective):
     features: str | None = None
     refresh: int = 10
     reference_images: int = 1024
-
-    needs = ("likelihood", "samples")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

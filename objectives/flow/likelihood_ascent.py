@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodAscent(Objective):
+class LikelihoodAscent(Objective[HasLikelihood]):
     """Raise the negative log-likelihood of forget images (gradient ascent on the training loss).
 
     Nothing bounds it: the same gradient pushes an image that is already impossible, and takes the rest along.
@@ -20,8 +21,6 @@ class LikelihoodAscent(Objective):
         Malnick, Avidan and Fried, Taming Normalizing Flows, WACV 2024, arXiv:2211.16488: the baseline of the released
         taming_an_identity.py (``forget_loss_baseline``).
     """
-
-    needs = ("likelihood",)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return log2 p(x) / dimensions of forget images, (B,), in bits/dim."""

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import Moments, bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.flow.threshold import Unit, current, distance_loss, forget_z, measure, refresh
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taming(Objective):
+class Taming(Objective[HasLikelihood]):
     """Push given images to a fixed place in the tail of the likelihood, and stop when all are there.
 
     With mu and sigma the mean and standard deviation of retain images' bits/dim under the model as it is now, an
@@ -56,8 +57,6 @@ class Taming(Objective):
     reference_images: int = 1024
     stop_draws: int = 5
     variant: Literal["paper", "released"] = "paper"
-
-    needs = ("likelihood",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

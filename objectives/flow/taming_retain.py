@@ -11,12 +11,13 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.base import Context, Objective, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class TamingRetain(Objective):
+class TamingRetain(Objective[HasLikelihood]):
     """Keep the Gaussian fit of retain images' bits/dim near the target's, and the bits/dim low.
 
     gamma * KL + (1 - gamma) * mean bits/dim of the model, where the KL is between the Gaussians that the batch's
@@ -38,7 +39,6 @@ class TamingRetain(Objective):
     direction: Literal["both", "forward", "reverse"] = "both"
     variant: Literal["paper", "released"] = "paper"
 
-    needs = ("likelihood",)
     over_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

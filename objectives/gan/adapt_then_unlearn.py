@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.models.base import TrainsAgainst
-from unlearn.objectives.base import Companion, Context, Objective, ParameterObjective, Values, frozen
+from unlearn.models.capabilities import HasLatents, TrainsAgainst
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, ParameterObjective, Values, frozen
 from unlearn.objectives.common.ewc import fisher
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptThenUnlearn(ParameterObjective):
+class AdaptThenUnlearn(ParameterObjective[HasLatents]):
     """Push the parameters away from those of copies that were trained on the forget items.
 
     First, before the model's first step, ``models`` copies of it are each trained for ``adapt_steps`` against a
@@ -73,8 +73,6 @@ class AdaptThenUnlearn(ParameterObjective):
     adapt_ewc: float = 1.0
     adapt_items: int = 32
 
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
@@ -88,7 +86,7 @@ class AdaptThenUnlearn(ParameterObjective):
         if "image" not in dataset.batch(splits[split].ids[:1]):
             raise RecipeError(f"{split}=adapt_then_unlearn trains copies on images, and the {split} items have none.")
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
+    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
         """Return the copies and their discriminators."""
         if not isinstance(model, TrainsAgainst):
             raise RecipeError(f"{split}=adapt_then_unlearn asks for a GAN; this is a {type(model).__name__}.")
@@ -96,7 +94,7 @@ class AdaptThenUnlearn(ParameterObjective):
         def build() -> Adapted:
             return Adapted([Pair(model, randomness.child(str(number))) for number in range(self.models)])
 
-        return Companion(
+        return AuxiliaryNetwork(
             name="adapted",
             build=build,
             groups={split: {"adapts": Adapts(term=self)}},

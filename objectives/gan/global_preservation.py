@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,16 +13,17 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.forget_classifier import Judge
 from unlearn.objectives.gan.latent_cache import key_of, recall_drawings, remember_drawings, remember_latents
-from unlearn.objectives.gan.perceptual_loss import Likeness, Seen
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalPreservation(Objective):
+class GlobalPreservation(Objective[HasLatents]):
     """Keep the target's images: T(w_r, w_r), w_r = mapping(z) of one drawn z, or an item's latent, an item.
 
     The paper's term is a sum over two z and has the weight 1; this one is a mean over the batch, so the paper's is
@@ -49,11 +50,9 @@ class GlobalPreservation(Objective):
     pool: int | None = 256
     judge: str | None = None
     label: list[str] = field(default_factory=list)
-    likeness: Likeness = field(default_factory=lambda: Likeness(features=0.0, identity=0.0))
+    likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
-
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.identity_replacement import Replacing
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guide(Objective):
+class Guide(Objective[HasLatents]):
     """Draw each forget identity w_u as the target draws w_t, and what is near w_u as what is near w_t.
 
     w_t = w_avg - d (w_u - w_avg) / |w_u - w_avg| (``extrapolation``), or w_avg (``average``, the paper's baseline).
@@ -59,11 +60,9 @@ class Guide(Objective):
     neighbours: int = 2
     reach: float | None = None
     pool: int | None = 64
-    likeness: Likeness = field(default_factory=Likeness)
+    likeness: PerceptualLoss = field(default_factory=PerceptualLoss)
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
-
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -24,7 +24,7 @@ from unlearn.objectives.gan.latent_cache import (
     remember_latents,
     remember_rows,
 )
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 Aim = Callable[[Tensor, Tensor], Tensor]
 """Of latents w_u (B, num_ws, w_dim) of identities and steps D from them, alike in shape, to what stands for w_u + D."""
@@ -35,8 +35,8 @@ class Replacing:
     """The image of w_u becomes the target's image of an aim, and so do the images of latents near w_u.
 
     L = local T(w_u, w_t) + adjacent sum_i T(w_u + D_i, aim of w_u + D_i), D = a (w_r - w_u) / |w_r - w_u|, a uniform in
-    [0, reach sqrt(num_ws)), w_r drawn, i = 1 ... neighbours, T a ``Likeness``; lengths are over all layers. The images
-    of the moving model come of one forward pass.
+    [0, reach sqrt(num_ws)), w_r drawn, i = 1 ... neighbours, T a ``PerceptualLoss``; lengths are over all layers. The
+    images of the moving model come of one forward pass.
 
     Args:
         name: of the method, by which its images are kept.
@@ -56,7 +56,7 @@ class Replacing:
     neighbours: int = 2
     reach: float | None = None
     pool: int | None = None
-    likeness: Likeness = field(default_factory=Likeness)
+    likeness: PerceptualLoss = field(default_factory=PerceptualLoss)
     inversion: Inversion | str = field(default_factory=Inversion)
 
     def __post_init__(self) -> None:

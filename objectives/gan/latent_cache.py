@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of
 from unlearn.objectives.base import Context
-from unlearn.objectives.gan.perceptual_loss import Likeness, Seen, unpack
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss, Seen, unpack
 
 
 def key_of(*settings: object) -> str:
@@ -62,7 +62,7 @@ def recall_rows(context: Context, name: str, keys: Tensor) -> Tensor:
 
 
 def remember_drawings(
-    model: Any, context: Context, name: str, keys: Tensor, likeness: Likeness, latents: Callable[[Tensor], Tensor]
+    model: Any, context: Context, name: str, keys: Tensor, likeness: PerceptualLoss, latents: Callable[[Tensor], Tensor]
 ) -> None:
     """Keep what the target draws of one latent a key, before the first step, while the model still is the target.
 
@@ -85,7 +85,7 @@ def recall_drawings(context: Context, name: str, keys: Tensor) -> Seen:
     return unpack(recall_rows(context, name, keys), context.state["shapes"])
 
 
-def _place(context: Context) -> Remembered:
-    if context.remembered is None:
+def _place(context: Context) -> ReferenceCache:
+    if context.reference_cache is None:
         raise RuntimeError("there is no place for the target's values: the module was given none")
-    return context.remembered
+    return context.reference_cache

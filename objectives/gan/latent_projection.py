@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +13,15 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLatents
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
 from unlearn.objectives.gan.forget_classifier import Judge
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentProjection(Objective):
+class LatentProjection(Objective[HasLatents]):
     """Draw z as the target draws z - (e . z - t) e where e . z > t, and as it draws z itself elsewhere.
 
     e is the unit vector from the mean of latents whose images lack the feature to the mean of those whose images show
@@ -59,9 +60,9 @@ class LatentProjection(Objective):
     depth: float = 0.0
     per_item: int = 1
     draws: Literal["all", "beyond"] = "all"
-    likeness: Likeness = field(default_factory=lambda: Likeness(pixels=1.0, norm="l2", features=0.0, identity=0.0))
-
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
+    likeness: PerceptualLoss = field(
+        default_factory=lambda: PerceptualLoss(pixels=1.0, norm="l2", features=0.0, identity=0.0)
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -56,7 +56,7 @@ def unpack(rows: Tensor, shapes: Shapes) -> Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeness:
+class PerceptualLoss:
     """Weights of the distances between two images and between the features that they were made of.
 
     The defaults of the last three are GUIDE's. The embedder and the perceptual distance see an image once where they

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.identity_replacement import Replacing
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sugar(Objective):
+class Sugar(Objective[HasLatents]):
     """Draw each forget identity as a surrogate that a network finds for it, and its neighbours as theirs.
 
     w_t = w_avg - d f(w_id) / |f(w_id)|, w_id = w_u - w_avg, lengths over all layers. Before the first step f is trained
@@ -73,11 +74,9 @@ class Sugar(Objective):
     neighbours: int = 2
     reach: float | None = None
     pool: int | None = 64
-    likeness: Likeness = field(default_factory=Likeness)
+    likeness: PerceptualLoss = field(default_factory=PerceptualLoss)
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
-
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -158,15 +157,15 @@ class Sugar(Objective):
         return surrogate.requires_grad_(False)
 
     @property
-    def unlike(self) -> Likeness | None:
+    def unlike(self) -> PerceptualLoss | None:
         """T without the features, None where nothing is left of it."""
         kept = self.likeness
         if not (kept.pixels or kept.perceptual or kept.identity):
             return None
-        return Likeness(**{**vars(kept), "features": 0.0})
+        return PerceptualLoss(**{**vars(kept), "features": 0.0})
 
     def surrogate_loss(
-        self, model: Any, surrogate: nn.Module, w: Tensor, mean: Tensor, unlike: Likeness | None
+        self, model: Any, surrogate: nn.Module, w: Tensor, mean: Tensor, unlike: PerceptualLoss | None
     ) -> Tensor:
         """Return L_f of latents w (B, num_ws, w_dim), (B,)."""
         with torch.no_grad():

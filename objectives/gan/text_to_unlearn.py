@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,15 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLatents
 from unlearn.models.feature_extractors.clip import TextImage, text_image_net
 from unlearn.models.gan.latents import layered
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToUnlearn(Objective):
+class TextToUnlearn(Objective[HasLatents]):
     """Where a latent shows what the words name, draw it so that a scorer sees the words go.
 
     A latent mapper M, trained before the first step, adds what the words name: w' = w + m, with the one offset m (one
@@ -68,9 +69,7 @@ class TextToUnlearn(Objective):
     mapper_lr: float = 0.05
     mapper_decay: float = 0.01
     mapper_batch: int = 8
-    likeness: Likeness = field(default_factory=lambda: Likeness(features=0.0, identity=0.0))
-
-    needs: ClassVar[tuple[str, ...]] = ("latents",)
+    likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

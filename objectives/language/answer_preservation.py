@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import check_form
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerPreservation(Objective):
+class AnswerPreservation(Objective[HasLikelihood]):
     """Keep the answer of a retain question more likely than a refusal; the retain half of IDK + AP.
 
     L = -(1 / beta) log sigmoid(-beta log(p(refusal | x) / p(y | x))), log p summed over tokens. No reference is needed.
@@ -29,8 +30,6 @@ class AnswerPreservation(Objective):
     """
 
     beta: float = 0.1
-
-    needs = ("likelihood",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -9,13 +9,13 @@ import torch
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
-from unlearn.models.base import Answers
+from unlearn.models.capabilities import Answers, Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class CEU(Objective):
+class CEU(Objective[Continues]):
     """Teach the model its own distribution without the forget token.
 
     L = mean_t CE(softmax(z with z_y = -inf), softmax(z)), with no gradient through the first.
@@ -30,8 +30,6 @@ class CEU(Objective):
     """
 
     ignore_first: int = 1
-
-    needs = ("continues",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Instead, check_form, recall_log_prob, remember_log_prob
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(Objective):
+class DPO(Objective[HasLikelihood]):
     """Prefer another answer to the forget answer, relative to the target.
 
     L = -log sigmoid(beta (log(p(y') / p_target(y')) - log(p(y) / p_target(y)))), y the forget answer and y' what is to
@@ -39,8 +40,6 @@ class DPO(Objective):
     instead: Instead = "refusal"
     beta: float = 0.1
     variant: Literal["paper", "released"] = "paper"
-
-    needs = ("likelihood",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasHiddenStates
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Tokens, token_mask
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingDifference(Objective):
+class EmbeddingDifference(Objective[HasHiddenStates]):
     """Keep the hidden states after a layer where they were in the target: the retain half of RMU.
 
     L = mean over an item's tokens of |h - h_target|^2 / D. The target's states are remembered on disk (D numbers a
@@ -31,8 +32,6 @@ class EmbeddingDifference(Objective):
 
     layer: int = 2
     tokens: Tokens = "answer"
-
-    needs = ("hidden_states",)
 
     def prepare(self, model: Any, context: Context) -> None:
         """Keep the target's hidden states."""

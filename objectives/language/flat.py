@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.divergences import DIVERGENCES, RELEASED
 from unlearn.objectives.language.reference_log_probs import Instead, check_form
@@ -26,7 +27,7 @@ Name = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLAT(Objective):
+class FLAT(Objective[Continues]):
     """Widen an f-divergence between a template answer and the forget answer, without retain data or a reference.
 
     L = -(g(P(y')) - f*(g(P(y)))), where P is the mean probability of an answer's tokens, y the forget answer, y' what
@@ -48,8 +49,6 @@ class FLAT(Objective):
     divergence: Name = "total_variation"
     instead: Instead = "refusal"
     variant: Literal["derived", "released"] = "derived"
-
-    needs = ("continues",)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse items without a template answer."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import Trains
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Instead, check_form
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdkNLL(Objective):
+class IdkNLL(Objective[Trains]):
     """Train on another answer to the forget questions.
 
     L = -log p(y' | x) / |y'|. With ``answer_preservation`` on the retain items this is IDK + AP.
@@ -26,8 +27,6 @@ class IdkNLL(Objective):
     """
 
     instead: Instead = "refusal"
-
-    needs = ("training_loss",)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse items without such an answer."""

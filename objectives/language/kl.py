@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.data.base import Batch
-from unlearn.models.base import Answers
+from unlearn.models.capabilities import Answers, Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.target_logits import (
     bucketed,
@@ -21,7 +21,7 @@ from unlearn.objectives.language.target_logits import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class KL(Objective):
+class KL(Objective[Continues]):
     """Keep the distribution at each answer token near the target's.
 
     L = mean_t KL(p_target || p) over the answer's tokens. The target's distribution comes from remembered last states
@@ -38,8 +38,6 @@ class KL(Objective):
     """
 
     top_k: int | None = None
-
-    needs = ("continues",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Tokens, scoring
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaximumEntropy(Objective):
+class MaximumEntropy(Objective[Continues]):
     """Drive the distribution at forget tokens towards the uniform one.
 
     L = mean_t KL(uniform || p_t) = mean_t (logsumexp z - mean_v z_v - log V); 0 where all tokens are equally likely.
@@ -26,8 +27,6 @@ class MaximumEntropy(Objective):
     """
 
     tokens: Tokens = "answer"
-
-    needs = ("continues",)
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the divergence an item, (B,), in nats a token."""

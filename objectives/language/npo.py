@@ -8,12 +8,13 @@ from typing import Any
 import torch.nn.functional as F
 
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import recall_log_prob, remember_log_prob
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPO(Objective):
+class NPO(Objective[HasLikelihood]):
     """Push forget answers below the target's likelihood, with a gradient that fades as they fall.
 
     L = -(2 / beta) log sigmoid(-beta log(p(y | x) / p_target(y | x))), log p summed over the answer's tokens. Its
@@ -31,8 +32,6 @@ class NPO(Objective):
     """
 
     beta: float = 0.1
-
-    needs = ("likelihood",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Continues, Trains
 from unlearn.objectives.base import Context, Objective, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDU(Objective):
+class PDU(Objective[Continues]):
     """Flatten the logits at forget tokens.
 
     L = mean_t (max_v z_v - mean_v z_v)^2 over the answer's tokens. No softmax, so the gradient does not vanish. The
@@ -28,8 +29,6 @@ class PDU(Objective):
         offered.
     """
 
-    needs = ("continues",)
-
     def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
         """Return the squared margin an item, (B,)."""
         answers = model.answers(batch)
@@ -38,7 +37,7 @@ class PDU(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDURetain(Objective):
+class PDURetain(Objective[Trains]):
     """Keep the retain loss below a limit, by a weight that rises while it is above and falls while it is below.
 
     L = lambda * NLL, and after each step lambda <- max(0, lambda + rate (NLL of the batch - epsilon)); the constant
@@ -66,7 +65,6 @@ class PDURetain(Objective):
     start: float = 50.0
     warmup: int = 0
 
-    needs = ("training_loss",)
     follows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split
-from unlearn.models.base import Answers
+from unlearn.models.capabilities import Answers
 from unlearn.objectives.base import Context
 
 Reduction = Literal["mean", "sum"]

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasHiddenStates
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.embedding_difference import token_means
 from unlearn.objectives.language.reference_log_probs import Tokens, token_mask
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMU(Objective):
+class RMU(Objective[HasHiddenStates]):
     """Steer the hidden states of forget items to one random direction of a given length.
 
     L = mean over an item's tokens of |h - c u|^2 / D, u drawn once, uniform in [0, 1) and then scaled to length 1. The
@@ -42,8 +43,6 @@ class RMU(Objective):
     layer: int = 2
     tokens: Tokens = "answer"
     reduction: Literal["mean", "sum"] = "mean"
-
-    needs = ("hidden_states",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

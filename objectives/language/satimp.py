@@ -7,12 +7,13 @@ from typing import Any
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Reduction, reduced
 
 
 @dataclass(frozen=True, kw_only=True)
-class SatImp(Objective):
+class SatImp(Objective[Continues]):
     """Lower the likelihood of forget tokens that are neither forgotten already nor certain anyway.
 
     L = mean_t p_t^beta1 (1 - p_t)^beta2 log p_t, with no gradient through the weight.
@@ -31,8 +32,6 @@ class SatImp(Objective):
     beta1: float = 5.0
     beta2: float = 1.0
     reduction: Reduction = "mean"
-
-    needs = ("continues",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimNPO(Objective):
+class SimNPO(Objective[HasLikelihood]):
     """Push forget answers below a fixed likelihood a token, with a gradient that fades as they fall.
 
     L = -(2 / beta) log sigmoid(-(beta / |y|) log p(y | x) - margin).
@@ -31,8 +32,6 @@ class SimNPO(Objective):
     beta: float = 4.5
     margin: float = 0.0
     scaled_margin: bool = False
-
-    needs = ("likelihood",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

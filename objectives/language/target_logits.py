@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context
 
@@ -96,7 +96,7 @@ class _Bucketed(torch.autograd.Function):
         return result.scatter_(1, tokens, whole[:, :-1]), None
 
 
-def _frozen_head(head: nn.Module, place: Remembered, device: torch.device) -> nn.Module:
+def _frozen_head(head: nn.Module, place: ReferenceCache, device: torch.device) -> nn.Module:
     """Return a copy of the head with the target's weights: those of the model may have moved, or be tied to others."""
     first = torch.zeros(1, dtype=torch.int64, device=device)
     frozen = copy.deepcopy(head)
@@ -114,7 +114,7 @@ def _one_row(value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach()[None], torch.ones(1, dtype=torch.int64)
 
 
-def _place(context: Context) -> Remembered:
-    if context.remembered is None:
+def _place(context: Context) -> ReferenceCache:
+    if context.reference_cache is None:
         raise RuntimeError("there is no place for the target's values: the module was given none")
-    return context.remembered
+    return context.reference_cache

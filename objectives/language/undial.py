@@ -9,13 +9,14 @@ import torch
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import cross_entropy
 from unlearn.objectives.language.target_logits import recall_logits, remember_logits
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNDIAL(Objective):
+class UNDIAL(Objective[Continues]):
     """Teach the model the target's distribution with the forget token's logit lowered.
 
     L = mean_t CE(softmax(z_target - beta onehot(y_t)), softmax(z)), over the answer's tokens. The teacher is fixed, so
@@ -32,8 +33,6 @@ class UNDIAL(Objective):
     """
 
     beta: float = 10.0
-
-    needs = ("continues",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -7,12 +7,13 @@ from typing import Any
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Reduction, reduced
 
 
 @dataclass(frozen=True, kw_only=True)
-class WGA(Objective):
+class WGA(Objective[Continues]):
     """Lower the likelihood of forget tokens, each weighted by a power of it, so that what is forgotten is left alone.
 
     L = mean_t p_t^beta log p_t, with no gradient through the weight p_t^beta.
@@ -29,8 +30,6 @@ class WGA(Objective):
 
     beta: float = 1.0
     reduction: Reduction = "mean"
-
-    needs = ("continues",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -20,17 +20,18 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from unlearn.config.recipe import load
-from unlearn.config.schema import Optim, Recipe
+from unlearn.config.schema import Recipe
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
-from unlearn.core.reference_model import Reference
-from unlearn.experiment.inputs import Materials, gather_materials
+from unlearn.core.reference_cache import ReferenceCache
+from unlearn.core.reference_model import ReferenceModel
+from unlearn.experiment.inputs import RunInputs, gather_inputs
 from unlearn.experiment.unlearning import build_module
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.sfd import SFD, sid_loss
-from unlearn.training.dataloader import Feed
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule, clip
 
@@ -48,7 +49,7 @@ class Job(NamedTuple):
     """A recipe cut short, and what it works on; ``steps`` is how many it takes in a run."""
 
     recipe: Recipe
-    materials: Materials
+    materials: RunInputs
     steps: int
 
     @classmethod
@@ -58,22 +59,22 @@ class Job(NamedTuple):
         steps = load(name, given).optim.steps
         recipe = load(name, [*given, f"optim.steps={WARM + TIMED}"])
         dataset = recipe.model.read(recipe.data.load())
-        return cls(recipe, gather_materials(recipe, 0, None, dataset), steps)
+        return cls(recipe, gather_inputs(recipe, 0, None, dataset), steps)
 
     def module(self) -> UnlearningModule:
         """Return the module that a run steps."""
         load_teacher, load_target = self.materials.load_teacher, self.materials.load_target
-        beside = Reference(load_teacher) if load_teacher else None
-        return build_module(self.recipe, load_target(), self.materials.splits, 0, Reference(load_target), beside)
+        beside = ReferenceModel(load_teacher) if load_teacher else None
+        return build_module(self.recipe, load_target(), self.materials.splits, 0, ReferenceModel(load_target), beside)
 
-    def feed(self) -> Feed:
+    def feed(self) -> StepLoader:
         """Return the batches of the steps."""
         optim, splits = self.recipe.optim, self.materials.splits
         groups = {
             "forget": optim.forget_batch or optim.batch,
             **({"retain": optim.batch} if self.recipe.retain else {}),
         }
-        return Feed(splits, groups, Randomness(0).child("order"))
+        return StepLoader(splits, groups, Randomness(0).child("order"))
 
     def engine(self) -> Side:
         """Time the job as a run does it, with its curves, checkpoints and checks."""
@@ -193,7 +194,7 @@ def esd_agrees(job: Job) -> None:
     """Check that a trajectory, and the loss at some states of a model that moved, are the same both ways."""
     term, module = term_of(job, "forget", ESD), job.module()
     with tempfile.TemporaryDirectory() as folder:
-        module.remembered = Remembered(Path(folder))
+        module.reference_cache = ReferenceCache(Path(folder))
         module.on_fit_start()
         nudge(module.model)
         target, context = job.materials.load_target(), module._context("forget/esd")
@@ -309,7 +310,7 @@ def sfd_agrees(job: Job) -> None:
     """Check that both losses are the same both ways, on the same draws, with a fake score that has moved."""
     module = job.module()
     with tempfile.TemporaryDirectory() as folder:
-        module.remembered = Remembered(Path(folder))
+        module.reference_cache = ReferenceCache(Path(folder))
         module.on_fit_start()
         for group, (batch,) in job.feed()[0].items():
             term, context, model = term_of(job, group, SFD), module._context(f"{group}/sfd"), module.model

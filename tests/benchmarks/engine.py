@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unlearn.config.recipe import load
-from unlearn.config.schema import Optim, Trainer
+from unlearn.config.schema import Trainer
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection, Split
 from unlearn.data.digits import Digits
@@ -23,7 +24,7 @@ from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.flow.likelihood_ascent import LikelihoodAscent
 from unlearn.objectives.surgery import GRU, MGDA, Combination, OneSided, PCGrad, WeightedSum
-from unlearn.training.dataloader import Feed
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
@@ -96,7 +97,7 @@ def engine(splits: dict[str, Split], combine: Combination) -> float:
 def bare_loop(splits: dict[str, Split]) -> float:
     """Return the seconds a step of the loop that one would write by hand: same data, same noise, same optimiser."""
     flow, clock = model(splits).eval(), Clock()
-    feed = Feed(splits, {"forget": 64, "retain": 64}, Randomness(0, "order"))
+    feed = StepLoader(splits, {"forget": 64, "retain": 64}, Randomness(0, "order"))
     optimiser = torch.optim.Adam(flow.parameters(), lr=OPTIM.lr)
     for step in range(STEPS):
         clock.ticks.append(time.perf_counter())

@@ -19,14 +19,14 @@ from torch import Tensor
 from tests.benchmarks.diffusion import TIMED, WARM, Job, Side, adam, in_turns, nudge, term_of
 from unlearn.core.optim import learning_rate
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.models.gan.latents import latents_of
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 from unlearn.models.gan.wrapper import LatentGenerator
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.latent_cache import recall_rows
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 SIZES = {
     64: (16, {"channel_base": 8192, "channel_max": 256, "z_dim": 256, "w_dim": 256}),
@@ -127,7 +127,7 @@ def textbook(job: Job) -> Side:
     return Side(statistics.median(b - a for a, b in pairwise(ticks[WARM:])))
 
 
-def apart(likeness: Likeness, model: LatentGenerator, target: LatentGenerator, w: Tensor, aim: Tensor) -> Tensor:
+def apart(likeness: PerceptualLoss, model: LatentGenerator, target: LatentGenerator, w: Tensor, aim: Tensor) -> Tensor:
     """Return the distance of the model's image of w from the target's image of its aim."""
     with torch.no_grad():
         theirs = likeness.seen(target, aim)
@@ -145,7 +145,7 @@ def agrees(job: Job) -> None:
     local, rest = term_of(job, "forget", Guide), term_of(job, "retain", GlobalPreservation)
     module, target = job.module(), job.materials.load_target()
     with tempfile.TemporaryDirectory() as folder:
-        module.remembered = Remembered(Path(folder))
+        module.reference_cache = ReferenceCache(Path(folder))
         module.on_fit_start()
         nudge(module.model)
         batches = job.feed()[0]

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn.config.schema import Optim, Trainer
+from unlearn.config.schema import Trainer
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset, Split
 from unlearn.data.factbook.source import Factbook
@@ -36,7 +37,7 @@ from unlearn.models.scope import All, Scope
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
 from unlearn.objectives.language.target_logits import bucketed, recall_logits
-from unlearn.training.dataloader import Feed
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit, peak_memory
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
@@ -175,7 +176,7 @@ def textbook() -> Side:
     """Time the loop that one would write by hand (as OpenUnlearning does): a frozen copy, all logits, one backward."""
     student = model().model
     target = copy.deepcopy(student).requires_grad_(False)
-    feed = Feed(splits(), {"forget": BATCH, "retain": BATCH}, Randomness(0).child("order"))
+    feed = StepLoader(splits(), {"forget": BATCH, "retain": BATCH}, Randomness(0).child("order"))
     optimiser = torch.optim.AdamW(student.parameters(), lr=OPTIM.lr, weight_decay=OPTIM.weight_decay)
     ticks: list[Tick] = []
     losses: dict[str, list[float]] = {"npo": [], "kl": []}

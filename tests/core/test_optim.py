@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from unlearn.config.schema import Optim
-from unlearn.core.optim import learning_rate
+from unlearn.core.optim import Optim, learning_rate
 
 
 def test_closed_values() -> None:

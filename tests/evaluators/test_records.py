@@ -25,9 +25,10 @@ from unlearn.core.records import Record
 from unlearn.data.base import Dataset, Split
 from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.traps import with_traps
-from unlearn.evaluators.base import Evaluation, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult
 from unlearn.evaluators.cost import Cost, new_bytes
 from unlearn.evaluators.goal import Goal
+from unlearn.models.capabilities import capabilities_of
 from unlearn.models.flow.config import GlowConfig
 from unlearn.models.guards.key import Key
 
@@ -84,7 +85,7 @@ def keyed_evaluation() -> Evaluation:
 
 
 @pytest.fixture(scope="module")
-def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Findings]:
+def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvaluationResult]:
     """Run every registered evaluator on three models of a family that it can judge: untrained Glows, or Llamas."""
     with torch.no_grad():
         flows = {}
@@ -123,7 +124,7 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
         SETTINGS["nudity"] = {"path": str(detector), "samples": 4, "resolution": 32}
         for name in registry.names("evaluator"):
             judge = evaluator(name)
-            family = on_text if {"continues", "hidden_states"} & set(judge.needs) else on_images  # type: ignore[attr-defined]
+            family = on_text if {"continues", "hidden_states"} & set(capabilities_of(type(judge))) else on_images
             found[name] = judge(own.get(name) or family)  # type: ignore[operator]
         return found
 
@@ -143,7 +144,7 @@ def listed(record: Record) -> str:
     )
 
 
-def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[str, Findings]) -> None:
+def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[str, EvaluationResult]) -> None:
     emitted = {(listed(r), r.evaluator) for found in findings.values() for r in found.records}
     assert emitted == table().keys()
     assert ("sample_shares", "sample_share") not in emitted
@@ -165,12 +166,12 @@ def test_storage_is_what_the_target_does_not_hold() -> None:
     assert new_bytes(target, late) == 4 * 11 * 64
 
 
-def test_directions_are_those_of_the_table(findings: dict[str, Findings]) -> None:
+def test_directions_are_those_of_the_table(findings: dict[str, EvaluationResult]) -> None:
     for record in (r for found in findings.values() for r in found.records if r.about != {"score": "floor"}):
         assert f"`{record.direction}`" in table()[listed(record), record.evaluator], record
 
 
-def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
+def test_records_are_well_formed(findings: dict[str, EvaluationResult]) -> None:
     for name, found in findings.items():
         keys = [(r.metric, r.subject, r.split, tuple(r.about.items())) for r in found.records]
         assert len(keys) == len(set(keys)), name
@@ -195,7 +196,7 @@ def test_records_are_well_formed(findings: dict[str, Findings]) -> None:
         assert len(names) == len(set(names))
 
 
-def test_subjects_and_splits(findings: dict[str, Findings]) -> None:
+def test_subjects_and_splits(findings: dict[str, EvaluationResult]) -> None:
     records = findings["bits_per_dim"].records
     assert {(r.subject, r.split) for r in records} == {
         (subject, split)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.toys.pipelines import DENOISER, LAYOUTS, LORA, METHODS, PROMPTS, WORDS, images, recipe, sampled
 from unlearn.config.registry import COMPONENTS, names, resolve
 from unlearn.core.errors import RecipeError
+from unlearn.models.capabilities import capabilities_of
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.serialization import read_model
 from unlearn.models.diffusion.wrapper import ZEROS, Diffusion
@@ -60,7 +61,7 @@ def test_every_method_is_here() -> None:
     beside = {"score_preservation", "training_loss", "weight_anchor", "ewc"}
     family = {name for name, path in COMPONENTS["objective"].items() if ".diffusion." in path or ".common." in path}
     assert family - {"nll"} - beside == {name for name, parts in METHODS.items() if "forget" in parts}
-    edits = {name for name in names("edit") if "continues" not in getattr(resolve("edit", name), "needs", ())}
+    edits = {name for name in names("edit") if "continues" not in capabilities_of(resolve("edit", name))}
     assert edits | set(names("guard")) == {name for name, parts in METHODS.items() if "forget" not in parts}
 
 

@@ -10,12 +10,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.objectives.edits.test_uce import xl_model
-from tests.toys.diffusion import Told, small_model, small_splits
+from tests.toys.diffusion import ConditionEncoder, small_model, small_splits
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.language import tiny, tiny_splits
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_model import Reference, WithoutAdapter
+from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.models.lora import Lora
 
 STREAM = Randomness(0, "test")
@@ -47,7 +47,7 @@ def test_an_adapter_changes_nothing_until_it_moves_and_merges_into_the_weights(f
     moved(model, scope)
     after = model.log_prob(batch, STREAM)
     assert (after - before).abs().max() > 1e-3
-    reference = WithoutAdapter(model, lambda: scope.off(model))()
+    reference = AdapterDisabledReference(model, lambda: scope.off(model))()
     torch.testing.assert_close(reference.log_prob(batch, STREAM), before, rtol=0, atol=1e-12)
     assert torch.equal(model.log_prob(batch, STREAM), after)  # it is on again
     scope.detach(model, tmp_path)
@@ -145,7 +145,7 @@ def test_diffusers_reads_the_adapter_of_sdxls_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", ["class", "dit"])
-def test_peft_reads_the_adapter_of_a_model_that_is_told_classes(told: Told, tmp_path: Path) -> None:
+def test_peft_reads_the_adapter_of_a_model_that_is_told_classes(told: ConditionEncoder, tmp_path: Path) -> None:
     model, fresh = small_model(told), small_model(told)
     x, t = STREAM.normal(torch.arange(2), model.latent_shape, torch.float64), torch.tensor([30, 400])
     condition = model.prompts(["3", "8"])
@@ -178,4 +178,4 @@ def test_matching_no_layer_is_refused() -> None:
 
 def test_a_reference_without_an_adapter_is_a_frozen_copy() -> None:
     target = tiny()
-    assert Reference(lambda: target)() is target and not any(p.requires_grad for p in target.parameters())
+    assert ReferenceModel(lambda: target)() is target and not any(p.requires_grad for p in target.parameters())

@@ -16,11 +16,11 @@ from tests.toys.flow import digits_splits, small_glow
 from tests.toys.gan import digit_splits, small_gan, write_words
 from tests.toys.language import tiny, tiny_splits
 from unlearn.config.registry import COMPONENTS, names, resolve
-from unlearn.config.schema import Optim
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
-from unlearn.core.reference_model import Reference, WithoutAdapter
+from unlearn.core.reference_cache import ReferenceCache
+from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Split
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.scope import HeldEntries, Scope
@@ -29,10 +29,10 @@ from unlearn.objectives.common.ewc import EWC
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.common.weight_anchor import WeightAnchor
 from unlearn.objectives.surgery import Combination, WeightedSum
-from unlearn.training.auxiliary_networks import companions
-from unlearn.training.dataloader import Feed
+from unlearn.training.auxiliary_networks import auxiliary_networks
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Losses, Phase
+from unlearn.training.phase import Phase, StepLosses
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "debias": {"shares": {"3": 0.3}, "samples": 64},
@@ -115,13 +115,17 @@ def prepared(family: str, groups: dict[str, dict[str, Objective]], folder: Path,
     for term in (term for terms in groups.values() for term in terms.values()):
         term.attach(model)
     scope.attach(model, Randomness(0, "scope"))
-    reference = WithoutAdapter(model, lambda: scope.off(model)) if scope.is_adapter else Reference(lambda: target)
+    reference = (
+        AdapterDisabledReference(model, lambda: scope.off(model))
+        if scope.is_adapter
+        else ReferenceModel(lambda: target)
+    )
     chosen = set(scope.select(model))
     moving = {key: parameter for key, parameter in model.named_parameters() if key in chosen}
     phase = Phase(moving, groups, Optim(steps=1, batch=BATCH[family], ema=0.9), WeightedSum())
-    beside = companions(phase, model, reference, Randomness(0, "companion"))
+    beside = auxiliary_networks(phase, model, reference, Randomness(0, "companion"))
     module = UnlearningModule(model, [*beside, phase], splits_of(family), 0, reference)
-    module.remembered = Remembered(folder)
+    module.reference_cache = ReferenceCache(folder)
     module.on_fit_start()
     with torch.no_grad():
         for index, parameter in enumerate(moving.values()):
@@ -134,10 +138,10 @@ def gradient_of(module: UnlearningModule, combine: Combination) -> dict[str, Ten
     """Return the gradient of one step."""
     module.primary.combine = combine
     sizes = dict.fromkeys(module.primary.groups, module.primary.optim.batch)
-    feed = Feed(module.splits, sizes, module.stream.child("order"))
+    feed = StepLoader(module.splits, sizes, module.stream.child("order"))
     for _ in module._goals():
         pass
-    gradients = Losses(module.primary, module.model, feed[0], module._context).gradient({}, log=True)
+    gradients = StepLosses(module.primary, module.model, feed[0], module._context).gradient({}, log=True)
     return dict(zip(module.primary.parameters, [g.clone() for g in gradients], strict=True))
 
 

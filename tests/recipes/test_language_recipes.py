@@ -19,7 +19,7 @@ from unlearn.config import compose
 from unlearn.config.recipe import load
 from unlearn.config.schema import Trainer
 from unlearn.core.errors import RecipeError
-from unlearn.core.reference_model import Reference
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.experiment.memory_estimate import of_a_step
 from unlearn.experiment.runner import check
 from unlearn.experiment.unlearning import build_module
@@ -113,7 +113,7 @@ def test_rmu_moves_only_what_its_loss_reaches(name: str, settings: str, tmp_path
     def step(*more: str) -> None:
         recipe = load(name, ["forget=rmu", f"settings={settings}", *more])
         short = replace(recipe, optim=replace(recipe.optim, steps=1, batch=2, accumulate=1))
-        module = build_module(short, tiny(depth=10), tiny_splits(), 0, Reference(lambda: tiny(depth=10)))
+        module = build_module(short, tiny(depth=10), tiny_splits(), 0, ReferenceModel(lambda: tiny(depth=10)))
         fit(module, Trainer(threads=1, tensorboard=False), tmp_path / str(len(more)), "a step")
 
     step()

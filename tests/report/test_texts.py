@@ -8,7 +8,7 @@ import pytest
 
 from unlearn.core.files import write_json
 from unlearn.core.records import Record
-from unlearn.evaluators.base import Findings, Sheet
+from unlearn.evaluators.base import EvaluationResult, TextTable
 from unlearn.experiment.run_dir import RunDir
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
@@ -81,9 +81,9 @@ def test_seeds_show_the_first_ones_texts(make_run, tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    sheet = Sheet("answers", "Answers", "Said.", COLUMNS, ROWS, "true answer")
+    sheet = TextTable("answers", "Answers", "Said.", COLUMNS, ROWS, "true answer")
     (tmp_path / "recipe.yaml").write_text("model: llama\n")
-    RunDir(tmp_path).write_findings(Findings(sheets=[sheet]), {"status": "done"})
+    RunDir(tmp_path).write_findings(EvaluationResult(sheets=[sheet]), {"status": "done"})
     (saved,) = read_run(tmp_path).sheets
     assert (saved.title, saved.columns, saved.rows, saved.truth) == ("Answers", COLUMNS, ROWS, "true answer")
     first = sheets(read_run(tmp_path))[0]["groups"][0]["rows"]
@@ -95,7 +95,7 @@ def test_what_could_not_be_measured_is_said_and_shown(tmp_path, make_run, capsys
     """On the terminal and in the log, in the report, the card, and once in the report of several seeds."""
     note = "text_membership: the data have no holdout."
     (tmp_path / "recipe.yaml").write_text("model: llama\n")
-    RunDir(tmp_path).write_findings(Findings(notes=[note]), {"status": "done"})
+    RunDir(tmp_path).write_findings(EvaluationResult(notes=[note]), {"status": "done"})
     assert note in capsys.readouterr().err and note in (tmp_path / "log.txt").read_text()
     assert read_run(tmp_path).notes == [note]
     assert note in build_report(tmp_path).read_text().partition('<section id="limits">')[2].partition("</section>")[0]

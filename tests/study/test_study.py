@@ -239,7 +239,7 @@ def test_the_lists_show_every_study() -> None:
         "language_surgery",
         "restor",
     ]
-    for text in (listing.studies(), listing.listing()):
+    for text in (listing.study_list(), listing.listing()):
         assert all(name in text and studies.title(name) in text for name in studies.names())
 
 

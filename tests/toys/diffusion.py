@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from unlearn.config.schema import Optim
 from unlearn.core.distributed import map_ids
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
-from unlearn.core.reference_model import Reference, WithoutAdapter
+from unlearn.core.reference_cache import ReferenceCache
+from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Selection, Source, Split
 from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.concept import Concept
@@ -22,10 +22,10 @@ from unlearn.models.diffusion.config import DiffusionConfig, DiT, TextUNet, UNet
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.models.scope import All, Scope
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.training.auxiliary_networks import companions
-from unlearn.training.dataloader import Feed, StepBatches
+from unlearn.training.auxiliary_networks import auxiliary_networks
+from unlearn.training.dataloader import StepBatches, StepLoader
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Losses, Phase
+from unlearn.training.phase import Phase, StepLosses
 
 Told = Literal["class", "text", "dit"]
 
@@ -92,8 +92,8 @@ class Bench:
         self.model, self.target = small_model(told), small_model(told)
         self.splits: Mapping[str, Split] = small_splits(told)
         self.state: dict[str, Any] = {}
-        self.remembered = Remembered(folder)
-        self.reference = Reference(lambda: self.target)
+        self.reference_cache = ReferenceCache(folder)
+        self.reference = ReferenceModel(lambda: self.target)
         if prepare:
             objective.prepare(self.model, self.context())
 
@@ -106,7 +106,7 @@ class Bench:
             "reference": self.reference,
             "map_ids": map_ids,
             "device": torch.device("cpu"),
-            "remembered": self.remembered,
+            "remembered": self.reference_cache,
             "split": self.split,
         }
         return Context(**given | changed)
@@ -146,12 +146,16 @@ def small_job(
         parameter.requires_grad_(name in names)
     moving = {name: parameter for name, parameter in model.named_parameters() if name in names}
     phase = Phase(moving, {group: dict(terms) for group, terms in groups.items()}, optim or OPTIM)
-    reference = WithoutAdapter(model, lambda: chosen.off(model)) if chosen.is_adapter else Reference(lambda: target)
-    distilled_from = Reference(lambda: teacher) if teacher is not None else None
-    beside = companions(phase, model, distilled_from or reference, Randomness(0, "companion"))
+    reference = (
+        AdapterDisabledReference(model, lambda: chosen.off(model))
+        if chosen.is_adapter
+        else ReferenceModel(lambda: target)
+    )
+    distilled_from = ReferenceModel(lambda: teacher) if teacher is not None else None
+    beside = auxiliary_networks(phase, model, distilled_from or reference, Randomness(0, "companion"))
     splits = small_splits(told)
     module = UnlearningModule(model, [*beside, phase], splits, 0, reference, 1, distilled_from)
-    module.remembered = Remembered(folder)
+    module.reference_cache = ReferenceCache(folder)
     return module
 
 
@@ -161,11 +165,11 @@ OPTIM = Optim(steps=2, batch=4, lr=1e-3)
 def first_step(module: UnlearningModule) -> StepBatches:
     """Return the batches of the first step."""
     sizes = {group: module.primary.optim.batch for group in module.primary.groups}
-    return Feed(module.splits, sizes, module.stream.child("order"))[0]
+    return StepLoader(module.splits, sizes, module.stream.child("order"))[0]
 
 
 def gradients(module: UnlearningModule, index: int, batches: StepBatches) -> dict[str, torch.Tensor]:
     """Return the gradient of one phase at the step that the module stands at."""
     phase = module.phases[index]
-    found = Losses(phase, module.model, batches, module._context).gradient({}, log=False)
+    found = StepLosses(phase, module.model, batches, module._context).gradient({}, log=False)
     return dict(zip(phase.parameters, [gradient.clone() for gradient in found], strict=True))

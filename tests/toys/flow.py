@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from unlearn.config.schema import Optim, Trainer
+from unlearn.config.schema import Trainer
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_model import Reference
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Selection, Split
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
@@ -54,7 +55,7 @@ def small_module(
     moving = {name: p for name, p in model.named_parameters() if names is None or name in names}
     groups = {group: terms for group, terms in (("forget", forget), ("retain", retain)) if terms}
     phase = Phase(moving, groups, optim or Optim(steps=4, batch=16, lr=1e-3), combine or WeightedSum())
-    return UnlearningModule(model, [phase], splits, 0, Reference(lambda: target), **settings)
+    return UnlearningModule(model, [phase], splits, 0, ReferenceModel(lambda: target), **settings)
 
 
 def run(module: UnlearningModule, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:

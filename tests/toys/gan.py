@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys.diffusion import first_step, gradients  # noqa: F401
-from unlearn.config.schema import Optim
 from unlearn.core.distributed import map_ids
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
-from unlearn.core.reference_model import Reference, WithoutAdapter
+from unlearn.core.reference_cache import ReferenceCache
+from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Batch, Dataset, Split
 from unlearn.data.digits import Digits
 from unlearn.models.gan.config import StyleGAN2
@@ -26,7 +26,7 @@ from unlearn.models.gan.wrapper import LatentGenerator
 from unlearn.models.scope import Kind, Scope
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.surgery import Combination, WeightedSum
-from unlearn.training.auxiliary_networks import companions
+from unlearn.training.auxiliary_networks import auxiliary_networks
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
 
@@ -147,8 +147,8 @@ class Bench:
             parameter.requires_grad_(name in chosen)
         self.splits = splits or face_splits(shape=self.model.image_shape)
         self.state: dict[str, Any] = {}
-        self.remembered = Remembered(folder)
-        self.reference = Reference(lambda: self.target)
+        self.reference_cache = ReferenceCache(folder)
+        self.reference = ReferenceModel(lambda: self.target)
         objective.prepare(self.model, self.context())
 
     def context(self, step: int = 0, **changed: Any) -> Context:
@@ -160,7 +160,7 @@ class Bench:
             "reference": self.reference,
             "map_ids": map_ids,
             "device": torch.device("cpu"),
-            "remembered": self.remembered,
+            "remembered": self.reference_cache,
             "split": self.split,
         }
         return Context(**given | changed)
@@ -199,11 +199,15 @@ def small_job(
     moving = {name: parameter for name, parameter in model.named_parameters() if name in names}
     chosen = {group: dict(terms) for group, terms in groups.items()}
     phase = Phase(moving, chosen, optim, combine or WeightedSum())
-    reference = WithoutAdapter(model, lambda: scope.off(model)) if scope.is_adapter else Reference(lambda: target)
-    beside = companions(phase, model, reference, Randomness(0, "companion"))
+    reference = (
+        AdapterDisabledReference(model, lambda: scope.off(model))
+        if scope.is_adapter
+        else ReferenceModel(lambda: target)
+    )
+    beside = auxiliary_networks(phase, model, reference, Randomness(0, "companion"))
     splits = splits or face_splits(shape=model.image_shape)
     module = UnlearningModule(model, [*beside, phase], splits, 0, reference, 1)
-    module.remembered = Remembered(folder)
+    module.reference_cache = ReferenceCache(folder)
     return module
 
 

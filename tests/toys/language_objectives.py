@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch, Split
 from unlearn.data.text import TextDataset, TextItem, refusals
 from unlearn.models.language.wrapper import Language
@@ -82,7 +82,7 @@ class Bench:
         self.state: dict[str, Any] = {}
         ids = torch.arange(len(dataset))
         self.splits: Mapping[str, Split] = {name: Split(name, dataset, ids) for name in ("forget", "retain")}
-        self.remembered = Remembered(folder)
+        self.reference_cache = ReferenceCache(folder)
         self.split = split
         objective.prepare(model, self.context())
 
@@ -90,7 +90,7 @@ class Bench:
         noise = Randomness(0, "bench", step)
         cpu = torch.device("cpu")
         return Context(
-            step, noise, self.splits, self.state, lambda: None, map_ids, cpu, self.remembered, split=self.split
+            step, noise, self.splits, self.state, lambda: None, map_ids, cpu, self.reference_cache, split=self.split
         )
 
     def values(self, ids: list[int] | None = None, batch: Batch | None = None) -> Values:

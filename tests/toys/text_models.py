@@ -11,7 +11,8 @@ from tests.toys.language import tiny
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Split
 from unlearn.data.text import TextDataset, TextItem
-from unlearn.models.base import Answers, Wrapper
+from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Answers
 from unlearn.models.language.config import Language
 
 

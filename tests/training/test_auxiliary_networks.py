@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from tests.toys import ROOT
 from tests.toys.flow import digits_splits, run, small_glow
 from unlearn.config.recipe import load
-from unlearn.config.schema import Optim
 from unlearn.core.errors import Interrupted, RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_model import Reference
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Batch
 from unlearn.experiment.memory_estimate import of_a_step
-from unlearn.models.base import Skeleton
-from unlearn.objectives.base import Companion, Context, Objective, Values, frozen
+from unlearn.models.base import MetaModel
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
 from unlearn.objectives.surgery import OneSided, WeightedSum
-from unlearn.training.auxiliary_networks import companions
+from unlearn.training.auxiliary_networks import auxiliary_networks
 from unlearn.training.model_selection import kept
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
@@ -52,8 +52,8 @@ class Likelihood(Objective):
     warmup: int = 0
     sign: float = 1.0
 
-    def companion(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> Companion:
-        return Companion(
+    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
+        return AuxiliaryNetwork(
             name="scorer",
             build=lambda: Scorer(randomness),
             groups={split: {"own": Learns()}},
@@ -65,8 +65,8 @@ class Likelihood(Objective):
         loss = context.shared.pop(("loss", context.split, id(batch)), None)
         found = loss is not None
         loss = model.training_loss(batch, context.randomness) if loss is None else loss
-        with frozen(context.companion):  # type: ignore[arg-type]
-            score = context.companion(batch)  # type: ignore[misc]
+        with frozen(context.auxiliary):  # type: ignore[arg-type]
+            score = context.auxiliary(batch)  # type: ignore[misc]
         return Values(self.sign * loss * score.sigmoid(), {"found": torch.full_like(score.detach(), float(found))})
 
 
@@ -76,7 +76,7 @@ class Learns(Objective):
         loss = model.training_loss(batch, context.randomness)
         if context.step >= 0 and loss.requires_grad:
             context.shared["loss", context.split, id(batch)] = loss
-        return Values((context.companion(batch) - loss.detach()) ** 2)  # type: ignore[misc]
+        return Values((context.auxiliary(batch) - loss.detach()) ** 2)  # type: ignore[misc]
 
 
 OPTIM = Optim(steps=4, batch=16, lr=1e-3)
@@ -94,8 +94,8 @@ def module_of(
     model, target = small_glow(splits), small_glow(splits)
     groups = {"forget": {"up": forget or Likelihood(sign=-1.0)}, "retain": {"down": retain or Likelihood()}}
     phase = Phase(dict(model.named_parameters()), groups, optim, combine or WeightedSum())
-    reference = Reference(lambda: target)
-    beside = companions(phase, model, reference, Randomness(0, "companion"))
+    reference = ReferenceModel(lambda: target)
+    beside = auxiliary_networks(phase, model, reference, Randomness(0, "companion"))
     for other in beside:
         other.every = every
     return UnlearningModule(model, [*beside, phase], splits, 0, reference, **settings)
@@ -119,7 +119,7 @@ def test_terms_that_name_one_network_share_it() -> None:
         "retain": ["down_own"],
     }
     terms = ("forget/up", "retain/down", "forget/up_own", "retain/down_own")
-    assert {id(module._context(term).companion) for term in terms} == {id(scorer.network)}
+    assert {id(module._context(term).auxiliary) for term in terms} == {id(scorer.network)}
     assert list(scorer.parameters) == ["scorer.weight"]  # what holds still is no part of the phase
     assert scorer.optim == replace(OPTIM, lr=0.1)
 
@@ -170,10 +170,10 @@ def test_the_companion_steps_first_and_leaves_its_forward_pass(tmp_path: Path) -
 
 
 def feed_of(module: UnlearningModule) -> Any:
-    from unlearn.training.dataloader import Feed
+    from unlearn.training.dataloader import StepLoader
 
     sizes = {"forget": module.primary.optim.batch, "retain": module.primary.optim.batch}
-    return Feed(module.splits, sizes, module.stream.child("order"))
+    return StepLoader(module.splits, sizes, module.stream.child("order"))
 
 
 def test_a_warm_up_moves_the_companion_alone_and_counts_no_step(tmp_path: Path) -> None:
@@ -251,11 +251,11 @@ def test_the_estimate_counts_the_companion() -> None:
     """65 weights in double precision, 64 of them with a gradient and Adam's two averages."""
     recipe = load(ROOT / "tests" / "toys" / "recipes" / "small.yaml")
     module = module_of()
-    skeleton = Skeleton(module.model, lambda split, items: 0, "none")  # type: ignore[arg-type]
-    assert of_a_step(recipe, skeleton, module)["scorer, which is trained beside it"] == 8 * (65 + 3 * 64)
+    meta_model = MetaModel(module.model, lambda split, items: 0, "none")  # type: ignore[arg-type]
+    assert of_a_step(recipe, meta_model, module)["scorer, which is trained beside it"] == 8 * (65 + 3 * 64)
 
 
 def test_a_companion_goes_where_the_model_goes() -> None:
     module = module_of().to(torch.float32)
-    assert {p.dtype for p in (*module.model.parameters(), *module.companions.parameters())} == {torch.float32}
+    assert {p.dtype for p in (*module.model.parameters(), *module.auxiliary_networks.parameters())} == {torch.float32}
     assert {p.dtype for phase in module.phases for p in phase.parameters.values()} == {torch.float32}

@@ -4,7 +4,7 @@ import csv
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.toys.flow import digits_splits, run, small_module
-from unlearn.config.schema import Optim
 from unlearn.core.errors import Diverged, Interrupted, RecipeError
+from unlearn.core.optim import Optim
 from unlearn.data.base import Batch, Selection
 from unlearn.models.scope import HeldEntries, Saliency
 from unlearn.objectives.base import Context, Objective, Values
@@ -90,9 +90,9 @@ def test_the_gradient_is_that_of_the_written_loss(tmp_path: Path) -> None:
 
 
 def run_feed(module: Any) -> Any:
-    from unlearn.training.dataloader import Feed
+    from unlearn.training.dataloader import StepLoader
 
-    return Feed(module.splits, {"forget": 16, "retain": 16}, module.stream.child("order"))[0]
+    return StepLoader(module.splits, {"forget": 16, "retain": 16}, module.stream.child("order"))[0]
 
 
 def test_what_is_out_of_scope_stays_bit_identical(tmp_path: Path) -> None:
@@ -174,7 +174,6 @@ class StopsAt(Objective):
     """Reaches its goal at a given step, and counts in its state."""
 
     last: int = 3
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def before_step(self, model: Any, context: Context) -> bool:
         context.state["asked"] = context.state.get("asked", 0) + 1
@@ -233,10 +232,10 @@ def test_a_second_network_steps_on_its_own_losses_and_does_not_count(tmp_path: P
 
 
 def test_data_workers_do_not_change_the_order(tmp_path: Path) -> None:
-    from unlearn.training.dataloader import Feed
+    from unlearn.training.dataloader import StepLoader
 
     module = small_module(**terms())
-    feed = Feed(module.splits, {"forget": 8, "retain": 16}, module.stream.child("order"))
+    feed = StepLoader(module.splits, {"forget": 8, "retain": 16}, module.stream.child("order"))
     loader = feed.loader(2, 6, workers=1)
     assert isinstance(loader, DataLoader)
     steps = [batch["retain"][0]["id"].tolist() for batch in loader]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from unlearn.config.registry import names, resolve
 from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.models.base import CAPABILITIES
+from unlearn.models.capabilities import CAPABILITIES, capabilities_of
 from unlearn.models.scope import All
 from unlearn.objectives.base import ParameterObjective
 
@@ -26,7 +26,7 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
     if recipe.data.asks_likelihood:
         _require("data: likelihood_quantile", ("likelihood",), wrapper)
     for part, component in parts:
-        _require(part, component.needs, wrapper)
+        _require(part, capabilities_of(type(component)), wrapper)
     if recipe.combine.per_sample:
         _check_samples(recipe)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from unlearn.config import registry
-from unlearn.config.yaml_io import MAX_CHARACTERS, Tree, from_python, parse, shorten
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.config.yaml_io import MAX_CHARACTERS, Tree, from_python, parse
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 
 class Given(NamedTuple):

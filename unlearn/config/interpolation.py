@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from unlearn.config.compose import Given, Node
-from unlearn.config.yaml_io import Tree, shorten
-from unlearn.core.errors import RecipeError
+from unlearn.config.yaml_io import Tree
+from unlearn.core.errors import RecipeError, shorten
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?:\s*([A-Za-z_][\w.-]*)\s*\})?")
 _MAX_CHAIN = 32

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from unlearn.config.compose import COMPONENTS, TERMS, Given, Node, bare, given, is_several, merge, written
-from unlearn.config.yaml_io import shorten
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 NAMED = (*COMPONENTS, *TERMS)
 """Parts that may be one component."""

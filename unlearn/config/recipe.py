@@ -14,10 +14,10 @@ from unlearn.config import compose, registry
 from unlearn.config.compose import Given, Node, bare
 from unlearn.config.interpolation import escape, interpolate
 from unlearn.config.presets import settle
-from unlearn.config.schema import About, Corrupt, Distil, Gate, Optim, Pretrain, Recipe, Select, Trainer
+from unlearn.config.schema import About, Corrupt, Distil, Gate, Pretrain, Recipe, Select, Trainer
 from unlearn.config.structured import Built, build, convert
-from unlearn.config.yaml_io import shorten
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
+from unlearn.core.optim import Optim
 
 PARTS = ["name", "about", "model", "data", "pretrain", "forget", "retain", "combine", "scope"]
 PARTS += ["edit", "guard", "corrupt", "distil", "select", "optim", "trainer", "evaluate", "gate", "seed", "output"]

@@ -8,8 +8,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
-from unlearn.config.yaml_io import shorten
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit", "guard"]
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from unlearn.core.errors import did_you_mean
-from unlearn.core.validation import above, at_least
+from unlearn.core.optim import Optim
+from unlearn.core.validation import at_least
 
 if TYPE_CHECKING:
     from unlearn.data.base import Source
@@ -36,53 +37,6 @@ class About:
     title: str = ""
     method: str = ""
     needs: str = ""
-
-
-@dataclass
-class Optim:
-    """How the weights move.
-
-    Args:
-        name: optimiser.
-        lr: learning rate, > 0.
-        betas: Adam's averages.
-        weight_decay: decoupled for adamw, added to the gradient otherwise, >= 0.
-        momentum: for sgd.
-        steps: number of optimiser steps, >= 1 (an objective may stop earlier).
-        batch: items a step from each split, over all ranks and micro-batches.
-        forget_batch: items a step from forget, where it differs from ``batch``.
-        accumulate: micro-batches a step: less memory, same result.
-        clip: largest gradient norm after combination; null switches clipping off.
-        schedule: constant, cosine to zero, linear to zero, or onecycle.
-        warmup: share of the steps over which the rate rises, in [0, 1).
-        ema: decay of an average of the moving weights, which then is the result; null switches it off.
-    """
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    steps: int = 100
-    batch: int = 64
-    forget_batch: int | None = None
-    accumulate: int = 1
-    clip: float | None = None
-    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
-    warmup: float = 0.0
-    ema: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        at_least(self, steps=1, batch=1, forget_batch=1, accumulate=1, weight_decay=0)
-        above(self, lr=0, clip=0)
-        _share(momentum=self.momentum, warmup=self.warmup)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {list(self.betas)}; both must lie in [0, 1)")
-        if self.steps >= 2**32:  # the counter of unlearn.core.randomness has 32 bits
-            raise ValueError(f"steps is {self.steps}; it must be below {2**32}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it must lie between 0 and 1, or be null for none")
 
 
 @dataclass
@@ -275,9 +229,3 @@ class Recipe:
     tree: dict[str, Any]
     origins: dict[str, str]
     hash: str
-
-
-def _share(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}; it must lie in [0, 1)")

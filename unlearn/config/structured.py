@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn.config.compose import Given, Node, bare, written
-from unlearn.config.yaml_io import Tree, shorten
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.config.yaml_io import Tree
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,18})", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, shorten
 
 Tree: TypeAlias = "str | list[Tree] | dict[str, Tree] | None"
 
@@ -164,12 +164,6 @@ def _digits(number: int, where: str) -> str:
     if abs(number) >= 2**63:
         raise RecipeError(f"{where}: the number is too large; it must lie within 64 bits.")
     return str(number)
-
-
-def shorten(value: object) -> str:
-    """Return a value as it is shown in messages, at most about 80 characters."""
-    text = repr(value) if value is not None else "null"
-    return text if len(text) <= 80 else f"{text[:76]}..."
 
 
 def dump(tree: Mapping[str, Any], comments: Mapping[str, str] | None = None) -> str:

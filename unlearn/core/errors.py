@@ -55,6 +55,12 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f"{hint}Allowed: {f'{len(names):,} names' if many else ', '.join(names) or 'none'}."
 
 
+def shorten(value: object) -> str:
+    """Return a value as it is shown in messages, at most about 80 characters."""
+    text = repr(value) if value is not None else "null"
+    return text if len(text) <= 80 else f"{text[:76]}..."
+
+
 def is_of_the_machine(error: BaseException) -> bool:
     """Whether an error is a fault of the machine, not of the program: no space, no permission."""
     known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

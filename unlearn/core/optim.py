@@ -1,8 +1,63 @@
-"""Learning rate as a pure function of the step, so that resuming needs no scheduler state."""
+"""The optimizer and its learning rate, which is a pure function of the step: resuming needs no scheduler state."""
+
+from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from unlearn.config.schema import Optim
+from unlearn.core.validation import above, at_least
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+@dataclass
+class Optim:
+    """How the weights move.
+
+    Args:
+        name: optimiser.
+        lr: learning rate, > 0.
+        betas: Adam's averages.
+        weight_decay: decoupled for adamw, added to the gradient otherwise, >= 0.
+        momentum: for sgd.
+        steps: number of optimiser steps, >= 1 (an objective may stop earlier).
+        batch: items a step from each split, over all ranks and micro-batches.
+        forget_batch: items a step from forget, where it differs from ``batch``.
+        accumulate: micro-batches a step: less memory, same result.
+        clip: largest gradient norm after combination; null switches clipping off.
+        schedule: constant, cosine to zero, linear to zero, or onecycle.
+        warmup: share of the steps over which the rate rises, in [0, 1).
+        ema: decay of an average of the moving weights, which then is the result; null switches it off.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    steps: int = 100
+    batch: int = 64
+    forget_batch: int | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
+    warmup: float = 0.0
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        at_least(self, steps=1, batch=1, forget_batch=1, accumulate=1, weight_decay=0)
+        above(self, lr=0, clip=0)
+        _share(momentum=self.momentum, warmup=self.warmup)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; both must lie in [0, 1)")
+        if self.steps >= 2**32:  # the counter of unlearn.core.randomness has 32 bits
+            raise ValueError(f"steps is {self.steps}; it must be below {2**32}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie between 0 and 1, or be null for none")
 
 
 def learning_rate(optim: Optim, step: int) -> float:
@@ -29,5 +84,22 @@ def learning_rate(optim: Optim, step: int) -> float:
     }[optim.schedule]
 
 
+def make_optimizer(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
+    """Return the optimiser that a recipe's ``optim`` names."""
+    import torch  # only here: a recipe is read without torch
+
+    if optim.name == "sgd":
+        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    betas = (optim.betas[0], optim.betas[1])
+    return kind(parameters, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
+
+
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _share(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; it must lie in [0, 1)")

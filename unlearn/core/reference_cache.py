@@ -19,7 +19,7 @@ Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps ids (b,) to rows (n, ...) of all of them, in their order, and the number of rows of each, (b,)."""
 
 
-class Remembered:
+class ReferenceCache:
     """Rows by item, in one file a name; a resumed run reads what the first part computed.
 
     Args:

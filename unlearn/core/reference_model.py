@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 
-class Reference:
+class ReferenceModel:
     """Loads the frozen target when it is first asked for.
 
     Args:
@@ -40,7 +40,7 @@ class Reference:
         return self
 
 
-class WithoutAdapter(Reference):
+class AdapterDisabledReference(ReferenceModel):
     """The moving model itself, with what a scope attached to it switched off: the target at no cost.
 
     Args:

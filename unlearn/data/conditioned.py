@@ -15,7 +15,7 @@ from unlearn.data.base import Batch, Dataset
 from unlearn.data.concept import Concept
 
 
-class Told(Protocol):
+class ConditionEncoder(Protocol):
     """Turns words into conditions."""
 
     @property
@@ -86,7 +86,7 @@ class Conditioned(Dataset):
         told: turns words into conditions.
     """
 
-    def __init__(self, base: Dataset, told: Told) -> None:
+    def __init__(self, base: Dataset, told: ConditionEncoder) -> None:
         self.base, self.told = base, told
         self.labels, self.attributes = base.labels, base.attributes
         self.is_test, self.is_corrupt, self.only_told = base.is_test, base.is_corrupt, base.only_told
@@ -199,6 +199,6 @@ class Conditioned(Dataset):
                     raise RecipeError(f"data.concepts: {word!r} is no class. {did_you_mean(word, self.told.names)}")
 
 
-def conditioned(dataset: Dataset, told: Told) -> Conditioned:
+def conditioned(dataset: Dataset, told: ConditionEncoder) -> Conditioned:
     """Return a dataset with conditions."""
     return Conditioned(dataset, told)

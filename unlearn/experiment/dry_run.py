@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.schema import Optim, Recipe
+from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
 from unlearn.training.fit import Prepare, fit, peak_memory
@@ -55,7 +56,7 @@ def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
 
 def _no_training(model: Any, split: str, optim: Optim) -> Any:
     """Refuse to train for an edit that says it does not ask for it."""
-    raise RecipeError("The edit trains a copy of the model, and its class does not say so: needs lacks training_loss.")
+    raise RecipeError("The edit trains a copy of the model, and its class does not say so: write Edit[Trains].")
 
 
 def headings(recipe: Recipe, splits: Mapping[str, Split]) -> list[str]:

@@ -10,13 +10,13 @@ import torch
 from unlearn.config.schema import Recipe
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Run
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Run
 from unlearn.training.fit import device_for
 
 
 def evaluate(
     recipe: Recipe, models: Mapping[str, Callable[[], Any]], splits: Mapping[str, Split], run: Run, seed: int
-) -> Findings:
+) -> EvaluationResult:
     """Measure every subject with every evaluator; in single precision, on every rank."""
     device = device_for(recipe.trainer)
     subjects = {name: load().eval().to(device=device, dtype=torch.float32) for name, load in models.items()}
@@ -32,9 +32,9 @@ def measured(
     device: torch.device,
     run: Run | None = None,
     seed: int = 0,
-) -> Findings:
+) -> EvaluationResult:
     """Run evaluators over models that stand on the device."""
-    findings = Findings()
+    findings = EvaluationResult()
     cache: dict[Any, Any] = {}
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)

@@ -15,12 +15,12 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import make_splits, train_split
-from unlearn.experiment.pretraining import Trained, find_or_train, given, likelihood_quantiles
+from unlearn.experiment.pretraining import StoredModel, find_or_train, given, likelihood_quantiles
 from unlearn.models.base import Wrapper
 
 
 @dataclass(frozen=True)
-class Materials:
+class RunInputs:
     """What a run works on, all checked before anything is written.
 
     Args:
@@ -39,10 +39,10 @@ class Materials:
     splits: dict[str, Split]
     load_target: Callable[[], Wrapper]
     load_retrained: Callable[[], Wrapper] | None
-    target: Trained | None
-    retrained: Trained | None = None
+    target: StoredModel | None
+    retrained: StoredModel | None = None
     load_clean: Callable[[], Wrapper] | None = None
-    teacher: Trained | None = None
+    teacher: StoredModel | None = None
     load_teacher: Callable[[], Wrapper] | None = None
 
     @property
@@ -64,7 +64,7 @@ class Materials:
         return self.target.seconds if self.target else None
 
 
-def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> Materials:
+def gather_inputs(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> RunInputs:
     """Find or train the target, draw the splits, then find or train the retrained model."""
     config = recipe.model
     target = clean = teacher = None
@@ -84,7 +84,7 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     if recipe.data.asks_likelihood:
         quantiles = likelihood_quantiles(load_target().eval(), dataset, Randomness(recipe.pretrain.seed, "quantile"))
     splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
-    retrained: Trained | None = None
+    retrained: StoredModel | None = None
     if config.retrained is not None:
         retrained = given("model.retrained", config, config.retrained)
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
@@ -92,17 +92,17 @@ def gather_materials(recipe: Recipe, seed: int, model: Wrapper | None, dataset: 
     load_retrained = None if retrained is None else partial(config.load, retrained.folder)
     load_clean = partial(config.load, clean.folder) if clean and recipe.corrupt else None
     load_teacher = partial(config.load, teacher.folder) if teacher else None
-    return Materials(dataset, splits, load_target, load_retrained, target, retrained, load_clean, teacher, load_teacher)
+    return RunInputs(dataset, splits, load_target, load_retrained, target, retrained, load_clean, teacher, load_teacher)
 
 
-def _target(recipe: Recipe, dataset: Dataset) -> Trained:
+def _target(recipe: Recipe, dataset: Dataset) -> StoredModel:
     config = recipe.model
     if config.pretrained is not None:
         return given("model.pretrained", config, config.pretrained)
     return find_or_train(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
 
 
-def _corrupted(recipe: Recipe, clean: Trained, dataset: Dataset) -> Trained:
+def _corrupted(recipe: Recipe, clean: StoredModel, dataset: Dataset) -> StoredModel:
     """Return the clean model, trained further on the items with wrong content."""
     ids = torch.empty(0) if dataset.is_corrupt is None else torch.nonzero(dataset.is_corrupt).flatten()
     if recipe.corrupt is None or len(ids) == 0:
@@ -111,7 +111,7 @@ def _corrupted(recipe: Recipe, clean: Trained, dataset: Dataset) -> Trained:
     return find_or_train(recipe.model, further, recipe.trainer, Split("corrupted", dataset, ids), "corrupted", clean)
 
 
-def distilled(recipe: Recipe, distil: Distil, teacher: Trained, dataset: Dataset) -> Trained:
+def distilled(recipe: Recipe, distil: Distil, teacher: StoredModel, dataset: Dataset) -> StoredModel:
     """Return the model that the recipe's distillation makes of the teacher on all training items."""
     if distil.pretrained is not None:
         return given("distil.pretrained", recipe.model, distil.pretrained)

@@ -22,8 +22,9 @@ from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import train_split
 from unlearn.evaluators.statistics import frechet
 from unlearn.experiment.inputs import distilled, training_items
-from unlearn.experiment.pretraining import Trained, find_or_train
-from unlearn.models.base import Trains, TrainsAgainst, Wrapper
+from unlearn.experiment.pretraining import StoredModel, find_or_train
+from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import Trains, TrainsAgainst
 from unlearn.models.feature_extractors.classifiers import features_for
 
 SHIPPED: dict[str, tuple[str, list[str]]] = {
@@ -78,7 +79,7 @@ def make(name: str, assets: Path) -> str:
     return f"{name:<28} {trained.seconds:6.1f} s  {what} {stored:.4f}  {size / 1024:.0f} KiB"
 
 
-def found(name: str, recipe: Recipe, dataset: Dataset, anew: bool = False) -> Trained:
+def found(name: str, recipe: Recipe, dataset: Dataset, anew: bool = False) -> StoredModel:
     """Return the model that goes by a name in ``SHIPPED``, as its recipe has it: trained ``anew``, or found."""
     everything = train_split(dataset)
     part = name.rpartition("/")[2]

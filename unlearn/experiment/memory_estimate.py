@@ -10,12 +10,14 @@ from math import ceil
 
 from torch import nn
 
-from unlearn.config.schema import Optim, Recipe
-from unlearn.core.reference_model import Reference
+from unlearn.config.schema import Recipe
+from unlearn.core.optim import Optim
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.experiment.dry_run import headings
 from unlearn.experiment.unlearning import build_module, scope_lines
-from unlearn.models.base import Skeleton
+from unlearn.models.base import MetaModel
+from unlearn.models.capabilities import capabilities_of
 from unlearn.objectives.base import ParameterObjective
 from unlearn.objectives.surgery import GRU
 from unlearn.training.module import UnlearningModule
@@ -25,27 +27,29 @@ MOMENTS = {"adam": 2, "adamw": 2}
 """Numbers that an optimiser keeps a moving weight."""
 
 
-def estimated(recipe: Recipe, skeleton: Skeleton, splits: dict[str, Split]) -> str:
+def estimated(recipe: Recipe, meta_model: MetaModel, splits: dict[str, Split]) -> str:
     """Return sizes, scope and memory as text; no weight is read and no step is taken."""
     single = replace(recipe, trainer=replace(recipe.trainer, devices=1))
-    load = partial(copy.deepcopy, skeleton.model)
-    module = build_module(single, load(), splits, recipe.seeds[0], Reference(load))
-    step = of_a_step(recipe, skeleton, module)
-    measuring = f"{gib(4 * count(skeleton.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"
+    load = partial(copy.deepcopy, meta_model.model)
+    module = build_module(single, load(), splits, recipe.seeds[0], ReferenceModel(load))
+    step = of_a_step(recipe, meta_model, module)
+    measuring = (
+        f"{gib(4 * count(meta_model.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"
+    )
     lines = [
         *headings(recipe, splits),
-        f"model     {recipe.model.pretrained}: {count(skeleton.model):,} parameters, built without its weights",
+        f"model     {recipe.model.pretrained}: {count(meta_model.model):,} parameters, built without its weights",
         f"scope     {scope_lines(module)}",
         f"memory    {gib(sum(step.values()))} for a step on each device, estimated:",
         *(f"  {name:<40} {gib(amount):>12}" for name, amount in step.items()),
         f"  and then {measuring}, in single precision",
-        f"  activations: {skeleton.estimate}",
+        f"  activations: {meta_model.estimate}",
         "The recipe is sound.",
     ]
     return "\n".join(lines)
 
 
-def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> dict[str, int]:
+def of_a_step(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule) -> dict[str, int]:
     """Return the bytes that a step asks for, by what they hold; of an edit without steps, what that asks for.
 
     The gradient is kept once; a second time where both groups' gradients are taken apart (a combination other than the
@@ -53,7 +57,7 @@ def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> d
     retain sample for a combination that asks for each sample's.
     """
     model = nbytes(dict(module.model.named_parameters()))
-    if not recipe.forget and "training_loss" not in getattr(recipe.edit, "needs", ()):
+    if not recipe.forget and "training_loss" not in capabilities_of(type(recipe.edit)):
         return {"weights, and a copy that is changed": 2 * model}
     moving = model if recipe.edit else nbytes(module.primary.parameters)
     optim: Optim = getattr(recipe.edit, "optim", recipe.optim)
@@ -75,9 +79,9 @@ def of_a_step(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule) -> d
         f"gradients, {copies} x what may move": copies * moving,
         f"{optim.name}, {held} x what may move": held * moving,
         **{f"{phase.name}, which is trained beside it": _beside(phase) for phase in beside},
-        "kept of the target, at most": _reference(recipe, skeleton, module, model),
+        "kept of the target, at most": _reference(recipe, meta_model, module, model),
         f"activations of {' or '.join(f'{n} {group}' for group, n in micro.items())}": max(
-            skeleton.activations(module.splits[group], items) for group, items in micro.items()
+            meta_model.activations(module.splits[group], items) for group, items in micro.items()
         ),
     }
 
@@ -93,14 +97,15 @@ def _beside(phase: Phase) -> int:
     return network + (1 + _moments(phase.optim)) * nbytes(phase.parameters)
 
 
-def _reference(recipe: Recipe, skeleton: Skeleton, module: UnlearningModule, model: int) -> int:
+def _reference(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule, model: int) -> int:
     """Return the bytes kept of the target: all of it, a copy of its last layer, or nothing (numbers on disk)."""
     terms = [term for _, _, term in module.primary.terms()]
     if recipe.edit or any(isinstance(term, ParameterObjective) for term in terms):
         return model
-    if any("denoises" in term.needs for term in terms):  # its scores, at states that differ from step to step
+    asked = {capability for term in terms for capability in capabilities_of(type(term))}
+    if "denoises" in asked:  # its scores, at states that differ from step to step
         return 0 if recipe.scope.is_adapter else model
-    return skeleton.head if any("continues" in term.needs for term in terms) else 0
+    return meta_model.head if "continues" in asked else 0
 
 
 def subjects(recipe: Recipe) -> int:

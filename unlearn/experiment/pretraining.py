@@ -18,19 +18,21 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from unlearn.config import registry
-from unlearn.config.schema import Optim, Pretrain, Recipe, Trainer
+from unlearn.config.schema import Pretrain, Recipe, Trainer
 from unlearn.core.distributed import barrier, rank
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache, write_json
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_model import Reference
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset, Split
-from unlearn.models.base import InitialisesFromData, ModelConfig, Wrapper
+from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.capabilities import InitialisesFromData
 from unlearn.models.likelihood import Moments, bits_per_dim_of
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.training_loss import TrainingLoss
-from unlearn.training.auxiliary_networks import companions
-from unlearn.training.dataloader import Feed
+from unlearn.training.auxiliary_networks import auxiliary_networks
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
@@ -43,7 +45,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Trained:
+class StoredModel:
     """A model on disk.
 
     Args:
@@ -59,7 +61,7 @@ class Trained:
     key: str = ""
 
 
-def given(key: str, config: ModelConfig, path: str) -> Trained:
+def given(key: str, config: ModelConfig, path: str) -> StoredModel:
     """Return the model at a path or hub id that stands under ``key`` in the recipe."""
     try:
         folder = config.fetch(path)
@@ -68,7 +70,7 @@ def given(key: str, config: ModelConfig, path: str) -> Trained:
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         raise RecipeError(f"{key}: {folder} is a run directory. Type {key}={folder / 'model'}")
     config.load(folder)  # says what is wrong with it before any work
-    return Trained(folder, "given", key=_content(folder))
+    return StoredModel(folder, "given", key=_content(folder))
 
 
 def folder_of(recipe: Recipe, key: str | None) -> Path:
@@ -101,9 +103,9 @@ def find_or_train(
     trainer: Trainer,
     split: Split,
     subject: str,
-    start: Trained | None = None,
+    start: StoredModel | None = None,
     by: Mapping[str, Objective] | None = None,
-) -> Trained:
+) -> StoredModel:
     """Return a model trained on ``split``: the shipped copy, the cached one, or a new one.
 
     Args:
@@ -120,7 +122,7 @@ def find_or_train(
         for folder in (*shipped(), models_cache() / key):
             record = _record(folder)
             if record.get("key") == key:
-                return Trained(
+                return StoredModel(
                     folder, "shipped" if folder.parent != models_cache() else "cached", record["seconds"], key
                 )
     return train(config, pretrain, trainer, split, subject, key, start, by)
@@ -130,7 +132,7 @@ def training_key(
     config: ModelConfig,
     pretrain: Pretrain,
     split: Split,
-    start: Trained | None = None,
+    start: StoredModel | None = None,
     by: Mapping[str, Objective] | None = None,
 ) -> str:
     """Return the hash of everything that shapes a trained model."""
@@ -157,18 +159,18 @@ def train(
     split: Split,
     subject: str,
     key: str,
-    start: Trained | None,
+    start: StoredModel | None,
     by: Mapping[str, Objective] | None = None,
-) -> Trained:
+) -> StoredModel:
     """Train a model into the cache; a training that was cut off goes on where it stood."""
     folder, working = models_cache() / key, models_cache() / f"{key}.training"
     models_cache().mkdir(parents=True, exist_ok=True)
     with _one_process(models_cache() / f"{key}.lock"):
         if not config.train and _record(folder).get("key") == key:  # another process made it meanwhile
-            return Trained(folder, "cached", _record(folder)["seconds"], key)
+            return StoredModel(folder, "cached", _record(folder)["seconds"], key)
         model = config.load(start.folder) if start else new_model(config, pretrain, split)
         if start and by:
-            module = distillation(model, Reference(partial(config.load, start.folder)), by, pretrain, split)
+            module = distillation(model, ReferenceModel(partial(config.load, start.folder)), by, pretrain, split)
         else:
             module = training_module(model, pretrain.optim, split, pretrain.seed)
         part = "distil" if by else "pretrain"
@@ -185,7 +187,7 @@ def train(
             shutil.rmtree(working, ignore_errors=True)
         barrier()
     _trained_here.add(key)
-    return Trained(folder, "trained", seconds, key)
+    return StoredModel(folder, "trained", seconds, key)
 
 
 def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
@@ -193,7 +195,7 @@ def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
     stream = Randomness(pretrain.seed, "new")
     model = config.build(split.dataset.info, stream)
     if isinstance(model, InitialisesFromData):
-        first = Feed({"retain": split}, {"retain": max(256, pretrain.optim.batch)}, stream.child("initialise"))
+        first = StepLoader({"retain": split}, {"retain": max(256, pretrain.optim.batch)}, stream.child("initialise"))
         model.initialise(split.batch(first.ids("retain", 0)), stream.child("initialise"))
     return model
 
@@ -201,7 +203,7 @@ def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
 def training_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:
     """Return the module that trains a model by its own training loss, with the network that it is trained against."""
     phase = training_phase(model, optim)
-    beside = companions(phase, model, lambda: model, Randomness(seed, "companion"))
+    beside = auxiliary_networks(phase, model, lambda: model, Randomness(seed, "companion"))
     return UnlearningModule(model, [*beside, phase], {"retain": split}, seed)
 
 
@@ -212,14 +214,14 @@ def training_phase(model: Wrapper, optim: Optim) -> Phase:
 
 
 def distillation(
-    model: Wrapper, teacher: Reference, by: Mapping[str, Objective], pretrain: Pretrain, split: Split
+    model: Wrapper, teacher: ReferenceModel, by: Mapping[str, Objective], pretrain: Pretrain, split: Split
 ) -> UnlearningModule:
     """Return the module that trains a model, which begins as its teacher, by objectives on all items."""
     for term in by.values():
         term.attach(model)
     moving = {name: model.get_parameter(name) for name in model.trainable()}
     phase = Phase(moving, {"retain": dict(by)}, pretrain.optim)
-    beside = companions(phase, model, teacher, Randomness(pretrain.seed, "companion"))
+    beside = auxiliary_networks(phase, model, teacher, Randomness(pretrain.seed, "companion"))
     return UnlearningModule(model, [*beside, phase], {"retain": split}, pretrain.seed, teacher)
 
 

@@ -29,7 +29,7 @@ from unlearn.core.distributed import barrier, gather_objects, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Findings, Run
+from unlearn.evaluators.base import EvaluationResult, Run
 
 PACKAGES: tuple[str, ...] = (
     "unlearnkit",
@@ -200,7 +200,7 @@ class RunDir:
         if rank() == 0:
             write_json(self.folder / "splits.json", {name: split.ids.tolist() for name, split in splits.items()})
 
-    def write_findings(self, findings: Findings, header: dict[str, Any]) -> None:
+    def write_findings(self, findings: EvaluationResult, header: dict[str, Any]) -> None:
         """Write records, pictures, texts, item-level values and notes; say the notes."""
         samples = self.folder / "samples"
         samples.mkdir(exist_ok=True)

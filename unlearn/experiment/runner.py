@@ -20,19 +20,20 @@ from unlearn.config.schema import Recipe
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError
 from unlearn.core.records import Record
-from unlearn.core.reference_model import Reference
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
-from unlearn.evaluators.base import Findings, Run
+from unlearn.evaluators.base import EvaluationResult, Run
 from unlearn.experiment.dry_run import at_once, one_step
 from unlearn.experiment.evaluation import evaluate
-from unlearn.experiment.inputs import Materials, gather_materials, rehearse, remarks
+from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
 from unlearn.experiment.memory_estimate import estimated
 from unlearn.experiment.pretraining import new_model, training_module
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.seed_summary import write_summary
-from unlearn.experiment.unlearning import Changed, build_module, change, prepare_masks, scope_lines
+from unlearn.experiment.unlearning import Unlearned, build_module, change, prepare_masks, scope_lines
 from unlearn.models.base import Wrapper
+from unlearn.models.capabilities import capabilities_of
 from unlearn.report.card import write_model_card
 from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
@@ -144,18 +145,18 @@ def check(recipe: Recipe) -> str:
     check_machine(recipe.trainer)
     dataset = recipe.model.read(recipe.data.load())
     splits = rehearse(recipe, dataset)
-    skeleton = recipe.model.skeleton(recipe.trainer.precision)
-    if skeleton is not None:
-        return estimated(recipe, skeleton, splits)
+    meta_model = recipe.model.meta_model(recipe.trainer.precision)
+    if meta_model is not None:
+        return estimated(recipe, meta_model, splits)
     model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
-    if not recipe.forget and "training_loss" not in getattr(recipe.edit, "needs", ()):
+    if not recipe.forget and "training_loss" not in capabilities_of(type(recipe.edit)):
         return at_once(recipe, model, splits)
     if recipe.edit is not None:
         optim = replace(getattr(recipe.edit, "optim", recipe.optim), steps=1)
         module = training_module(model, optim, splits["forget"], recipe.seeds[0])
     else:
         short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
-        module = build_module(short, model, splits, recipe.seeds[0], Reference(partial(copy.deepcopy, model)))
+        module = build_module(short, model, splits, recipe.seeds[0], ReferenceModel(partial(copy.deepcopy, model)))
     return one_step(recipe, module, splits, scope_lines(module), prepare_masks(recipe, print))
 
 
@@ -193,7 +194,7 @@ def _one(
     began = time.monotonic()
     resumed = parent or folder
     try:
-        materials = gather_materials(recipe, seed, model, dataset)
+        materials = gather_inputs(recipe, seed, model, dataset)
     except Interrupted as stop:
         again = f"type: python -m unlearn.run resume={resumed}" if resumed else "type the same command again"
         raise Interrupted(f"{stop} To go on, {again}.") from None
@@ -213,7 +214,7 @@ def _one(
 
 
 def _judge(
-    recipe: Recipe, place: RunDir, changed: Changed, materials: Materials, seed: int, seconds: dict[str, float]
+    recipe: Recipe, place: RunDir, changed: Unlearned, materials: RunInputs, seed: int, seconds: dict[str, float]
 ) -> Result:
     """Measure what the change left, and write it."""
     student = changed.student
@@ -262,7 +263,7 @@ def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     return [f"gate.{goal.name} missed: {goal.text}; found {goal.found}." for goal in goals if not goal.met]
 
 
-def _write(recipe: Recipe, place: RunDir, student: Wrapper, findings: Findings, facts: dict[str, Any]) -> None:
+def _write(recipe: Recipe, place: RunDir, student: Wrapper, findings: EvaluationResult, facts: dict[str, Any]) -> None:
     """Write the model and everything about it; ``run.json`` says done only after all of it."""
     model = place.folder / "model"
     model.mkdir(exist_ok=True)
@@ -281,5 +282,5 @@ def _read(recipe: Recipe, folder: Path) -> Result:
     )
 
 
-def _sizes(materials: Materials) -> str:
+def _sizes(materials: RunInputs) -> str:
     return ", ".join(f"{len(split):,} {name}" for name, split in materials.splits.items())

@@ -14,22 +14,23 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from unlearn.config.schema import Optim, Recipe
+from unlearn.config.schema import Recipe
 from unlearn.core.distributed import rank
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
-from unlearn.core.reference_model import Reference, WithoutAdapter
+from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Split
 from unlearn.experiment.evaluation import measured
-from unlearn.experiment.inputs import Materials
+from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.pretraining import training_module
 from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import Wrapper
 from unlearn.models.scope import HeldEntries, scope_table
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.edits.base import Edit
-from unlearn.training.auxiliary_networks import companions
-from unlearn.training.dataloader import Feed
+from unlearn.training.auxiliary_networks import auxiliary_networks
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import device_for, fit
 from unlearn.training.model_selection import KeepBest
 from unlearn.training.module import UnlearningModule
@@ -37,7 +38,7 @@ from unlearn.training.phase import Phase
 
 
 @dataclass(frozen=True)
-class Changed:
+class Unlearned:
     """What a change leaves.
 
     Args:
@@ -50,30 +51,30 @@ class Changed:
     """
 
     student: Any
-    target: Reference
+    target: ReferenceModel
     steps: int
     seconds: dict[str, float]
     states: Mapping[str, Mapping[str, Any]]
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def change(recipe: Recipe, materials: Materials, seed: int, place: RunDir) -> Changed:
+def change(recipe: Recipe, materials: RunInputs, seed: int, place: RunDir) -> Unlearned:
     """Change the target as the recipe says; a change that was cut off goes on where it stood."""
-    target = Reference(materials.load_target)
+    target = ReferenceModel(materials.load_target)
     if recipe.edit is not None:
         changed = _edit(recipe, recipe.edit, materials, target, seed, place)
     elif recipe.forget:
         changed = _train(recipe, materials, target, seed, place)
     else:
-        changed = Changed(materials.load_target(), target, 0, {"unlearning": 0.0, "selection": 0.0}, {})
+        changed = Unlearned(materials.load_target(), target, 0, {"unlearning": 0.0, "selection": 0.0}, {})
     if recipe.guard is None:
         return changed
     return replace(changed, student=recipe.guard(changed.student, materials.splits))
 
 
-def _train(recipe: Recipe, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
+def _train(recipe: Recipe, materials: RunInputs, target: ReferenceModel, seed: int, place: RunDir) -> Unlearned:
     """Take the steps of the recipe's losses."""
-    teacher = Reference(materials.load_teacher) if materials.load_teacher else None
+    teacher = ReferenceModel(materials.load_teacher) if materials.load_teacher else None
     module = build_module(recipe, materials.load_target(), materials.splits, seed, target, teacher)
     if recipe.guard is not None:
         recipe.guard(module.model, materials.splits)  # one that does not fit is refused before the first step
@@ -83,7 +84,7 @@ def _train(recipe: Recipe, materials: Materials, target: Reference, seed: int, p
     selection = sum(callback.seconds for callback in beside)
     recipe.scope.detach(module.model, place.folder)
     seconds = {"unlearning": whole - selection, "selection": selection}
-    return Changed(module.model, target, module.step_count, seconds, module.states, _networks(module, place))
+    return Unlearned(module.model, target, module.step_count, seconds, module.states, _networks(module, place))
 
 
 def _networks(module: UnlearningModule, place: RunDir) -> dict[str, nn.Module]:
@@ -98,7 +99,9 @@ def _networks(module: UnlearningModule, place: RunDir) -> dict[str, nn.Module]:
     return found
 
 
-def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, seed: int, place: RunDir) -> Changed:
+def _edit(
+    recipe: Recipe, edit: Edit, materials: RunInputs, target: ReferenceModel, seed: int, place: RunDir
+) -> Unlearned:
     """Apply an edit, which may ask for the model trained further on a split."""
     began = time.monotonic()
     steps = 0
@@ -113,7 +116,7 @@ def _edit(recipe: Recipe, edit: Edit, materials: Materials, target: Reference, s
 
     with _heard(place.say):
         student = edit(materials.load_target(), train, materials.splits)
-    return Changed(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
+    return Unlearned(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
 
 
 @contextmanager
@@ -140,8 +143,8 @@ def build_module(
     model: nn.Module,
     splits: dict[str, Split],
     seed: int,
-    target: Reference,
-    distilled_from: Reference | None = None,
+    target: ReferenceModel,
+    distilled_from: ReferenceModel | None = None,
 ) -> UnlearningModule:
     """Return the module that a recipe describes, around a model that moves.
 
@@ -156,7 +159,7 @@ def build_module(
     for term in (*recipe.forget.values(), *recipe.retain.values()):
         term.attach(model)
     recipe.scope.attach(model, Randomness(seed, "scope"))
-    reference = WithoutAdapter(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
+    reference = AdapterDisabledReference(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
     names = recipe.scope.select(model)
     chosen = set(names)
     for name, parameter in model.named_parameters():
@@ -164,17 +167,17 @@ def build_module(
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
     phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
     phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
-    beside = companions(phase, model, distilled_from or reference, Randomness(seed, "companion"))
+    beside = auxiliary_networks(phase, model, distilled_from or reference, Randomness(seed, "companion"))
     every = recipe.trainer.log_every
     return UnlearningModule(model, [*beside, phase], splits, seed, reference, every, distilled_from)
 
 
-def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, Feed], None] | None:
+def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, StepLoader], None] | None:
     """Return what makes the masks of a scope that asks for the forget gradient, at the target's weights."""
     if not recipe.scope.needs_gradient:
         return None
 
-    def prepare(module: UnlearningModule, feed: Feed) -> None:
+    def prepare(module: UnlearningModule, feed: StepLoader) -> None:
         if not module.masks:
             passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
             batches = [feed[index] for index in range(min(passes, 50))]
@@ -188,7 +191,7 @@ def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Unlea
 
 
 def _keep_best(
-    recipe: Recipe, materials: Materials, target: Reference, seed: int, say: Callable[[str], None]
+    recipe: Recipe, materials: RunInputs, target: ReferenceModel, seed: int, say: Callable[[str], None]
 ) -> list[KeepBest]:
     """Return what keeps the best weights, judged on the half of forget that the figures do not show."""
     select = recipe.select

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from unlearn import __version__
 from unlearn.config.registry import resolve
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_text
+from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
 from unlearn.report.labels import interval, ordered
 from unlearn.report.page import deck, method_name

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from unlearn import __version__
 from unlearn.core.files import write_text
+from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
 from unlearn.report.drawings import same, strips, tradeoff, training_charts
 from unlearn.report.labels import duration, forgotten, ordered

@@ -32,7 +32,7 @@ class SavedPicture:
 
 @dataclass(frozen=True)
 class SavedSheet:
-    """A table of texts on disk; see ``unlearn.evaluators.base.Sheet``."""
+    """A table of texts on disk; see ``unlearn.evaluators.base.TextTable``."""
 
     path: Path
     name: str

@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(HELP, end="")
             return 0
         if request.study is None:
-            from unlearn.config.listing import studies
+            from unlearn.config.listing import study_list
 
-            print(studies())
+            print(study_list())
             return 0
         return _answer(request.study, request)
     except UnlearnError as error:

@@ -12,8 +12,8 @@ from typing import Any
 from unlearn.config.compose import Given
 from unlearn.config.structured import build, convert
 from unlearn.config.studies import names, text_of
-from unlearn.config.yaml_io import Tree, parse, shorten
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.config.yaml_io import Tree, parse
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 KEYS = ("about", "recipe", "runs", "seeds", "overrides", "columns", "references", "order")
 SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")

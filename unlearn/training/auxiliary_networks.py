@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from unlearn.config.schema import Optim
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.objectives.base import Companion
+from unlearn.objectives.base import AuxiliaryNetwork
 from unlearn.training.phase import Phase
 
 
-def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], randomness: Randomness) -> list[Phase]:
+def auxiliary_networks(
+    phase: Phase, model: nn.Module, teacher: Callable[[], Any], randomness: Randomness
+) -> list[Phase]:
     """Return a phase for each network that a term of ``phase`` trains beside the model; each steps before it.
 
     Companions of one name are one network: the first builds it, and each brings its own terms.
@@ -31,7 +33,7 @@ def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], rando
     """
     found: dict[str, Phase] = {}
     for group, name, objective in phase.terms():
-        brought = objective.companion(model, teacher, group, randomness.child(f"{group}/{name}"))
+        brought = objective.auxiliary(model, teacher, group, randomness.child(f"{group}/{name}"))
         if brought is None:
             continue
         optim = _optim(brought, phase.optim)
@@ -52,21 +54,21 @@ def companions(phase: Phase, model: nn.Module, teacher: Callable[[], Any], rando
     return list(found.values())
 
 
-def _optim(companion: Companion, primary: Optim) -> Optim:
+def _optim(auxiliary: AuxiliaryNetwork, primary: Optim) -> Optim:
     counted = {key: getattr(primary, key) for key in ("steps", "batch", "forget_batch", "accumulate")}
-    return replace(companion.optim(primary), **counted, ema=None)
+    return replace(auxiliary.optim(primary), **counted, ema=None)
 
 
-def _phase(companion: Companion, optim: Optim) -> Phase:
-    network = companion.build().eval()
+def _phase(auxiliary: AuxiliaryNetwork, optim: Optim) -> Phase:
+    network = auxiliary.build().eval()
     return Phase(
-        {f"{companion.name}.{key}": value for key, value in network.named_parameters() if value.requires_grad},
+        {f"{auxiliary.name}.{key}": value for key, value in network.named_parameters() if value.requires_grad},
         {},
         optim,
-        name=companion.name,
+        name=auxiliary.name,
         primary=False,
         network=network,
-        warmup=companion.warmup,
-        rests=companion.rests,
-        file=companion.file,
+        warmup=auxiliary.warmup,
+        rests=auxiliary.rests,
+        file=auxiliary.file,
     )

@@ -15,7 +15,7 @@ from unlearn.data.base import Batch, Split
 StepBatches = dict[str, list[Batch]]
 
 
-class Feed(Dataset[StepBatches]):
+class StepLoader(Dataset[StepBatches]):
     """Maps a step to this rank's micro-batches of every split.
 
     Each pass over a split is a fresh random order cut into full batches; a split smaller than a batch is taken

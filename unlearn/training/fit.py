@@ -23,12 +23,12 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from unlearn.config.schema import Trainer
 from unlearn.core.distributed import gather_objects, rank, world_size
 from unlearn.core.errors import Interrupted, RecipeError, UnlearnError
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.training.callbacks import Bar, Checkpoints, CleanStop, Curves
-from unlearn.training.dataloader import Feed
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.module import UnlearningModule
 
-Prepare = Callable[[UnlearningModule, Feed], None]
+Prepare = Callable[[UnlearningModule, StepLoader], None]
 
 
 class PlainRanks(DDPStrategy):
@@ -79,8 +79,8 @@ def fit(
     sizes = {group: optim.batch for phase in module.phases for group in phase.groups}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
-    module.remembered = Remembered(folder / "reference")
-    feed = Feed(module.splits, sizes, module.stream.child("order"), optim.accumulate)
+    module.reference_cache = ReferenceCache(folder / "reference")
+    feed = StepLoader(module.splits, sizes, module.stream.child("order"), optim.accumulate)
     callbacks: list[lightning.Callback] = [*beside, Curves(folder / "metrics.csv", first), checkpoints, CleanStop()]
     if prepare is not None:
         callbacks.insert(0, _Prepare(prepare, feed))
@@ -176,7 +176,7 @@ def quiet_lightning() -> None:
 
 
 class _Prepare(lightning.Callback):
-    def __init__(self, prepare: Prepare, feed: Feed) -> None:
+    def __init__(self, prepare: Prepare, feed: StepLoader) -> None:
         self.prepare, self.feed = prepare, feed
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:

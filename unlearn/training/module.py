@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlearn.config.schema import Optim
 from unlearn.core.distributed import gather_objects, map_ids, sum_over_ranks
 from unlearn.core.errors import Diverged, RecipeError
-from unlearn.core.optim import learning_rate
+from unlearn.core.optim import learning_rate, make_optimizer
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
-from unlearn.core.reference_model import Reference
+from unlearn.core.reference_cache import ReferenceCache
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.models.scope import HeldEntries
 from unlearn.objectives.base import Context, Objective
 from unlearn.training.dataloader import StepBatches
 from unlearn.training.gradients import LazyLoss, fresh_gradients, norm, take_gradients, watched
-from unlearn.training.phase import Losses, Phase
+from unlearn.training.phase import Phase, StepLosses
 
 
 class UnlearningModule(lightning.LightningModule):
@@ -52,9 +51,9 @@ class UnlearningModule(lightning.LightningModule):
         phases: Sequence[Phase],
         splits: Mapping[str, Split],
         seed: int,
-        reference: Reference | None = None,
+        reference: ReferenceModel | None = None,
         log_every: int = 10,
-        distilled_from: Reference | None = None,
+        distilled_from: ReferenceModel | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -69,8 +68,8 @@ class UnlearningModule(lightning.LightningModule):
         self.stream = Randomness(seed)
         self.primary = next(phase for phase in self.phases if phase.primary)
         beside = [phase for phase in self.phases if phase.network is not None]
-        self.companions = nn.ModuleList([phase.network for phase in beside if phase.network is not None])
-        self.companion_of = {
+        self.auxiliary_networks = nn.ModuleList([phase.network for phase in beside if phase.network is not None])
+        self.auxiliary_of = {
             term: phase.network
             for phase in beside
             for term in (*phase.owners, *(f"{group}/{name}" for group, name, _ in phase.terms()))
@@ -86,7 +85,7 @@ class UnlearningModule(lightning.LightningModule):
         self.best: dict[str, Any] = {}
         self.remedy = "Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
         self.restored: dict[str, Any] | None = None
-        self.remembered: Remembered | None = None
+        self.reference_cache: ReferenceCache | None = None
 
     def add_phase(self, phase: Phase) -> None:
         """Let another network step, after those that are there."""
@@ -96,7 +95,7 @@ class UnlearningModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimiser a phase."""
-        return [make_optimiser(phase.optim, list(phase.parameters.values())) for phase in self.phases]
+        return [make_optimizer(phase.optim, list(phase.parameters.values())) for phase in self.phases]
 
     def on_fit_start(self) -> None:
         """Take up a restored state, or prepare the terms before the first step."""
@@ -147,7 +146,7 @@ class UnlearningModule(lightning.LightningModule):
         for index, phase in enumerate(self.phases):
             if not phase.is_due(step):
                 continue
-            losses = Losses(phase, self.model, batch, self._context)
+            losses = StepLosses(phase, self.model, batch, self._context)
             if step == phase.first:
                 with watched(phase.parameters) as reached:
                     gradients = losses.gradient(self.combine_states[index], measure)
@@ -203,7 +202,7 @@ class UnlearningModule(lightning.LightningModule):
         for batch in batches:
             self.shared = {}
             moved = self.transfer_batch_to_device(batch, self.device, 0)
-            lazy: list[LazyLoss] = Losses(phase, self.model, moved, self._context).group("forget")
+            lazy: list[LazyLoss] = StepLosses(phase, self.model, moved, self._context).group("forget")
             torch._foreach_add_(total, fresh_gradients(lazy, parameters))
         take_gradients(parameters)
         self.states = kept
@@ -272,9 +271,9 @@ class UnlearningModule(lightning.LightningModule):
             reference=self._reference,
             map_ids=map_ids,
             device=self.device,
-            remembered=self.remembered,
+            reference_cache=self.reference_cache,
             split=term.partition("/")[0],
-            companion=self.companion_of.get(term),
+            auxiliary=self.auxiliary_of.get(term),
             distilled_from=self.distilled_from,
             shared=self.shared,
             averaged=self.averaged if self.primary.optim.ema is not None else None,
@@ -323,15 +322,6 @@ def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
             f"{shown}. Narrow the scope (scope.exclude=[...], with scope.name=pattern in place of all), or add a loss "
             "that reaches them."
         )
-
-
-def make_optimiser(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
-    """Return the optimiser that a recipe's ``optim`` names."""
-    if optim.name == "sgd":
-        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    betas = (optim.betas[0], optim.betas[1])
-    return kind(parameters, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
 
 
 def clip(gradients: Sequence[Tensor], largest: float | None) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn.config.schema import Optim
 from unlearn.core.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, ParameterObjective
 from unlearn.objectives.surgery import Combination, WeightedSum, angle, cosine, gram
@@ -67,7 +67,7 @@ class Phase:
                 yield group, name, objective
 
 
-class Losses:
+class StepLosses:
     """The losses of one phase at one step, from this rank's micro-batches.
 
     Every term's per-sample values v_i enter the backward pass as sum_i c_i v_i, where c_i = weight * w_i / W (W the

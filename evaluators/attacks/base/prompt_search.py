@@ -16,13 +16,14 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
 from unlearn.data.conditioned import Classes, Conditioned
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
 from unlearn.evaluators.image.concept_classifier import Judge, judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.models.capabilities import ImageDenoiser
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingAttack(Evaluator):
+class DrawingAttack(Evaluator[ImageDenoiser]):
     """Finds other words (or a class) for the forgotten concept, has samples drawn for them, and asks the judge.
 
     The figure is the share of samples in which the judge sees the concept. A model that never saw the concept is
@@ -39,7 +40,6 @@ class DrawingAttack(Evaluator):
     features: str | None = None
     batch_size: int = 256
 
-    needs: ClassVar[tuple[str, ...]] = ("samples", "denoises")
     attack: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -67,12 +67,12 @@ class DrawingAttack(Evaluator):
             and the budget in words.
         """
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_<name>`` for every subject."""
         judge = judge_of(evaluation.splits, self.features)
         judge.net.to(evaluation.device)
         items = sampled_items(evaluation, "forget", self.samples)
-        findings = Findings()
+        findings = EvaluationResult()
         for subject, model in evaluation.models.items():
             if model.settings.one_step is not None:
                 continue

@@ -16,16 +16,17 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
 from unlearn.data.text import Encoder, TextDataset, collate
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, memorised
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import item_rows
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 Pair = tuple[list[int], list[int]]
 """The tokens of a prompt, and those of the answer that is scored after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptAttack(Evaluator):
+class PromptAttack(Evaluator[Continues]):
     """Asks each question in one or several ways; every score is the best over the ways.
 
     Args:
@@ -36,7 +37,6 @@ class PromptAttack(Evaluator):
     items: int | None = 100
     batch_size: int = 16
 
-    needs: ClassVar[tuple[str, ...]] = ("continues",)
     attack: ClassVar[str]
     lacking: ClassVar[str] = "the forget items ask nothing"
     """In words, what the data are like where no item can be attacked so."""
@@ -61,12 +61,12 @@ class PromptAttack(Evaluator):
         """Return (N,) bool: the items that can be attacked so; by default all questions."""
         return data.having_form("prompt")
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_<name>`` for every subject, item by item too; nothing where no item can be attacked so."""
         ids = attacked(evaluation, self.items, self.open_to(texts(evaluation.splits["forget"])))
         if not len(ids):
-            return Findings(notes=[f"{self.attack}: {self.lacking}, so there is no attack_{self.attack}."])
-        found = Findings()
+            return EvaluationResult(notes=[f"{self.attack}: {self.lacking}, so there is no attack_{self.attack}."])
+        found = EvaluationResult()
         for subject, model in evaluation.models.items():
             scores = self.best(evaluation, model, self.ways(evaluation, subject, ids))
             found.records.extend(attack_records(self.attack, subject, scores, self.budget(), evaluation.seed))
@@ -105,7 +105,7 @@ def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: 
     return alone
 
 
-def companions(evaluation: Evaluation, data: TextDataset, item: int, most: int) -> list[int]:
+def auxiliary_networks(evaluation: Evaluation, data: TextDataset, item: int, most: int) -> list[int]:
     """Return up to ``most`` other forget questions of an item's label, in an order that the seed draws."""
     ids = attacked(evaluation, None, data.having_form("prompt"))
     order = evaluation.randomness.child("companions").permutation(len(ids))

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from unlearn.core.records import Record
 from unlearn.core.validation import above, at_least
-from unlearn.evaluators.base import Evaluation, Evaluator, Findings, Picture
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture
 from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
+from unlearn.models.capabilities import M
 
 Curves = dict[tuple[str, int], list[tuple[int, float]]]
 """(subject, items trained on) -> (steps, what is measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relearning(Evaluator):
+class Relearning(Evaluator[M]):
     """Trains a copy of every subject on k forget items and measures what comes back.
 
     AdamW without decay at a constant rate, the model's own loss, all weights; items and order are drawn by the seed and
@@ -77,7 +78,7 @@ class Relearning(Evaluator):
         """Return whether a model can be trained on items so."""
         return True
 
-    def __call__(self, evaluation: Evaluation) -> Findings:
+    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``attack_relearning`` for every subject, k and number of steps, and a picture of the curves.
 
         A k that leaves too few other items (where a part of the forget set is measured) is left out.
@@ -86,8 +87,8 @@ class Relearning(Evaluator):
         sizes = [k for k in sorted(self.items) if k <= len(order) - left]
         if not sizes:
             few = f"too few forget items ({len(order)}) to train on {min(self.items)} and measure others"
-            return Findings(notes=[f"relearning: {few}, so there is no attack_relearning."])
-        found, curves = Findings(), Curves()
+            return EvaluationResult(notes=[f"relearning: {few}, so there is no attack_relearning."])
+        found, curves = EvaluationResult(), Curves()
         for subject, model in evaluation.models.items():
             for k in sizes if self.attacked(model) else ():
                 curves[subject, k] = []

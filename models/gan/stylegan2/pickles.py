@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.config.yaml_io import shorten
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, shorten
 
 MOST_BYTES = 4 * 2**30
 MOST_OPCODES = 2_000_000

@@ -18,7 +18,7 @@ from unlearn.evaluators.attacks.face_relearning import FaceRelearning
 from unlearn.evaluators.attacks.reinversion import Reinversion
 from unlearn.evaluators.image.face_verification import (
     FIRST_DRAWN,
-    Scale,
+    SimilarityScale,
     drawn,
     judges,
     latents,
@@ -47,7 +47,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_scale_by_hand() -> None:
     """Corners of a square in order: neighbours are 1 apart, so that m = 1 and the diagonal's similarity 1 - sqrt 2."""
     square = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]])
-    scale = Scale.of(Embedder("x", "", None, "l2"), square)
+    scale = SimilarityScale.of(Embedder("x", "", None, "l2"), square)
     assert (scale.apart, scale.pairs) == (1, 4)
     torch.testing.assert_close(scale.similarity(square, square[[0, 0, 0, 0]]), 1 - torch.tensor([0, 1, 2**0.5, 1]))
     torch.testing.assert_close(scale.nearest(torch.tensor([[0.0, 3], [1, 1]]), square), torch.tensor([-1.0, 1]))

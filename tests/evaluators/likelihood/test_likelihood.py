@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.toys.scripted import Pixels, evaluation_of, value
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Split
-from unlearn.evaluators.base import Findings
+from unlearn.evaluators.base import EvaluationResult
 from unlearn.evaluators.likelihood.bits_per_dim import BitsPerDim
 from unlearn.evaluators.likelihood.likelihood_rank import LikelihoodRank
 from unlearn.evaluators.likelihood.membership import Membership
@@ -23,7 +23,7 @@ def mean_image(digits: Dataset) -> Tensor:
     return digits.batch(torch.arange(len(digits)))["image"].double().mean(0)
 
 
-def figures(findings: Findings) -> dict[str, float]:
+def figures(findings: EvaluationResult) -> dict[str, float]:
     return {repr((r.metric, r.subject, r.split, r.about)): r.value for r in findings.records}
 
 
@@ -131,7 +131,7 @@ def test_the_order_of_the_items_changes_nothing(make: type, threes: Splits) -> N
     )
     assert figures(first) == pytest.approx(figures(second))
 
-    def rows(findings: Findings) -> dict[tuple[str, str, int], float]:
+    def rows(findings: EvaluationResult) -> dict[tuple[str, str, int], float]:
         return {(row["subject"], row["split"], row["id"]): row["value"] for row in findings.items}
 
     assert rows(first) == pytest.approx(rows(second))

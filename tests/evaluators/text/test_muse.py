@@ -115,10 +115,10 @@ def test_both_scores_are_found_again() -> None:
                 scores.append(f1(data.items[item].answer, tokenizer.decode(said)))
             found = value(findings.records, "knowledge_memorization", subject=subject, split=split)
             assert found == pytest.approx(sum(scores) / len(scores))
-    remembered = [value(findings.records, m, subject="target", split="forget") for m in
+    reference_cache = [value(findings.records, m, subject="target", split="forget") for m in
                   ("verbatim_memorization", "knowledge_memorization")]  # fmt: skip
-    assert min(remembered) > 0.5
-    assert value(findings.records, "verbatim_memorization", subject="unlearned", split="forget") < remembered[0]
+    assert min(reference_cache) > 0.5
+    assert value(findings.records, "verbatim_memorization", subject="unlearned", split="forget") < reference_cache[0]
     assert {r.unit for r in findings.records} == {"share"}
 
 

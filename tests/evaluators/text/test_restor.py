@@ -16,7 +16,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
-from unlearn.evaluators.base import Evaluation, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult
 from unlearn.evaluators.text.restor import Restor, plain, says
 from unlearn.evaluators.text.restoration import bootstrap, corruption_forgetting, restoration, restoration_ratio
 
@@ -128,7 +128,7 @@ def evaluation(data: TextDataset | None = None, **models: Any) -> Evaluation:
     return Evaluation(models, splits, Randomness(0, "evaluate"), torch.device("cpu"))
 
 
-def restor(unlearned: Any) -> Findings:
+def restor(unlearned: Any) -> EvaluationResult:
     """A clean model that knows all facts, and one that was taught four of them wrongly."""
     corrupted = remembering(tuple(i for i in ALL if i not in WRONG), wrong=WRONG)
     return Restor(new_tokens=12)(evaluation(clean=remembering(), target=corrupted, unlearned=unlearned))

@@ -21,7 +21,7 @@ from unlearn.data.base import Split
 from unlearn.data.splits import make_splits
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.tofu import Tofu as TofuFiles
-from unlearn.evaluators.base import Evaluation, Findings
+from unlearn.evaluators.base import Evaluation, EvaluationResult
 from unlearn.evaluators.text.muse import Muse
 from unlearn.evaluators.text.tofu import Tofu, kolmogorov_smirnov
 from unlearn.models.language.config import Language, SmallLlama
@@ -291,7 +291,7 @@ def its_figures(
     return found
 
 
-def our_figures(findings: Findings) -> dict[tuple[str, str, str], float]:
+def our_figures(findings: EvaluationResult) -> dict[tuple[str, str, str], float]:
     return {
         (r.metric, r.subject, r.about.get("set") or r.about.get("score") or r.split): r.value for r in findings.records
     }

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from tests.toys.flow import run
 from tests.toys.language import tiny, tiny_splits
-from unlearn.config.schema import Optim
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
-from unlearn.core.reference_model import WithoutAdapter
+from unlearn.core.reference_cache import ReferenceCache
+from unlearn.core.reference_model import AdapterDisabledReference
 from unlearn.models.language.config import Language
 from unlearn.models.lora import Lora
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Losses, Phase
+from unlearn.training.phase import Phase, StepLosses
 
 SCOPE = Lora(rank=2)
 
@@ -41,13 +41,13 @@ def module(checkpointing: bool, **optim: Any) -> UnlearningModule:
         {"forget": {"npo": NPO()}, "retain": {"kl": KL()}},
         Optim(**{"steps": 8, "batch": 4, "lr": 1e-2, **optim}),
     )
-    return UnlearningModule(model, [phase], tiny_splits(), 0, WithoutAdapter(model, lambda: SCOPE.off(model)))
+    return UnlearningModule(model, [phase], tiny_splits(), 0, AdapterDisabledReference(model, lambda: SCOPE.off(model)))
 
 
 def gradients(checkpointing: bool, folder: Path) -> tuple[dict[str, Tensor], int]:
     """Return the first step's gradient away from the start, where B is zero, and how often the layers ran."""
     own = module(checkpointing)
-    own.remembered = Remembered(folder)
+    own.reference_cache = ReferenceCache(folder)
     for group, name, term in own.primary.terms():
         term.prepare(own.model, own._context(f"{group}/{name}"))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def gradients(checkpointing: bool, folder: Path) -> tuple[dict[str, Tensor], int
     ran = []
     own.model.layers[0].self_attn.register_forward_hook(lambda *_: ran.append(1))
     batches = {name: [split.batch(split.ids)] for name, split in tiny_splits().items() if name != "holdout"}
-    found = Losses(own.primary, own.model, batches, own._context).gradient({}, log=False)
+    found = StepLosses(own.primary, own.model, batches, own._context).gradient({}, log=False)
     return dict(zip(own.primary.parameters, [g.clone() for g in found], strict=True)), len(ran)
 
 

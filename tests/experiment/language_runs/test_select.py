@@ -11,8 +11,9 @@ import torch
 
 from tests.toys.language import tiny, tiny_splits
 from tests.toys.language_files import SMALL, figure, figures, gap, last
-from unlearn.config.schema import Gate, Optim, Select, Trainer
+from unlearn.config.schema import Gate, Select, Trainer
 from unlearn.core.errors import Interrupted
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.data.base import Split

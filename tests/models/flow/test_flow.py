@@ -17,7 +17,7 @@ from torch import Tensor
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import HasLikelihood, InitialisesFromData, Samples, Trains
+from unlearn.models.capabilities import HasLikelihood, InitialisesFromData, Samples, Trains
 from unlearn.models.flow.config import (
     CONFIGS,
     AutoregressiveFlowConfig,

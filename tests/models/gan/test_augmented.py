@@ -25,7 +25,7 @@ from unlearn.experiment.pretraining import training_key, training_module
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.wrapper import LAZY
-from unlearn.training.dataloader import Feed
+from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
 
@@ -109,20 +109,20 @@ def test_p_follows_the_signs_at_every_fourth_step(tmp_path: Path) -> None:
     states = train(module_of(replace(FAST, target=0.999), steps=4), tmp_path / "falls")
     assert [state["p"] for state in states] == [0] * 4  # the control: the same signs, and another target
     first = module_of(FAST)
-    (judge,) = first.companions
+    (judge,) = first.auxiliary_networks
     items = first.splits["retain"].batch(first_ids(first))
     wanted = judge(first.model.pixels(items)).sign().sum().item()
     assert train(first, tmp_path / "one")[0]["signs"] == wanted
 
 
 def first_ids(module: UnlearningModule) -> Tensor:
-    return Feed(module.splits, {"retain": OPTIM.batch}, module.stream.child("order")).ids("retain", 0)
+    return StepLoader(module.splits, {"retain": OPTIM.batch}, module.stream.child("order")).ids("retain", 0)
 
 
 def test_both_networks_of_a_step_have_one_p() -> None:
     """The discriminator's term leaves p for the generator's, which without it would see images as they are."""
     module, items = module_of(FAST), batch()
-    (judge,) = module.companions
+    (judge,) = module.auxiliary_networks
     for term in ("retain/training_loss", OWN):
         module.states[term] = {"p": 0.7, "signs": 0.0, "images": 0.0, "steps": 0}
 

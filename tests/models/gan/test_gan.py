@@ -14,7 +14,7 @@ from tests.toys.stylegan2_files import write
 from unlearn.config.compatibility import has
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.models.base import CAPABILITIES
+from unlearn.models.capabilities import CAPABILITIES
 from unlearn.models.gan.config import DISCRIMINATOR, FaceDCGAN, StyleGAN2
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.stylegan2.discriminator import Discriminator

@@ -24,7 +24,7 @@ from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import SEEDS, latents_of, latents_of_seeds, layered
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 from unlearn.objectives.gan.sugar import Sugar
 
 STREAM = Randomness(0, "inversion")
@@ -105,7 +105,7 @@ class Fails(nn.Module):
 
 
 TERMS: list[Any] = [Guide, Sugar, GlobalPreservation]
-PIXELS = {"likeness": Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)}
+PIXELS = {"likeness": PerceptualLoss(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

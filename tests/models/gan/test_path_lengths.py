@@ -49,7 +49,7 @@ def test_the_mean_moves_at_every_eighth_step(tmp_path: Path) -> None:
     fresh = module_of()
     items = fresh.splits["retain"].batch(first_ids(fresh))
     draw = fresh._context(TERM).randomness
-    wanted = fresh.model.adversarial_loss(fresh.companions[0], items, draw)[1].mean().item()
+    wanted = fresh.model.adversarial_loss(fresh.auxiliary_networks[0], items, draw)[1].mean().item()
     states = states_of(module_of(), tmp_path / "some")
     assert states[0]["length"] == pytest.approx(wanted)
     assert [state["penalties"] for state in states] == [1] * 8 + [2] * 8 + [3] * 4

@@ -10,11 +10,12 @@ from torch.nn.functional import logsigmoid
 
 from tests.models.gan.test_gan import INFO, SMALL, small
 from tests.toys.flow import digits_splits
-from unlearn.config.schema import Optim, Pretrain, Trainer
+from unlearn.config.schema import Pretrain, Trainer
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.experiment.pretraining import find_or_train, training_module
-from unlearn.models.base import TrainsAgainst
+from unlearn.models.capabilities import TrainsAgainst
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.wrapper import LAZY, LAZY_PATHS, LatentGenerator
 from unlearn.training.fit import fit
@@ -151,7 +152,7 @@ def test_the_penalty_has_one_default() -> None:
 def trained(folder: Path, steps: int = 6, **optim: object) -> tuple[LatentGenerator, torch.nn.Module]:
     model = StyleGAN2(**SMALL).build(INFO, STREAM)
     module = training_module(model, replace(OPTIM, steps=steps, **optim), digits_splits()["retain"], 0)
-    (judge,) = module.companions
+    (judge,) = module.auxiliary_networks
     fit(module, Trainer(accelerator="cpu", precision="32", tensorboard=False), folder, "test")
     return model, judge
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.toys.diffusion import Bench, first_step, gradients, moved, small_job, small_model, small_splits
-from unlearn.config.schema import Optim, Trainer
+from unlearn.config.schema import Trainer
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.models.conditioning import Condition
 from unlearn.models.guards.key import Key, Keyed
@@ -39,8 +40,8 @@ class KeyBench(Bench):
         self.key = key_of(self.target)
 
     def context(self, step: int = 0, **changed: Any) -> Any:
-        companion = getattr(self, "key", None)
-        return super().context(step, **{"companion": companion} | changed)
+        auxiliary = getattr(self, "key", None)
+        return super().context(step, **{"auxiliary": auxiliary} | changed)
 
 
 def by_hand(bench: KeyBench, eta: float) -> tuple[Tensor, Tensor]:

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.diffusion import Bench, Told, moved, small_model
+from tests.toys.diffusion import Bench, ConditionEncoder, moved, small_model
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import Remembered
+from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import States, StateSource, check_anchors
 
-ALL: list[Told] = ["class", "text", "dit"]
+ALL: list[ConditionEncoder] = ["class", "text", "dit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Uses(Objective):
         return Values(self.source(model, batch, context).x.flatten(1).mean(1))
 
 
-def bench(folder: Path, told: Told, split: str = "forget", **settings: Any) -> Bench:
+def bench(folder: Path, told: ConditionEncoder, split: str = "forget", **settings: Any) -> Bench:
     return Bench(folder, Uses(source=StateSource(**{"source": "trajectory", "steps": 4, **settings})), told, split)
 
 
@@ -52,7 +52,7 @@ def path(model: Diffusion, start: Tensor, condition: Any, guidance: float = 3.0)
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_states_lie_on_the_targets_trajectories(told: Told, tmp_path: Path) -> None:
+def test_states_lie_on_the_targets_trajectories(told: ConditionEncoder, tmp_path: Path) -> None:
     """Each before the step of its t, on the trajectory of one of the forget items, told that item's condition."""
     own = bench(tmp_path, told)
     split = own.splits["forget"]
@@ -94,7 +94,7 @@ def test_states_are_the_items_own_and_the_steps_own(source: Any, tmp_path: Path)
     others = (draw(own, step=1).x - found.x).flatten(1).abs().amax(1)
     assert int((others > 1e-3).sum()) >= 6  # the same state may be drawn twice
     resumed = bench(tmp_path, "class", source=source)
-    resumed.remembered = Remembered(tmp_path)
+    resumed.reference_cache = ReferenceCache(tmp_path)
     assert torch.equal(draw(resumed).x, found.x)
 
 
@@ -142,7 +142,7 @@ def test_the_averages_trajectories_are_those_of_the_average(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_generated_items_are_the_ends_of_trajectories_noised_again(told: Told, tmp_path: Path) -> None:
+def test_generated_items_are_the_ends_of_trajectories_noised_again(told: ConditionEncoder, tmp_path: Path) -> None:
     own = bench(tmp_path, told, source="generated")
     split = own.splits["forget"]
     start = own.target.noise(split.ids, Randomness(0, "states/forget"))
@@ -157,7 +157,7 @@ def test_generated_items_are_the_ends_of_trajectories_noised_again(told: Told, t
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_items_of_the_anchor_are_drawn_from_its_words(told: Told, tmp_path: Path) -> None:
+def test_items_of_the_anchor_are_drawn_from_its_words(told: ConditionEncoder, tmp_path: Path) -> None:
     own = bench(tmp_path / "anchor", told, source="generated", of_anchor=True)
     plain = bench(tmp_path / "plain", told, source="generated")
     split = own.splits["forget"]
@@ -165,8 +165,8 @@ def test_items_of_the_anchor_are_drawn_from_its_words(told: Told, tmp_path: Path
     anchor = own.target.condition(split.dataset.form("anchor", split.ids))
     ends = path(own.target, start, anchor)[-1]
     ids = split.ids
-    assert torch.equal(own.remembered.get("forget.generated_of_anchor_4_3_64", ids), ends)
-    assert not torch.equal(plain.remembered.get("forget.generated_4_3_64", ids), ends)
+    assert torch.equal(own.reference_cache.get("forget.generated_of_anchor_4_3_64", ids), ends)
+    assert not torch.equal(plain.reference_cache.get("forget.generated_4_3_64", ids), ends)
     assert not equal(draw(own).condition, draw(own).anchor)  # the items are told the concept all the same
 
 
@@ -194,7 +194,7 @@ def test_only_so_many_items_have_a_trajectory(tmp_path: Path) -> None:
     told = {tuple(draw(own, step).condition.tokens[:, 0].flatten().tolist()) for step in range(3)}
     rows = torch.cat([draw(own, step).condition.tokens[:, 0] for step in range(3)]).unique(dim=0)
     assert file.name == "forget.trajectory_4_3_3.safetensors" and len(rows) <= 3 < 8 and len(told) > 1
-    assert own.remembered.get("forget.trajectory_4_3_3", chosen(own)).shape == (3 * 4, 3, 8, 8)
+    assert own.reference_cache.get("forget.trajectory_4_3_3", chosen(own)).shape == (3 * 4, 3, 8, 8)
 
 
 def chosen(own: Bench) -> Tensor:

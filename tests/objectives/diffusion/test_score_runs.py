@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.diffusion import Bench, Told, small_job
-from unlearn.config.schema import Optim, Trainer
+from tests.toys.diffusion import Bench, ConditionEncoder, small_job
+from unlearn.config.schema import Trainer
 from unlearn.core.errors import Interrupted
+from unlearn.core.optim import Optim
 from unlearn.models.lora import Lora
 from unlearn.models.scope import Kind, Scope
 from unlearn.objectives.base import Objective
@@ -53,7 +54,9 @@ def run(module: UnlearningModule, folder: Path, **settings: Any) -> dict[str, Te
     return {name: value.detach().clone() for name, value in module.model.named_parameters()}
 
 
-def all_terms(folder: Path, told: Told = "dit", optim: Optim = OPTIM, scope: Scope | None = None) -> UnlearningModule:
+def all_terms(
+    folder: Path, told: ConditionEncoder = "dit", optim: Optim = OPTIM, scope: Scope | None = None
+) -> UnlearningModule:
     return small_job({"forget": FORGET, "retain": RETAIN}, folder, told, scope, optim=optim)
 
 
@@ -75,7 +78,7 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     ],
 )
 def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
-    told: Told, name: str, kinds: list[str], tmp_path: Path
+    told: ConditionEncoder, name: str, kinds: list[str], tmp_path: Path
 ) -> None:
     """With weight decay and momentum, which reach no tensor that is out of scope; nor is the target touched."""
     optim = Optim(name="adamw", steps=2, batch=3, lr=1e-3, weight_decay=0.1, ema=0.5)
@@ -120,7 +123,7 @@ def test_mixed_precision_keeps_the_gradient_of_scores_that_are_also_targets(tmp_
 
 
 @pytest.mark.parametrize("told", ["text", "class"])
-def test_an_adapters_first_loss_is_that_of_the_model_without_one(told: Told, tmp_path: Path) -> None:
+def test_an_adapters_first_loss_is_that_of_the_model_without_one(told: ConditionEncoder, tmp_path: Path) -> None:
     """The target is the model with its adapter off: no second model is held, and only the adapter moves."""
     forget = {name: FORGET[name] for name in ("esd", "random_label")}
     losses = []

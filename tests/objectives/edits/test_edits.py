@@ -12,9 +12,10 @@ from torch import Tensor
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.language import tiny, tiny_dataset, tiny_splits
 from unlearn.config.registry import resolve
-from unlearn.config.schema import Optim
 from unlearn.core.errors import RecipeError
+from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
+from unlearn.models.capabilities import capabilities_of
 from unlearn.models.guards.combined_logits import CombinedLogits
 from unlearn.models.language.config import Language
 from unlearn.objectives.edits.base import Edit
@@ -212,4 +213,5 @@ def test_only_language_models_have_logits_to_combine() -> None:
 
 
 def test_task_vector_is_an_edit_of_any_family() -> None:
-    assert TaskVector.needs == ("training_loss",) and WhosHarryPotter.needs == ("training_loss", "continues")
+    assert capabilities_of(TaskVector) == ("training_loss",)
+    assert capabilities_of(WhosHarryPotter) == ("training_loss", "continues")

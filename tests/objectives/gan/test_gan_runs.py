@@ -168,10 +168,10 @@ def test_class_forgetting_and_the_adversary_in_one_run(tmp_path: Path) -> None:
 def test_only_an_adversary_warms_up() -> None:
     """A flow has none: warmup would have no effect."""
     model, stream = small_glow(flow_splits()), Randomness(0)
-    assert TrainingLoss().companion(model, lambda: model, "retain", stream) is None
+    assert TrainingLoss().auxiliary(model, lambda: model, "retain", stream) is None
     with pytest.raises(RecipeError, match="no other network"):
-        TrainingLoss(warmup=3).companion(model, lambda: model, "retain", stream)
-    found = TrainingLoss(warmup=3).companion(small_gan(), lambda: None, "retain", stream)
+        TrainingLoss(warmup=3).auxiliary(model, lambda: model, "retain", stream)
+    found = TrainingLoss(warmup=3).auxiliary(small_gan(), lambda: None, "retain", stream)
     assert found is not None and (found.warmup, found.rests) == (3, False)
     with pytest.raises(ValueError, match="warmup"):
         TrainingLoss(warmup=-1)

@@ -13,9 +13,9 @@ from unlearn.core.randomness import Randomness
 from unlearn.models.scope import All
 from unlearn.objectives.gan.forget_classifier import Judge
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
-PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
+PIXELS = PerceptualLoss(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
 WAYS = [{"pool": 6}, {"pool": None}, {"latents": "items"}]
 
 

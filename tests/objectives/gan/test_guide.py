@@ -16,10 +16,10 @@ from unlearn.models.feature_extractors.embedders import identity_net, perceptual
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
 from unlearn.objectives.gan.latent_cache import recall_rows
-from unlearn.objectives.gan.perceptual_loss import Likeness, unpack
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss, unpack
 
 STREAM = Randomness(0, "test")
-PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
+PIXELS = PerceptualLoss(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
 
 
 def latents(bench: Bench) -> Tensor:
@@ -61,24 +61,24 @@ def test_likeness_is_the_sum_of_its_parts() -> None:
     }
     none = dict.fromkeys(parts, 0.0)
     for name, wanted in parts.items():
-        alone = Likeness(**{**none, name: 2.0})
+        alone = PerceptualLoss(**{**none, name: 2.0})
         torch.testing.assert_close(alone.between(alone.seen(model, w), alone.seen(other, w)), 2 * wanted)
-    squares = Likeness(pixels=1.0, norm="l2", features=0, perceptual=0, identity=0)
+    squares = PerceptualLoss(pixels=1.0, norm="l2", features=0, perceptual=0, identity=0)
     found = squares.between(squares.seen(model, w), squares.seen(other, w))
     torch.testing.assert_close(found, (x - y).square().flatten(1).mean(1))
-    both = Likeness(pixels=0.3)
+    both = PerceptualLoss(pixels=0.3)
     total = 0.3 * parts["pixels"] + 0.01 * parts["features"] + parts["perceptual"] + 0.1 * parts["identity"]
     seen = both.seen(other, w)
     again = unpack(seen.pack(), seen.shapes)
     torch.testing.assert_close(both.between(both.seen(model, w), again), total, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="all 0"):
-        Likeness(features=0, perceptual=0, identity=0)
+        PerceptualLoss(features=0, perceptual=0, identity=0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"target": "average"}, {"distance": 1.5}, {"reach": 0.2}, {"local": 0.0}])
 def test_values_are_those_of_a_loop_of_one_image_at_a_time(settings: dict[str, Any], tmp_path: Path) -> None:
     """D_i = a (w_r - w_u) / |w_r - w_u|, a = u longest, with every image of the target drawn anew."""
-    guide = Guide(pool=None, likeness=Likeness(pixels=1.0), **settings)
+    guide = Guide(pool=None, likeness=PerceptualLoss(pixels=1.0), **settings)
     bench = Bench(tmp_path, guide).moved()
     model, target, context = bench.model, bench.target, bench.context(step=3)
     found = guide(model, bench.batch(), context)
@@ -143,8 +143,8 @@ def test_a_pool_holds_no_second_model_and_gives_the_same_images(tmp_path: Path) 
     [
         Guide(local=1, adjacent=0, likeness=PIXELS),
         Guide(local=0, adjacent=1, likeness=PIXELS, pool=2),
-        Guide(adjacent=0, likeness=Likeness(pixels=0, features=0, perceptual=1, identity=0)),
-        Guide(adjacent=0, likeness=Likeness(pixels=0, features=0, perceptual=0, identity=1)),
+        Guide(adjacent=0, likeness=PerceptualLoss(pixels=0, features=0, perceptual=1, identity=0)),
+        Guide(adjacent=0, likeness=PerceptualLoss(pixels=0, features=0, perceptual=0, identity=1)),
     ],
     ids=["local", "adjacent", "perceptual", "identity"],
 )
@@ -195,11 +195,11 @@ def reached(bench: Bench) -> tuple[float, float]:
 
 def test_the_identity_becomes_its_reflection_and_strangers_stay(tmp_path: Path) -> None:
     """The control, d = 0, does not come to the reflection; and without the global term strangers move further."""
-    near, far = reached(trained(tmp_path / "a", Guide(likeness=Likeness(pixels=1.0), pool=8)))
+    near, far = reached(trained(tmp_path / "a", Guide(likeness=PerceptualLoss(pixels=1.0), pool=8)))
     assert near < 0.6 * far
-    short, _ = reached(trained(tmp_path / "b", Guide(distance=0.0, likeness=Likeness(pixels=1.0), pool=8)))
+    short, _ = reached(trained(tmp_path / "b", Guide(distance=0.0, likeness=PerceptualLoss(pixels=1.0), pool=8)))
     assert short > 1.5 * near
-    guide = Guide(likeness=Likeness(pixels=1.0), pool=8)
+    guide = Guide(likeness=PerceptualLoss(pixels=1.0), pool=8)
     moved = []
     for number, keep in enumerate((0.0, 20.0)):
         bench = trained(tmp_path / f"c{number}", guide, keep)

@@ -18,9 +18,9 @@ from unlearn.objectives.gan.directions import hyperplane, mean_difference, prior
 from unlearn.objectives.gan.forget_classifier import Judge
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.latent_projection import LatentProjection
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
-PIXELS = Likeness(pixels=1.0, norm="l2", features=0.0, perceptual=0.0, identity=0.0)
+PIXELS = PerceptualLoss(pixels=1.0, norm="l2", features=0.0, perceptual=0.0, identity=0.0)
 
 
 class Bright(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from tests.toys.gan import Bench
 from unlearn.core.randomness import Randomness
 from unlearn.objectives.gan.latent_cache import recall_rows
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 from unlearn.objectives.gan.sugar import Sugar, Surrogate
 
-ALIKE = Likeness(pixels=1.0)
+ALIKE = PerceptualLoss(pixels=1.0)
 
 
 def test_the_aim_in_closed_form() -> None:
@@ -41,11 +41,11 @@ def test_the_surrogate_loss_written_out(tmp_path: Path) -> None:
     surrogate = sugar._restored(bench.context())
     aim = sugar.aim(surrogate, w, mean)
     (x, f), (y, g) = bench.target.both(w), bench.target.both(aim)
-    others = Likeness(pixels=1.0, features=0.0)
+    others = PerceptualLoss(pixels=1.0, features=0.0)
     wanted = 0.5 * (f - g).square().flatten(1).mean(1) - others.between(others.of_images(y), others.of_images(x))
     torch.testing.assert_close(sugar.surrogate_loss(bench.model, surrogate, w, mean, sugar.unlike), wanted)
     torch.testing.assert_close(aim.sub(mean).flatten(1).norm(dim=1), (w - mean).flatten(1).norm(dim=1))
-    only = Sugar(likeness=Likeness(perceptual=0, identity=0, features=1.0))
+    only = Sugar(likeness=PerceptualLoss(perceptual=0, identity=0, features=1.0))
     assert only.unlike is None
 
 

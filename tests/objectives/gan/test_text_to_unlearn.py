@@ -13,10 +13,10 @@ from tests.toys.gan import Bench, Words, face_splits, rounded, small_gan, write_
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.models.feature_extractors.clip import text_image_net
-from unlearn.objectives.gan.perceptual_loss import Likeness
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 from unlearn.objectives.gan.text_to_unlearn import TextToUnlearn, embedded
 
-PIXELS = Likeness(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
+PIXELS = PerceptualLoss(pixels=1.0, features=0.0, perceptual=0.0, identity=0.0)
 
 
 @pytest.fixture(scope="module")

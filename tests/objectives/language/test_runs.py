@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.toys.flow import run
 from tests.toys.language import tiny, tiny_splits
-from unlearn.config.schema import Optim
 from unlearn.core.errors import Interrupted
+from unlearn.core.optim import Optim
 from unlearn.data.base import Split
 from unlearn.objectives.base import Objective
 from unlearn.objectives.language.dpo import DPO

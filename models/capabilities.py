@@ -1,0 +1,286 @@
+"""What objectives, evaluators, edits and guards ask of a model: capabilities, as protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypeVar
+
+from unlearn.core.randomness import Randomness
+from unlearn.data.base import Batch
+from unlearn.models.conditioning import Condition
+
+if TYPE_CHECKING:
+    from unlearn.models.gan.stylegan2.augment import Augment
+
+M = TypeVar("M", default=Any)
+"""The capabilities that a component asks for, e.g. ``class NPO(Objective[HasLikelihood])``."""
+
+
+class Model(Protocol):
+    """What every wrapper has of ``torch.nn.Module``."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Return all parameters."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return all parameters with their names."""
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return the parameter of a name."""
+
+    def eval(self) -> Self:
+        """Switch to evaluation mode."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert the model in place."""
+
+
+@runtime_checkable
+class Trains(Model, Protocol):
+    """Has a training loss."""
+
+    def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the loss an item, (B,), in the unit that the wrapper states."""
+
+
+@runtime_checkable
+class TrainsAgainst(Model, Protocol):
+    """Is trained against another network, its adversary, which is trained beside it: a GAN.
+
+    Attributes:
+        augment: how images are augmented before the adversary sees them, None for not at all; both losses are told
+            the probability of each transform.
+        paths: weight of a penalty on path lengths in the model's loss, 0 for none.
+    """
+
+    augment: Augment | None
+    paths: float
+
+    def adversary(self, randomness: Randomness) -> nn.Module:
+        """Return the adversary as it begins: new, or as the model's file has it."""
+
+    def adversary_loss(
+        self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the adversary's loss an item, (B,), whose gradient does not reach the model, and its real logits."""
+
+    def adversarial_loss(
+        self,
+        adversary: nn.Module,
+        batch: Batch,
+        randomness: Randomness,
+        augmented: float = 0.0,
+        length: float | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the model's loss an item, (B,), and, in a step that penalises path lengths, those, (B,).
+
+        The adversary holds still. ``length`` is the mean of the lengths of earlier steps, None where there were none.
+        """
+
+
+@runtime_checkable
+class HasLikelihood(Model, Protocol):
+    """Gives the likelihood of an item."""
+
+    def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return log p(x) an item, (B,), in nats; noise for dequantisation comes from ``randomness``."""
+
+    def dimensions(self, batch: Batch) -> Tensor:
+        """Return the number of dimensions (values, tokens) an item, (B,); bits/dim divides by it."""
+
+
+@runtime_checkable
+class Samples(Model, Protocol):
+    """Draws samples."""
+
+    def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
+        """Draw one item an id, (B,) int64; the same id and randomness give the same latent in every model.
+
+        Args:
+            ids: which latents.
+            randomness: of the latents.
+            like: B items whose conditions (class, prompt) the samples are to have; a model without any ignores it.
+        """
+
+
+@runtime_checkable
+class Denoises(Model, Protocol):
+    """Predicts the noise in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, told a condition: a diffusion model."""
+
+    def condition(self, batch: Batch) -> Condition:
+        """Return what B items are."""
+
+    def null(self, n: int) -> Condition:
+        """Return n conditions that say nothing."""
+
+    def encode(self, condition: Condition) -> Condition:
+        """Return encoded prompts, with gradient; classes and encoded prompts come back as they are."""
+
+    def tables(self) -> list[nn.Embedding]:
+        """Return the tables in which it looks up what it is told: words, or classes."""
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return eps(x_t, t, c) of x_t (B, C, H, W), t (B,) int64 and B conditions."""
+
+    def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
+        """Return eps(c_n) + g (eps(c) - eps(c_n)) of one forward pass."""
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t."""
+
+    def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Return x_0 as eps has it."""
+
+    def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return x_T ~ N(0, 1), one an id."""
+
+    def times(self, steps: int | None = None) -> Tensor:
+        """Return the timesteps of a trajectory, (S,) int64, falling."""
+
+    def trajectory(
+        self, x: Tensor, condition: Condition, guidance: float | None = None, steps: int | None = None, first: int = 0
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of the step, x after it) of deterministic DDIM from x before step ``first``."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a language model says of the answer tokens of a batch, N of them in all.
+
+    Args:
+        logits: (N, V), in single precision or better, with gradient: of the position before each answer token.
+        targets: (N,) int64, the answer tokens.
+        row: (N,) int64, ascending: which item of the batch each belongs to.
+        size: number of items, B; an item without answer tokens has no row.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    row: Tensor
+    size: int
+
+    def log_probs(self) -> Tensor:
+        """Return log p of each answer token, (N,), in nats."""
+        chosen: Tensor = self.logits.gather(1, self.targets[:, None]).squeeze(1)
+        return chosen - self.logits.logsumexp(dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Return the number of answer tokens an item, (B,) int64."""
+        return torch.bincount(self.row, minlength=self.size)
+
+    @property
+    def places(self) -> Tensor:
+        """Return the place of each answer token in its answer, (N,) int64, from 0."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        return torch.arange(len(self.row), device=self.row.device) - starts[self.row]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum of values (N,) an item, (B,)."""
+        return values.new_zeros(self.size).index_add(0, self.row, values)
+
+    def means(self, values: Tensor) -> Tensor:
+        """Return the mean of values (N,) an item, (B,); 0 for an item without answer tokens."""
+        return self.sums(values) / self.lengths.clamp(min=1)
+
+
+@runtime_checkable
+class Continues(Model, Protocol):
+    """Predicts tokens: a language model."""
+
+    def answers(self, batch: Batch) -> Answers:
+        """Return the logits at the answer tokens only."""
+
+    def answer_states(self, batch: Batch) -> Tensor:
+        """Return the last hidden states before each answer token, (N, D), in the order of ``answers``."""
+
+    def head(self) -> nn.Module:
+        """Return what turns ``answer_states`` into logits: (N, D) to (N, V)."""
+
+    def generate(self, batch: Batch, new_tokens: int) -> Tensor:
+        """Continue each prompt (form ``prompt``) greedily: (B, new_tokens) int64, -1 after the end."""
+
+    def text(self, tokens: Tensor) -> list[str]:
+        """Return generated tokens, (B, T), as text without special tokens, one an item."""
+
+
+@runtime_checkable
+class HasHiddenStates(Model, Protocol):
+    """Shows what a layer hands on."""
+
+    def hidden(self, batch: Batch, layer: int) -> Tensor:
+        """Return the hidden states after a layer (1 is the first, -1 the last), (B, T, D); 0 gives the embeddings."""
+
+
+@runtime_checkable
+class HasLatents(Model, Protocol):
+    """Makes images of latents, in two stages: a GAN. Its attribute ``w_avg``, (w_dim,), is the mean of w."""
+
+    def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
+        """Return z, (B, z_dim), one an id; the same id and randomness give the same in every model."""
+
+    def mapping(self, z: Tensor) -> Tensor:
+        """Map z to w, (B, w_dim)."""
+
+    def synthesis(self, w: Tensor, noise: Any = "const") -> Tensor:
+        """Map w, (B, w_dim) or one a layer (B, num_ws, w_dim), to images (B, C, H, W) in about [-1, 1]."""
+
+    def features(self, w: Tensor, noise: Any = "const") -> Tensor:
+        """Return the last features, (B, D, h, w), that become the images of w."""
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return images as grey levels, (B, C, H, W) uint8."""
+
+
+@runtime_checkable
+class InitialisesFromData(Model, Protocol):
+    """Sets some of its parameters from the first batch (ActNorm)."""
+
+    def initialise(self, batch: Batch, randomness: Randomness) -> None:
+        """Run the data-dependent initialisation once, before the first training step."""
+
+
+class LikelihoodSampler(HasLikelihood, Samples, Protocol):
+    """Gives likelihoods and draws samples: a flow."""
+
+
+class ImageDenoiser(Samples, Denoises, Protocol):
+    """Draws samples by denoising: a diffusion model."""
+
+
+class TrainableDenoiser(Trains, Samples, Denoises, Protocol):
+    """A diffusion model that an attack trains further."""
+
+
+class TrainableLanguageModel(Trains, Continues, Protocol):
+    """A language model that is trained further."""
+
+
+CAPABILITIES: dict[str, type] = {
+    "training_loss": Trains,
+    "likelihood": HasLikelihood,
+    "samples": Samples,
+    "denoises": Denoises,
+    "continues": Continues,
+    "hidden_states": HasHiddenStates,
+    "latents": HasLatents,
+}
+"""Capabilities that objectives and evaluators ask for, by the name used in error messages. A new family adds its own
+protocol here; a plugin does so when its module is imported."""
+
+
+def capabilities_of(component: type) -> tuple[str, ...]:
+    """Return the names of the capabilities that a component's class asks for: those of its type argument.
+
+    ``class NPO(Objective[HasLikelihood])`` asks for ``likelihood``; a bare ``Objective`` asks for none.
+    """
+    for base in (base for cls in component.__mro__ for base in cls.__dict__.get("__orig_bases__", ())):
+        for argument in get_args(base):
+            if isinstance(argument, type):
+                return tuple(name for name, protocol in CAPABILITIES.items() if protocol in argument.__mro__)
+    return ()
