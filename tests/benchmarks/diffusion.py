@@ -26,11 +26,11 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.experiment.inputs import RunInputs, gather_inputs
-from unlearn.experiment.unlearning import build_module
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.sfd import SFD, sid_loss
+from unlearn.training.build import build_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule, clip

@@ -22,9 +22,9 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.experiment.memory_estimate import of_a_step
 from unlearn.experiment.runner import check
-from unlearn.experiment.unlearning import build_module
 from unlearn.models.language.memory import kept_numbers
 from unlearn.run import main
+from unlearn.training.build import build_module
 from unlearn.training.fit import fit
 
 RECIPES = ("language/tofu", "language/muse_news", "language/muse_books")

@@ -15,11 +15,11 @@ from unlearn.core.optim import Optim
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.experiment.dry_run import headings
-from unlearn.experiment.unlearning import build_module, scope_lines
 from unlearn.models.base import MetaModel
 from unlearn.models.capabilities import capabilities_of
 from unlearn.objectives.base import ParameterObjective
 from unlearn.objectives.surgery import GRU
+from unlearn.training.build import build_module, scope_lines
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
 

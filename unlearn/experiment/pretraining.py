@@ -22,7 +22,6 @@ from unlearn.config.schema import Pretrain, Recipe, Trainer
 from unlearn.core.distributed import barrier, rank
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache, write_json
-from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset, Split
@@ -30,12 +29,9 @@ from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.capabilities import InitialisesFromData
 from unlearn.models.likelihood import Moments, bits_per_dim_of
 from unlearn.objectives.base import Objective
-from unlearn.objectives.common.training_loss import TrainingLoss
-from unlearn.training.auxiliary_networks import auxiliary_networks
+from unlearn.training.build import distillation, training_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
-from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 _trained_here: set[str] = set()
 """Keys trained anew by this process: several seeds share one target, also under ``model.train=true``."""
@@ -198,31 +194,6 @@ def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
         first = StepLoader({"retain": split}, {"retain": max(256, pretrain.optim.batch)}, stream.child("initialise"))
         model.initialise(split.batch(first.ids("retain", 0)), stream.child("initialise"))
     return model
-
-
-def training_module(model: Wrapper, optim: Optim, split: Split, seed: int) -> UnlearningModule:
-    """Return the module that trains a model by its own training loss, with the network that it is trained against."""
-    phase = training_phase(model, optim)
-    beside = auxiliary_networks(phase, model, lambda: model, Randomness(seed, "companion"))
-    return UnlearningModule(model, [*beside, phase], {"retain": split}, seed)
-
-
-def training_phase(model: Wrapper, optim: Optim) -> Phase:
-    """Return the one phase that trains a model: its own training loss on all items."""
-    moving = {name: model.get_parameter(name) for name in model.trainable()}
-    return Phase(moving, {"retain": {"training_loss": TrainingLoss()}}, optim)
-
-
-def distillation(
-    model: Wrapper, teacher: ReferenceModel, by: Mapping[str, Objective], pretrain: Pretrain, split: Split
-) -> UnlearningModule:
-    """Return the module that trains a model, which begins as its teacher, by objectives on all items."""
-    for term in by.values():
-        term.attach(model)
-    moving = {name: model.get_parameter(name) for name in model.trainable()}
-    phase = Phase(moving, {"retain": dict(by)}, pretrain.optim)
-    beside = auxiliary_networks(phase, model, teacher, Randomness(pretrain.seed, "companion"))
-    return UnlearningModule(model, [*beside, phase], {"retain": split}, pretrain.seed, teacher)
 
 
 def likelihood_quantiles(model: Any, dataset: Dataset, randomness: Randomness) -> Callable[[Tensor], Tensor]:

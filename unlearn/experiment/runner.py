@@ -28,10 +28,10 @@ from unlearn.experiment.dry_run import at_once, one_step
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
 from unlearn.experiment.memory_estimate import estimated
-from unlearn.experiment.pretraining import new_model, training_module
+from unlearn.experiment.pretraining import new_model
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.seed_summary import write_summary
-from unlearn.experiment.unlearning import Unlearned, build_module, change, prepare_masks, scope_lines
+from unlearn.experiment.unlearning import Unlearned, change
 from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import capabilities_of
 from unlearn.report.card import write_model_card
@@ -39,6 +39,7 @@ from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
 from unlearn.report.table import metrics_table
 from unlearn.report.verdict import check_gates
+from unlearn.training.build import build_module, prepare_masks, scope_lines, training_module
 from unlearn.training.fit import check_machine, peak_memory, quiet_lightning
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from safetensors.torch import save_file
@@ -19,22 +18,17 @@ from unlearn.core.distributed import rank
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
-from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
-from unlearn.experiment.pretraining import training_module
 from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import Wrapper
-from unlearn.models.scope import HeldEntries, scope_table
-from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.edits.base import Edit
-from unlearn.training.auxiliary_networks import auxiliary_networks
-from unlearn.training.dataloader import StepLoader
+from unlearn.training.build import build_module, prepare_masks, scope_lines, training_module
 from unlearn.training.fit import device_for, fit
 from unlearn.training.model_selection import KeepBest
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -138,58 +132,6 @@ def _heard(say: Callable[[str], None]) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_module(
-    recipe: Recipe,
-    model: nn.Module,
-    splits: dict[str, Split],
-    seed: int,
-    target: ReferenceModel,
-    distilled_from: ReferenceModel | None = None,
-) -> UnlearningModule:
-    """Return the module that a recipe describes, around a model that moves.
-
-    Args:
-        recipe: what to do.
-        model: that moves; it begins as the target.
-        splits: the data by split name.
-        seed: of the run.
-        target: the frozen target.
-        distilled_from: the frozen model that the target was distilled from, where it was.
-    """
-    for term in (*recipe.forget.values(), *recipe.retain.values()):
-        term.attach(model)
-    recipe.scope.attach(model, Randomness(seed, "scope"))
-    reference = AdapterDisabledReference(model, partial(recipe.scope.off, model)) if recipe.scope.is_adapter else target
-    names = recipe.scope.select(model)
-    chosen = set(names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
-    phase = Phase(parameters, {"forget": recipe.forget, "retain": recipe.retain}, recipe.optim, recipe.combine)
-    phase.groups = {group: terms for group, terms in phase.groups.items() if terms}
-    beside = auxiliary_networks(phase, model, distilled_from or reference, Randomness(seed, "companion"))
-    every = recipe.trainer.log_every
-    return UnlearningModule(model, [*beside, phase], splits, seed, reference, every, distilled_from)
-
-
-def prepare_masks(recipe: Recipe, say: Callable[[str], None]) -> Callable[[UnlearningModule, StepLoader], None] | None:
-    """Return what makes the masks of a scope that asks for the forget gradient, at the target's weights."""
-    if not recipe.scope.needs_gradient:
-        return None
-
-    def prepare(module: UnlearningModule, feed: StepLoader) -> None:
-        if not module.masks:
-            passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
-            batches = [feed[index] for index in range(min(passes, 50))]
-            terms = {"training_loss": TrainingLoss()} if recipe.scope.by_training_loss else None
-            gradients = module.forget_gradient(batches, terms)
-            module.masks = recipe.scope.masks(gradients)
-            say(scope_lines(module))
-        module.held = HeldEntries(module.primary.parameters, module.masks)
-
-    return prepare
-
-
 def _keep_best(
     recipe: Recipe, materials: RunInputs, target: ReferenceModel, seed: int, say: Callable[[str], None]
 ) -> list[KeepBest]:
@@ -209,11 +151,3 @@ def _keep_best(
     known: dict[str, Callable[[], Any] | None] = {"target": target, "retrained": materials.load_retrained}
     fixed = {name: load for name, load in known.items() if name in asked and load is not None}
     return [KeepBest(select, measure, splits, fixed, say)]
-
-
-def scope_lines(module: UnlearningModule) -> str:
-    """Return the table of what may move, as text."""
-    rows = scope_table(module.model, list(module.primary.parameters), module.masks)
-    free, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    lines = [f"  {place:<40} {moving:>12,} of {all_:>12,}" for place, moving, all_ in rows if moving]
-    return "\n".join((f"may move: {free:,} of {total:,} parameters", *lines))

@@ -21,10 +21,11 @@ from unlearn.config.recipe import load
 from unlearn.config.schema import Pretrain, Trainer
 from unlearn.core.errors import Interrupted, RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.experiment.pretraining import training_key, training_module
+from unlearn.experiment.pretraining import training_key
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.wrapper import LAZY
+from unlearn.training.build import training_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule

@@ -16,10 +16,10 @@ from tests.models.gan.test_training import OPTIM, STREAM
 from tests.toys.command import environment
 from tests.toys.flow import digits_splits, small_glow
 from unlearn.core.errors import Interrupted
-from unlearn.experiment.pretraining import training_module
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.objectives.base import Context
 from unlearn.objectives.common.training_loss import TrainingLoss
+from unlearn.training.build import training_module
 from unlearn.training.module import UnlearningModule
 
 TERM = "retain/training_loss"

@@ -14,10 +14,11 @@ from unlearn.config.schema import Pretrain, Trainer
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.experiment.pretraining import find_or_train, training_module
+from unlearn.experiment.pretraining import find_or_train
 from unlearn.models.capabilities import TrainsAgainst
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.wrapper import LAZY, LAZY_PATHS, LatentGenerator
+from unlearn.training.build import training_module
 from unlearn.training.fit import fit
 
 STREAM = Randomness(0, "test")
