@@ -107,3 +107,20 @@ def test_links_and_make_targets_exist() -> None:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
         assert set(re.findall(r"`make ([a-z]+)", text)) <= targets, document.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_unbroken(document: Path) -> None:
+    """A row that an empty line cuts off from its table, or that has other columns than its heading, prints as text."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    blocks = [block.splitlines() for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)]
+    for heading, *rest in blocks:
+        assert rest and re.fullmatch(r"(\|\s*:?-+:?\s*)+\|", rest[0]), f"no table begins with: {heading[:80]}"
+        columns = len(cells(heading))
+        for row in rest:
+            assert len(cells(row)) == columns, f"not {columns} cells: {row[:80]}"
+
+
+def cells(row: str) -> list[str]:
+    """Return the cells of a table's row; an escaped bar is no border."""
+    return re.split(r"(?<!\\)\|", row.strip())[1:-1]
