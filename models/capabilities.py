@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args, runtime_checkable
 
@@ -112,6 +112,18 @@ class Samples(Model, Protocol):
 class Denoises(Model, Protocol):
     """Predicts the noise in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, told a condition: a diffusion model."""
 
+    @property
+    def timesteps(self) -> int:
+        """Number of timesteps T; t runs from 0 (clean) to T - 1."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the denoiser."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what the denoiser takes."""
+
     def condition(self, batch: Batch) -> Condition:
         """Return what B items are."""
 
@@ -123,6 +135,15 @@ class Denoises(Model, Protocol):
 
     def tables(self) -> list[nn.Embedding]:
         """Return the tables in which it looks up what it is told: words, or classes."""
+
+    def prompts(self, texts: Sequence[str]) -> Condition:
+        """Return conditions of prompts or class names. Raises RecipeError for one that the model does not know."""
+
+    def latents(self, batch: Batch, randomness: Randomness) -> Tensor:
+        """Return the clean items x_0 of a batch of images, (B, C, H, W). Raises RecipeError where items have none."""
+
+    def images(self, x0: Tensor) -> Tensor:
+        """Return clean items (B, C, H, W) as images (B, C, H, W) uint8."""
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return eps(x_t, t, c) of x_t (B, C, H, W), t (B,) int64 and B conditions."""
@@ -219,7 +240,7 @@ class HasHiddenStates(Model, Protocol):
 
 @runtime_checkable
 class HasLatents(Model, Protocol):
-    """Makes images of latents, in two stages: a GAN. Its attribute ``w_avg``, (w_dim,), is the mean of w."""
+    """Makes images of latents, in two stages: a GAN."""
 
     def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return z, (B, z_dim), one an id; the same id and randomness give the same in every model."""
@@ -232,6 +253,9 @@ class HasLatents(Model, Protocol):
 
     def features(self, w: Tensor, noise: Any = "const") -> Tensor:
         """Return the last features, (B, D, h, w), that become the images of w."""
+
+    def both(self, w: Tensor, noise: Any = "const") -> tuple[Tensor, Tensor]:
+        """Return the images and the last features from one forward pass."""
 
     def images(self, x: Tensor) -> Tensor:
         """Return images as grey levels, (B, C, H, W) uint8."""
@@ -255,6 +279,73 @@ class ImageDenoiser(Samples, Denoises, Protocol):
 
 class TrainableDenoiser(Trains, Samples, Denoises, Protocol):
     """A diffusion model that an attack trains further."""
+
+
+class OneStepSettings(Protocol):
+    """Settings of a denoiser that may be a one-step generator.
+
+    Attributes:
+        one_step: timestep from which it draws in one step; None for a diffusion model.
+    """
+
+    one_step: int | None
+
+
+class PipelineDenoiser(Denoises, Protocol):
+    """A denoiser with the parts of a pipeline: text encoders, autoencoder, and settings that unlearning may change."""
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts."""
+
+    @property
+    def text(self) -> nn.Module | None:
+        """Text encoders; None for a model conditioned on classes."""
+
+    @property
+    def vae(self) -> nn.Module | None:
+        """Autoencoder; None for a model in pixel space."""
+
+    @property
+    def settings(self) -> OneStepSettings:
+        """What the weights do not say."""
+
+    def generated(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Return x_0 of a one-step generator, with gradient, (B, C, H, W)."""
+
+
+class ImageGenerator(HasLatents, Protocol):
+    """A GAN's generator with the sizes of its latents and images.
+
+    They are no part of ``HasLatents``, which is checked at run time: reading ``w_avg`` of a new generator measures it.
+    """
+
+    @property
+    def w_avg(self) -> Tensor:
+        """Mean of w, (w_dim,)."""
+
+    @property
+    def num_ws(self) -> int:
+        """Number of layers that take a w."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the weights."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    def levels(self) -> int:
+        """Number of grey levels of its images."""
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """Return the images of a batch in [-1, 1], (B, C, H, W). Raises RecipeError where items have none."""
+
+
+class AdversarialGenerator(ImageGenerator, TrainsAgainst, Protocol):
+    """A GAN's generator that is trained further against a discriminator."""
 
 
 class TrainableLanguageModel(Trains, Continues, Protocol):

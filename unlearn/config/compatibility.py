@@ -84,7 +84,7 @@ def _check_samples(recipe: Recipe) -> None:
 def has(wrapper: type, capability: str) -> bool:
     """Return whether a wrapper class has every method of a capability."""
     protocol = CAPABILITIES[capability]
-    methods = [name for name in vars(protocol) if not name.startswith("_")]
+    methods = [name for name, member in vars(protocol).items() if callable(member) and not name.startswith("_")]
     return all(callable(getattr(wrapper, name, None)) for name in methods)
 
 
