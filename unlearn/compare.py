@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.files import write_text
-from unlearn.core.records import Record, find
+from unlearn.core.records import find
 from unlearn.report.comparison import Compared, compared
-from unlearn.report.labels import about_text, duration, figure
-from unlearn.report.page import environment, method_name
-from unlearn.report.panels import comparison_context
+from unlearn.report.comparison_files import write_comparison
+from unlearn.report.labels import duration, figure
+from unlearn.report.page import method_name
 from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.table import Row
 from unlearn.report.verdict import judge
@@ -71,18 +68,6 @@ def read_finished(folders: Sequence[Path]) -> list[RunFolder]:
     return runs
 
 
-def write_comparison(entries: Sequence[Compared], output: Path) -> Path:
-    """Write ``comparison.csv`` and ``comparison.html`` into an existing folder, and return the page's path."""
-    with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = [csv_row(entry, record) for entry in entries for record in entry.run.records]
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
-    page = output / "comparison.html"
-    write_text(page, environment().get_template("comparison.html.j2").render(comparison_context(entries)))
-    return page
-
-
 def headlines(entries: Sequence[Compared]) -> Table:
     """Return one line a run: headline figures, time, verdict. A figure that a run lacks is a dash."""
     rows = {column: row for entry in entries for row in (entry.forget, entry.kept) if row for column in [_column(row)]}
@@ -118,28 +103,6 @@ def _cell(row: Row | None) -> str:
     before = f" ← {texts['target']}" if "target" in texts else ""
     gold = f" ({texts['retrained']})" if "retrained" in texts else ""
     return texts["unlearned"] + before + gold
-
-
-def csv_row(entry: Compared, record: Record) -> dict[str, object]:
-    """Return a record as a row of the CSV file; what is undefined or unknown stays empty."""
-    low, high = record.ci95 or ("", "")
-    return {
-        "run": str(entry.run.path),
-        "recipe": entry.run.name,
-        "hash": entry.run.facts.get("hash") or "",
-        "seed": record.seed,
-        "evaluator": record.evaluator,
-        "metric": record.metric,
-        "split": record.split,
-        "about": about_text(record.about),
-        "subject": record.subject,
-        "value": "" if math.isnan(record.value) else record.value,
-        "low": low,
-        "high": high,
-        "n": record.n,
-        "unit": record.unit,
-        "direction": record.direction,
-    }
 
 
 if __name__ == "__main__":

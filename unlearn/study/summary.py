@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn.compare import write_comparison
 from unlearn.core.files import write_text
 from unlearn.core.records import Record
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.comparison import Compared
+from unlearn.report.comparison_files import write_comparison
 from unlearn.report.read_run import RunFolder, read_run
 from unlearn.study.execution import Part, why_failed
 from unlearn.study.spec import Study

@@ -1,0 +1,49 @@
+"""The files of a comparison: a page, and all figures as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearn.core.files import write_text
+from unlearn.core.records import Record
+from unlearn.report.comparison import Compared
+from unlearn.report.labels import about_text
+from unlearn.report.page import environment
+from unlearn.report.panels import comparison_context
+
+
+def write_comparison(entries: Sequence[Compared], output: Path) -> Path:
+    """Write ``comparison.csv`` and ``comparison.html`` into an existing folder, and return the page's path."""
+    with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [csv_row(entry, record) for entry in entries for record in entry.run.records]
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    page = output / "comparison.html"
+    write_text(page, environment().get_template("comparison.html.j2").render(comparison_context(entries)))
+    return page
+
+
+def csv_row(entry: Compared, record: Record) -> dict[str, object]:
+    """Return a record as a row of the CSV file; what is undefined or unknown stays empty."""
+    low, high = record.ci95 or ("", "")
+    return {
+        "run": str(entry.run.path),
+        "recipe": entry.run.name,
+        "hash": entry.run.facts.get("hash") or "",
+        "seed": record.seed,
+        "evaluator": record.evaluator,
+        "metric": record.metric,
+        "split": record.split,
+        "about": about_text(record.about),
+        "subject": record.subject,
+        "value": "" if math.isnan(record.value) else record.value,
+        "low": low,
+        "high": high,
+        "n": record.n,
+        "unit": record.unit,
+        "direction": record.direction,
+    }
