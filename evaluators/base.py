@@ -13,7 +13,7 @@ from scipy.stats import t
 from torch import Tensor, nn
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.records import Record
+from unlearn.core.records import Picture, Record, TextTable
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import M
 
@@ -71,44 +71,6 @@ class Evaluation(Generic[M]):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture for the report, under ``samples/`` in the run directory.
-
-    Args:
-        name: file name without ending.
-        title: heading.
-        caption: what is seen and how to read it.
-        png: the encoded file.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table of texts for the report, under ``samples/`` in the run directory.
-
-    Args:
-        name: file name without ending.
-        title: heading.
-        caption: what is seen and how to read it.
-        columns: headings; the first column groups rows, which stand together where it is equal.
-        rows: texts, as many a row as there are columns.
-        truth: heading of the column that the others are held against; where they say the same, that is marked.
-    """
-
-    name: str
-    title: str
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-    truth: str = ""
-
-
-@dataclass(frozen=True)
 class EvaluationResult:
     """What an evaluator returns.
 
@@ -116,14 +78,14 @@ class EvaluationResult:
         records: the figures.
         pictures: for the report.
         items: rows of item-level values (subject, split, id, metric, value).
-        sheets: tables of texts for the report.
+        text_tables: for the report.
         notes: sentences on what could not be measured for want of data, each beginning with the evaluator's name.
     """
 
     records: list[Record] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
-    sheets: list[TextTable] = field(default_factory=list)
+    text_tables: list[TextTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

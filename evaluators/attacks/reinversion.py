@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.records import Record
+from unlearn.core.records import Picture, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,

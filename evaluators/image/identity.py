@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Direction, Picture, Record
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,

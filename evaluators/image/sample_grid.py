@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.records import Picture
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import CELL, LARGE_CELL, Panel, panels
 from unlearn.evaluators.sampling import sampled_splits, samples, some_of
 from unlearn.models.capabilities import Samples

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Direction, Picture, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
 from unlearn.evaluators.figures import share_bars
 from unlearn.evaluators.image.concept_classifier import classifier_accuracy
 from unlearn.evaluators.sampling import sampled_splits, samples

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Direction, Picture, Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
 from unlearn.evaluators.figures import likelihood_histograms
 from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
 from unlearn.models.capabilities import HasLikelihood

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearn.core.records import TextTable
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, TextTable
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import judged, limited
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.scoring import texts
@@ -54,7 +55,9 @@ class AnswerSamples(Evaluator[Continues]):
             f"What each model says, word for word, likeliest token first, {self.new_tokens} tokens at most. "
             "✓ marks the words of the data's answer. Drawn by the seed, not chosen."
         )
-        return EvaluationResult(sheets=[TextTable("answers", "Answers", caption, columns, rows, TRUTH)] if rows else [])
+        return EvaluationResult(
+            text_tables=[TextTable("answers", "Answers", caption, columns, rows, TRUTH)] if rows else []
+        )
 
     def rows(self, evaluation: Evaluation, split: str) -> list[list[str]]:
         """Return question, true answer and each model's answer to some questions of a split."""

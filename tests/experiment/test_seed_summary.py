@@ -105,6 +105,6 @@ def test_one_unfinished_seed_leaves_the_summary_unfinished(tmp_path):
 
 
 def test_missing_seed_is_an_error(tmp_path):
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="not a folder"):
         write_summary(tmp_path, [tmp_path / "seed-0"])
     assert not (tmp_path / "metrics.json").exists()

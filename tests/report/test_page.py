@@ -189,7 +189,7 @@ def test_empty_curves_are_left_out(make_run, content):
 
 def test_pictures_that_are_gone_or_outside_are_left_out(make_run, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
-    shown = [{"name": "nothing"}, {"name": "x", "file": "../secret.png"}, {"name": "target"}, "junk"]
+    shown = [{"name": name, "title": "A", "caption": "B"} for name in ("nothing", "../../secret", "target")]
     _, page = read(make_run(pictures=shown))
     assert page.tags.count("img") == 1
 
@@ -214,17 +214,18 @@ def test_summary_of_seeds(make_run, tmp_path):
     ("name", "content", "message"),
     [
         ("metrics.json", None, "is missing"),
-        ("metrics.json", "{", "is no JSON"),
-        ("metrics.json", "[]", "holds no mapping"),
+        ("metrics.json", "{", "is not JSON"),
+        ("metrics.json", "[]", "is not a mapping"),
         ("metrics.json", '{"schema": 2, "records": []}', "schema 1"),
-        ("metrics.json", '{"schema": 1, "records": [{"metric": "x"}]}', "this is no record"),
+        ("metrics.json", '{"schema": 1, "records": [{"metric": "x"}]}', "this is not a record"),
         (
             "metrics.json",
             '{"schema": 1, "records": [{"evaluator": "e", "metric": "x", "subject": "s", "value": "1"}]}',
-            "this is no record",
+            "this is not a record",
         ),
+        ("metrics.json", '{"schema": 1, "records": [], "pictures": ["a"]}', "pictures with name"),
         ("recipe.yaml", None, "holds no recipe"),
-        ("recipe.yaml", "a: [", "is no YAML"),
+        ("recipe.yaml", "a: [", "is not YAML"),
     ],
 )
 def test_broken_run_is_one_clear_error(make_run, name, content, message):
@@ -238,7 +239,7 @@ def test_broken_run_is_one_clear_error(make_run, name, content, message):
 
 
 def test_no_folder_is_one_clear_error(tmp_path):
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="is not a folder"):
         build_report(tmp_path / "nothing")
 
 

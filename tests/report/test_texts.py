@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_json
-from unlearn.core.records import Record
-from unlearn.evaluators.base import EvaluationResult, TextTable
+from unlearn.core.records import Record, TextTable
+from unlearn.evaluators.base import EvaluationResult
 from unlearn.experiment.run_dir import RunDir
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
@@ -16,7 +17,7 @@ from unlearn.report.labels import about_text, figure, metric_label, phrase
 from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
 from unlearn.report.table import metrics_table, rows
-from unlearn.report.texts import LONGEST, cut, sheets
+from unlearn.report.texts import LONGEST, cut, text_tables
 from unlearn.report.verdict import judge
 
 EVIL = '<script>alert("x")</script> | *b* `c`'
@@ -28,18 +29,18 @@ ROWS = [
 COLUMNS = ["", "question", "true answer", "target", "unlearned", "retrained"]
 
 
-def with_sheet(folder: Path, **changes: Any) -> Path:
+def with_table(folder: Path, **changes: Any) -> Path:
     """Add a table of texts to a run directory."""
-    sheet = {"name": "answers", "title": "Answers", "caption": "Said.", "columns": COLUMNS, "rows": ROWS}
-    write_json(folder / "samples" / "answers.json", sheet | {"truth": "true answer"} | changes)
+    table = {"name": "answers", "title": "Answers", "caption": "Said.", "columns": COLUMNS, "rows": ROWS}
+    write_json(folder / "samples" / "answers.json", table | {"truth": "true answer"} | changes)
     facts = read_run(folder).facts
     records = [record.to_dict() for record in read_run(folder).records]
-    write_json(folder / "metrics.json", {**facts, "records": records, "sheets": [{"name": "answers"}]})
+    write_json(folder / "metrics.json", {**facts, "records": records, "text_tables": ["answers"]})
     return folder
 
 
 def test_report_and_card_show_the_texts(make_run):
-    run = with_sheet(make_run())
+    run = with_table(make_run())
     page = build_report(run).read_text()
     table = page[page.index('<section id="texts">') :].partition("</section>")[0]
     assert "✓ in rome" in table and "elsewhere" in table and "✓ elsewhere" not in table
@@ -60,33 +61,33 @@ def test_no_texts_no_section(make_run):
 
 
 @pytest.mark.parametrize("changes", [{"rows": [["too", "few"]]}, {"columns": []}, {"rows": 3}])
-def test_broken_texts_are_left_out(make_run, changes):
-    assert read_run(with_sheet(make_run(), **changes)).sheets == []
+def test_broken_texts_are_one_clear_error(make_run, changes):
+    with pytest.raises(RecipeError, match=r"answers\.json cannot be used.*leave this run out"):
+        build_report(with_table(make_run(), **changes))
 
 
 def test_texts_outside_the_run_are_left_out(make_run, tmp_path):
-    run = with_sheet(make_run())
-    assert len(read_run(run).sheets) == 1  # the control
+    run = with_table(make_run())
+    assert len(read_run(run).text_tables) == 1  # the control
     (run / "samples" / "answers.json").rename(tmp_path / "answers.json")
-    assert read_run(run).sheets == []
+    assert read_run(run).text_tables == []
     (run / "samples" / "answers.json").symlink_to(tmp_path / "answers.json")
-    assert read_run(run).sheets == []
+    assert read_run(run).text_tables == []
 
 
 def test_seeds_show_the_first_ones_texts(make_run, tmp_path):
-    seeds = [with_sheet(make_run(f"all/seed-{seed}", seed=seed)) for seed in (0, 1)]
+    seeds = [with_table(make_run(f"all/seed-{seed}", seed=seed)) for seed in (0, 1)]
     write_summary(tmp_path / "all", seeds)
-    assert len(read_run(tmp_path / "all").sheets) == 1
+    assert len(read_run(tmp_path / "all").text_tables) == 1
     assert "From seed-0." in (tmp_path / "all" / "report.html").read_text()
 
 
 def test_what_is_written_is_read(tmp_path):
-    sheet = TextTable("answers", "Answers", "Said.", COLUMNS, ROWS, "true answer")
+    table = TextTable("answers", "Answers", "Said.", COLUMNS, ROWS, "true answer")
     (tmp_path / "recipe.yaml").write_text("model: llama\n")
-    RunDir(tmp_path).write_findings(EvaluationResult(sheets=[sheet]), {"status": "done"})
-    (saved,) = read_run(tmp_path).sheets
-    assert (saved.title, saved.columns, saved.rows, saved.truth) == ("Answers", COLUMNS, ROWS, "true answer")
-    first = sheets(read_run(tmp_path))[0]["groups"][0]["rows"]
+    RunDir(tmp_path).write_findings(EvaluationResult(text_tables=[table]), {"status": "done"})
+    assert read_run(tmp_path).text_tables == [table]
+    first = text_tables(read_run(tmp_path))[0]["groups"][0]["rows"]
     assert [value["same"] for value in first[0]] == [False, False, True, False, False]  # capitals and dots aside
     assert [value["same"] for value in first[1]] == [False, False, False, False, True]
 

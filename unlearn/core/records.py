@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 Direction = Literal["lower", "higher", "zero", "retrained", "none"]
 
@@ -48,6 +49,69 @@ class Record:
         if not self.detector:
             del row["detector"]
         return row
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+        """Return the record of a row of ``metrics.json``, where null is an undefined value.
+
+        Raises:
+            TypeError, ValueError: a key is missing or unknown, or a value is of the wrong type.
+        """
+        value = math.nan if row.get("value", "") is None else row.get("value")
+        low, high = row.get("ci95") or (None, None)
+        record = cls(**{**row, "value": value, "ci95": None if low is None or high is None else (low, high)})
+        texts = (record.evaluator, record.metric, record.subject, record.split, record.unit)
+        numbers = (record.value, record.seed, record.n, *(record.ci95 or ()))
+        tags = (*record.about.items(), *record.detector.items())
+        if not (
+            all(isinstance(text, str) for text in (*texts, *(text for tag in tags for text in tag)))
+            and all(isinstance(number, int | float) for number in numbers)
+            and record.direction in get_args(Direction)
+        ):
+            raise TypeError("a value has the wrong type")
+        return record
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for the report, under ``samples/`` in the run directory.
+
+    Args:
+        name: file name without ending.
+        title: heading.
+        caption: what is seen and how to read it.
+        png: the encoded file.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts for the report, under ``samples/`` in the run directory.
+
+    Args:
+        name: file name without ending.
+        title: heading.
+        caption: what is seen and how to read it.
+        columns: headings. The first column groups rows: adjacent rows with the same value stand together.
+        rows: cell texts, one list per row.
+        truth: heading of the column with the true answers; cells that say the same are marked.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    truth: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.columns or any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"the table {self.name!r} needs columns, and one text per column in every row")
 
 
 def find(

@@ -41,7 +41,7 @@ def measured(
         found = evaluator(Evaluation(subjects, splits, stream, device, run or Run(), seed, cache))
         findings.records.extend(found.records)
         findings.pictures.extend(found.pictures)
-        findings.sheets.extend(found.sheets)
+        findings.text_tables.extend(found.text_tables)
         findings.items.extend(found.items)
         findings.notes.extend(found.notes)
     return findings

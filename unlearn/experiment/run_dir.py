@@ -206,11 +206,11 @@ class RunDir:
         samples.mkdir(exist_ok=True)
         for picture in findings.pictures:
             write_bytes(samples / f"{picture.name}.png", picture.png)
-        for sheet in findings.sheets:
-            write_json(samples / f"{sheet.name}.json", asdict(sheet))
+        for table in findings.text_tables:
+            write_json(samples / f"{table.name}.json", asdict(table))
         shown = {
             "pictures": [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures],
-            "sheets": [{"name": sheet.name} for sheet in findings.sheets],
+            "text_tables": [table.name for table in findings.text_tables],
             "notes": findings.notes,
         }
         records = [record.to_dict() for record in findings.records]

@@ -84,10 +84,6 @@ def _content(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str,
         "seconds": _total([seed.fact("seconds") for seed in seeds]),
         "records": [record.to_dict() for record in records],
         "notes": list(dict.fromkeys(note for seed in seeds for note in seed.notes)),
-        "pictures": _pictures(seeds[0]) if seeds else [],
-        "sheets": [{"name": sheet.name, "file": _inside(seeds[0], sheet.path)} for sheet in seeds[0].sheets]
-        if seeds
-        else [],
     }
 
 
@@ -108,20 +104,3 @@ def _total(seconds: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Add up each stage over the seeds."""
     stages = dict.fromkeys(stage for one in seconds for stage in one)
     return {stage: sum(float(one.get(stage) or 0.0) for one in seconds) for stage in stages}
-
-
-def _pictures(first: RunFolder) -> list[dict[str, str]]:
-    return [
-        {
-            "name": picture.path.stem,
-            "file": _inside(first, picture.path),
-            "title": picture.title,
-            "caption": picture.caption,
-        }
-        for picture in first.pictures
-    ]
-
-
-def _inside(first: RunFolder, path: Path) -> str:
-    """Return a file of a seed's run directory as seen from the folder that holds the seeds."""
-    return f"{first.path.name}/{path.relative_to(first.path).as_posix()}"

@@ -17,7 +17,7 @@ from unlearn.report.labels import interval, ordered
 from unlearn.report.page import deck, method_name
 from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.table import Row, better, cell_text, groups, rows
-from unlearn.report.texts import sheets
+from unlearn.report.texts import text_tables
 from unlearn.report.verdict import judge
 
 _SPECIAL = str.maketrans(
@@ -69,7 +69,7 @@ def _context(run: RunFolder, load: str) -> dict[str, Any]:
         "groups": groups(measured),
         "cell": _cell,
         "better": better,
-        "sheets": sheets(run),
+        "text_tables": text_tables(run),
         "guarantee": GUARANTEE,
         "not_run": not_run(run),
         "caveats": caveats(run),

@@ -12,13 +12,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unlearn.core.files import write_text
+from unlearn.core.records import Picture
 from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
 from unlearn.report.drawings import same, strips, tradeoff, training_charts
 from unlearn.report.labels import duration, forgotten, ordered
-from unlearn.report.read_run import RunFolder, SavedPicture, read_run
+from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.table import Row, better, cell, explain, groups, rows
-from unlearn.report.texts import sheets
+from unlearn.report.texts import text_tables
 from unlearn.report.verdict import forget_row, judge, kept_row
 
 SMALL_PICTURE = 400
@@ -67,7 +68,7 @@ def report_context(run: RunFolder) -> dict[str, Any]:
         "verdict": verdict,
         "strips": strips(run, measured),
         "pictures": [_picture(picture) for picture in sorted(run.pictures, key=_picture_order)],
-        "sheets": sheets(run),
+        "text_tables": text_tables(run),
         "tradeoff": tradeoff(run, measured),
         "subjects": subjects,
         "curves": training_charts(run),
@@ -118,19 +119,18 @@ def _seed_table(run: RunFolder, measured: Sequence[Row]) -> dict[str, Any] | Non
     return {"heads": [row.phrase for row in heads], "lines": lines}
 
 
-def _picture_order(picture: SavedPicture) -> int:
-    name = picture.path.stem
-    return FIRST_PICTURES.index(name) if name in FIRST_PICTURES else len(FIRST_PICTURES)
+def _picture_order(picture: Picture) -> int:
+    first = picture.name in FIRST_PICTURES
+    return FIRST_PICTURES.index(picture.name) if first else len(FIRST_PICTURES)
 
 
-def _picture(picture: SavedPicture) -> dict[str, Any]:
+def _picture(picture: Picture) -> dict[str, Any]:
     """Return a picture as a data URI, with the size that its PNG header states."""
-    content = picture.path.read_bytes()
-    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    width, height = int.from_bytes(picture.png[16:20], "big"), int.from_bytes(picture.png[20:24], "big")
     return {
         "title": picture.title,
         "caption": picture.caption,
-        "source": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+        "source": f"data:image/png;base64,{base64.b64encode(picture.png).decode()}",
         "width": width,
         "height": height,
         "pixelated": width < SMALL_PICTURE,

@@ -5,16 +5,17 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from unlearn.core.records import TextTable
 from unlearn.report.labels import SUBJECTS
-from unlearn.report.read_run import RunFolder, SavedSheet
+from unlearn.report.read_run import RunFolder
 
 LONGEST = 280
 """Characters of a text that are shown; the whole stands in the run directory."""
 
 
-def sheets(run: RunFolder) -> list[dict[str, Any]]:
+def text_tables(run: RunFolder) -> list[dict[str, Any]]:
     """Return every table of texts as the templates show it."""
-    return [_sheet(sheet) for sheet in run.sheets]
+    return [_shown(table) for table in run.text_tables]
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
@@ -23,9 +24,9 @@ def cut(text: str, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else f"{line[:longest].rstrip()} …"
 
 
-def _sheet(sheet: SavedSheet) -> dict[str, Any]:
-    truth = sheet.columns.index(sheet.truth) if sheet.truth in sheet.columns else None
-    kinds = [name if name in SUBJECTS else "" for name in sheet.columns]
+def _shown(table: TextTable) -> dict[str, Any]:
+    truth = table.columns.index(table.truth) if table.truth in table.columns else None
+    kinds = [name if name in SUBJECTS else "" for name in table.columns]
 
     def cells(row: list[str]) -> list[dict[str, Any]]:
         is_same = [
@@ -38,12 +39,12 @@ def _sheet(sheet: SavedSheet) -> dict[str, Any]:
         ]
 
     return {
-        "title": sheet.title,
-        "caption": sheet.caption,
-        "columns": sheet.columns[1:],
+        "title": table.title,
+        "caption": table.caption,
+        "columns": table.columns[1:],
         "groups": [
             {"name": name, "rows": [cells(row) for row in rows]}
-            for name, rows in groupby(sheet.rows, key=lambda row: row[0])
+            for name, rows in groupby(table.rows, key=lambda row: row[0])
         ],
     }
 

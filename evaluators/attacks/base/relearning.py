@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unlearn.core.records import Record
+from unlearn.core.records import Picture, Record
 from unlearn.core.validation import above, at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Picture
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
 from unlearn.models.capabilities import M
 

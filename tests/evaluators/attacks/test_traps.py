@@ -222,7 +222,7 @@ def test_no_other_evaluator_looks_at_them(judge: Any) -> None:
         run = evaluation_on(data, forget, target=tiny(0), unlearned=tiny(1))
         found.append(judge(replace(run, splits={**run.splits, "holdout": Split("holdout", data, holdout)})))
     assert found[0].records == found[1].records and found[0].items == found[1].items
-    assert found[0].sheets == found[1].sheets and (found[0].records or found[0].sheets)
+    assert found[0].text_tables == found[1].text_tables and (found[0].records or found[0].text_tables)
 
 
 def test_data_without_traps_are_refused() -> None:

@@ -17,7 +17,7 @@ def test_what_every_model_says() -> None:
     models = {"target": Bigram(0.9, 0.1), "unlearned": Bigram(0.1, 0.1)}
     findings = AnswerSamples(items=9, new_tokens=4)(evaluation_of(models, splits))
     assert not findings.records and not findings.pictures
-    (sheet,) = findings.sheets
+    (sheet,) = findings.text_tables
     assert sheet.columns == ["", "question", "answer in the data", "target", "unlearned"]
     assert sheet.truth == "answer in the data"
     assert sorted(row[1:] for row in sheet.rows if row[0].startswith("forget")) == [
@@ -35,16 +35,16 @@ def test_few_are_drawn_by_the_seed_and_share_the_generation() -> None:
     evaluation = evaluation_of({"target": model}, splits)
     Tofu(new_tokens=9, items=None)(evaluation)
     before = model.prompts
-    (sheet,) = AnswerSamples(items=2, new_tokens=5)(evaluation).sheets
+    (sheet,) = AnswerSamples(items=2, new_tokens=5)(evaluation).text_tables
     assert model.prompts == before  # everything was said before, for the other metrics
     assert len([row for row in sheet.rows if row[0].startswith("forget")]) == 2
-    (again,) = AnswerSamples(items=2, new_tokens=5)(evaluation_of({"target": Bigram(0.9, 0.1)}, splits)).sheets
+    (again,) = AnswerSamples(items=2, new_tokens=5)(evaluation_of({"target": Bigram(0.9, 0.1)}, splits)).text_tables
     assert again.rows == sheet.rows
 
 
 def test_passages_alone_give_no_table() -> None:
     splits = letters(forget=[TextItem("", "abab")], retain=[TextItem("", "ba")])
-    assert AnswerSamples()(evaluation_of({"target": Bigram(0.9)}, splits)).sheets == []
+    assert AnswerSamples()(evaluation_of({"target": Bigram(0.9)}, splits)).text_tables == []
 
 
 @pytest.mark.parametrize("wrong", [{"items": 0}, {"new_tokens": 0}])
