@@ -38,7 +38,7 @@ def latents_of(model: Any, dataset: Dataset, ids: Tensor, inversion: Inversion |
     Raises:
         RecipeError: an item is neither a seed nor an image nor a latent, or a latent does not fit the model.
     """
-    found = torch.empty(len(ids), model.num_ws, len(model.w_avg), dtype=model.dtype, device=model.w_avg.device)
+    found = torch.empty(len(ids), model.num_ws, model.w_dim, dtype=model.dtype, device=model.w_avg.device)
     rows = [(place, _kind(dataset, item)) for place, item in enumerate(ids.tolist())]
     for kind in ("seed", "image", "w"):
         places = torch.tensor([place for place, what in rows if what == kind], dtype=torch.int64)
@@ -60,10 +60,10 @@ def latents_of_seeds(model: Any, seeds: Tensor) -> Tensor:
 def layered(model: Any, w: Tensor) -> Tensor:
     """Return w (B, w_dim), (B, 1, w_dim) or (B, num_ws, w_dim) as one a layer, (B, num_ws, w_dim)."""
     w = w if w.dim() == 3 else w[:, None]
-    if not fits(w.shape[1:], (model.num_ws, len(model.w_avg))):
+    if not fits(w.shape[1:], (model.num_ws, model.w_dim)):
         raise RecipeError(
             f"A latent of shape {tuple(w.shape[1:])} does not fit the model, whose latents are "
-            f"({model.num_ws}, {len(model.w_avg)}), or ({len(model.w_avg)},) for all layers."
+            f"({model.num_ws}, {model.w_dim}), or ({model.w_dim},) for all layers."
         )
     return w.expand(-1, model.num_ws, -1)
 

@@ -37,7 +37,7 @@ def drawn(dataset: IdentityData, folder: Path, size: int | None) -> ImagesInMemo
     channels, side, _ = model.image_shape
     if side % (size or side):
         raise RecipeError(f"model.size is {size}; the images of {folder} have {side} pixels. Type a divisor of {side}.")
-    known = dataset.shaped(model.image_shape, model.levels, (model.num_ws, len(model.w_avg)))
+    known = dataset.shaped(model.image_shape, model.levels, (model.num_ws, model.w_dim))
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     key = hashlib.sha256(repr((weights, model.truncation, known.fingerprint, size or side)).encode()).hexdigest()[:16]
     file = data_cache() / f"drawn-{key}.safetensors"

@@ -115,8 +115,13 @@ class LatentGenerator(Wrapper):
         return next(self.generator.parameters()).dtype
 
     @property
+    def w_dim(self) -> int:
+        """Number of dimensions of w."""
+        return len(self.generator.w_avg)
+
+    @property
     def w_avg(self) -> Tensor:
-        """Mean of w, (w_dim,)."""
+        """Mean of w, (w_dim,); of an untrained generator it is measured at each call."""
         if self.fresh:
             self._measure_mean()
         return self.generator.w_avg
@@ -129,7 +134,7 @@ class LatentGenerator(Wrapper):
     def read(self, dataset: Dataset) -> Dataset:
         """Tell identities how large the images are."""
         if isinstance(dataset, IdentityData):
-            return dataset.shaped(self.image_shape, self.levels, (self.num_ws, len(self.generator.w_avg)))
+            return dataset.shaped(self.image_shape, self.levels, (self.num_ws, self.w_dim))
         return dataset
 
     def check_fits(self, info: dict[str, Any]) -> None:
