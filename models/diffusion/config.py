@@ -25,13 +25,11 @@ from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.diffusion.hub import pipeline_folder
 from unlearn.models.diffusion.memory import meta_model
-from unlearn.models.diffusion.serialization import read_model
+from unlearn.models.diffusion.settings import LEAST_STEPS, DiffusionSettings, check_steps
 from unlearn.models.diffusion.text_encoder import TextSide
-from unlearn.models.diffusion.wrapper import LEAST_STEPS, Diffusion, DiffusionSettings, check_steps
+from unlearn.models.diffusion.wrapper import Diffusion
 
 log = logging.getLogger(__name__)
-
-__all__ = ["DiT", "Diffusion", "DiffusionConfig", "StableDiffusion", "TextUNet", "UNet"]
 
 
 @dataclass
@@ -75,7 +73,7 @@ class DiffusionConfig(ModelConfig):
         """Return the model of a folder or hub id on the meta device; no weights are read."""
         folder = Path(path).expanduser()
         found = folder if folder.exists() else pipeline_folder(path, weights=False)
-        return read_model(Diffusion, found, weights=False)
+        return Diffusion.from_pretrained(found, weights=False)
 
     def meta_model(self, precision: str) -> MetaModel | None:
         """Return the model that ``pretrained`` names, without its weights."""

@@ -1,4 +1,4 @@
-"""The files of diffusion models: folders of their parts, and pipelines of diffusers."""
+"""Reads and writes diffusion models: folders of their parts, and pipelines of diffusers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import inspect
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import diffusers
 import torch
@@ -26,30 +26,31 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 
 from unlearn.core.errors import RecipeError
 from unlearn.models.diffusion.hub import ABOUT, variant
+from unlearn.models.diffusion.schedule import NoiseSchedule
+from unlearn.models.diffusion.settings import DiffusionSettings, check_steps
 from unlearn.models.diffusion.text_encoder import TextSide
-from unlearn.models.diffusion.wrapper import ZEROS, Diffusion, DiffusionSettings, check_steps
 from unlearn.models.lora import Adapter
 
-Model = TypeVar("Model", bound=Diffusion)
-
 SETTINGS = "unlearn.json"
-"""Beside the model's own files: what they do not say."""
-
-GUARD = "guard.json"
-"""Beside the files of an unchanged model: what stands around it (unlearn.models.guards.guidance)."""
+"""DiffusionSettings, in a file beside the model's own."""
 
 PIPELINES: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
     "StableDiffusionXLPipeline": {"add_watermarker": False},
     "DiTPipeline": {},
 }
-"""Pipelines that can be read, with what each is asked to leave out; each is saved as it came."""
+"""Pipelines that can be read, with the constructor arguments that leave components out; each is saved as it came."""
 
 KEPT = ("scheduler", "feature_extractor", "image_encoder")
-"""Components of a pipeline that are written again as they came; sampling here is DDIM whatever the scheduler."""
+"""Components of a pipeline that are written back unchanged; sampling here is DDIM whatever the scheduler."""
 
 NAMES = "id2label"
-"""What the classes of DiT are called, in the index of its folder: number -> names, with commas between."""
+"""Names of DiT's classes, in model_index.json: number -> names, separated by commas."""
+
+ZEROS = "force_zeros_for_empty_prompt"
+"""Setting of a pipeline, kept in ``extras``: the null condition is zeros, not the encoded empty prompt (SDXL)."""
+
+Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
 
 _DENOISERS = {
     "UNet2DModel": UNet2DModel,
@@ -58,43 +59,72 @@ _DENOISERS = {
 }
 
 
-def read_model(cls: type[Model], folder: Path, weights: bool = True) -> Model:
-    """Read a model folder. Raises RecipeError where something is missing or of a kind that is not known.
+@dataclass
+class DiffusionParts:
+    """The components of a diffusion model, as ``Diffusion`` takes them.
 
     Args:
-        cls: the wrapper.
+        denoiser: UNet2DConditionModel (prompts), UNet2DModel or DiTTransformer2DModel (classes).
+        scheduler: of diffusers; its noise schedule and prediction type count.
+        settings: see DiffusionSettings.
+        text: text encoders, for a model that takes prompts.
+        vae: AutoencoderKL, for a model in latent space.
+        pipeline: name of the pipeline of diffusers that the model came from and is saved as.
+        extras: further components of that pipeline, which are kept unchanged.
+    """
+
+    denoiser: Denoiser
+    scheduler: Any
+    settings: DiffusionSettings
+    text: TextSide | None = None
+    vae: nn.Module | None = None
+    pipeline: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def components(self) -> dict[str, Any]:
+        """Return the parts by the names that pipelines of diffusers give them."""
+        name = "transformer" if isinstance(self.denoiser, DiTTransformer2DModel) else "unet"
+        parts: dict[str, Any] = {name: self.denoiser, "scheduler": self.scheduler}
+        if self.vae is not None:
+            parts["vae"] = self.vae
+        for index, ending in enumerate(("", "_2")[: len(self.text.encoders)] if self.text else ()):
+            parts[f"text_encoder{ending}"] = self.text.encoders[index]  # type: ignore[union-attr]
+            parts[f"tokenizer{ending}"] = self.text.tokenizers[index]  # type: ignore[union-attr]
+        return parts | self.extras
+
+
+def read_parts(folder: Path, weights: bool = True) -> DiffusionParts:
+    """Read a model folder. Raises RecipeError where something is missing or of an unknown kind.
+
+    Args:
         folder: of a pipeline of diffusers, or of parts.
-        weights: whether to read them; otherwise the model is on the meta device, and has no guard.
+        weights: whether to read them; otherwise all modules are on the meta device.
     """
     inner = folder / "model"
     if not any((folder / name).is_file() for name in ABOUT) and any((inner / name).is_file() for name in ABOUT):
         raise RecipeError(f"{folder} is a run directory. Type {inner}")
     try:
-        read = _from_pipeline if (folder / "model_index.json").is_file() else _from_parts
-        model = read(cls, folder, weights)
+        parts = (_from_pipeline if (folder / "model_index.json").is_file() else _from_folders)(folder, weights)
+        timesteps = len(NoiseSchedule(parts.scheduler).alphas)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"{folder} holds no diffusion model that can be read ({error}). "
             "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
         ) from error
     if (folder / SETTINGS).is_file():
-        check_steps(model.settings.steps, model.timesteps, "steps", f"{folder / SETTINGS}: ")
-        if (model.settings.one_step or 0) >= model.timesteps:
+        check_steps(parts.settings.steps, timesteps, "steps", f"{folder / SETTINGS}: ")
+        if (parts.settings.one_step or 0) >= timesteps:
             raise RecipeError(
-                f"{folder / SETTINGS}: one_step is {model.settings.one_step}, and the model has {model.timesteps} "
+                f"{folder / SETTINGS}: one_step is {parts.settings.one_step}, and the model has {timesteps} "
                 "timesteps. Give a smaller one."
             )
-    if not weights or not (folder / GUARD).is_file():
-        return model
-    from unlearn.models.guards.guidance import read_guarded
-
-    return read_guarded(model, folder)  # type: ignore[return-value]
+    return parts
 
 
-def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> None:
-    """Write a model as the pipeline that it came from, or in its parts; of float type ``dtype``, or its own."""
+def write_parts(model: DiffusionParts, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write a model as the pipeline that it came from, or in its parts; in ``dtype``, by default its own."""
     parts = model.components()
-    if dtype:  # of copies: rounded weights cannot be made whole again
+    if dtype:  # converts copies, as the caller goes on with the unrounded weights
         parts = {n: deepcopy(part).to(dtype) if isinstance(part, nn.Module) else part for n, part in parts.items()}
     if model.pipeline is not None:
         kind = getattr(diffusers, model.pipeline)
@@ -115,12 +145,12 @@ def write_model(model: Diffusion, folder: Path, dtype: torch.dtype | None) -> No
     (folder / SETTINGS).write_text(json.dumps(asdict(model.settings), indent=2) + "\n", encoding="utf-8")
 
 
-def write_adapter(model: Diffusion, adapter: Adapter, folder: Path) -> None:
+def write_adapter(model: DiffusionParts, adapter: Adapter, folder: Path) -> None:
     """Write an adapter into an existing folder.
 
     Of a model that takes prompts it is ``pytorch_lora_weights.safetensors``, with the settings of peft in the file's
-    metadata; of a model that is told classes, for which diffusers has no loader, the denoiser's in peft's layout. An
-    autoencoder's is left out: no loss reaches it.
+    metadata. diffusers has no loader for models conditioned on classes: of those, the denoiser's adapter is written in
+    peft's layout. An autoencoder has none, as no loss reaches it.
     """
     denoiser = adapter.inside("denoiser")
     if model.text is None:
@@ -156,7 +186,7 @@ def read_settings(folder: Path) -> DiffusionSettings | None:
     return DiffusionSettings(**content)
 
 
-def _from_parts(cls: type[Model], folder: Path, weights: bool) -> Model:
+def _from_folders(folder: Path, weights: bool) -> DiffusionParts:
     settings = read_settings(folder)
     if settings is None:
         raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
@@ -170,7 +200,7 @@ def _from_parts(cls: type[Model], folder: Path, weights: bool) -> Model:
         text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
     vae = _module(AutoencoderKL, folder / "vae", weights) if (folder / "vae").is_dir() else None
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    return cls(_module(_DENOISERS[kind], place, weights), scheduler, settings, text, vae)
+    return DiffusionParts(_module(_DENOISERS[kind], place, weights), scheduler, settings, text, vae)
 
 
 def _module(kind: Any, place: Path, weights: bool) -> Any:
@@ -209,7 +239,7 @@ def _check_there(folder: Path, names: Sequence[str], whose: str) -> None:
         raise RecipeError(f"{folder} lacks {', '.join(lacking)}, which a {whose} needs. Copy the whole folder.")
 
 
-def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
+def _from_pipeline(folder: Path, weights: bool) -> DiffusionParts:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     kind = index["_class_name"]
     if kind not in PIPELINES:
@@ -237,7 +267,7 @@ def _from_pipeline(cls: type[Model], folder: Path, weights: bool) -> Model:
     extras = {name: part for name, part in pipe.components.items() if part is not None and name in KEPT}
     extras |= {NAMES: index[NAMES]} if NAMES in index else {}
     extras |= {ZEROS: pipe.config[ZEROS]} if ZEROS in pipe.config else {}
-    return cls(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
+    return DiffusionParts(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
 
 
 def _settings_of(pipe: Any, denoiser: Any, by_class: bool) -> DiffusionSettings:

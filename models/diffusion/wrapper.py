@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
@@ -21,85 +20,29 @@ from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.models.base import Wrapper
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.parameter_kinds import parameter_kinds
+from unlearn.models.diffusion.schedule import NoiseSchedule
+from unlearn.models.diffusion.serialization import (
+    ZEROS,
+    Denoiser,
+    DiffusionParts,
+    read_parts,
+    write_adapter,
+    write_parts,
+)
+from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
+from unlearn.models.guards.base import Steering, Steers
+from unlearn.models.guards.guidance import PAST_WARMUP, read_guard, write_guard
 
 if TYPE_CHECKING:
     from unlearn.models.lora import Adapter
 
 disable_progress_bar()  # a run shows one bar, its own
-set_verbosity_error()  # it warns of every cast to half precision
+set_verbosity_error()  # diffusers warns of every cast to half precision
 disable_bar_of_transformers()
 
-Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
-
-ZEROS = "force_zeros_for_empty_prompt"
-"""Setting of a pipeline, among the extras: what says nothing is zeros, whatever the text encoders give (SDXL)."""
-
 NOTHING = -1
-"""In the place of every token: no prompt at all, where that is something else than the empty prompt."""
-
-PREDICTED = ("epsilon", "sample", "v_prediction")
-"""What a network may predict, as diffusers calls it."""
-
-LEAST_STEPS = 2
-"""DDIM steps: one alone would stand at t = 0, where what is drawn has no noise, and begin with noise alone."""
-
-
-def check_steps(steps: int, timesteps: int, key: str, where: str = "") -> None:
-    """Refuse a number of DDIM steps that a model cannot take.
-
-    Args:
-        steps: the number.
-        timesteps: T of the model.
-        key: under which it is given, for the message.
-        where: words before the key.
-
-    Raises:
-        RecipeError: it is no whole number from 2 to T.
-    """
-    if not isinstance(steps, int) or not LEAST_STEPS <= steps <= timesteps:
-        raise RecipeError(
-            f"{where}{key} is {steps!r}; the model has {timesteps} timesteps, and {LEAST_STEPS} to {timesteps} steps "
-            f"are allowed. Type {key}={min(20, timesteps)}."
-        )
-
-
-Steering = Callable[[int, Tensor, Tensor, Condition], Tensor]
-"""(number of the step, x, t, encoded condition) -> eps, along one trajectory."""
-
-
-@dataclass
-class DiffusionSettings:
-    """What the files of diffusers do not say.
-
-    Args:
-        shape: (C, H, W) of images.
-        levels: number of grey levels of images.
-        classes: what the classes are called, in their order; None for a model that takes prompts.
-        steps: DDIM steps a sample, from 2 to T.
-        guidance: classifier-free guidance of samples; 1 is the condition alone (Ho and Salimans 2022 write w = g - 1).
-        drop: share of training items whose condition is dropped.
-        one_step: timestep from which a one-step generator draws at once; None for a diffusion model.
-    """
-
-    shape: tuple[int, ...]
-    levels: int = 256
-    classes: tuple[str, ...] | None = None
-    steps: int = 20
-    guidance: float = 2.0
-    drop: float = 0.1
-    one_step: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that are no settings. Raises ValueError."""
-        if len(self.shape) != 3 or not all(isinstance(side, int) and side > 0 for side in self.shape):
-            raise ValueError(f"shape is {self.shape!r}; it must be three numbers above 0: channels, height, width")
-        for name, whole, least in (("levels", self.levels, 2), ("one_step", self.one_step or 0, 0)):
-            if not isinstance(whole, int) or whole < least:
-                raise ValueError(f"{name} is {whole!r}; it must be a whole number of {least} or more")
-        for name, value, most in (("guidance", self.guidance, math.inf), ("drop", self.drop, 1)):
-            if not isinstance(value, int | float) or not 0 <= value <= most:
-                raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most}")
+"""Stands in the place of every token of the null condition, where that is not the empty prompt (see ZEROS)."""
 
 
 class Diffusion(Wrapper):
@@ -109,19 +52,11 @@ class Diffusion(Wrapper):
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. Images are mapped to [-1, 1], or to latents by the autoencoder.
 
     Args:
-        denoiser: UNet2DConditionModel (prompts), UNet2DModel or DiTTransformer2DModel (classes).
-        scheduler: of diffusers; its noise schedule and prediction type count.
-        settings: see DiffusionSettings.
-        text: text encoders, for a model that takes prompts.
-        vae: AutoencoderKL, for a model in latent space.
-        pipeline: name of the pipeline of diffusers that the model came from and is saved as.
-        extras: further components of that pipeline, which are kept as they are.
+        denoiser, scheduler, settings, text, vae, pipeline, extras: see DiffusionParts.
+        guard: steers the guidance of samples; ``predict``, and with it the training loss, stays as it is.
     """
 
     family: ClassVar[str] = "diffusion"
-
-    alphas: Tensor
-    """abar_t, (T,)."""
 
     denoiser: Any
     vae: Any
@@ -135,21 +70,38 @@ class Diffusion(Wrapper):
         vae: nn.Module | None = None,
         pipeline: str | None = None,
         extras: dict[str, Any] | None = None,
+        guard: Steers | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.text = text
         self.vae = vae
         self.scheduler = scheduler
+        self.schedule = NoiseSchedule(scheduler)
         self.settings = settings
         self.pipeline = pipeline
         self.extras = extras or {}
-        if scheduler.config.prediction_type not in PREDICTED:
-            raise ValueError(
-                f"prediction_type is {scheduler.config.prediction_type!r}; it must be one of {', '.join(PREDICTED)}"
-            )
-        self.register_buffer("alphas", scheduler.alphas_cumprod.clone().float(), persistent=False)
+        self.guard = guard
+        if guard is not None:
+            self.prompts(guard.prompts)  # refuses a class that the model does not know
         self.eval()
+
+    def parts(self) -> DiffusionParts:
+        """Return the components, which are not copied."""
+        return DiffusionParts(
+            self.denoiser, self.scheduler, self.settings, self.text, self.vae, self.pipeline, self.extras
+        )
+
+    def guarded(self, guard: Steers) -> Diffusion:
+        """Return a model with these components, not copies, whose samples the guard steers."""
+        model = Diffusion(**vars(self.parts()), guard=guard)
+        model.schedule = self.schedule
+        return model
+
+    @property
+    def alphas(self) -> Tensor:
+        """abar_t, (T,)."""
+        return self.schedule.alphas
 
     @property
     def timesteps(self) -> int:
@@ -242,40 +194,34 @@ class Diffusion(Wrapper):
             t: timesteps, (B,) int64.
             condition: of B items.
         """
-        raw = self._network(x, t, self.encode(condition))
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return raw
-        signal, noise = self._scales(t, x)
-        if kind == "sample":
-            return (x - signal * raw) / noise
-        return signal * raw + noise * x  # velocity: Salimans and Ho 2022, appendix D
+        return self.schedule.eps(self._network(x, t, self.encode(condition)), x, t)
 
     def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
-        """Return eps(c_n) + g (eps(c) - eps(c_n)), (B, C, H, W), of one forward pass (g = 1: eps(c) alone)."""
+        """Return the guided eps, (B, C, H, W): eps(c_n) + g (eps(c) - eps(c_n)) of one forward pass.
+
+        At g = 1 it is eps(c) alone. A guard steers it as at a step past its warm-up, without momentum.
+        """
+        if self.guard is not None:
+            return self.guard.steering(self, guidance)(PAST_WARMUP, x, t, condition)
         if guidance == 1:
             return self.predict(x, t, condition)
         both = Condition.cat([self.encode(self.null(len(x))), self.encode(condition)])
-        empty, told = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return empty + guidance * (told - empty)
+        null, conditional = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return null + guidance * (conditional - null)
 
     def steering(self, guidance: float) -> Steering:
-        """Return what gives eps at each step of one trajectory; a guard steers here, and may keep a state."""
+        """Return the function that gives eps at each step of one trajectory; a guard's may keep a state."""
+        if self.guard is not None:
+            return self.guard.steering(self, guidance)
         return lambda number, x, t, condition: self.guided(x, t, condition, guidance)
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t of clean items and noise, both (B, C, H, W)."""
-        signal, scale = self._scales(t, x0)
-        return signal * x0 + scale * noise
+        return self.schedule.noised(x0, noise, t)
 
     def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Return x_0 as ``eps`` has it, (B, C, H, W)."""
-        signal, scale = self._scales(t, x)
-        return (x - scale * eps) / signal
-
-    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.alphas[t].to(like.dtype)[:, None, None, None]
-        return kept.sqrt(), (1 - kept).sqrt()
+        """Return the x_0 that ``eps`` implies, (B, C, H, W)."""
+        return self.schedule.denoised(x, t, eps)
 
     def _network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         network: Any = self.denoiser
@@ -365,14 +311,12 @@ class Diffusion(Wrapper):
         if self.settings.one_step is None:
             raise RecipeError("The model is no one-step generator. Type model.pretrained=FOLDER of one.")
         t = torch.full((len(noise),), self.settings.one_step, device=noise.device)
-        x = self._scales(t, noise)[1] * noise
+        x = self.schedule.scales(t, noise)[1] * noise
         return self.denoised(x, t, self.predict(x, t, condition))
 
     def times(self, steps: int | None = None) -> Tensor:
         """Return the timesteps of a trajectory, (S,) int64, falling."""
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps or self.settings.steps)
-        return scheduler.timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
+        return self.schedule.times(steps or self.settings.steps)
 
     def trajectory(
         self,
@@ -391,18 +335,11 @@ class Diffusion(Wrapper):
             steps: of the whole trajectory, by default those of the settings.
             first: step to begin with.
         """
-        scheduler = DDIMScheduler.from_config(
-            self.scheduler.config, prediction_type="epsilon", clip_sample=self.vae is None, set_alpha_to_one=True
-        )
-        scheduler.set_timesteps(steps or self.settings.steps)
-        told = self.encode(condition)
+        encoded = self.encode(condition)  # once for the whole trajectory
         steer = self.steering(self.settings.guidance if guidance is None else guidance)
-        for number, t in enumerate(scheduler.timesteps.tolist()[first:], first):
-            at = torch.full((len(x),), t, device=x.device)
-            eps = steer(number, x, at, told)
-            # a clipped x_0 needs the eps that belongs to it, or errors add up from step to step
-            x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
-            yield number, x
+        steps = steps or self.settings.steps
+        clip = self.vae is None  # latents have no fixed range
+        yield from self.schedule.trajectory(x, lambda n, x, t: steer(n, x, t, encoded), steps, first, clip)
 
     # scope
 
@@ -418,36 +355,33 @@ class Diffusion(Wrapper):
 
     # files
 
-    def components(self) -> dict[str, Any]:
-        """Return the parts by the names that pipelines of diffusers give them."""
-        name = "transformer" if isinstance(self.denoiser, DiTTransformer2DModel) else "unet"
-        parts: dict[str, Any] = {name: self.denoiser, "scheduler": self.scheduler}
-        if self.vae is not None:
-            parts["vae"] = self.vae
-        for index, ending in enumerate(("", "_2")[: len(self.text.encoders)] if self.text else ()):
-            parts[f"text_encoder{ending}"] = self.text.encoders[index]  # type: ignore[union-attr]
-            parts[f"tokenizer{ending}"] = self.text.tokenizers[index]  # type: ignore[union-attr]
-        return parts | self.extras
-
     def beside_weights(self) -> dict[str, Any]:
         """Return the settings that unlearning may change."""
         return {"one_step": self.settings.one_step}
 
+    @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write the pipeline of diffusers that the model came from, or its parts, and ``unlearn.json``."""
-        from unlearn.models.diffusion.serialization import write_model
+        """Write the pipeline of diffusers that the model came from, or its parts; and ``unlearn.json``.
 
-        write_model(self, folder, dtype)
+        A guard is ``guard.json`` beside them: the model loads without it in diffusers.
+        """
+        write_parts(self.parts(), folder, dtype)
+        if self.guard is not None:
+            write_guard(self.guard, folder)
 
+    @override
     def write_adapter(self, adapter: Adapter, folder: Path) -> None:
-        """Write an adapter as ``load_lora_weights`` of diffusers reads it; for a model told classes, as peft does."""
-        from unlearn.models.diffusion.serialization import write_adapter
+        """Write an adapter as ``load_lora_weights`` of diffusers reads it, or peft (models conditioned on classes)."""
+        write_adapter(self.parts(), adapter, folder)
 
-        write_adapter(self, adapter, folder)
-
+    @override
     @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Read what ``save_pretrained`` wrote, or a pipeline of diffusers."""
-        from unlearn.models.diffusion.serialization import read_model
+    def from_pretrained(cls, folder: Path, weights: bool = True) -> Self:
+        """Read what ``save_pretrained`` wrote, or a pipeline of diffusers.
 
-        return read_model(cls, folder)
+        Args:
+            folder: see ``read_parts``.
+            weights: whether to read them; otherwise the model is on the meta device, and has no guard.
+        """
+        parts = read_parts(folder, weights)
+        return cls(**vars(parts), guard=read_guard(folder) if weights else None)

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from nflows import distributions, flows, transforms
-from nflows.nn.nets import ResidualNet
+from nflows import transforms
 from torch import Tensor, nn
-
-Coupling = Literal["affine", "bounded", "additive"]
-"""How a coupling acts: nflows' affine one, the affine one with a bounded factor, or a shift alone."""
 
 
 class Logit(transforms.Transform):  # type: ignore[misc]
@@ -158,13 +151,6 @@ class BoundedCoupling(AffineCoupling):
         return torch.exp(torch.tanh(raw)), shift
 
 
-_COUPLINGS: dict[str, Any] = {
-    "affine": AffineCoupling,
-    "bounded": BoundedCoupling,
-    "additive": AdditiveCoupling,
-}
-
-
 class CouplingNet(nn.Module):
     """The small network of a coupling layer: (B, C, H, W) to (B, C', H, W), zero at first.
 
@@ -190,87 +176,3 @@ class CouplingNet(nn.Module):
         """Return the raw parameters of the coupling, in the precision of the inputs even under autocast."""
         outputs: Tensor = self.layers(inputs)
         return outputs.to(inputs.dtype)
-
-
-def shrink_factors(height: int, width: int) -> list[int]:
-    """Return the factors by which the scales of a Glow shrink an image in turn: 2, 2, 7 for 28 x 28."""
-    factors, side = [], math.gcd(height, width)
-    while side > 1:
-        factors.append(next(f for f in range(2, side + 1) if side % f == 0))
-        side //= factors[-1]
-    return factors
-
-
-def glow(shape: tuple[int, int, int], scales: int, depth: int, width: int, coupling: Coupling, alpha: float) -> Any:
-    """Build a multiscale Glow over images in [0, 1] of shape (C, H, W), at most ``len(shrink_factors(H, W))`` scales.
-
-    Reference:
-        Kingma and Dhariwal, Glow, 2018. arXiv:1807.03039
-    """
-    kind = _COUPLINGS[coupling]
-    multiscale = transforms.MultiscaleCompositeTransform(scales)
-    channels, rows, columns = shape
-    for factor in shrink_factors(rows, columns)[:scales]:
-        channels, rows, columns = factor**2 * channels, rows // factor, columns // factor
-        net = partial(CouplingNet, width=width, kernel=1 if rows == columns == 1 else 3)
-        mask = (torch.arange(channels) < channels // 2).int()
-        steps = [(ActNorm(channels), InvertibleConvolution(channels), kind(mask, net)) for _ in range(depth)]
-        scale = transforms.CompositeTransform([Squeeze(factor), *chain.from_iterable(steps)])
-        rest = multiscale.add_transform(scale, (channels, rows, columns))
-        channels = channels if rest is None else rest[0]
-    transform = transforms.CompositeTransform([Logit(alpha), multiscale])
-    return flows.Flow(transform, distributions.StandardNormal([math.prod(shape)]))
-
-
-def coupling_flow(features: int, depth: int, width: int) -> Any:
-    """Build a flow over vectors (D,), D >= 2, from affine couplings.
-
-    Reference:
-        Dinh et al., Density estimation using Real NVP, 2017. arXiv:1605.08803
-    """
-    layers: list[Any] = [ActNorm(features)]
-    for index in range(depth):
-        mask, net = _alternating(features, index), _vector_net(width)
-        layers += [transforms.AffineCouplingTransform(mask, net), ActNorm(features)]
-    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
-
-
-def spline_flow(features: int, depth: int, width: int, bins: int, tail: float) -> Any:
-    """Build a flow over vectors (D,), D >= 2, from rational-quadratic splines of ``bins`` pieces on [-tail, tail].
-
-    Reference:
-        Durkan et al., Neural Spline Flows, 2019. arXiv:1906.04032
-    """
-    layers: list[Any] = [ActNorm(features)]
-    for index in range(depth):
-        layers.append(
-            transforms.PiecewiseRationalQuadraticCouplingTransform(
-                _alternating(features, index), _vector_net(width), num_bins=bins, tails="linear", tail_bound=tail
-            )
-        )
-    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
-
-
-def autoregressive_flow(features: int, depth: int, width: int) -> Any:
-    """Build a masked autoregressive flow over vectors (D,), D >= 1. Sampling takes D passes.
-
-    Reference:
-        Papamakarios et al., Masked Autoregressive Flow, 2017. arXiv:1705.07057
-    """
-    layers: list[Any] = [ActNorm(features)]
-    for _ in range(depth):
-        layers += [
-            transforms.ReversePermutation(features),
-            transforms.MaskedAffineAutoregressiveTransform(features, hidden_features=width),
-            ActNorm(features),
-        ]
-    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
-
-
-def _alternating(features: int, index: int) -> Tensor:
-    """Return 0, 1, 0, ... or 1, 0, 1, ... in turn, (D,)."""
-    return (torch.arange(features) + index) % 2
-
-
-def _vector_net(width: int) -> Callable[[int, int], nn.Module]:
-    return lambda taken, given: ResidualNet(taken, given, hidden_features=width)

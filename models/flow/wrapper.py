@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.base import Wrapper
+from unlearn.models.flow.architectures import build_flow
 from unlearn.models.likelihood import bits_per_dim
 
 log = logging.getLogger(__name__)
@@ -209,8 +210,6 @@ class Flow(Wrapper):
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
         """Build the flow that ``config.json`` describes and read its weights, as float32 or float64."""
-        from unlearn.models.flow.config import CONFIGS  # the configurations name this class as their wrapper
-
         path = Path(folder) / "config.json"
         about = _read_json(path)
         if about.get("kind") == "wrapped":
@@ -219,17 +218,15 @@ class Flow(Wrapper):
                 f"Flow.wrap(flow, shape={tuple(about.get('shape', ()))}, levels={about.get('levels')})"
                 f".load_weights({str(folder)!r})."
             )
-        kind = str(about.get("kind"))
-        if kind not in CONFIGS:
-            raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, CONFIGS)}")
         try:
-            if lacking := CONFIGS[kind]().settings().keys() - about["config"].keys():
-                raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-            config = CONFIGS[kind](**about["config"])
-            built = config.build({**about["info"], "shape": tuple(about["info"]["shape"])}, Randomness(0))
+            shape, levels = tuple(about["info"]["shape"]), about["info"].get("levels")
+            temperature = about["config"]["temperature"]
+            flow = build_flow(str(about.get("kind")), shape, levels, about["config"], Randomness(0))
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise RecipeError(f"{path} does not describe a flow ({error}). {_REMEDY}") from error
-        return cls(built.flow, built.shape, built.levels, built.temperature, built.description).load_weights(folder)
+        return cls(flow, shape, levels, temperature, about).load_weights(folder)
 
     def load_weights(self, folder: Path | str) -> Self:
         """Read ``model.safetensors`` into this flow; every weight must be there and fit. Returns the flow."""

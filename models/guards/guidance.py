@@ -6,78 +6,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from unlearn.config.structured import build
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
-from unlearn.models.diffusion.serialization import GUARD
-from unlearn.models.diffusion.wrapper import Diffusion, Steering
-from unlearn.models.guards.base import Guard
+from unlearn.models.guards.base import Guard, Guidable, Steering, Steers
+
+GUARD = "guard.json"
+"""File of a guard, beside those of the unchanged model."""
 
 PAST_WARMUP = 2**31
-"""Number of a step that lies behind every warm-up: of a score that is asked for outside of a trajectory."""
-
-
-class Steers(Protocol):
-    """Gives the scores of a trajectory."""
-
-    @property
-    def prompts(self) -> list[str]:
-        """What must not be drawn."""
-
-    def steering(self, model: Diffusion, guidance: float) -> Steering:
-        """Return what gives eps at each step of one trajectory."""
-
-
-class GuardedDiffusion(Diffusion):
-    """A diffusion model whose samples a guard steers; ``predict``, and with it the training loss, is as it was.
-
-    Args:
-        model: whose weights it has; they are not copied.
-        guard: what steers.
-    """
-
-    def __init__(self, model: Diffusion, guard: Steers) -> None:
-        parts = (model.denoiser, model.scheduler, model.settings, model.text, model.vae, model.pipeline, model.extras)
-        super().__init__(*parts)
-        self.alphas = model.alphas
-        self.guard = guard
-        self.prompts(guard.prompts)  # refuses a class that the model does not know
-
-    def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
-        """Return the steered eps, (B, C, H, W), as at a step behind the warm-up and without momentum."""
-        return self.guard.steering(self, guidance)(PAST_WARMUP, x, t, condition)
-
-    def steering(self, guidance: float) -> Steering:
-        """Return what gives the steered eps at each step of one trajectory."""
-        return self.guard.steering(self, guidance)
-
-    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write the unchanged model, which loads without the guard too, and ``guard.json``."""
-        super().save_pretrained(folder, dtype)
-        name = next(name for name, kind in GUARDS.items() if isinstance(self.guard, kind))
-        content = {"name": name, **asdict(self.guard)}  # type: ignore[call-overload]
-        (folder / GUARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Read what ``save_pretrained`` wrote. Raises RecipeError where no guard is there."""
-        model = Diffusion.from_pretrained(folder)
-        if not isinstance(model, cls):
-            raise RecipeError(f"{folder} holds a model without a guard: {GUARD} is not there.")
-        return model
+"""A step number past every warm-up, for a score that is asked for outside of a trajectory."""
 
 
 @dataclass(frozen=True)
-class NegativeGuidance(Guard[Denoises]):
+class NegativeGuidance(Guard[Guidable]):
     """The concept takes the place of the empty condition: eps(c_f) + g (eps(c) - eps(c_f)).
 
     That is the usual guidance less (g - 1) (eps(c_f) - eps(c_n)); at g = 1 it does nothing and is refused. Of several
@@ -93,24 +44,24 @@ class NegativeGuidance(Guard[Denoises]):
 
     prompts: list[str] = field(default_factory=list)
 
-    def __call__(self, model: Any, splits: Mapping[str, Split]) -> Wrapper:
-        """Return the guarded model."""
-        plain = _fitting(model, "negative_guidance")
-        if plain.settings.guidance <= 1:
+    @override
+    def __call__(self, model: Guidable, splits: Mapping[str, Split]) -> Wrapper:
+        _check_fits(model, "negative_guidance")
+        if model.settings.guidance <= 1:
             raise RecipeError(
                 "guard=negative_guidance changes guided samples, and the model's guidance is "
-                f"{plain.settings.guidance:g}, which is none. Type model.guidance=2."
+                f"{model.settings.guidance:g}, which is none. Type model.guidance=2."
             )
-        return GuardedDiffusion(plain, replace(self, prompts=self.prompts or _prompts(splits)))
+        return model.guarded(replace(self, prompts=self.prompts or _prompts(splits)))
 
-    def steering(self, model: Diffusion, guidance: float) -> Steering:
-        """Return what gives the steered eps."""
+    def steering(self, model: Denoises, guidance: float) -> Steering:
+        """Return the function that gives the steered eps of a step."""
         scores = _Scores(model, model.prompts(self.prompts))
 
-        def steer(number: int, x: Tensor, t: Tensor, told: Condition) -> Tensor:
-            fixed, said = scores(x, t, told)
+        def steer(number: int, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            fixed, conditional = scores(x, t, condition)
             unsafe = fixed.mean(dim=0)
-            return unsafe + guidance * (said - unsafe)
+            return unsafe + guidance * (conditional - unsafe)
 
         return steer
 
@@ -119,7 +70,7 @@ Level = Literal["weak", "medium", "strong", "max"]
 
 
 @dataclass(frozen=True)
-class SafeLatentDiffusion(Guard[Denoises]):
+class SafeLatentDiffusion(Guard[Guidable]):
     """Guidance turned away from the concept where the prompt leads towards it, value by value.
 
     eps(c_n) + g (eps(c) - eps(c_n) - gamma_t)
@@ -158,17 +109,22 @@ class SafeLatentDiffusion(Guard[Denoises]):
     prompts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        for name in ("scale", "momentum_scale", "warmup"):
+        for name, allowed in (("level", get_args(Level)), ("bound", ("above", "below"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name in ("scale", "threshold", "momentum_scale", "warmup", "momentum_beta"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} is {value}; it must be >= 0, or null for that of the level")
-        if self.momentum_beta is not None and not 0 <= self.momentum_beta < 1:
+            if value is not None and not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}; it must be a number, or null for the level's")
+            if name != "threshold" and value is not None and not value >= 0:
+                raise ValueError(f"{name} is {value}; it must be >= 0, or null for the level's")
+        if self.momentum_beta is not None and not self.momentum_beta < 1:
             raise ValueError(f"momentum_beta is {self.momentum_beta}; it must lie in [0, 1), or be null")
 
-    def __call__(self, model: Any, splits: Mapping[str, Split]) -> Wrapper:
-        """Return the guarded model."""
-        return GuardedDiffusion(_fitting(model, "sld"), replace(self, prompts=self.prompts or _prompts(splits)))
+    @override
+    def __call__(self, model: Guidable, splits: Mapping[str, Split]) -> Wrapper:
+        _check_fits(model, "sld")
+        return model.guarded(replace(self, prompts=self.prompts or _prompts(splits)))
 
     def settings(self) -> tuple[float, float, float, float, int]:
         """Return (s_S, lambda, s_m, beta_m, warmup)."""
@@ -176,23 +132,23 @@ class SafeLatentDiffusion(Guard[Denoises]):
         found = [usual if own is None else own for own, usual in zip(given, LEVELS[self.level], strict=True)]
         return (*found[:4], int(found[4]))  # type: ignore[return-value]
 
-    def steering(self, model: Diffusion, guidance: float) -> Steering:
-        """Return what gives the steered eps; it keeps the momentum of one trajectory."""
+    def steering(self, model: Denoises, guidance: float) -> Steering:
+        """Return the function that gives the steered eps of a step; it keeps the momentum of one trajectory."""
         scale, threshold, momentum_scale, beta, warmup = self.settings()
         scores = _Scores(model, Condition.cat([model.null(1), model.prompts(self.prompts)]))
         momentum: Tensor | float = 0.0
 
-        def steer(number: int, x: Tensor, t: Tensor, told: Condition) -> Tensor:
+        def steer(number: int, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             nonlocal momentum
-            fixed, said = scores(x, t, told)
+            fixed, conditional = scores(x, t, condition)
             empty, unsafe = fixed[0], fixed[1:].mean(dim=0)
-            apart = said - unsafe
+            apart = conditional - unsafe
             size = scale * apart.abs()
             bounded = size.clamp(max=1.0) if self.bound == "above" else size.clamp(min=1.0)
             mu = torch.where(apart < threshold, bounded, 0.0)
             gamma = mu * (unsafe - empty) + momentum_scale * momentum
             momentum = beta * momentum + (1 - beta) * gamma
-            return empty + guidance * (said - empty - (gamma if number >= warmup else 0.0))
+            return empty + guidance * (conditional - empty - (gamma if number >= warmup else 0.0))
 
         return steer
 
@@ -209,45 +165,56 @@ GUARDS: dict[str, type[NegativeGuidance] | type[SafeLatentDiffusion]] = {
     "negative_guidance": NegativeGuidance,
     "sld": SafeLatentDiffusion,
 }
-"""What ``guard.json`` may name."""
+"""Guards by the name in ``guard.json``."""
 
 
-def read_guarded(model: Diffusion, folder: Path) -> GuardedDiffusion:
-    """Return a model with the guard that stands in its folder. Raises RecipeError where the file is broken."""
+def write_guard(guard: Steers, folder: Path) -> None:
+    """Write ``guard.json`` into an existing folder."""
+    name = next(name for name, kind in GUARDS.items() if isinstance(guard, kind))
+    content = {"name": name, **asdict(guard)}  # type: ignore[call-overload]
+    (folder / GUARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_guard(folder: Path) -> Steers | None:
+    """Return the guard in a model's folder, None where there is none. Raises RecipeError where its file is broken."""
+    path = folder / GUARD
+    if not path.is_file():
+        return None
     try:
-        content = json.loads((folder / GUARD).read_text(encoding="utf-8"))
-        guard = build(GUARDS[content.pop("name")], content, str(folder / GUARD)).value
-        if not guard.prompts:
-            raise ValueError("it has no prompts")
-        return GuardedDiffusion(model, guard)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"{folder / GUARD} names no guard that can be read ({error!r}).") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        guard = GUARDS[content.pop("name")](**content)
+        if not guard.prompts or not all(isinstance(prompt, str) for prompt in guard.prompts):
+            raise ValueError(f"prompts is {guard.prompts!r}; it must be a list of texts")
+        return guard
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{path} holds no guard that can be read ({error!r}). Copy the folder again, or type guard=NAME anew."
+        ) from error
 
 
 class _Scores:
     """Asks for the scores of a step in one forward pass; conditions that stay the same are encoded once."""
 
-    def __init__(self, model: Diffusion, fixed: Condition) -> None:
+    def __init__(self, model: Denoises, fixed: Condition) -> None:
         self.model, self.fixed = model, model.encode(fixed)
 
-    def __call__(self, x: Tensor, t: Tensor, told: Condition) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """Return eps of the fixed conditions, (F, B, C, H, W), and of what the items are told, (B, C, H, W)."""
         rows = torch.arange(len(self.fixed), device=x.device).repeat_interleave(len(x))
-        every = Condition.cat([self.fixed[rows], self.model.encode(told)])
+        every = Condition.cat([self.fixed[rows], self.model.encode(condition)])
         times = len(self.fixed) + 1
         found = self.model.predict(x.repeat(times, 1, 1, 1), t.repeat(times), every).unflatten(0, (times, len(x)))
         return found[:-1], found[-1]
 
 
-def _fitting(model: Any, name: str) -> Diffusion:
-    """Refuse a model whose samples have no guidance to be steered."""
-    if not isinstance(model, Diffusion):
+def _check_fits(model: Any, name: str) -> None:
+    """Raise RecipeError for a model whose samples have no guidance that could be steered."""
+    if not isinstance(model, Guidable):
         raise RecipeError(f"guard={name} steers the samples of a diffusion model; this is a {type(model).__name__}.")
     if model.settings.one_step is not None:
         raise RecipeError(
             f"guard={name} steers the steps of samples, and a one-step generator has none. Type guard=null."
         )
-    return model
 
 
 def _prompts(splits: Mapping[str, Split]) -> list[str]:

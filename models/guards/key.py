@@ -69,13 +69,12 @@ class Keyed(Diffusion):
     """
 
     def __init__(self, model: Diffusion, key: Key) -> None:
-        parts = (model.denoiser, model.scheduler, model.settings, model.text, model.vae, model.pipeline, model.extras)
-        super().__init__(*parts)
+        super().__init__(**vars(model.parts()))
         width = model.encode(model.null(1)).states
         if width is None or width.shape[-1] != key.tokens.shape[-1]:
             takes = "takes no prompts" if width is None else f"encodes prompts in {width.shape[-1]} values"
             raise RecipeError(f"The key's tokens have {key.tokens.shape[-1]} values, and the model {takes}.")
-        self.alphas = model.alphas
+        self.schedule = model.schedule
         self.key = key.to(next(self.parameters()).device)
 
     def encode(self, condition: Condition) -> Condition:

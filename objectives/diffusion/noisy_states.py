@@ -16,7 +16,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.conditioning import Condition
-from unlearn.models.diffusion.wrapper import LEAST_STEPS, check_steps
+from unlearn.models.diffusion.settings import LEAST_STEPS, check_steps
 from unlearn.objectives.base import Context
 
 Source = Literal["trajectory", "student", "average", "generated", "data", "noise"]

@@ -15,7 +15,6 @@ from unlearn.config.recipe import load
 from unlearn.core.errors import RecipeError
 from unlearn.experiment.runner import Result, check, run
 from unlearn.models.diffusion.wrapper import Diffusion
-from unlearn.models.guards.guidance import GuardedDiffusion
 from unlearn.models.guards.key import Key
 
 BASE: dict[str, Any] = {
@@ -46,10 +45,11 @@ def changed(model: Diffusion, folder: Path) -> set[str]:
 @pytest.mark.parametrize("guard", ["negative_guidance", "sld"])
 def test_a_guard_alone_leaves_the_weights_and_is_measured(guard: str, tmp_path: Path) -> None:
     model, result = carried_out({"guard": {"name": guard}}, tmp_path)
-    assert isinstance(result.model, GuardedDiffusion) and result.model.guard.prompts == ["a red three", "a blue three"]
+    assert isinstance(result.model, Diffusion) and result.model.guard is not None
+    assert result.model.guard.prompts == ["a red three", "a blue three"]
     assert not changed(model, tmp_path)
     again = Diffusion.from_pretrained(tmp_path / "run" / "model")
-    assert isinstance(again, GuardedDiffusion)
+    assert again.guard == result.model.guard
     assert {record.subject for record in result.records if record.metric == "accuracy"} == {"target", "unlearned"}
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 0
     assert (tmp_path / "run" / "report.html").is_file()
@@ -59,7 +59,7 @@ def test_a_guard_stands_around_what_an_edit_made(tmp_path: Path) -> None:
     model, result = carried_out({"edit": "uce", "guard": "negative_guidance"}, tmp_path)
     found = changed(model, tmp_path)
     assert found and all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in found)
-    assert isinstance(result.model, GuardedDiffusion)
+    assert isinstance(result.model, Diffusion) and result.model.guard is not None
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "edited 8 maps" in log and "condition number" in log
 

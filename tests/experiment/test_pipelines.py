@@ -21,8 +21,8 @@ from unlearn.config.registry import COMPONENTS, names, resolve
 from unlearn.core.errors import RecipeError
 from unlearn.models.capabilities import capabilities_of
 from unlearn.models.conditioning import Condition
-from unlearn.models.diffusion.serialization import read_model
-from unlearn.models.diffusion.wrapper import ZEROS, Diffusion
+from unlearn.models.diffusion.serialization import ZEROS
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.run import main
 
 SIZE = 16
@@ -95,7 +95,7 @@ def test_the_null_of_xl_is_that_of_the_pipeline(zeros: bool, folders: dict[str, 
     index = json.loads((tmp_path / "xl" / "model_index.json").read_text())
     assert index[ZEROS] is True
     (tmp_path / "xl" / "model_index.json").write_text(json.dumps({**index, ZEROS: zeros}))
-    assert read_model(Diffusion, tmp_path / "xl", weights=False).extras[ZEROS] is zeros
+    assert Diffusion.from_pretrained(tmp_path / "xl", weights=False).extras[ZEROS] is zeros
     model = Diffusion.from_pretrained(tmp_path / "xl")
     model.save_pretrained(tmp_path / "same")
     for parameter in model.text.parameters():  # type: ignore[union-attr]
@@ -137,7 +137,7 @@ def test_a_pipeline_that_lacks_a_part_is_refused(
     shutil.rmtree(tmp_path / "pipe" / part)
     for weights in (True, False):
         with pytest.raises(RecipeError, match=rf"pipe lacks {part}/, which a \w+Pipeline needs\. [^\n]*$"):
-            read_model(Diffusion, tmp_path / "pipe", weights)
+            Diffusion.from_pretrained(tmp_path / "pipe", weights)
 
 
 def parts_of(method: str, layout: str) -> set[str]:

@@ -18,7 +18,7 @@ from tests.toys import ROOT
 from tests.toys.command import environment, kill_after_a_checkpoint
 from tests.toys.command import unlearn as command
 from unlearn.core.errors import GateFailed, RecipeError
-from unlearn.models.flow.config import Flow
+from unlearn.models.flow.wrapper import Flow
 
 SMALL = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small.yaml'}"
 

@@ -27,9 +27,9 @@ from unlearn.training.dataloader import StepBatches, StepLoader
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase, StepLosses
 
-Told = Literal["class", "text", "dit"]
+ConditionEncoder = Literal["class", "text", "dit"]
 
-CONFIGS: dict[Told, DiffusionConfig] = {
+CONFIGS: dict[ConditionEncoder, DiffusionConfig] = {
     "class": UNet(channels=(8, 16), head_dim=8),
     "text": TextUNet(channels=(8, 16), head_dim=8, text_width=16, text_layers=2),
     "dit": DiT(width=16, depth=2, head_dim=8),
@@ -37,7 +37,7 @@ CONFIGS: dict[Told, DiffusionConfig] = {
 """Of some ten thousand weights each."""
 
 
-def source(told: Told) -> Source:
+def source(told: ConditionEncoder) -> Source:
     """Threes are forgotten, and eights take their place."""
     if told == "text":
         concepts = [Concept(name="three", anchor="eight", templates=["a red {}"])]
@@ -46,7 +46,7 @@ def source(told: Told) -> Source:
 
 
 @cache
-def small_splits(told: Told = "text") -> dict[str, Split]:
+def small_splits(told: ConditionEncoder = "text") -> dict[str, Split]:
     """Eight forget items, twelve retain items of all other digits, four test items."""
     dataset = CONFIGS[told].read(source(told).load())
     forgotten = dataset.having(["three" if told == "text" else "3"]) & ~dataset.is_test
@@ -59,7 +59,7 @@ def small_splits(told: Told = "text") -> dict[str, Split]:
     return {name: Split(name, dataset, chosen) for name, chosen in ids.items()}
 
 
-def small_model(told: Told = "text", seed: int = 0, **changed: Any) -> Diffusion:
+def small_model(told: ConditionEncoder = "text", seed: int = 0, **changed: Any) -> Diffusion:
     """Return a model with random weights in double precision, the same for the same seed."""
     config = type(CONFIGS[told])(**{**vars(CONFIGS[told]), **changed})
     model = config.build(small_splits(told)["retain"].dataset.info, Randomness(seed, "small"))
@@ -86,7 +86,7 @@ class Bench:
     """
 
     def __init__(
-        self, folder: Path, objective: Objective, told: Told = "text", split: str = "forget", prepare: bool = True
+        self, folder: Path, objective: Objective, told: ConditionEncoder = "text", split: str = "forget", prepare: bool = True
     ) -> None:
         self.objective, self.split = objective, split
         self.model, self.target = small_model(told), small_model(told)
@@ -121,7 +121,7 @@ class Bench:
 def small_job(
     groups: Mapping[str, Mapping[str, Objective]],
     folder: Path,
-    told: Told = "class",
+    told: ConditionEncoder = "class",
     scope: Scope | None = None,
     teacher: Diffusion | None = None,
     optim: Optim | None = None,

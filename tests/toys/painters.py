@@ -13,8 +13,9 @@ from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
+from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
-from unlearn.models.diffusion.wrapper import Diffusion, DiffusionSettings
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.models.feature_extractors.classifiers import features_for
 
 DIGITS = tuple(str(digit) for digit in range(10))

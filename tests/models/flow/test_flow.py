@@ -18,16 +18,16 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood, InitialisesFromData, Samples, Trains
+from unlearn.models.flow.architectures import shrink_factors
 from unlearn.models.flow.config import (
-    CONFIGS,
     AutoregressiveFlowConfig,
     CouplingFlowConfig,
-    Flow,
     FlowConfig,
     GlowConfig,
     SplineFlowConfig,
 )
-from unlearn.models.flow.layers import ActNorm, BoundedCoupling, InvertibleConvolution, Logit, Squeeze, shrink_factors
+from unlearn.models.flow.layers import ActNorm, BoundedCoupling, InvertibleConvolution, Logit, Squeeze
+from unlearn.models.flow.wrapper import Flow
 
 R = Randomness(3)
 IMAGE = {"shape": (1, 4, 4), "levels": 17}
@@ -87,7 +87,7 @@ def test_capabilities_are_seen_on_the_class_and_on_the_object(flow: Flow) -> Non
         assert isinstance(flow, protocol)
         assert all(hasattr(Flow, name) for name in dir(protocol) if not name.startswith("_"))
     assert Flow.family == "flow"
-    assert {config.wrapper for config in CONFIGS.values()} == {Flow}
+    assert {config.wrapper for config, _ in KINDS.values()} == {Flow}
 
 
 def test_shapes_units_and_gradients(flow: Flow, batch: Batch) -> None:
@@ -407,12 +407,16 @@ def saved(folder: Path) -> Path:
         ("config.json", None, r"config\.json is missing"),
         ("config.json", "{", r"config\.json cannot be read"),
         ("config.json", "[]", r"config\.json holds list"),
-        ("config.json", '{"kind": "glov"}', "unknown kind 'glov'. Did you mean: glow"),
+        (
+            "config.json",
+            '{"kind": "glov", "config": {"temperature": 1}, "info": {"shape": [3]}}',
+            "unknown kind 'glov'. Did you mean: glow",
+        ),
         ("config.json", '{"kind": "glow", "info": {}}', "does not describe a flow"),
         (
             "config.json",
             '{"kind": "coupling_flow", "config": {"depth": 2}, "info": {}}',
-            "lacks temperature, width",
+            "temperature",
         ),
         ("model.safetensors", None, r"model\.safetensors is missing"),
         ("model.safetensors", "rubbish" * 9, r"model\.safetensors cannot be read"),
