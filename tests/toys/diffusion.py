@@ -86,7 +86,12 @@ class Bench:
     """
 
     def __init__(
-        self, folder: Path, objective: Objective, told: ConditionEncoder = "text", split: str = "forget", prepare: bool = True
+        self,
+        folder: Path,
+        objective: Objective,
+        told: ConditionEncoder = "text",
+        split: str = "forget",
+        prepare: bool = True,
     ) -> None:
         self.objective, self.split = objective, split
         self.model, self.target = small_model(told), small_model(told)
