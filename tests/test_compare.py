@@ -11,8 +11,7 @@ import yaml
 from unlearn.compare import main
 from unlearn.core.files import write_json
 from unlearn.core.records import Record
-from unlearn.report.comparison import aligned, compared, differences
-from unlearn.report.panels import panels, pareto
+from unlearn.report.comparison import aligned, compared, differences, pareto, tradeoff_charts
 from unlearn.report.read_run import read_run
 
 BOTH = ("target", "unlearned", "retrained")
@@ -96,12 +95,12 @@ def test_best_only_among_equals(runs):
 def test_forget_figures_align_whatever_is_forgotten(tmp_path):
     runs = [write_run(tmp_path / digit / "1", figures(0.01, 2.0, digit), forget=digit) for digit in "35"]
     assert [line.where for line in aligned(entries(runs))["Forgetting"]] == ["forget"]
-    (panel,), left = panels(entries(runs))
+    (panel,), left = tradeoff_charts(entries(runs))
     assert left == [] and "what each run forgets" in panel.caption
 
 
 def test_runs_share_a_picture_only_with_the_same_data_and_figures(runs):
-    drawn, left = panels(entries(runs))
+    drawn, left = tradeoff_charts(entries(runs))
     assert [len(panel.legend) for panel in drawn] == [2, 1] and [entry.number for entry in left] == [4]
     assert drawn[0].title.startswith("digits") and drawn[1].title.startswith("mnist")
 
@@ -109,7 +108,7 @@ def test_runs_share_a_picture_only_with_the_same_data_and_figures(runs):
 def test_other_targets_are_compared_by_change(tmp_path):
     """Targets of 2 and 3 bits, unlearned 2.5 and 3.5: both changed by .5, so both points lie at the same place."""
     runs = [write_run(tmp_path / f"t{base}" / "1", figures(0.01, base + 0.5, base=base)) for base in (2.0, 3.0)]
-    (panel,), _ = panels(entries(runs))
+    (panel,), _ = tradeoff_charts(entries(runs))
     assert "change from the target" in panel.caption
     places = {(mark.x, mark.y) for mark in panel.chart.marks if not mark.faint}
     assert len(places) == 1 and [mark.label for mark in panel.chart.marks if mark.label] == ["1, 2"]

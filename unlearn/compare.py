@@ -16,10 +16,10 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.records import find
 from unlearn.report.comparison import Compared, compared
 from unlearn.report.comparison_files import write_comparison
-from unlearn.report.labels import duration, figure
+from unlearn.report.formatting import duration, figure
 from unlearn.report.page import method_name
 from unlearn.report.read_run import RunFolder, read_run
-from unlearn.report.table import Row
+from unlearn.report.table import Measurement
 from unlearn.report.verdict import judge
 
 WORDS = {"met": "[green]reached[/]", "missed": "[red]missed[/]", "open": "no goal set", "unfinished": "unfinished"}
@@ -87,12 +87,12 @@ def headlines(entries: Sequence[Compared]) -> Table:
     return table
 
 
-def _column(row: Row) -> str:
+def _column(row: Measurement) -> str:
     """Return the column of a headline figure, without what each run forgets."""
     return f"{row.metric} {row.split}".strip()
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Measurement | None) -> str:
     if row is None or "unlearned" not in row.cells:
         return "–"
     texts = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearn.report.charts import Axis, Dot, Series, line_chart, round_values, scatter, strip
+from unlearn.report.charts import Axis, Mark, Series, line_chart, round_values, scatter, strip
 
 
 def test_axis_is_linear_or_logarithmic():
@@ -79,16 +79,16 @@ def test_constant_line_is_drawn_in_the_middle():
     assert chart is not None and "83" in chart.lines[0].path  # (8 + 158) / 2
 
 
-def test_scatter_leaves_undefined_dots_out_and_drops_open_intervals():
-    dots = [
-        Dot(1, 1, "target", "t", (0.5, 1.5), (math.nan, 2)),
-        Dot(math.nan, 1, "unlearned", "u"),
-        Dot(3, 2, "retrained", "r"),
+def test_scatter_leaves_undefined_marks_out_and_drops_open_intervals():
+    marks = [
+        Mark(1, 1, "target", "t", (0.5, 1.5), (math.nan, 2)),
+        Mark(math.nan, 1, "unlearned", "u"),
+        Mark(3, 2, "retrained", "r"),
     ]
-    chart = scatter("t", dots, "x", "y")
+    chart = scatter("t", marks, "x", "y")
     assert chart is not None and [mark.css for mark in chart.marks] == ["target", "retrained"]
     assert chart.marks[0].x_ends is not None and chart.marks[0].y_ends is None
-    assert scatter("t", dots[1:2], "x", "y") is None
+    assert scatter("t", marks[1:2], "x", "y") is None
 
 
 def test_strip_of_shares_starts_at_zero():

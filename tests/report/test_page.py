@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import unlearn
+from unlearn.config.schema import SUBJECTS
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.report import build_report
-from unlearn.report.labels import SUBJECTS
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{7*7}}"

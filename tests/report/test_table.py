@@ -8,8 +8,9 @@ from rich.console import Console
 
 from unlearn.core.records import Record
 from unlearn.report import metrics_table
-from unlearn.report.labels import duration, figure, forgotten, interval, listed, metric_label, number
-from unlearn.report.table import rows
+from unlearn.report.formatting import duration, figure, interval, listed, number
+from unlearn.report.labels import forgotten, metric_label
+from unlearn.report.table import measurements
 
 
 def printed(records: list[Record], width: int = 80) -> str:
@@ -23,7 +24,7 @@ def record(metric: str, subject: str, value: float, **more) -> Record:
 
 
 def test_subjects_stand_side_by_side():
-    found = rows(
+    found = measurements(
         [
             record("a", "retrained", 1),
             record("b", "target", 2),
@@ -42,7 +43,7 @@ def test_subjects_stand_side_by_side():
     ("direction", "gap"), [("lower", -0.2), ("higher", 0.2), ("zero", 0.2), ("retrained", 0.5), ("none", math.nan)]
 )
 def test_gap_to_the_best_value(direction, gap):
-    row = rows([record("a", "unlearned", -0.2, direction=direction), record("a", "retrained", 0.3)])[0]
+    row = measurements([record("a", "unlearned", -0.2, direction=direction), record("a", "retrained", 0.3)])[0]
     assert row.gap() == pytest.approx(gap, nan_ok=True)
 
 

@@ -13,11 +13,12 @@ from unlearn.evaluators.base import EvaluationResult
 from unlearn.experiment.run_dir import RunDir
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
-from unlearn.report.labels import about_text, figure, metric_label, phrase
+from unlearn.report.formatting import figure
+from unlearn.report.labels import about_text, metric_label, phrase
 from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
-from unlearn.report.table import metrics_table, rows
-from unlearn.report.texts import LONGEST, cut, text_tables
+from unlearn.report.table import measurements, metrics_table
+from unlearn.report.texts import LONGEST, shortened, text_tables
 from unlearn.report.verdict import judge
 
 EVIL = '<script>alert("x")</script> | *b* `c`'
@@ -107,8 +108,8 @@ def test_what_could_not_be_measured_is_said_and_shown(tmp_path, make_run, capsys
     assert read_run(make_run("plain")).notes == []
 
 
-def test_long_texts_are_cut():
-    assert cut("a b", 5) == "a b" and cut("one two", 4) == "one …"
+def test_long_texts_are_shortened():
+    assert shortened("a b", 5) == "a b" and shortened("one two", 4) == "one …"
 
 
 def record(metric: str, subject: str, value: float, split: str = "forget", **more: Any) -> Record:
@@ -165,7 +166,7 @@ def test_the_terminal_shows_an_attacks_first_score():
     found = attack("paraphrase", "all", 0.5, 0.3)
     found += [record("attack_paraphrase", "unlearned", 0.2, about={"score": "extraction_strength", "budget": "all"})]
     table = metrics_table(found)
-    assert list(table.columns[1].cells) == ["all", "+ 1 more"] and len(rows(found)) == 2
+    assert list(table.columns[1].cells) == ["all", "+ 1 more"] and len(measurements(found)) == 2
 
 
 def test_restoration_is_the_headline_of_a_corrupted_model(make_run):

@@ -111,6 +111,7 @@ class Gate:
         min: smallest value allowed.
         max: largest value allowed.
         minus: subject whose value is subtracted first (target or retrained).
+        evaluator: key of the evaluator in ``evaluate``, where several entries measure the metric; "" for any.
     """
 
     metric: str = "???"
@@ -120,6 +121,7 @@ class Gate:
     min: float | None = None
     max: float | None = None
     minus: str | None = None
+    evaluator: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a threshold that nothing or everything would pass."""

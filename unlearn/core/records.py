@@ -115,11 +115,17 @@ class TextTable:
 
 
 def find(
-    records: Sequence[Record], metric: str, subject: str = "unlearned", split: str | None = None, **about: str
+    records: Sequence[Record],
+    metric: str,
+    subject: str = "unlearned",
+    split: str | None = None,
+    *,
+    evaluator: str = "",
+    **about: str,
 ) -> Record | None:
-    """Return the first record of a metric, or None."""
+    """Return the first record of a metric, or None; no split, evaluator or ``about`` stands for any."""
     for record in records:
         if record.metric == metric and record.subject == subject and split in (None, record.split):
-            if all(record.about.get(key) == value for key, value in about.items()):
+            if evaluator in ("", record.evaluator) and about.items() <= record.about.items():
                 return record
     return None

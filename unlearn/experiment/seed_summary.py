@@ -12,10 +12,10 @@ from scipy.special import stdtrit
 
 from unlearn.core.files import write_json
 from unlearn.core.records import Record
-from unlearn.report.labels import YES_NO
+from unlearn.report.formatting import YES_NO
 from unlearn.report.page import build_report
 from unlearn.report.read_run import RunFolder, read_run
-from unlearn.report.table import Key, key
+from unlearn.report.table import MeasurementKey, key
 
 OVER_SEEDS = -1
 """Value of ``Record.seed`` for a figure over all seeds."""
@@ -27,7 +27,7 @@ def summarise(records_by_seed: Sequence[Sequence[Record]]) -> list[Record]:
     Figures are the same where evaluator, metric, subject, split and about agree. Seeds whose value is undefined are
     left out, and so ``n`` is then smaller than the number of seeds; without any, the value is nan and n is 0.
     """
-    found: dict[tuple[Key, str], list[Record]] = {}
+    found: dict[tuple[MeasurementKey, str], list[Record]] = {}
     for records in records_by_seed:
         for record in records:
             found.setdefault((key(record), record.subject), []).append(record)

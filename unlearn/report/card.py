@@ -13,10 +13,11 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_text
 from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
-from unlearn.report.labels import interval, ordered
+from unlearn.report.formatting import interval
+from unlearn.report.labels import ordered
 from unlearn.report.page import deck, method_name
 from unlearn.report.read_run import RunFolder, read_run
-from unlearn.report.table import Row, better, cell_text, groups, rows
+from unlearn.report.table import Measurement, better, cell_text, groups, measurements
 from unlearn.report.texts import text_tables
 from unlearn.report.verdict import judge
 
@@ -58,7 +59,7 @@ def code(text: Any) -> str:
 
 
 def _context(run: RunFolder, load: str) -> dict[str, Any]:
-    measured = rows(run.records)
+    measured = measurements(run.records)
     subjects = ordered([subject for row in measured for subject in row.cells])
     return {
         "front": yaml.safe_dump(_front_matter(run), sort_keys=False, allow_unicode=True).strip(),
@@ -98,7 +99,7 @@ def _front_matter(run: RunFolder) -> dict[str, Any]:
     return {"library_name": "unlearnkit", "tags": [tag for tag in tags if tag]}
 
 
-def _cell(row: Row, subject: str) -> str:
+def _cell(row: Measurement, subject: str) -> str:
     text, ends = cell_text(row, subject), interval(row.cells[subject]) if subject in row.cells else ""
     text = (
         f"{text} {row.unit}" if row.unit == "MiB" and subject in row.cells else text

@@ -1,19 +1,27 @@
-"""Geometry of the report's charts; the template ``charts.html.j2`` draws it as inline SVG."""
+"""The report's charts: what they show, and its geometry, which ``charts.html.j2`` draws as inline SVG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from unlearn.report.labels import figure, number
+from unlearn.config.schema import SUBJECTS
+from unlearn.report.formatting import figure, number
+from unlearn.report.labels import DIRECTIONS, ordered
+from unlearn.report.read_run import RunFolder
+from unlearn.report.table import Measurement, cell, measurements
+from unlearn.report.verdict import forget_row, kept_row
 
 Points = Sequence[tuple[float, float]]
 Interval = tuple[float, float] | None
 MOST_POINTS = 400
-"""A longer line is thinned to the lowest and highest point of equal stretches, so that peaks stay."""
+"""A line with more points keeps only the lowest and highest point of equal stretches, so that peaks stay."""
 LOG_RANGE = 1000.0
 """A positive line that spans more than this factor is drawn on a logarithmic axis."""
+FIRST_CURVES = ("loss", "cosine", "z", "share")
+"""Quantities whose charts come before the others."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Line:
+class Polyline:
     """A polyline: SVG path, style class, name, and its last value as text."""
 
     path: str
@@ -70,7 +78,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with its intervals, all in drawing units; ``title`` is the text on hovering."""
+    """A point with its intervals, in the units of the figures or of the drawing; ``title`` is shown on hovering."""
 
     x: float
     y: float
@@ -95,31 +103,17 @@ class Chart:
     x_label: str
     y_label: str = ""
     zero: float | None = None
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Polyline] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     log: bool = False
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve by name: one or several (several seeds) lists of (step, value), nan where there is a gap."""
+    """One curve by name: a list of (step, value) per seed, with nan at a gap."""
 
     name: str
     parts: Sequence[Points]
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One subject or run in a scatter picture, in the units of the figures."""
-
-    x: float
-    y: float
-    css: str
-    title: str
-    x_ci: Interval = None
-    y_ci: Interval = None
-    faint: bool = False
-    label: str = ""
 
 
 def round_values(low: float, high: float, count: int = 5) -> list[float]:
@@ -132,7 +126,7 @@ def round_values(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], unit: str = "") -> Chart | None:
-    """Draw curves over the steps, or nothing where no finite point is left."""
+    """Draw curves over the steps; None if no point is finite."""
     points = [point for one in series for part in one.parts for point in part if math.isfinite(point[1])]
     if not points:
         return None
@@ -142,7 +136,7 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "") -> Chart | 
     x = Axis(*_domain(steps, pad=0.0), frame[0], frame[2])
     y = Axis(*_domain(values, log=log), frame[3], frame[1], log, unit)
     lines = [
-        Line(_path(part, x, y), f"line{index % 6}", one.name, _last(one.parts) if nth == 0 else "")
+        Polyline(_path(part, x, y), f"line{index % 6}", one.name, _last(one.parts) if nth == 0 else "")
         for index, one in enumerate(series)
         for nth, part in enumerate(one.parts)
     ]
@@ -151,21 +145,22 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "") -> Chart | 
 
 
 def scatter(
-    title: str, dots: Sequence[Dot], x_label: str, y_label: str, units: tuple[str, str] = ("", "")
+    title: str, marks: Sequence[Mark], x_label: str, y_label: str, units: tuple[str, str] = ("", "")
 ) -> Chart | None:
-    """Draw dots with their intervals, or nothing where no dot has both coordinates."""
-    drawn = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    """Draw points with their intervals, given in the units of the figures; None if no point has both coordinates."""
+    drawn = [mark for mark in marks if math.isfinite(mark.x) and math.isfinite(mark.y)]
     if not drawn:
         return None
     frame = (64.0, 12.0, 548.0, 296.0)
-    across, up = [v for d in drawn for v in (d.x, *_ends(d.x_ci))], [v for d in drawn for v in (d.y, *_ends(d.y_ci))]
+    across = [value for mark in drawn for value in (mark.x, *_ends(mark.x_ends))]
+    up = [value for mark in drawn for value in (mark.y, *_ends(mark.y_ends))]
     x = Axis(*_domain(across, pad=0.12, unit=units[0]), frame[0], frame[2], unit=units[0])
     y = Axis(*_domain(up, pad=0.12, unit=units[1]), frame[3], frame[1], unit=units[1])
-    marks = [
-        Mark(x(d.x), y(d.y), d.css, d.title, _drawn(d.x_ci, x), _drawn(d.y_ci, y), d.faint, d.label)
-        for d in sorted(drawn, key=lambda dot: not dot.faint)
+    placed = [
+        replace(mark, x=x(mark.x), y=y(mark.y), x_ends=_drawn(mark.x_ends, x), y_ends=_drawn(mark.y_ends, y))
+        for mark in sorted(drawn, key=lambda mark: not mark.faint)
     ]
-    return Chart(title, 560, 350, frame, x.ticks(), y.ticks(), x_label, y_label, marks=marks)
+    return Chart(title, 560, 350, frame, x.ticks(), y.ticks(), x_label, y_label, marks=placed)
 
 
 def _domain(values: Sequence[float], pad: float = 0.06, log: bool = False, unit: str = "") -> tuple[float, float]:
@@ -211,7 +206,7 @@ def _thin(points: Points) -> Points:
 
 
 def _last(parts: Sequence[Points]) -> str:
-    """Return the last finite value of a curve, nothing where there are several seeds."""
+    """Return the last finite value of a curve, empty for several seeds."""
     finite = [value for _, value in parts[0] if math.isfinite(value)] if len(parts) == 1 else []
     return number(finite[-1]) if finite else ""
 
@@ -237,7 +232,7 @@ class Strip:
 
 
 def strip(values: Sequence[tuple[str, float, Interval]], unit: str, metric: str) -> list[Strip]:
-    """Place the subjects' finite values side by side on one axis from 0 to 100 per cent."""
+    """Place the subjects' finite values on one axis from 0 to 100 per cent."""
     drawn = [item for item in values if math.isfinite(item[1])]
     if not drawn:
         return []
@@ -251,3 +246,79 @@ def strip(values: Sequence[tuple[str, float, Interval]], unit: str, metric: str)
         )
         for subject, middle, ends in drawn
     ]
+
+
+def tradeoff(run: RunFolder, measured: Sequence[Measurement]) -> dict[str, Any] | None:
+    """Return the forget-utility chart: one point per subject, and faint ones for the single seeds."""
+    usable = [row for row in measured if "target" in row.cells]  # where unlearning began is a point of its own
+    forget, kept = forget_row(run, usable, with_target=True), kept_row(run, usable, with_target=True)
+    if forget is None or kept is None:
+        return None
+    marks = _subject_marks(forget, kept)
+    legend = [(mark.css, cell(forget, mark.css), cell(kept, mark.css)) for mark in marks]
+    for seed in run.seeds:
+        own = measurements(seed.records)
+        pair = [next((row for row in own if row.is_like(head)), None) for head in (forget, kept)]
+        if pair[0] and pair[1]:
+            marks += _subject_marks(pair[0], pair[1], seed.path.name)
+    units = (kept.unit, forget.unit)
+    chart = scatter("Forgetting against utility", marks, axis_label(kept), axis_label(forget), units)
+    return {"chart": chart, "legend": legend, "x": kept, "y": forget} if chart else None
+
+
+def _subject_marks(forget: Measurement, kept: Measurement, seed: str = "") -> list[Mark]:
+    """Return a point per subject; those of a single seed are faint and have no intervals."""
+    marks = []
+    for subject in ordered([*forget.cells, *kept.cells]):
+        if subject in forget.cells and subject in kept.cells:
+            x, y = kept.cells[subject], forget.cells[subject]
+            if seed:
+                title = f"{subject}, {seed}: {y.value:.4g} / {x.value:.4g}"
+                marks.append(Mark(x.value, y.value, subject, title, faint=True))
+            else:
+                title = f"{subject}: {figure(y.value, y.unit)} / {figure(x.value, x.unit)}"
+                marks.append(Mark(x.value, y.value, subject, title, x.ci95, y.ci95))
+    return marks
+
+
+def axis_label(row: Measurement) -> str:
+    """Return what an axis shows, its unit, and which end is better."""
+    unit = f", {row.unit}" if row.unit not in ("", "share") else ""
+    return f"{row.phrase}{unit} ({DIRECTIONS[row.direction]})"
+
+
+def training_charts(run: RunFolder) -> list[Chart]:
+    """Return one small chart per quantity; all losses share one, and so do ``forget/z`` and ``retain/z``."""
+    parts = [seed.curves for seed in run.seeds] or [run.curves]
+    charts: dict[str, list[Series]] = {}
+    for column in dict.fromkeys(column for curves in parts for column in curves):
+        chart, name = _chart_and_line(column)
+        charts.setdefault(chart, []).append(Series(name, [curves[column] for curves in parts if column in curves]))
+    names = sorted(charts, key=lambda name: FIRST_CURVES.index(name) if name in FIRST_CURVES else len(FIRST_CURVES))
+    drawn = [line_chart(name.replace("_", " "), charts[name]) for name in names]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _chart_and_line(column: str) -> tuple[str, str]:
+    """Return the chart that a column belongs to, and the name of its line."""
+    first, _, rest = column.partition("/")
+    if first == "loss" and rest:
+        return first, rest
+    name = column.rpartition("/")[2]
+    return name, column.removesuffix(f"/{name}") if "/" in column else name.replace("_", " ")
+
+
+def strips(run: RunFolder, measured: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Return the tiles under the verdict: the headline figures on forgetting, utility and privacy."""
+    membership = next((row for row in measured if row.metric == "membership_auc"), None)
+    tiles = (("Forgetting", forget_row(run, measured)), ("Utility", kept_row(run, measured)), ("Privacy", membership))
+    return [
+        {"head": head, "row": row, "strips": drawn}
+        for head, row in tiles
+        if row is not None and (drawn := _strips_of(row))
+    ]
+
+
+def _strips_of(row: Measurement) -> list[Strip]:
+    shown = [row.cells[subject] for subject in ordered(list(row.cells)) if subject in SUBJECTS]
+    return strip([(record.subject, record.value, record.ci95) for record in shown], row.unit, row.metric)

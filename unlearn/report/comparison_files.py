@@ -9,10 +9,9 @@ from pathlib import Path
 
 from unlearn.core.files import write_text
 from unlearn.core.records import Record
-from unlearn.report.comparison import Compared
+from unlearn.report.comparison import Compared, comparison_context
 from unlearn.report.labels import about_text
-from unlearn.report.page import environment
-from unlearn.report.panels import comparison_context
+from unlearn.report.page import template_environment
 
 
 def write_comparison(entries: Sequence[Compared], output: Path) -> Path:
@@ -23,12 +22,12 @@ def write_comparison(entries: Sequence[Compared], output: Path) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     page = output / "comparison.html"
-    write_text(page, environment().get_template("comparison.html.j2").render(comparison_context(entries)))
+    write_text(page, template_environment().get_template("comparison.html.j2").render(comparison_context(entries)))
     return page
 
 
 def csv_row(entry: Compared, record: Record) -> dict[str, object]:
-    """Return a record as a row of the CSV file; what is undefined or unknown stays empty."""
+    """Return a record as a row of the CSV file; undefined and unknown values are empty."""
     low, high = record.ci95 or ("", "")
     return {
         "run": str(entry.run.path),

@@ -1,15 +1,13 @@
-"""Plain words and readable numbers for metrics, units, directions and what was forgotten."""
+"""Plain words for metrics, directions, splits and what was forgotten."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearn.config.schema import SUBJECTS
 from unlearn.core.records import Record
-
-SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
-"""Order of the subjects in every table; others follow as they come."""
+from unlearn.report.formatting import listed
 
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "retrained": "≈", "none": ""}
 DIRECTIONS = {
@@ -19,6 +17,8 @@ DIRECTIONS = {
     "retrained": "near the retrained model is better",
     "none": "for information",
 }
+COST_METRICS = ("cost_seconds", "cost_share", "peak_memory", "storage", "steps")
+"""What unlearning cost; these say nothing about what is forgotten or kept."""
 
 _LABELS = {
     "bits_per_dim": "bits per dimension",
@@ -71,21 +71,11 @@ _VALUES = {
 }
 """Entries of ``about`` in words; others are shown as key and value."""
 _SAY_ENOUGH = ("budget", "task")
-"""Entries of ``about`` whose value needs no key."""
+"""Entries of ``about`` that are clear without their key."""
 _PHRASES = {
     ("sample_share", "category"): "share of ‘{}’ in the samples",
     ("reached", "score"): "goal of {} reached",
 }
-HEADLINES = (
-    "restoration_ratio",
-    "identity_similarity",
-    "accuracy",
-    "sample_share",
-    "likelihood_quantile",
-    "exact_memorization",
-    "model_utility",
-)
-"""Metrics that a reader grasps first; the verdict prefers them, in this order, among those without a gate."""
 _STATISTICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
 _SPLITS = {
     "": "",
@@ -99,8 +89,6 @@ _SPLITS = {
     "neighbours": "strangers who look alike",
     "strangers": "other strangers",
 }
-YES_NO = ("reached",)
-"""Metrics whose value 1 or 0 means yes or no."""
 
 
 def ordered(subjects: Sequence[str]) -> list[str]:
@@ -115,20 +103,20 @@ def entry_value(key: str, value: str) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """Return a metric's name in words; an unknown one with spaces for underscores."""
+    """Return a metric's name in words; that of an unknown metric with spaces for underscores."""
     start, _, features = metric.partition("_")
     if start in _STATISTICS and features:
         return f"{_STATISTICS[start]} ({features})"
     return _LABELS.get(metric, metric.replace("_", " "))
 
 
-def phrase(record: Record) -> str:
-    """Return what a record measures, as the subject of a sentence."""
+def phrase(record: Record, entry: str = "") -> str:
+    """Return what a record measures, as the subject of a sentence; ``entry`` says which evaluator measured it."""
+    more = " · ".join(part for part in (about_text(record.about), entry) if part)
     for (metric, key), pattern in _PHRASES.items():
         if record.metric == metric and key in record.about:
-            return pattern.format(record.about[key])
+            return pattern.format(record.about[key]) + (f" ({entry})" if entry else "")
     where = _SPLITS.get(record.split, record.split.replace("_", " "))
-    more = about_text(record.about)
     return metric_label(record.metric) + (f" on {where}" if where else "") + (f" ({more})" if more else "")
 
 
@@ -142,98 +130,12 @@ def _entry(key: str, value: str) -> str:
     return known or (value if key in _SAY_ENOUGH else f"{key.replace('_', ' ')} {value}")
 
 
-def number(value: float) -> str:
-    """Return a pure number with about four figures and a true minus sign."""
-    if math.isnan(value):
-        return "undefined"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    size = abs(value)
-    if value == int(value) and 10 <= size < 1e6:
-        text = f"{value:,.0f}"
-    elif size >= 1e6 or 0 < size < 5e-4:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        text = f"{float(mantissa):g}e{int(exponent)}"
-    else:
-        text = f"{value:,.{0 if size >= 1000 else 1 if size >= 100 else 3}f}"
-    return text.replace("-", "−")
-
-
-def figure(value: float, unit: str = "", metric: str = "") -> str:
-    """Return a value as it stands in a table whose heading names the unit."""
-    if not math.isfinite(value):
-        return number(value)
-    if metric in YES_NO and value in (0, 1):
-        return "yes" if value else "no"
-    if metric == "steps" and value == int(value):
-        return f"{value:,.0f}"
-    if unit == "share":
-        size = abs(100 * value)
-        return f"{100 * value:.{1 if size >= 0.1 or size == 0 else 2}f} %".replace("-", "−")
-    if unit == "s":
-        return duration(value)
-    if unit in ("bytes", "B"):
-        return memory(value)
-    if unit == "bits/dim":
-        return f"{value:.3f}".replace("-", "−") if abs(value) < 1e4 else number(value)
-    return number(value)
-
-
-def with_unit(value: float, unit: str = "", metric: str = "") -> str:
-    """Return a value with its unit, for sentences."""
-    text = figure(value, unit, metric)
-    spelled = unit in ("", "share", "s", "bytes", "B") or not math.isfinite(value) or metric in YES_NO
-    return text if spelled else f"{text} {unit}"
-
-
-def interval(record: Record) -> str:
-    """Return the 95 % interval, or nothing where none is known."""
-    if record.ci95 is None or not all(map(math.isfinite, record.ci95)):
-        return ""
-    low, high = (figure(end, record.unit) for end in record.ci95)
-    if low.endswith(" %") and high.endswith(" %"):
-        low = low.removesuffix(" %")
-    return f"{low} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in the two largest units that matter."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if abs(seconds) < 9.5 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
-
-
-def memory(size: float) -> str:
-    """Return a number of bytes in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if abs(size) < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
-def listed(names: Sequence[Any], most: int = 8) -> str:
-    """Return ``‘a’``, ``‘a’ or ‘b’``, or the first few of many."""
-    quoted = [f"‘{name}’" for name in names[:most]]
-    if len(names) > most:
-        return f"{', '.join(quoted)} and {len(names) - most} more"
-    return " or ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
-
-
 def forgotten(selection: Mapping[str, Any]) -> str:
-    """Return in words what a recipe's ``data.forget`` selects.
-
-    Conditions of data sources that are not known here are shown as they stand.
-    """
+    """Return in words what a recipe's ``data.forget`` selects; unknown conditions are shown as key and value."""
     return ", ".join(_condition(key, value) for key, value in selection.items() if value is not None and value != [])
 
 
 def _condition(key: str, value: Any) -> str:
-    """Return one condition of a selection."""
     match key, value:
         case "label", [*names]:
             return f"items labelled {listed(names)}"

@@ -15,10 +15,11 @@ from unlearn.core.files import write_text
 from unlearn.core.records import Picture
 from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
-from unlearn.report.drawings import same, strips, tradeoff, training_charts
-from unlearn.report.labels import duration, forgotten, ordered
+from unlearn.report.charts import strips, tradeoff, training_charts
+from unlearn.report.formatting import duration
+from unlearn.report.labels import DIRECTIONS, forgotten, ordered
 from unlearn.report.read_run import RunFolder, read_run
-from unlearn.report.table import Row, better, cell, explain, groups, rows
+from unlearn.report.table import Measurement, better, cell, groups, measurements
 from unlearn.report.texts import text_tables
 from unlearn.report.verdict import forget_row, judge, kept_row
 
@@ -36,11 +37,11 @@ def build_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     path = folder / "report.html"
-    write_text(path, environment().get_template("report.html.j2").render(report_context(run)))
+    write_text(path, template_environment().get_template("report.html.j2").render(report_context(run)))
     return path
 
 
-def environment() -> Environment:
+def template_environment() -> Environment:
     """Return the template environment; every value is escaped."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -49,7 +50,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(explain=explain, better=better, duration=duration, slug=_slug)
+    made.filters.update(explain=DIRECTIONS.__getitem__, better=better, duration=duration, slug=_slug)
     made.globals.update(
         cell=cell, version=__version__, now=lambda: datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     )
@@ -58,7 +59,7 @@ def environment() -> Environment:
 
 def report_context(run: RunFolder) -> dict[str, Any]:
     """Return everything that the template shows."""
-    measured = rows(run.records)
+    measured = measurements(run.records)
     about, verdict = run.part("about"), judge(run)
     subjects = ordered([subject for row in measured for subject in row.cells])
     return {
@@ -105,15 +106,15 @@ def method_name(run: RunFolder) -> str:
     return ""
 
 
-def _seed_table(run: RunFolder, measured: Sequence[Row]) -> dict[str, Any] | None:
+def _seed_table(run: RunFolder, measured: Sequence[Measurement]) -> dict[str, Any] | None:
     """Return the headline figures of each seed, with the way to its own report."""
     if not run.seeds:
         return None
     heads = [row for row in (forget_row(run, measured), kept_row(run, measured)) if row is not None]
     lines = []
     for seed in run.seeds:
-        own = rows(seed.records)
-        found = [next((row for row in own if same(row, head)), None) for head in heads]
+        own = measurements(seed.records)
+        found = [next((row for row in own if row.is_like(head)), None) for head in heads]
         cells = [cell(row, "unlearned") if row else None for row in found]
         lines.append({"name": seed.path.name, "word": judge(seed).word, "cells": cells})
     return {"heads": [row.phrase for row in heads], "lines": lines}

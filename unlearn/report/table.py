@@ -1,9 +1,9 @@
-"""Records as rows with one column a subject, for the report and for the terminal."""
+"""Records as measurements with one column per subject, for the report and for the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,32 +12,32 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.core.records import Direction, Record
-from unlearn.report.labels import (
-    ARROWS,
-    DIRECTIONS,
-    about_text,
-    entry_value,
-    figure,
-    interval,
-    metric_label,
-    ordered,
-    phrase,
-    with_unit,
-)
+from unlearn.report.formatting import figure, interval, with_unit
+from unlearn.report.labels import ARROWS, about_text, entry_value, metric_label, ordered, phrase
 
-Key = tuple[str, str, str, tuple[tuple[str, str], ...]]
+MeasurementKey = tuple[str, str, str, tuple[tuple[str, str], ...]]
 MOST_ROWS = 6
-"""Rows a metric may fill in the terminal."""
+"""Most rows of one metric in the terminal."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement of all subjects: same evaluator, metric, split and about."""
+class Measurement:
+    """One figure of all subjects: same evaluator, metric, split and about.
+
+    Args:
+        evaluator: key of the evaluator in the recipe.
+        metric: its name.
+        split: the data it was measured on.
+        about: what else varies.
+        entry: the evaluator's key where several entries of the recipe measure this metric, else empty.
+        cells: subject -> record.
+    """
 
     evaluator: str
     metric: str
     split: str
     about: Mapping[str, str]
+    entry: str = ""
     cells: dict[str, Record] = field(default_factory=dict)
 
     @property
@@ -56,28 +56,32 @@ class Row:
         return self.first.unit
 
     @property
+    def label(self) -> str:
+        """The metric in words, and whose it is where several entries of the recipe measure it."""
+        return metric_label(self.metric) + (f" ({self.entry})" if self.entry else "")
+
+    @property
     def where(self) -> str:
-        """Split and about in words, empty where the metric has neither."""
+        """Split and about in words, empty if the metric has neither."""
         return " · ".join(part for part in (self.split.replace("_", " "), about_text(self.about)) if part)
 
     @property
     def phrase(self) -> str:
         """What is measured, as the subject of a sentence."""
-        return phrase(self.first)
+        return phrase(self.first, self.entry)
 
     @property
     def sizes(self) -> str:
-        """Number of items behind each figure: one number where all are equal."""
-        sizes = list(dict.fromkeys(f"{record.n:,}" for record in self.cells.values()))
-        return " / ".join(sizes)
+        """Number of items behind each figure: one number if all are equal."""
+        return " / ".join(dict.fromkeys(f"{record.n:,}" for record in self.cells.values()))
 
     def value(self, subject: str) -> float:
-        """Return a subject's value, nan where there is none."""
+        """Return a subject's value, nan if there is none."""
         record = self.cells.get(subject)
         return math.nan if record is None else record.value
 
     def gap(self, subject: str = "unlearned") -> float:
-        """Return how far a subject is from the best value; smaller is better, nan where that is unknown."""
+        """Return how far a subject is from the best value; smaller is better, nan if that is unknown."""
         value = self.value(subject)
         return {
             "lower": value,
@@ -87,37 +91,49 @@ class Row:
             "none": math.nan,
         }[self.direction]
 
+    def is_like(self, other: Measurement) -> bool:
+        """Whether two runs measured the same."""
+        return key(self.first) == key(other.first)
 
-def key(record: Record) -> Key:
+
+def key(record: Record) -> MeasurementKey:
     """Return what a record measures, without the subject and the seed."""
     return (record.evaluator, record.metric, record.split, tuple(sorted(record.about.items())))
 
 
-def rows(records: Sequence[Record]) -> list[Row]:
-    """Bring the subjects side by side, in the order of the records, rows of one metric together."""
-    found: dict[Key, Row] = {}
+def measured_twice(pairs: Iterable[tuple[str, str]]) -> Collection[str]:
+    """Return the metrics that occur with several evaluators, given (evaluator, metric) pairs."""
+    metrics = [metric for _, metric in set(pairs)]
+    return {metric for metric in metrics if metrics.count(metric) > 1}
+
+
+def measurements(records: Sequence[Record]) -> list[Measurement]:
+    """Bring the subjects side by side, in the order of the records; measurements of one metric stand together."""
+    metrics = list(dict.fromkeys((record.evaluator, record.metric) for record in records))
+    several = measured_twice(metrics)
+    found: dict[MeasurementKey, Measurement] = {}
     for record in records:
-        row = found.setdefault(key(record), Row(record.evaluator, record.metric, record.split, record.about))
-        row.cells.setdefault(record.subject, record)
-    metrics = list(dict.fromkeys((row.evaluator, row.metric) for row in found.values()))
+        entry = record.evaluator if record.metric in several else ""
+        new = Measurement(record.evaluator, record.metric, record.split, record.about, entry)
+        found.setdefault(key(record), new).cells.setdefault(record.subject, record)
     return sorted(found.values(), key=lambda row: metrics.index((row.evaluator, row.metric)))
 
 
 @dataclass(frozen=True)
-class Group:
-    """All rows of one metric."""
+class MetricGroup:
+    """All measurements of one metric by one evaluator."""
 
     label: str
     metric: str
     unit: str
-    rows: list[Row]
+    rows: list[Measurement]
 
 
-def groups(measured: Sequence[Row]) -> list[Group]:
-    """Gather rows by metric."""
-    found: dict[tuple[str, str], Group] = {}
+def groups(measured: Sequence[Measurement]) -> list[MetricGroup]:
+    """Group measurements by metric."""
+    found: dict[tuple[str, str], MetricGroup] = {}
     for row in measured:
-        empty = Group(metric_label(row.metric), row.metric, row.unit, [])
+        empty = MetricGroup(row.label, row.metric, row.unit, [])
         found.setdefault((row.evaluator, row.metric), empty).rows.append(row)
     return list(found.values())
 
@@ -125,43 +141,41 @@ def groups(measured: Sequence[Row]) -> list[Group]:
 def metrics_table(records: Sequence[Record]) -> Table:
     """Return the table for the end of a run: target, unlearned and retrained side by side, within 80 columns.
 
-    Figures that say nothing about the unlearned model are left out, and of a metric with many rows all but those on
-    the forget data; the report has everything, with intervals.
+    Only figures of the unlearned model are shown and, of a metric with many rows, only those on the forget data; the
+    report has everything, with intervals.
     """
-    measured = [row for row in rows(records) if "unlearned" in row.cells]
+    measured = [row for row in measurements(records) if "unlearned" in row.cells]
     subjects = ordered([subject for row in measured for subject in row.cells])
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("metric", "on"):
         table.add_column(name, overflow="fold")
     for subject in subjects:
-        table.add_column(
-            escape(subject.replace("_", " ")), justify="right", style="bold" if subject == "unlearned" else None
-        )
+        style = "bold" if subject == "unlearned" else None
+        table.add_column(escape(subject.replace("_", " ")), justify="right", style=style)
     table.add_column("better")
     for group in groups(measured):
         shown = _shown(group)
         for index, row in enumerate(shown):
-            label = metric_label(row.metric) if index == 0 else ""
-            where = _short(row)
+            label = group.label if index == 0 else ""
             cells = [cell_text(row, subject, with_sign=True) for subject in subjects]
-            table.add_row(*map(escape, [label, where, *cells, ARROWS[row.direction]]))
+            table.add_row(*map(escape, [label, _short(row), *cells, ARROWS[row.direction]]))
         if len(shown) < len(group.rows):
             table.add_row("", f"+ {len(group.rows) - len(shown)} more", style="dim")
     return table
 
 
-def _short(row: Row) -> str:
-    """Return split and about in few words; an attack is on the forget data, and its first score is meant."""
+def _short(row: Measurement) -> str:
+    """Return split and about in few words; for an attack, neither its split nor its score."""
     values = {key: entry_value(key, value) for key, value in row.about.items()}
     if row.metric.startswith("attack_"):
         return " · ".join(value for key, value in values.items() if key != "score")
     return " · ".join(part for part in (row.split.replace("_", " "), *values.values()) if part)
 
 
-def _shown(group: Group) -> list[Row]:
-    """Return the rows for the terminal; of an attack's scores the first alone.
+def _shown(group: MetricGroup) -> list[Measurement]:
+    """Return the rows for the terminal: of an attack only its first score.
 
-    Of many rows those over all categories, where several splits have one, and else those on the forget data.
+    Of many rows, those over all categories if several splits have one, else those on the forget data.
     """
     found = group.rows
     if group.metric.startswith("attack_"):
@@ -174,8 +188,8 @@ def _shown(group: Group) -> list[Row]:
     return [row for row in found if row.split == "forget"] or found[:1]
 
 
-def cell_text(row: Row, subject: str, with_sign: bool = False) -> str:
-    """Return a subject's figure, a dash where it was not measured; ``with_sign`` adds units that have no heading."""
+def cell_text(row: Measurement, subject: str, with_sign: bool = False) -> str:
+    """Return a subject's figure, a dash if it was not measured; ``with_sign`` adds units that have no heading."""
     record = row.cells.get(subject)
     if record is None:
         return "–"
@@ -188,14 +202,9 @@ def better(direction: Direction) -> str:
     return f"{ARROWS[direction]} {direction}" if ARROWS[direction] else ""
 
 
-def cell(row: Row, subject: str) -> dict[str, Any] | None:
-    """Return what a cell of a page shows, None where the subject was not measured."""
+def cell(row: Measurement, subject: str) -> dict[str, Any] | None:
+    """Return what a cell of a page shows, None if the subject was not measured."""
     record = row.cells.get(subject)
     if record is None:
         return None
     return {"figure": figure(record.value, record.unit, record.metric), "interval": interval(record), "n": record.n}
-
-
-def explain(direction: Direction) -> str:
-    """Return a direction as a clause."""
-    return DIRECTIONS[direction]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from unlearn.config.schema import SUBJECTS
 from unlearn.core.records import TextTable
-from unlearn.report.labels import SUBJECTS
 from unlearn.report.read_run import RunFolder
 
 LONGEST = 280
-"""Characters of a text that are shown; the whole stands in the run directory."""
+"""Most characters of a text that are shown; the run directory has the whole text."""
 
 
 def text_tables(run: RunFolder) -> list[dict[str, Any]]:
@@ -18,8 +18,8 @@ def text_tables(run: RunFolder) -> list[dict[str, Any]]:
     return [_shown(table) for table in run.text_tables]
 
 
-def cut(text: str, longest: int = LONGEST) -> str:
-    """Return the beginning of a text, with dots where more follows."""
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Return the beginning of a text, with an ellipsis if more follows."""
     line = text.strip()
     return line if len(line) <= longest else f"{line[:longest].rstrip()} …"
 
@@ -29,13 +29,14 @@ def _shown(table: TextTable) -> dict[str, Any]:
     kinds = [name if name in SUBJECTS else "" for name in table.columns]
 
     def cells(row: list[str]) -> list[dict[str, Any]]:
-        is_same = [
-            bool(kind) and truth is not None and _said(text) == _said(row[truth])
-            for kind, text in zip(kinds, row, strict=True)
-        ]
         return [
-            {"text": cut(text), "whole": text if len(text.strip()) > LONGEST else "", "kind": kind, "same": same}
-            for text, kind, same in list(zip(row, kinds, is_same, strict=True))[1:]
+            {
+                "text": shortened(text),
+                "whole": text if len(text.strip()) > LONGEST else "",
+                "kind": kind,
+                "same": bool(kind) and truth is not None and _words(text) == _words(row[truth]),
+            }
+            for kind, text in list(zip(kinds, row, strict=True))[1:]  # the first column names the group
         ]
 
     return {
@@ -49,6 +50,6 @@ def _shown(table: TextTable) -> dict[str, Any]:
     }
 
 
-def _said(text: str) -> str:
-    """Return the words of a text, however they are written."""
+def _words(text: str) -> str:
+    """Return the words of a text, without case and punctuation."""
     return " ".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())

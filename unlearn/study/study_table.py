@@ -16,7 +16,8 @@ from unlearn.core.files import write_text
 from unlearn.core.records import Record, find
 from unlearn.experiment.seed_summary import t_interval
 from unlearn.report.card import plain
-from unlearn.report.labels import ARROWS, DIRECTIONS, YES_NO, figure, interval
+from unlearn.report.formatting import YES_NO, figure, interval
+from unlearn.report.labels import ARROWS, DIRECTIONS
 from unlearn.report.read_run import RunFolder
 from unlearn.study.spec import Column, Study
 
