@@ -83,6 +83,17 @@ def test_what_a_run_did_not_measure_is_a_gap(runs):
     assert [cell is None for cell in lines["sample share", "forget"].cells] == [False, False, False, True]
 
 
+def test_two_entries_of_one_evaluator_are_two_lines(tmp_path):
+    both = [
+        record("bits_per_dim", "unlearned", bits, "retain", evaluator=key) for key, bits in (("a", 1.0), ("b", 2.0))
+    ]
+    lines = aligned(entries([write_run(tmp_path / "two" / "1", both)]))["Kept"]
+    assert [(line.label.rpartition(" ")[2], line.first.value("unlearned")) for line in lines] == [
+        ("(a)", 1),
+        ("(b)", 2),
+    ]
+
+
 def test_best_only_among_equals(runs):
     """With the same data the first run is best; beside a run on other data none is; equal figures have no best."""
 

@@ -89,7 +89,7 @@ def headlines(entries: Sequence[Compared]) -> Table:
 
 def _column(row: Measurement) -> str:
     """Return the column of a headline figure, without what each run forgets."""
-    return f"{row.metric} {row.split}".strip()
+    return " ".join(part for part in (row.metric, row.split, row.entry) if part)
 
 
 def _cell(row: Measurement | None) -> str:

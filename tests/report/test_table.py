@@ -1,6 +1,7 @@
 """Rows, words and the table in the terminal."""
 
 import math
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -37,6 +38,18 @@ def test_subjects_stand_side_by_side():
         ("a", "test", {"target": 4}),
         ("b", "", {"target": 2}),
     ]
+
+
+def test_two_entries_of_one_evaluator_are_two_figures():
+    """Both are named by their key; a metric that one entry alone measures is not."""
+    found = [record("bits", "unlearned", 1.0), record("bits", "unlearned", 2.0), record("share", "unlearned", 3.0)]
+    found[1] = replace(found[1], evaluator="more_draws")
+    assert [(row.label, row.value("unlearned")) for row in measurements(found)] == [
+        ("bits (e)", 1.0),
+        ("bits (more_draws)", 2.0),
+        ("share", 3.0),
+    ]
+    assert "bits (more_draws)" in printed(found)
 
 
 @pytest.mark.parametrize(

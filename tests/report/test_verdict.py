@@ -1,6 +1,7 @@
 """The verdict is computed from the records, and says so when a goal was missed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,15 @@ GATED = [
 )
 def test_gates(gate, met):
     assert [goal.met for goal in check_gates({"name": gate}, GATED)] == [met]
+
+
+def test_gate_names_the_entry_it_means():
+    records = [record("bits", "unlearned", 2.0), replace(record("bits", "unlearned", 9.0), evaluator="second")]
+    first, second, lost = check_gates(
+        {name: Gate("bits", max=3.0, evaluator=name) for name in ("e", "second", "third")}, records
+    )
+    assert (first.met, second.met, lost.met) == (True, False, None)
+    assert second.text == "bits on the forget data (second): at most 3.000"
 
 
 def test_gate_reads_as_a_sentence():
