@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import hashlib
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,12 @@ class Cost(Evaluator):
 
     def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``cost_seconds``, ``cost_share``, ``peak_memory``, ``storage`` and ``steps`` of the run."""
-        run, models = evaluation.run, evaluation.models
+        run = evaluation.run
+        held = digests(evaluation.models["target"])  # one model at a time: hashes, not tensors, are compared
         figures: list[tuple[str, float, str, Direction]] = [
             ("cost_seconds", run.seconds, "s", "lower"),
             ("peak_memory", run.peak_memory / 2**20, "MiB", "lower"),
-            ("storage", new_bytes(models["target"], models["unlearned"]) / 2**20, "MiB", "lower"),
+            ("storage", bytes_not_in(held, evaluation.models["unlearned"]) / 2**20, "MiB", "lower"),
             ("steps", float(run.steps), "", "none"),
         ]
         if run.target_seconds:
@@ -48,19 +50,17 @@ class Cost(Evaluator):
         )
 
 
-def new_bytes(target: nn.Module, unlearned: nn.Module) -> int:
-    """Return the size of the tensors of the unlearned model that the target does not hold, under whatever name.
+def digests(model: nn.Module) -> set[str]:
+    """Return a hash of each tensor that a model stores, by which it is known when the model is not there any more."""
+    return {_digest(tensor) for tensor in _tensors(model)}
 
-    It is what must be stored beside the target; none for a model that changes how the target is sampled.
+
+def bytes_not_in(held: Container[str], model: nn.Module) -> int:
+    """Return the size of a model's tensors whose hash is not among those held.
+
+    Of an unlearned model it is what must be stored beside the target; none where it is only sampled in another way.
     """
-    held: dict[Hashable, list[Tensor]] = {}
-    for tensor in _tensors(target):
-        held.setdefault(_trace(tensor), []).append(tensor)
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in _tensors(unlearned)
-        if not any(torch.equal(tensor, known) for known in held.get(_trace(tensor), ()))
-    )
+    return sum(tensor.nbytes for tensor in _tensors(model) if _digest(tensor) not in held)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -72,6 +72,9 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
             yield tensor
 
 
-def _trace(tensor: Tensor) -> Hashable:
-    """Return what equal tensors share, so that few are compared in full."""
-    return tensor.shape, tensor.dtype, tensor.device, tuple(tensor.flatten()[:8].tolist())
+def _digest(tensor: Tensor) -> str:
+    """Return a hash of type, shape and values; equal tensors share it."""
+    values = (tensor + 0 if tensor.is_floating_point() else tensor).detach().cpu().contiguous()  # -0.0 becomes 0.0
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

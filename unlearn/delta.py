@@ -22,7 +22,7 @@ from unlearn.config.registry import names, resolve
 from unlearn.core.errors import RecipeError, UnlearnError
 from unlearn.core.files import write_bytes
 from unlearn.experiment.memory_estimate import gib
-from unlearn.experiment.pretraining import folder_of
+from unlearn.experiment.model_store import folder_of
 from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import ModelConfig, Wrapper
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +26,7 @@ from unlearn.evaluators.image.face_verification import (
     seen,
     strangers,
 )
+from unlearn.evaluators.subjects import trainable_copy
 from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import packaged_perceptual
@@ -90,8 +90,9 @@ class FaceRelearning(Evaluator[HasLatents]):
         wanted = net(shown[:, : self.held].flatten(0, 1)).cpu()
         owners = torch.arange(len(ids)).repeat_interleave(self.held)
         findings, curves = EvaluationResult(), Curves()
-        for subject, model in evaluation.models.items():
+        for subject in evaluation.models:
             own = places if subject != "retrained" else self._places(evaluation, subject, ids)
+            model = evaluation.models[subject]  # after the latents, for which the target is asked
             for k in sorted(self.pictures):
                 curves[subject, k] = []
                 trained = slice(self.held, self.held + k)
@@ -114,7 +115,7 @@ class FaceRelearning(Evaluator[HasLatents]):
 
     def _copies(self, model: Any, w: Tensor, images: Tensor) -> Iterator[tuple[int, Any]]:
         """Yield (steps, the copy so far) at each number of steps; the model itself stays as it is."""
-        copy = deepcopy(model).requires_grad_(True)
+        copy = trainable_copy(model)
         optimizer = torch.optim.Adam(copy.parameters(), lr=self.lr)
         perceptual = packaged_perceptual(tuple(images.shape[1:]))
         if 0 in self.steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,10 +49,11 @@ class Quantization(Evaluator[Continues]):
         ids = attacked(evaluation, self.items)
         found = EvaluationResult()
         for bits in self.bits:
+            before = all_codes(evaluation.models["target"], bits)
             for subject, model in evaluation.models.items():
                 scores = scores_of(evaluation, quantized(model, bits), ids, self.batch_size)
                 found.records.extend(attack_records("quantization", subject, scores, f"{bits} bit", evaluation.seed))
-                if subject != "target" and (share := codes_changed(evaluation.models["target"], model, bits)):
+                if subject != "target" and (share := codes_changed(before, all_codes(model, bits))):
                     found.records.append(_codes_record(subject, bits, *share, evaluation.seed))
         return found
 
@@ -60,7 +61,8 @@ class Quantization(Evaluator[Continues]):
 def scales(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
     """Return the step between codes of each output channel, max |w| / (2^(bits - 1) - 1), in the shape of a divisor."""
     others = [axis for axis in range(weight.ndim) if axis != channel]
-    largest: Tensor = weight.abs().amax(dim=others, keepdim=True)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # a rounded scale could overflow the codes
+    largest: Tensor = wide.abs().amax(dim=others, keepdim=True)
     return torch.div(largest, 2 ** (bits - 1) - 1)
 
 
@@ -89,13 +91,18 @@ def quantized(model: Any, bits: int) -> Any:
 
 
 @torch.no_grad()
-def codes_changed(target: nn.Module, model: nn.Module, bits: int) -> tuple[float, int] | None:
-    """Return the share of quantised weights whose codes differ, and their number; None for models of other shapes."""
-    pairs = list(zip(linear_weights(target), linear_weights(model), strict=False))
+def all_codes(model: nn.Module, bits: int) -> dict[str, Tensor]:
+    """Return the codes of every linear layer by the weight's name, on the CPU."""
+    return {name: codes(weight, bits, axis).cpu() for name, weight, axis in linear_weights(model)}
+
+
+def codes_changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, int] | None:
+    """Return the share of codes that differ, and their number; None for models of other shapes."""
+    pairs = list(zip(before.items(), after.items(), strict=False))
     if not pairs or any(a[0] != b[0] or a[1].shape != b[1].shape for a, b in pairs):
         return None
-    changed = sum(int((codes(a, bits, axis) != codes(b, bits, axis)).sum()) for (_, a, axis), (_, b, _) in pairs)
-    total = sum(weight.numel() for (_, weight, _), _ in pairs)
+    changed = sum(int((a != b).sum()) for (_, a), (_, b) in pairs)
+    total = sum(old.numel() for (_, old), _ in pairs)
     return changed / total, total
 
 

@@ -17,6 +17,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import limited, some_of
 from unlearn.evaluators.statistics import auc, auc_change
+from unlearn.evaluators.subjects import in_their_place
 from unlearn.evaluators.text.metrics import zlib_length
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
 from unlearn.models.capabilities import Continues
@@ -165,9 +166,8 @@ class TextMembership(Evaluator[Continues]):
                 "the target does, so that likelihoods cannot be compared. Type a model with the target's tokenizer, "
                 "or null."
             )
-        judge = replace(
-            evaluation, models={self.reference: model.eval().to(evaluation.device, torch.float32)}, cache={}
-        )
+        models = in_their_place(evaluation.models, self.reference, model, evaluation.device)
+        judge = replace(evaluation, models=models, cache={})
         members, others = self._read(judge, self.reference, items)
         return members.nll, others.nll
 

@@ -49,7 +49,7 @@ class Job(NamedTuple):
     """A recipe cut short, and what it works on; ``steps`` is how many it takes in a run."""
 
     recipe: Recipe
-    materials: RunInputs
+    inputs: RunInputs
     steps: int
 
     @classmethod
@@ -63,13 +63,13 @@ class Job(NamedTuple):
 
     def module(self) -> UnlearningModule:
         """Return the module that a run steps."""
-        load_teacher, load_target = self.materials.load_teacher, self.materials.load_target
-        beside = ReferenceModel(load_teacher) if load_teacher else None
-        return build_module(self.recipe, load_target(), self.materials.splits, 0, ReferenceModel(load_target), beside)
+        target, teacher = self.inputs.target, self.inputs.teacher
+        beside = ReferenceModel(teacher.copy) if teacher else None
+        return build_module(self.recipe, target.copy(), self.inputs.splits, 0, ReferenceModel(target.copy), beside)
 
     def feed(self) -> StepLoader:
         """Return the batches of the steps."""
-        optim, splits = self.recipe.optim, self.materials.splits
+        optim, splits = self.recipe.optim, self.inputs.splits
         groups = {
             "forget": optim.forget_batch or optim.batch,
             **({"retain": optim.batch} if self.recipe.retain else {}),
@@ -143,12 +143,12 @@ def esd() -> None:
 def textbook_esd(job: Job, size: int) -> Side:
     """Return the mean seconds of a step over all numbers of DDIM steps to the state, of which a step draws one."""
     term = term_of(job, "forget", ESD)
-    model, target = job.materials.load_target(), job.materials.load_target().requires_grad_(False)
+    model, target = job.inputs.target.copy(), job.inputs.target.copy().requires_grad_(False)
     moving = job.recipe.scope.select(model)
     parameters = [parameter.requires_grad_(name in set(moving)) for name, parameter in model.named_parameters()]
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimiser = adam(job.recipe.optim, parameters)
-    split, seconds = job.materials.splits["forget"], 0.0
+    split, seconds = job.inputs.splits["forget"], 0.0
     for index in range(-WARM, term.steps):
         began = time.process_time()
         picked = split.ids[torch.randint(len(split), (size,))]
@@ -197,7 +197,7 @@ def esd_agrees(job: Job) -> None:
         module.reference_cache = ReferenceCache(Path(folder))
         module.on_fit_start()
         nudge(module.model)
-        target, context = job.materials.load_target(), module._context("forget/esd")
+        target, context = job.inputs.target.copy(), module._context("forget/esd")
         ids = term.source._chosen(term.items, context)[:2]
         states = context.recall(term.source._name, "forget", ids).unflatten(0, (2, term.steps))
         told, null = target.condition(context.batch("forget", ids)), target.null(2)
@@ -230,10 +230,9 @@ def sfd() -> None:
 
 def textbook_sfd(job: Job) -> Side:
     """Return the median seconds of an iteration: items are drawn for each of the two steps, scores pass by pass."""
-    load_teacher = job.materials.load_teacher
-    assert load_teacher is not None
-    generator, teacher = job.materials.load_target(), load_teacher().requires_grad_(False)
-    fake = load_teacher()
+    assert job.inputs.teacher is not None
+    generator, teacher = job.inputs.target.copy(), job.inputs.teacher.shared()
+    fake = job.inputs.teacher.copy()
     optim, feed = job.recipe.optim, job.feed()
     sides = [list(generator.parameters()), list(fake.parameters())]
     optimisers = [adam(optim, parameters) for parameters in sides]

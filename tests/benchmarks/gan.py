@@ -99,13 +99,13 @@ def guide() -> None:
 def textbook(job: Job) -> Side:
     """Return the median seconds of a step: each pair of images has a pass in the model and one in a frozen copy."""
     local, rest = term_of(job, "forget", Guide), term_of(job, "retain", GlobalPreservation)
-    model, target = job.materials.load_target(), job.materials.load_target().requires_grad_(False)
+    model, target = job.inputs.target.copy(), job.inputs.target.copy().requires_grad_(False)
     moving = set(job.recipe.scope.select(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in moving)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = adam(job.recipe.optim, parameters)
-    split = job.materials.splits["forget"]
+    split = job.inputs.splits["forget"]
     source = latents_of(model, split.dataset, split.ids[:1], local.inversion, Randomness(0))
     aim = local.aim(source, target.w_avg)
     longest = (source - target.w_avg).norm().item() / 2
@@ -143,7 +143,7 @@ def drawn_step(model: LatentGenerator, source: Tensor, longest: float) -> Tensor
 def agrees(job: Job) -> None:
     """Check that both terms are the same both ways, on the same draws, with a model that has moved."""
     local, rest = term_of(job, "forget", Guide), term_of(job, "retain", GlobalPreservation)
-    module, target = job.module(), job.materials.load_target()
+    module, target = job.module(), job.inputs.target.copy()
     with tempfile.TemporaryDirectory() as folder:
         module.reference_cache = ReferenceCache(Path(folder))
         module.on_fit_start()

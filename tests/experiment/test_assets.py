@@ -11,7 +11,8 @@ from unlearn.config.recipe import load
 from unlearn.data.base import Split
 from unlearn.data.splits import train_split
 from unlearn.experiment.make_assets import SHIPPED, found, mean_loss
-from unlearn.experiment.pretraining import find_or_train, shipped, training_key
+from unlearn.experiment.model_store import shipped, training_key
+from unlearn.experiment.pretraining import find_or_train
 
 
 def test_all_that_ships_is_listed_and_all_that_is_listed_ships() -> None:

@@ -13,7 +13,7 @@ from tests.toys.drawings import write_drawings
 from tests.toys.gan import small_gan
 from unlearn.config.recipe import load
 from unlearn.data.splits import train_split
-from unlearn.experiment.pretraining import training_key
+from unlearn.experiment.model_store import training_key
 from unlearn.experiment.train_classifier import main as train_judge
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.models.gan.wrapper import LatentGenerator

@@ -1,4 +1,4 @@
-"""Runs a recipe's evaluators over all subjects."""
+"""Runs a recipe's evaluators over all subjects, one model at a time on the device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ from unlearn.config.schema import Recipe
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Run
+from unlearn.evaluators.subjects import OneAtATime
 from unlearn.training.fit import device_for
 
 
 def evaluate(
     recipe: Recipe, models: Mapping[str, Callable[[], Any]], splits: Mapping[str, Split], run: Run, seed: int
 ) -> EvaluationResult:
-    """Measure every subject with every evaluator; in single precision, on every rank."""
+    """Measure every subject with every evaluator, on every rank.
+
+    Args:
+        recipe: with the evaluators.
+        models: subject -> returns its model. Each is measured in its own precision.
+        splits: the data by split name.
+        run: facts that some evaluators report.
+        seed: of the run.
+    """
     device = device_for(recipe.trainer)
-    subjects = {name: load().eval().to(device=device, dtype=torch.float32) for name, load in models.items()}
-    return measured(recipe.evaluate, subjects, splits, Randomness(seed, "evaluate"), device, run, seed)
+    subjects = OneAtATime(models, device)
+    try:
+        return measured(recipe.evaluate, subjects, splits, Randomness(seed, "evaluate"), device, run, seed)
+    finally:
+        subjects.release()
 
 
 @torch.no_grad()
@@ -33,7 +45,7 @@ def measured(
     run: Run | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
-    """Run evaluators over models that stand on the device."""
+    """Run evaluators over models on the device; values that evaluators share are computed once."""
     findings = EvaluationResult()
     cache: dict[Any, Any] = {}
     for name, evaluator in evaluators.items():

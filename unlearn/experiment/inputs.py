@@ -1,12 +1,10 @@
-"""What a run works on: data splits, target and retrained model."""
+"""The inputs of a run: data splits, target, retrained model."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -15,7 +13,8 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import make_splits, train_split
-from unlearn.experiment.pretraining import StoredModel, find_or_train, given, likelihood_quantiles
+from unlearn.experiment.model_store import StoredModel, given
+from unlearn.experiment.pretraining import find_or_train, likelihood_quantiles
 from unlearn.models.base import Wrapper
 
 
@@ -24,75 +23,62 @@ class RunInputs:
     """What a run works on, all checked before anything is written.
 
     Args:
-        dataset: all items.
         splits: forget, retain, holdout and test.
-        load_target: reads the target afresh.
-        load_retrained: reads the retrained model afresh, None where there is none.
-        target: where the target came from, None for a model in memory.
-        retrained: where the retrained model came from, None where there is none.
-        load_clean: reads the model that the target was corrupted from, None where there is none.
-        teacher: where the model that the target was distilled from came from, None where there is none.
-        load_teacher: reads that model afresh, None where there is none.
+        target: the model that unlearning begins from.
+        retrained: the model that never saw the forget data, None where there is none.
+        clean: the model that the target was corrupted from, None where there is none.
+        teacher: the model that the target was distilled from, None where there is none.
     """
 
-    dataset: Dataset
     splits: dict[str, Split]
-    load_target: Callable[[], Wrapper]
-    load_retrained: Callable[[], Wrapper] | None
-    target: StoredModel | None
+    target: StoredModel
     retrained: StoredModel | None = None
-    load_clean: Callable[[], Wrapper] | None = None
+    clean: StoredModel | None = None
     teacher: StoredModel | None = None
-    load_teacher: Callable[[], Wrapper] | None = None
-
-    @property
-    def origin(self) -> str:
-        """Where the target came from, in a word."""
-        return self.target.origin if self.target else "in memory"
 
     @property
     def facts(self) -> dict[str, str]:
         """What a resumed run must find again: hashes of the data and of the models."""
         data = " ".join(f"{name} {split.dataset.content(split.ids)}" for name, split in self.splits.items())
         models = {"target model": self.target, "retrained model": self.retrained, "teacher": self.teacher}
-        found = {name: trained.key for name, trained in models.items() if trained is not None}
-        return {"data": hashlib.sha256(data.encode()).hexdigest()[:16], **found}
+        keys = {name: stored.key for name, stored in models.items() if stored is not None and stored.key}
+        return {"data": hashlib.sha256(data.encode()).hexdigest()[:16], **keys}
 
     @property
-    def target_seconds(self) -> float | None:
-        """What the target's training took, None where it is unknown."""
-        return self.target.seconds if self.target else None
+    def models(self) -> dict[str, StoredModel]:
+        """All stored models by subject, in the order in which evaluators see them after the unlearned one."""
+        named = {"target": self.target, "retrained": self.retrained, "teacher": self.teacher, "clean": self.clean}
+        return {subject: stored for subject, stored in named.items() if stored is not None}
+
+    def release(self) -> None:
+        """Move every stored model back to the CPU, in its own precision."""
+        for stored in self.models.values():
+            stored.release()
 
 
 def gather_inputs(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> RunInputs:
     """Find or train the target, draw the splits, then find or train the retrained model."""
     config = recipe.model
-    target = clean = teacher = None
-    load_target: Callable[[], Wrapper]
+    clean = teacher = retrained = None
     if model is not None:
-        load_target = partial(copy.deepcopy, model)
+        target = StoredModel.in_memory(model)
     else:
-        target = clean = _target(recipe, dataset)
+        target = begun = _target(recipe, dataset)
         if recipe.corrupt is not None:
-            target = _corrupted(recipe, clean, dataset)
+            clean, target = begun, _corrupted(recipe, begun, dataset)
         if recipe.distil is not None:
-            teacher, target = clean, distilled(recipe, recipe.distil, clean, dataset)
-        load_target = partial(config.load, target.folder)
-    if target is None or target.origin == "given":
-        load_target().check_fits(dataset.info)
+            teacher, target = begun, distilled(recipe, recipe.distil, begun, dataset)
+    if target.origin in ("given", "in memory"):
+        target.shared().check_fits(dataset.info)
     quantiles = None
     if recipe.data.asks_likelihood:
-        quantiles = likelihood_quantiles(load_target().eval(), dataset, Randomness(recipe.pretrain.seed, "quantile"))
+        quantiles = likelihood_quantiles(target.shared(), dataset, Randomness(recipe.pretrain.seed, "quantile"))
     splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
-    retrained: StoredModel | None = None
     if config.retrained is not None:
         retrained = given("model.retrained", config, config.retrained)
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
         retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
-    load_retrained = None if retrained is None else partial(config.load, retrained.folder)
-    load_clean = partial(config.load, clean.folder) if clean and recipe.corrupt else None
-    load_teacher = partial(config.load, teacher.folder) if teacher else None
-    return RunInputs(dataset, splits, load_target, load_retrained, target, retrained, load_clean, teacher, load_teacher)
+    return RunInputs(splits, target, retrained, clean, teacher)
 
 
 def _target(recipe: Recipe, dataset: Dataset) -> StoredModel:

@@ -22,7 +22,8 @@ from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import train_split
 from unlearn.evaluators.statistics import frechet
 from unlearn.experiment.inputs import distilled, training_items
-from unlearn.experiment.pretraining import StoredModel, find_or_train
+from unlearn.experiment.model_store import StoredModel
+from unlearn.experiment.pretraining import find_or_train
 from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import Trains, TrainsAgainst
 from unlearn.models.feature_extractors.classifiers import features_for
@@ -65,7 +66,7 @@ def make(name: str, assets: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     test = Split("test", dataset, torch.nonzero(dataset.is_test).flatten())
-    model = config.wrapper.from_pretrained(trained.folder)
+    model = trained.read()
     what, exact = figure(model, test)
     model.save_pretrained(folder, torch.float16)
     stored = figure(config.wrapper.from_pretrained(folder), test)[1]

@@ -31,7 +31,7 @@ from unlearn.experiment.memory_estimate import estimated
 from unlearn.experiment.pretraining import new_model
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.seed_summary import write_summary
-from unlearn.experiment.unlearning import Unlearned, change
+from unlearn.experiment.unlearning import Unlearned, unlearn
 from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import capabilities_of
 from unlearn.report.card import write_model_card
@@ -61,14 +61,14 @@ class Result:
 
 
 def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: Path | None = None) -> Result:
-    """Carry out a recipe, once a seed.
+    """Carry out a recipe, once per seed.
 
     Args:
         recipe: what to do.
         command: the command line, kept in the run directory.
         model: the target, where it is already in memory: a wrapper, or what the backend's wrapper can wrap. It is
-            left as it is.
-        folder: an unfinished run directory to go on with; by default a new one.
+            not changed.
+        folder: an unfinished run directory to resume; by default a new one.
 
     Raises:
         RecipeError: something is wrong with the recipe or the data; nothing was written.
@@ -89,7 +89,10 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
         torch.set_num_threads(recipe.trainer.threads)
     quiet_lightning()
     launch(recipe.trainer.devices, recipe.trainer.accelerator)
-    result = (_several if len(recipe.seeds) > 1 else _one)(recipe, command, model, dataset, folder)
+    if len(recipe.seeds) > 1:
+        result = _several_seeds(recipe, command, model, dataset, folder)
+    else:
+        result = SeedRun(recipe, command, model, dataset, folder).carry_out()
     if result.failed_gates:
         raise GateFailed("\n".join(result.failed_gates), result)
     return result
@@ -161,101 +164,145 @@ def check(recipe: Recipe) -> str:
     return one_step(recipe, module, splits, scope_lines(module), prepare_masks(recipe, print))
 
 
-def _several(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
-    """Carry out a recipe once a seed, then sum up."""
+def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
+    """Carry out a recipe once per seed, then summarise."""
     parent = folder or new_folder(recipe)
-    place = RunDir(parent)
-    with place.held():
-        place.begin(recipe, command, in_memory=model is not None)
+    run_dir = RunDir(parent)
+    with run_dir.held():
+        run_dir.begin(recipe, command, in_memory=model is not None)
         results = []
         for seed in recipe.seeds:
             single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
             part = parent / f"seed-{seed}"
             done = RunDir(part).status().get("status") == "done"
-            results.append(_read(recipe, part) if done else _one(single, command, model, dataset, part, parent))
+            results.append(
+                _finished(recipe, part) if done else SeedRun(single, command, model, dataset, part, parent).carry_out()
+            )
         records: list[Record] = []
         if rank() == 0:
             records = write_summary(parent, [result.folder for result in results])
-            place.end(metrics_table(records))
+            run_dir.end(metrics_table(records))
         barrier()
     failed = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
     return Result(parent, records, results[-1].model, failed)
 
 
-def _one(
-    recipe: Recipe,
-    command: Sequence[str],
-    model: Any,
-    dataset: Dataset,
-    folder: Path | None,
-    parent: Path | None = None,
-) -> Result:
-    """Carry out one seed."""
-    seed = recipe.seeds[0]
-    began = time.monotonic()
-    resumed = parent or folder
-    try:
-        materials = gather_inputs(recipe, seed, model, dataset)
-    except Interrupted as stop:
-        again = f"type: python -m unlearn.run resume={resumed}" if resumed else "type the same command again"
-        raise Interrupted(f"{stop} To go on, {again}.") from None
-    seconds = {"materials": time.monotonic() - began}
-    folder = folder or new_folder(recipe)
-    place = RunDir(folder, parent)
-    again = "call unlearn again" if model is not None else f"type: python -m unlearn.run resume={parent or folder}"
-    with place.held(), _resumable(again):
-        place.begin(recipe, command, in_memory=model is not None)
-        place.keep(materials.facts)
-        place.write_splits(materials.splits)
-        place.say(f"{recipe.name}, seed {seed}: {_sizes(materials)}; target {materials.origin}")
-        for line in remarks(materials.splits):
-            place.say(line)
-        changed = change(recipe, materials, seed, place)
-        return _judge(recipe, place, changed, materials, seed, seconds)
+class SeedRun:
+    """One seed of a recipe, from its inputs to its report.
 
+    Args:
+        recipe: with one seed.
+        command: the command line, kept in the run directory.
+        model: the target, where it is already in memory.
+        dataset: the data as the model reads it.
+        folder: the run directory; None for a new one, which is made once the inputs are known to be sound.
+        parent: the folder of the run over several seeds that this one belongs to.
+    """
 
-def _judge(
-    recipe: Recipe, place: RunDir, changed: Unlearned, materials: RunInputs, seed: int, seconds: dict[str, float]
-) -> Result:
-    """Measure what the change left, and write it."""
-    student = changed.student
-    seconds |= changed.seconds
-    facts = Run(
-        steps=changed.steps,
-        seconds=seconds["unlearning"],
-        target_seconds=materials.target_seconds,
-        target_origin=materials.origin,
-        peak_memory=peak_memory(),
-        state=changed.states,
-        networks=changed.networks,
-    )
-    place.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
-    began = time.monotonic()
-    models: dict[str, Callable[[], Any]] = {"target": changed.target, "unlearned": lambda: student}
-    others = {"retrained": materials.load_retrained, "teacher": materials.load_teacher, "clean": materials.load_clean}
-    models |= {name: load for name, load in others.items() if load is not None}
-    splits = dict(materials.splits)
-    if recipe.select is not None:
-        splits["forget"] = splits["forget"].halves()[1]
-    findings = evaluate(recipe, models, splits, facts, seed)
-    seconds["evaluation"] = time.monotonic() - began
-    student = student.float().cpu()
-    failed = missed_gates(recipe, findings.records)
-    if rank() == 0:
-        _write(recipe, place, student, findings, header(recipe, seed, facts, seconds, failed))
-    barrier()
-    return Result(place.folder, findings.records, student, failed)
+    def __init__(
+        self,
+        recipe: Recipe,
+        command: Sequence[str],
+        model: Wrapper | None,
+        dataset: Dataset,
+        folder: Path | None,
+        parent: Path | None = None,
+    ) -> None:
+        self.recipe, self.command, self.model, self.dataset = recipe, command, model, dataset
+        self.folder, self.parent = folder, parent
+        self.seed = recipe.seeds[0]
+        self.seconds: dict[str, float] = {}
+
+    def carry_out(self) -> Result:
+        """Gather the inputs, unlearn, measure, and write everything into the run directory."""
+        with self._timed("inputs"), _say_how_to_resume(self._remedy):
+            inputs = gather_inputs(self.recipe, self.seed, self.model, self.dataset)
+        self.folder = self.folder or new_folder(self.recipe)
+        run_dir = RunDir(self.folder, self.parent)
+        with run_dir.held(), _say_how_to_resume(self._remedy):
+            self._begin(run_dir, inputs)
+            unlearned = unlearn(self.recipe, inputs, self.seed, run_dir)
+            facts = self._facts(inputs, unlearned)
+            run_dir.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
+            findings = self._measure(inputs, unlearned, facts)
+            failed = missed_gates(self.recipe, findings.records)
+            if rank() == 0:
+                self._write(run_dir, unlearned.model, findings, facts, failed)
+            barrier()
+        return Result(self.folder, findings.records, unlearned.model, failed)
+
+    def _remedy(self) -> str:
+        """Return what to do after a stop."""
+        if self.folder is None:
+            return "type the same command again."
+        if self.model is not None:
+            return "call unlearn again"
+        return f"type: python -m unlearn.run resume={self.parent or self.folder}"
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[stage] = time.monotonic() - began
+
+    def _begin(self, run_dir: RunDir, inputs: RunInputs) -> None:
+        """Write and say what is known before the first step."""
+        run_dir.begin(self.recipe, self.command, in_memory=self.model is not None)
+        run_dir.keep(inputs.facts)
+        run_dir.write_splits(inputs.splits)
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in inputs.splits.items())
+        run_dir.say(f"{self.recipe.name}, seed {self.seed}: {sizes}; target {inputs.target.origin}")
+        for line in remarks(inputs.splits):
+            run_dir.say(line)
+
+    def _facts(self, inputs: RunInputs, unlearned: Unlearned) -> Run:
+        self.seconds |= unlearned.seconds
+        return Run(
+            steps=unlearned.steps,
+            seconds=unlearned.seconds["unlearning"],
+            target_seconds=inputs.target.seconds,
+            target_origin=inputs.target.origin,
+            peak_memory=peak_memory(),
+            state=unlearned.states,
+            networks=unlearned.networks,
+        )
+
+    def _measure(self, inputs: RunInputs, unlearned: Unlearned, facts: Run) -> EvaluationResult:
+        """Measure all subjects, on the half of forget that ``select`` has not seen."""
+        others = {subject: stored.shared for subject, stored in inputs.models.items()}
+        models: dict[str, Callable[[], Any]] = {
+            "target": others.pop("target"),
+            "unlearned": lambda: unlearned.model,
+            **others,
+        }
+        splits = dict(inputs.splits)
+        if self.recipe.select is not None:
+            splits["forget"] = splits["forget"].halves()[1]
+        with self._timed("evaluation"):
+            return evaluate(self.recipe, models, splits, facts, self.seed)
+
+    def _write(
+        self, run_dir: RunDir, unlearned: Wrapper, findings: EvaluationResult, facts: Run, failed: list[str]
+    ) -> None:
+        """Write the model and everything about it; ``run.json`` says done only after all of it."""
+        folder = run_dir.folder / "model"
+        folder.mkdir(exist_ok=True)
+        unlearned.save_pretrained(folder)
+        run_dir.write_findings(findings, header(self.recipe, self.seed, facts, self.seconds, failed))
+        write_model_card(run_dir.folder)
+        build_report(run_dir.folder)
+        run_dir.end(metrics_table(findings.records))
 
 
 @contextmanager
-def _resumable(again: str) -> Iterator[None]:
-    """Say how to go on after a stop, whether the steps saved their state or the measuring was cut off."""
+def _say_how_to_resume(remedy: Callable[[], str]) -> Iterator[None]:
+    """Add the remedy to a stop, whether the steps saved their state or something else was cut off."""
     try:
         yield
     except Interrupted as stop:
-        raise Interrupted(f"{stop} To go on, {again}") from None
+        raise Interrupted(f"{stop} To go on, {remedy()}") from None
     except KeyboardInterrupt:
-        raise Interrupted(f"Stopped. To go on, {again}") from None
+        raise Interrupted(f"Stopped. To go on, {remedy()}") from None
 
 
 def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
@@ -264,24 +311,8 @@ def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     return [f"gate.{goal.name} missed: {goal.text}; found {goal.found}." for goal in goals if not goal.met]
 
 
-def _write(recipe: Recipe, place: RunDir, student: Wrapper, findings: EvaluationResult, facts: dict[str, Any]) -> None:
-    """Write the model and everything about it; ``run.json`` says done only after all of it."""
-    model = place.folder / "model"
-    model.mkdir(exist_ok=True)
-    student.save_pretrained(model)
-    place.write_findings(findings, facts)
-    write_model_card(place.folder)
-    build_report(place.folder)
-    place.end(metrics_table(findings.records))
-
-
-def _read(recipe: Recipe, folder: Path) -> Result:
+def _finished(recipe: Recipe, folder: Path) -> Result:
     """Return the result of a seed that was finished before."""
     records = read_run(folder).records
-    return Result(
-        folder, records, recipe.model.wrapper.from_pretrained(folder / "model"), missed_gates(recipe, records)
-    )
-
-
-def _sizes(materials: RunInputs) -> str:
-    return ", ".join(f"{len(split):,} {name}" for name, split in materials.splits.items())
+    model = recipe.model.wrapper.from_pretrained(folder / "model")
+    return Result(folder, records, model, missed_gates(recipe, records))

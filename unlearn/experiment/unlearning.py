@@ -1,4 +1,4 @@
-"""How a model is changed: step by step on the recipe's losses, or by an edit; and what stands around it then."""
+"""Runs the unlearning itself: gradient steps or a closed-form edit, then an optional guard."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
+from typing_extensions import override
 
 from unlearn.config.schema import Recipe
 from unlearn.core.distributed import rank
@@ -20,6 +22,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
+from unlearn.evaluators.subjects import precision_of
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.run_dir import RunDir
@@ -33,69 +36,69 @@ from unlearn.training.module import UnlearningModule
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What a change leaves.
+    """The result of unlearning.
 
     Args:
-        student: the unlearned model.
-        target: loads the model as it was.
-        steps: optimiser steps taken.
-        seconds: of the steps, and of the measurements between them.
+        model: the unlearned model.
+        steps: optimizer steps taken.
+        seconds: of the steps (``unlearning``) and of the measurements between them (``selection``).
         states: the objectives' last states.
-        networks: what was trained beside the model, by its name.
+        networks: networks that were trained with the model, by phase name.
     """
 
-    student: Any
-    target: ReferenceModel
+    model: Any
     steps: int
     seconds: dict[str, float]
-    states: Mapping[str, Mapping[str, Any]]
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def change(recipe: Recipe, materials: RunInputs, seed: int, place: RunDir) -> Unlearned:
-    """Change the target as the recipe says; a change that was cut off goes on where it stood."""
-    target = ReferenceModel(materials.load_target)
+def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unlearned:
+    """Unlearn as the recipe says; an unlearning that was interrupted goes on where it stood.
+
+    Every stored model is back on the CPU afterwards, and the unlearned one has the precision of the target.
+    """
     if recipe.edit is not None:
-        changed = _edit(recipe, recipe.edit, materials, target, seed, place)
+        unlearned = _edit(recipe, recipe.edit, inputs, seed, run_dir)
     elif recipe.forget:
-        changed = _train(recipe, materials, target, seed, place)
+        unlearned = _train(recipe, inputs, seed, run_dir)
     else:
-        changed = Unlearned(materials.load_target(), target, 0, {"unlearning": 0.0, "selection": 0.0}, {})
-    if recipe.guard is None:
-        return changed
-    return replace(changed, student=recipe.guard(changed.student, materials.splits))
+        unlearned = Unlearned(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
+    inputs.release()
+    model = recipe.guard(unlearned.model, inputs.splits) if recipe.guard else unlearned.model
+    # trainer.precision=64-true takes the steps in a wider type than the model's own
+    return replace(unlearned, model=model.to(dtype=precision_of(inputs.target.shared())))
 
 
-def _train(recipe: Recipe, materials: RunInputs, target: ReferenceModel, seed: int, place: RunDir) -> Unlearned:
+def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unlearned:
     """Take the steps of the recipe's losses."""
-    teacher = ReferenceModel(materials.load_teacher) if materials.load_teacher else None
-    module = build_module(recipe, materials.load_target(), materials.splits, seed, target, teacher)
+    target = ReferenceModel(inputs.target.shared)
+    teacher = ReferenceModel(inputs.teacher.shared) if inputs.teacher else None
+    module = build_module(recipe, inputs.target.copy(), inputs.splits, seed, target, teacher)
     if recipe.guard is not None:
-        recipe.guard(module.model, materials.splits)  # one that does not fit is refused before the first step
-    place.say(scope_lines(module))
-    prepare, beside = prepare_masks(recipe, place.say), _keep_best(recipe, materials, target, seed, place.say)
-    whole = fit(module, recipe.trainer, place.folder, "unlearning", prepare, beside)
-    selection = sum(callback.seconds for callback in beside)
-    recipe.scope.detach(module.model, place.folder)
+        recipe.guard(module.model, inputs.splits)  # one that does not fit is refused before the first step
+    run_dir.say(scope_lines(module))
+    prepare, callbacks = prepare_masks(recipe, run_dir.say), _keep_best(recipe, inputs, target, seed, run_dir.say)
+    whole = fit(module, recipe.trainer, run_dir.folder, "unlearning", prepare, callbacks)
+    selection = sum(callback.seconds for callback in callbacks)
+    recipe.scope.detach(module.model, run_dir.folder)
     seconds = {"unlearning": whole - selection, "selection": selection}
-    return Unlearned(module.model, target, module.step_count, seconds, module.states, _networks(module, place))
+    return Unlearned(module.model, module.step_count, seconds, module.states, _networks(module, run_dir.folder))
 
 
-def _networks(module: UnlearningModule, place: RunDir) -> dict[str, nn.Module]:
-    """Return what was trained beside the model; write what asks for it, apart from the model."""
+def _networks(module: UnlearningModule, folder: Path) -> dict[str, nn.Module]:
+    """Return the networks trained with the model; write those that are kept in a file of their own (a key)."""
     found = {}
     for phase in module.phases:
         if phase.network is not None:
             found[phase.name] = phase.network
             if phase.file and rank() == 0:
                 state = {key: value.detach().cpu().contiguous() for key, value in phase.network.state_dict().items()}
-                save_file(state, place.folder / phase.file)
+                save_file(state, folder / phase.file)
     return found
 
 
-def _edit(
-    recipe: Recipe, edit: Edit, materials: RunInputs, target: ReferenceModel, seed: int, place: RunDir
-) -> Unlearned:
+def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unlearned:
     """Apply an edit, which may ask for the model trained further on a split."""
     began = time.monotonic()
     steps = 0
@@ -103,25 +106,32 @@ def _edit(
     def train(model: Wrapper, split: str, optim: Optim) -> Wrapper:
         nonlocal steps
         further = copy.deepcopy(model).requires_grad_(True)
-        module = training_module(further, optim, materials.splits[split], seed)
-        fit(module, recipe.trainer, place.folder / f"trained-on-{split}", f"training on {split}")
+        module = training_module(further, optim, inputs.splits[split], seed)
+        fit(module, recipe.trainer, run_dir.folder / f"trained-on-{split}", f"training on {split}")
         steps += module.step_count
         return further
 
-    with _heard(place.say):
-        student = edit(materials.load_target(), train, materials.splits)
-    return Unlearned(student, target, steps, {"unlearning": time.monotonic() - began, "selection": 0.0}, {})
+    with _log_messages_to(run_dir.say):
+        model = edit(inputs.target.copy(), train, inputs.splits)
+    return Unlearned(model, steps, {"unlearning": time.monotonic() - began, "selection": 0.0})
+
+
+class _MessageHandler(logging.Handler):
+    """Hands the text of each log record to a function."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())
 
 
 @contextmanager
-def _heard(say: Callable[[str], None]) -> Iterator[None]:
-    """Hand the notes that the package logs while the body runs to ``say``: what an edit found, and its warnings."""
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
-
-    logger, handler = logging.getLogger("unlearn"), Notes()
+def _log_messages_to(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand what the package logs while the body runs to ``say``: an edit's findings and warnings."""
+    logger, handler = logging.getLogger("unlearn"), _MessageHandler(say)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -133,21 +143,26 @@ def _heard(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _keep_best(
-    recipe: Recipe, materials: RunInputs, target: ReferenceModel, seed: int, say: Callable[[str], None]
+    recipe: Recipe, inputs: RunInputs, target: ReferenceModel, seed: int, say: Callable[[str], None]
 ) -> list[KeepBest]:
-    """Return what keeps the best weights, judged on the half of forget that the figures do not show."""
+    """Return the callback that keeps the best weights, judged on the half of forget that is not reported."""
     select = recipe.select
     if select is None:
         return []
     evaluator = {select.evaluator: recipe.evaluate[select.evaluator]}
-    splits = {**materials.splits, "forget": materials.splits["forget"].halves()[0]}
+    splits = {**inputs.splits, "forget": inputs.splits["forget"].halves()[0]}
+    device = device_for(recipe.trainer)
 
     def measure(models: Mapping[str, Any], splits: Mapping[str, Split]) -> list[Record]:
-        device = device_for(recipe.trainer)
+        homes = {name: next(model.parameters()).device for name, model in models.items()}
         placed = {name: model.eval().to(device) for name, model in models.items()}
-        return measured(evaluator, placed, splits, Randomness(seed, "select"), device).records
+        records = measured(evaluator, placed, splits, Randomness(seed, "select"), device).records
+        for name, home in homes.items():
+            models[name].to(home)  # a frozen model that the steps do not need leaves the device again
+        return records
 
-    asked = {select.limit.minus if select.limit else None, "retrained" if select.aim == "retrained" else None}
-    known: dict[str, Callable[[], Any] | None] = {"target": target, "retrained": materials.load_retrained}
-    fixed = {name: load for name, load in known.items() if name in asked and load is not None}
-    return [KeepBest(select, measure, splits, fixed, say)]
+    compared = {select.limit.minus if select.limit else None, "retrained" if select.aim == "retrained" else None}
+    known: dict[str, Callable[[], Any]] = {"target": target}
+    if inputs.retrained is not None:
+        known["retrained"] = inputs.retrained.shared
+    return [KeepBest(select, measure, splits, {name: known[name] for name in known if name in compared}, say)]

@@ -77,7 +77,7 @@ class DrawingAttack(Evaluator[ImageDenoiser]):
             if model.settings.one_step is not None:
                 continue
             with still(model), self.finds(evaluation, judge, subject, items) as (told, budget):
-                images = drawn(evaluation, model, "forget", items, self.batch_size, told)
+                images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, told)
             seen = judge.seen(images, items)
             findings.records.append(record(self.attack, subject, seen, budget, evaluation.seed, judge))
         return findings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from unlearn.core.records import Picture, Record
 from unlearn.core.validation import above, at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
+from unlearn.evaluators.subjects import trainable_copy
 from unlearn.models.capabilities import M
 
 Curves = dict[tuple[str, int], list[tuple[int, float]]]
@@ -103,7 +103,7 @@ class Relearning(Evaluator[M]):
 
     def checkpoints(self, evaluation: Evaluation, model: Any, ids: Tensor) -> Iterator[tuple[int, Any]]:
         """Yield (steps, the copy so far) at each number of steps that is asked for; the model itself stays as it is."""
-        copy = deepcopy(model).requires_grad_(True)
+        copy = trainable_copy(model)
         optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)
         stream = evaluation.randomness.child(f"relearning/{len(ids)}")
         size = min(self.batch, len(ids))

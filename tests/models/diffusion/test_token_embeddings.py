@@ -15,7 +15,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
 from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.in_memory import ImagesInMemory
-from unlearn.experiment.pretraining import training_key
+from unlearn.experiment.model_store import training_key
 from unlearn.models.diffusion.config import TextUNet
 
 CAPTIONS = ("a red heart", "a blue heart", "one flag")

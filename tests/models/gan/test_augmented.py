@@ -21,7 +21,7 @@ from unlearn.config.recipe import load
 from unlearn.config.schema import Pretrain, Trainer
 from unlearn.core.errors import Interrupted, RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.experiment.pretraining import training_key
+from unlearn.experiment.model_store import training_key
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.wrapper import LAZY
