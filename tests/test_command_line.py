@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ROOT
-from unlearn.config import compose
+from unlearn.config import packaged
 from unlearn.config.yaml_io import parse
 from unlearn.run import HELP, main
 
@@ -31,7 +31,7 @@ import errno
 import os
 from dataclasses import dataclass
 from unlearn.core.errors import Diverged
-from unlearn.evaluators.base import Evaluator, Findings
+from unlearn.evaluators.base import Evaluator, EvaluationResult
 from unlearn.core.records import Record
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Fragile(Evaluator):
         errors = {"crash": full, "stop": KeyboardInterrupt(), "diverge": Diverged("loss is nan")}
         if os.environ.get("FRAGILE") in errors:
             raise errors[os.environ["FRAGILE"]]
-        return Findings([Record(evaluator="fragile", metric="figure", subject="unlearned", value=2.0)])
+        return EvaluationResult([Record(evaluator="fragile", metric="figure", subject="unlearned", value=2.0)])
 '''
 
 
@@ -110,7 +110,7 @@ def test_the_list_names_every_recipe_with_all_it_says(capsys: pytest.CaptureFixt
     header, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert header.split() == ["RECIPE", "FAMILY", "METHOD", "NEEDS", "TITLE"]
     cells = [re.split(r"  +", row) for row in rows]
-    assert sorted(row[0] for row in cells) == compose.names() and cells[0][0] == "quickstart"
+    assert sorted(row[0] for row in cells) == packaged.names("recipe") and cells[0][0] == "quickstart"
     assert all(len(row) == 5 and row[1] in ("flow", "gan", "diffusion", "language") for row in cells)
 
 
@@ -138,8 +138,9 @@ def test_a_reader_that_has_enough_gets_no_traceback(arguments: list[str]) -> Non
     [
         (["--shw", "recipe=quickstart"], "there is no flag --shw. Did you mean: --show"),
         (["-x"], "there is no flag -x"),
-        (["recipe"], "'recipe' is no setting; write key=value"),
-        (["quickstart"], "Did you mean recipe=quickstart?"),
+        (["quickstrt"], "Did you mean: quickstart"),
+        (["quickstart", "--show", "again"], "'again' is no setting"),
+        (["recipe=quickstart", "optim.lr"], "'optim.lr' is no setting; write key=value"),
         (["recipe=quickstart", "=3"], "'=3' is no setting"),
         (["recipe=quickstart", ""], "'' is no setting"),
         (["recipe="], "recipe= is given without a value"),

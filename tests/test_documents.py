@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ROOT
-from unlearn.config import compose, registry
+from unlearn.config import packaged, registry
 from unlearn.config.recipe import load
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -94,7 +94,7 @@ def test_the_paper_index_is_complete() -> None:
         assert cited <= set(re.findall(r"arXiv:(\d{4}\.\d{5})", PAPERS)), path
     for name in registry.COMPONENTS["objective"] | registry.COMPONENTS["combination"]:
         assert f"`{name}`" in PAPERS, name
-    for name in compose.names():
+    for name in packaged.names("recipe"):
         assert f"`{name}`" in PAPERS, name
     for file in re.findall(r"`([\w/]+\.py)`", PAPERS):
         assert (ROOT / file).is_file(), file

@@ -10,22 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearn.core.errors import RecipeError, UnlearnError, did_you_mean, is_of_the_machine
+from unlearn.config.arguments import sort, split, take
+from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
 
 if TYPE_CHECKING:
     from unlearn.config.schema import Recipe
 
 HELP = """\
-usage: python -m unlearn.run recipe=NAME|FILE.yaml [key=value ...] [--show | --check]
+usage: python -m unlearn.run [recipe=]NAME|FILE.yaml [key=value ...] [--show | --check]
 
   python -m unlearn.run                                            list the recipes
   python -m unlearn.run recipe=quickstart                          run one
   python -m unlearn.run recipe=quickstart data.forget.label=5 --show
-  python -m unlearn.run resume=auto                                go on with the newest unfinished run
+  python -m unlearn.run resume=auto                                resume the newest unfinished run
 
   --show   print the resolved recipe, each value with its origin; --check   build everything, take one step
   seed=[0,1,2] runs each seed; output=DIR names the run directory (default runs/<recipe>/...)
-  resume=DIR goes on with that run; recipe=NAME resume=auto with the newest of the same recipe, else starts one
+  resume=DIR resumes that run; recipe=NAME resume=auto the newest run of the same recipe, or starts one
 exit codes: 0 done, 1 failed, 2 recipe or data error, 3 a gate failed, 130 interrupted (state saved)
 """
 
@@ -72,29 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(arguments: list[str]) -> _Request:
-    """Sort the arguments."""
-    flags = {argument for argument in arguments if argument.startswith("-")}
-    for flag in sorted(flags):
-        if flag not in FLAGS:
-            raise RecipeError(f"there is no flag {flag}. {did_you_mean(flag, FLAGS)} Settings are written key=value.")
-    if {"--show", "--check"} <= flags:
+    """Sort the arguments; a name alone is that of the recipe."""
+    name, settings, flags = sort(arguments, FLAGS)
+    if {"--show", "--check"} <= flags.keys():
         raise RecipeError("--show and --check are both given; take one.")
-    own: dict[str, str] = {}
-    settings = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if argument.startswith("-"):
-            continue
-        if not equals or not key:
-            hint = f" Did you mean recipe={argument}?" if not equals and argument and not own else ""
-            raise RecipeError(f"{argument!r} is no setting; write key=value, such as optim.lr=1e-4.{hint}")
-        if key not in ("recipe", "resume"):
-            settings.append(argument)
-        elif key in own or not value:
-            raise RecipeError(f"{key}= is given {'twice' if key in own else 'without a value'}; write one {key}=VALUE.")
-        else:
-            own[key] = value
-    return _Request(own.get("recipe"), own.get("resume"), settings, flags)
+    own, settings = take(settings, ("recipe", "resume"))
+    if name and "recipe" in own:
+        raise RecipeError(f"{name!r} is no setting; write key=value, such as optim.lr=1e-4.")
+    return _Request(name or own.get("recipe"), own.get("resume"), settings, set(flags))
 
 
 def _answer(request: _Request, arguments: list[str]) -> None:
@@ -165,7 +151,7 @@ def _resume(request: _Request) -> None:
     if request.flags:
         raise RecipeError(f"{', '.join(sorted(request.flags))} needs a recipe; write recipe=NAME.")
     for setting in request.settings:
-        key, _, value = setting.partition("=")
+        key, value = split(setting)
         if key != "output" or Path(value).absolute() != Path(request.resume).absolute():
             raise RecipeError(
                 f"{setting}: a resumed run keeps its recipe and its folder; write resume={request.resume} alone."

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from unlearn.config import compose
+from unlearn.config import packaged
 from unlearn.config.recipe import load
 from unlearn.core.errors import RecipeError
 from unlearn.experiment.runner import check
@@ -35,10 +35,12 @@ QUICK = {
 
 
 def test_no_recipe_is_lost_unseen() -> None:
-    assert len(compose.names()) == 56  # quickstart, 5 for flows, 22 for language, 20 for diffusion models, 8 for GANs
+    assert (
+        len(packaged.names("recipe")) == 56
+    )  # quickstart, 5 for flows, 22 for language, 20 for diffusion models, 8 for GANs
 
 
-@pytest.mark.parametrize("name", compose.names())
+@pytest.mark.parametrize("name", packaged.names("recipe"))
 def test_every_recipe_is_sound(name: str) -> None:
     """It loads, says what it is, loads again from what it resolves to, and takes a step."""
     recipe = load(name)

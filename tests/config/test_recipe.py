@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unlearn.config import compose
+from unlearn.config import packaged
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump, parse
@@ -127,12 +127,12 @@ def test_file_mapping_and_arguments_say_the_same(tmp_path: Path) -> None:
     assert not same(from_file, load(SMALL, ["forget.weight=0.7"]))
 
 
-@pytest.mark.parametrize("name", compose.names())
+@pytest.mark.parametrize("name", packaged.names("recipe"))
 def test_every_packaged_recipe_is_sound(name: str) -> None:
     recipe = load(name)
     assert recipe.name == name
     assert recipe.about.title and recipe.about.method and recipe.about.needs
-    first = compose._packaged()[name].read_text().splitlines()
+    first = packaged._packaged("recipe")[name].read_text().splitlines()
     assert first[0].startswith("# ") and any(f"python -m unlearn.run recipe={name}" in line for line in first[:4])
 
 

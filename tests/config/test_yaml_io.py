@@ -5,7 +5,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unlearn.config.yaml_io import MAX_NODES, dump, from_python, inline, parse
+from unlearn.config.yaml_io import dump, from_python, inline, parse
 from unlearn.core.errors import RecipeError
 
 TRAPS = [
@@ -63,11 +63,11 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "f, line 2: the key 'a' stands twice"),
-        ("a: {b: 1, b: 2}", "the key 'b' stands twice"),
-        ("a: &x [*x]", r"line 1: \*x stands for nothing finished"),
-        ("a: *nothing", r"\*nothing stands for nothing"),
-        (LAUGHS, f"too large: over {MAX_NODES} values"),
+        ("a: 1\na: 2", "f, line 2: the key 'a' .* remove one"),
+        ("a: {b: 1, b: 2}", "the key 'b' .* remove one"),
+        ("a: &x [*x]", "too large"),
+        ("a: *nothing", "undefined alias"),
+        (LAUGHS, "too large"),
         ("[" * 50_000, "nested over"),
         ("{a: " * 5_000, "nested over"),
         ("- " * 5_000, "nested over"),
@@ -76,7 +76,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("<<: {a: 1}", "merge keys"),
         ("? [a]\n: 1", r"a key must be text, not \['a'\]"),
         ("null: 1", "a key must be text, not null"),
-        ("a: 1\n---\nb: 2", "several documents"),
+        ("a: 1\n---\nb: 2", "but found another document"),
         ("a: [1", "is no valid YAML"),
         ("a: 'x", "is no valid YAML"),
         ("\x00", "is no valid YAML"),

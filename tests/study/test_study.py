@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.toys import ROOT
-from unlearn.config import listing, studies
+from unlearn.config import listing, packaged
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_json
 from unlearn.core.records import Record
@@ -170,10 +170,10 @@ def test_a_column_that_nothing_fills_is_named(place: Path, capsys: pytest.Captur
         (["two.yaml", "seed=1"], "write seeds="),
         (["two.yaml", "seeds=[0,0]"], "different numbers"),
         (["two.yaml", "optim.lrr=1"], "Did you mean: lr"),
-        (["two.yaml", "--write"], "needs a document"),
+        (["two.yaml", "--write"], "--write has no value"),
         (["two.yaml", "--write", "doc.md"], "there is no file doc.md"),
         (["two.yaml", "--show", "--table"], "--show writes nothing"),
-        (["seeds=[0]"], "its name comes first"),
+        (["seeds=[0]"], "unlearn.study STUDY key=value"),
     ],
 )
 def test_mistakes_stop_with_the_remedy(
@@ -190,7 +190,7 @@ def test_mistakes_stop_with_the_remedy(
         ({"colums": {}}, "Did you mean: columns"),
         ({"columns": {"a": {"metrc": "m"}}}, "Did you mean: metric"),
         ({"columns": {"a": {"metric": "m", "minus": "retraind"}}}, "Did you mean: retrained"),
-        ({"columns": None}, "columns is null"),
+        ({"columns": None}, "columns is empty"),
         ({"references": ["targt"]}, "Did you mean: target"),
         ({"runs": {"a b": {}, "a_b": {}}}, "would share a folder"),
         ({"recipe": None}, "has no recipe"),
@@ -227,7 +227,7 @@ def test_recipes_lie_beside_the_study(place: Path) -> None:
 
 
 def test_the_lists_show_every_study() -> None:
-    assert studies.names() == [
+    assert packaged.names("study") == [
         "diffusion_class",
         "diffusion_guards",
         "diffusion_methods",
@@ -240,13 +240,13 @@ def test_the_lists_show_every_study() -> None:
         "restor",
     ]
     for text in (listing.study_list(), listing.listing()):
-        assert all(name in text and studies.title(name) in text for name in studies.names())
+        assert all(name in text and read_study(name, []).spec.about.title in text for name in packaged.names("study"))
 
 
-@pytest.mark.parametrize("name", studies.names())
+@pytest.mark.parametrize("name", packaged.names("study"))
 def test_packaged_studies_load(name: str) -> None:
     study = read_study(name, [])
-    assert len({part.folder for part in parts(study)}) == len(study.runs) * len(study.seeds)
+    assert len({part.folder for part in parts(study)}) == len(study.runs) * len(study.spec.seeds)
 
 
 def test_help_and_the_list_import_nothing_slow(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from unlearn.config import compose, registry, studies
-from unlearn.config.compose import Given, Node
+from unlearn.config import compose, packaged, registry
+from unlearn.config.compose import Given, Node, given
 from unlearn.core.errors import RecipeError
 
 
@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 def rows() -> list[Row]:
     """Return a row for every packaged recipe; those without a family's folder come first."""
-    return [_row(name) for name in sorted(compose.names(), key=lambda name: ("/" in name, name))]
+    return [_row(name) for name in sorted(packaged.names("recipe"), key=lambda name: ("/" in name, name))]
 
 
 def listing() -> str:
@@ -35,7 +35,10 @@ def listing() -> str:
 
 def study_list() -> str:
     """Return the list of packaged studies as a table."""
-    found = [(name, studies.title(name)) for name in studies.names()]
+    found = []
+    for name in packaged.names("study"):
+        about = packaged.read(name, "study").tree.get("about")
+        found.append((name, _text(given(about, name), "title")))
     width = max(len(name) for name, _ in [("STUDY", ""), *found])
     lines = [f"{name:<{width}}  {title}".rstrip() for name, title in [("STUDY", "TITLE"), *found]]
     return "\n".join([*lines, "", "Run one:    python -m unlearn.study NAME"])

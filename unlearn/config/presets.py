@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from unlearn.config.compose import COMPONENTS, TERMS, Given, Node, bare, given, is_several, merge, written
-from unlearn.core.errors import RecipeError, did_you_mean, shorten
+from typing import Any
 
-NAMED = (*COMPONENTS, *TERMS)
-"""Parts that may be one component."""
+from unlearn.config.compose import SINGLE, Given, Node, bare, given, merge, written
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 
 def settle(node: dict[str, Node]) -> dict[str, Node]:
     """Return the values without ``tables`` and ``settings``, the chosen entry laid over those that are not firm.
 
-    The entry is ``tables[settings][method]``, method being the forget objective or the edit. What it says of a
-    component without naming it belongs to the one that the recipe has.
+    The entry is ``tables[settings][method]``, method being the forget objective or the edit. Settings
+    that it gives without a component's name are for the recipe's own component.
 
     Raises:
         RecipeError: there are no such settings, or they hold nothing for the method.
@@ -23,62 +22,47 @@ def settle(node: dict[str, Node]) -> dict[str, Node]:
     name = bare(settings)
     if name is None:
         return own
-    tables = node.get("tables", {})
-    known = list(tables) if isinstance(tables, dict) else []
-    if not isinstance(name, str) or name not in known:
-        near = did_you_mean(str(name), known) if known else "This recipe has no tables of settings."
+    tables = _mapping(node.get("tables"))
+    if not isinstance(name, str) or name not in tables:
+        near = did_you_mean(str(name), tables) if tables else "This recipe has no tables of settings."
         raise RecipeError(
             f"settings is {shorten(name)}{written(settings)}. {near} Type settings=NAME or settings=null."
         )
-    table = tables[name] if isinstance(tables, dict) else {}
+    table = _mapping(tables[name])
     method = _method(own, name)
-    entry = table.get(method) if isinstance(table, dict) else None
+    entry = table.get(method)
     if not isinstance(entry, dict):
-        having = ", ".join(table) if isinstance(table, dict) else "none"
         raise RecipeError(
-            f"settings={name} holds nothing for {method}. Methods that have an entry: {having}. Take one of them, "
-            "or type settings=null and give the values yourself."
+            f"settings={name} holds nothing for {method}. Methods that have an entry: {', '.join(table) or 'none'}. "
+            "Take one of them, or type settings=null and give the values yourself."
         )
-    chosen = given(bare(entry), f"tables.{name}.{method}")
     soft, firm = _parted(own)
-    assert isinstance(chosen, dict)
-    return merge(merge(soft, _addressed(chosen, own), ()), firm, ())  # type: ignore[return-value]
+    return merge(merge(soft, given(entry, f"tables.{name}.{method}")), firm)  # type: ignore[return-value]
+
+
+def _mapping(node: object) -> dict[str, Any]:
+    """Return a mapping without origins, empty where something else stands."""
+    value = bare(node)
+    return value if isinstance(value, dict) else {}
 
 
 def _method(node: dict[str, Node], settings: str) -> str:
     """Return the name of the one forget objective, or of the edit."""
-    forget, edit = (_name(node.get(part)) for part in ("forget", "edit"))
-    part = node.get("forget")
-    if forget is None and isinstance(part, dict) and is_several(part):
+    forget = _mapping(node.get("forget"))
+    if forget and SINGLE not in forget:
         raise RecipeError(
-            f"settings={settings} is for one forget objective, and there are {', '.join(part)}. Type settings=null."
+            f"settings={settings} is for one forget objective, and there are {', '.join(forget)}. Type settings=null."
         )
-    method = forget or edit
-    if method is None:
+    method = forget.get(SINGLE, {}).get("name") or _mapping(node.get("edit")).get("name")
+    if not isinstance(method, str):
         raise RecipeError(
             f"settings={settings} needs a method; write forget=NAME, or edit=NAME. A guard takes settings=null."
         )
     return method
 
 
-def _name(node: Node | None) -> str | None:
-    """Return the name of a component, None where there is none."""
-    name = bare(node.get("name") if isinstance(node, dict) else node)
-    return name if isinstance(name, str) else None
-
-
-def _addressed(entry: dict[str, Node], node: dict[str, Node]) -> dict[str, Node]:
-    """Return an entry in which every component has a name: its own, or that of the recipe's component."""
-    whole = dict(entry)
-    for part in NAMED:
-        found, own = whole.get(part), node.get(part)
-        if isinstance(found, dict) and "name" not in found and isinstance(own, dict) and "name" in own:
-            whole[part] = {"name": own["name"], **found}
-    return whole
-
-
 def _parted(node: dict[str, Node]) -> tuple[dict[str, Node], dict[str, Node]]:
-    """Return the values that an entry may replace, and the firm ones."""
+    """Return the values that an entry may replace, and the firm ones; both have the names of the components."""
     soft: dict[str, Node] = {}
     firm: dict[str, Node] = {}
     for key, value in node.items():
@@ -87,6 +71,10 @@ def _parted(node: dict[str, Node]) -> tuple[dict[str, Node], dict[str, Node]]:
             for place, part in zip((soft, firm), below, strict=True):
                 if part:
                     place[key] = part
+        elif isinstance(value, Given) and value.firm:
+            firm[key] = value
+            if key == "name":  # so that settings without a name in the entry are this component's
+                soft[key] = value
         else:
-            (firm if isinstance(value, Given) and value.firm else soft)[key] = value
+            soft[key] = value
     return soft, firm

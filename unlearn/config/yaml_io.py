@@ -18,13 +18,14 @@ MAX_CHARACTERS = 256 * 1024
 MAX_NODES = 20_000
 MAX_DEPTH = 32
 _NULLS = ("", "~", "null")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PLAIN_TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")]
+_Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 def parse(text: str, where: str) -> Tree:
     """Return a YAML document as mappings, lists, text and None.
 
-    Only an unquoted ``null``, ``~`` or nothing is None; every other scalar is the text that stands there.
+    Only an unquoted ``null``, ``~`` or nothing is None; every other scalar is the text as written.
 
     Args:
         text: one YAML document.
@@ -36,91 +37,50 @@ def parse(text: str, where: str) -> Tree:
     if len(text) > MAX_CHARACTERS:
         raise RecipeError(f"{where}: {len(text)} characters are too many for a recipe; at most {MAX_CHARACTERS}.")
     try:
-        return _Document(yaml.parse(text, Loader=_Loader), where).read()
+        _check_depth(text, where)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
         raise RecipeError(f"{where}{line} is no valid YAML: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
         raise RecipeError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
+    return None if node is None else _value(node, where, 0, count())
 
 
-class _Document:
-    """One pass over the events of a document, with a bound on its expanded size (aliases count each time)."""
-
-    def __init__(self, events: Iterator[Any], where: str) -> None:
-        self.events = events
-        self.where = where
-        self.anchors: dict[str, Tree] = {}
-        self.budget = MAX_NODES
-
-    def read(self) -> Tree:
-        """Return the only document, None where there is nothing."""
-        next(self.events)  # stream start
-        if isinstance(next(self.events), yaml.StreamEndEvent):
-            return None
-        tree = self.node(next(self.events), 0)
-        next(self.events)  # document end
-        if not isinstance(next(self.events), yaml.StreamEndEvent):
-            raise RecipeError(f"{self.where} holds several documents; keep one, without further '---' lines.")
-        return tree
-
-    def node(self, event: Any, depth: int) -> Tree:
-        """Return the value that starts with an event."""
-        line = f"{self.where}, line {event.start_mark.line + 1}"
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchors:
-                raise RecipeError(f"{line}: *{event.anchor} stands for nothing finished before it.")
-            return self.copy(self.anchors[event.anchor])
-        self.spend(depth)
-        if event.tag not in (None, "!"):
-            raise RecipeError(f"{line}: the tag {event.tag} is not allowed in a recipe; leave it out.")
-        value: Tree
-        if isinstance(event, yaml.ScalarEvent):
-            value = None if event.implicit[0] and event.value in _NULLS else event.value
-        elif isinstance(event, yaml.SequenceStartEvent):
-            value = self.items(depth)
-        else:
-            value = self.mapping(depth)
-        if event.anchor:
-            self.anchors[event.anchor] = value
-        return value
-
-    def items(self, depth: int) -> list[Tree]:
-        """Return the list whose start was just read."""
-        found: list[Tree] = []
-        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            found.append(self.node(event, depth + 1))
-        return found
-
-    def mapping(self, depth: int) -> dict[str, Tree]:
-        """Return the mapping whose start was just read."""
-        found: dict[str, Tree] = {}
-        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            line = f"{self.where}, line {event.start_mark.line + 1}"
-            key = self.node(event, depth + 1)
-            if not isinstance(key, str) or not key:
-                raise RecipeError(f"{line}: a key must be text, not {shorten(key)}.")
-            if key == "<<":
-                raise RecipeError(f"{line}: merge keys are not allowed; a recipe inherits by 'base:'.")
-            if key in found:
-                raise RecipeError(f"{line}: the key {shorten(key)} stands twice; remove one.")
-            found[key] = self.node(next(self.events), depth + 1)
-        return found
-
-    def copy(self, value: Tree) -> Tree:
-        """Return a copy of what an alias stands for, at the price of its size."""
-        self.spend(0)
-        if isinstance(value, dict):
-            return {key: self.copy(item) for key, item in value.items()}
-        return [self.copy(item) for item in value] if isinstance(value, list) else value
-
-    def spend(self, depth: int) -> None:
-        """Count one value."""
-        self.budget -= 1
-        if self.budget < 0:
-            raise RecipeError(f"{self.where} is too large: over {MAX_NODES} values once its aliases are expanded.")
+def _check_depth(text: str, where: str) -> None:
+    """Refuse deep nesting before composing: libyaml's composer recurses in C and would end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise RecipeError(f"{self.where} is nested over {MAX_DEPTH} levels deep.")
+            raise RecipeError(f"{where} is nested over {MAX_DEPTH} levels deep.")
+
+
+def _value(node: Any, where: str, depth: int, seen: Iterator[int]) -> Tree:
+    """Return the value of a node; an alias is read again each time, so that it is a copy and counts by its size."""
+    if next(seen) >= MAX_NODES or depth > MAX_DEPTH:  # an alias may stand inside of what it stands for
+        raise RecipeError(
+            f"{where} is too large: over {MAX_NODES} values or {MAX_DEPTH} levels once its aliases are expanded."
+        )
+    line = f"{where}, line {node.start_mark.line + 1}"
+    if node.tag not in _PLAIN_TAGS:
+        raise RecipeError(f"{line}: the tag {node.tag} is not allowed in a recipe; leave it out.")
+    if isinstance(node, yaml.ScalarNode):
+        return None if not node.style and node.value in _NULLS else str(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, where, depth + 1, seen) for item in node.value]
+    found: dict[str, Tree] = {}
+    for key_node, item in node.value:
+        key = _value(key_node, where, depth + 1, seen)
+        line = f"{where}, line {key_node.start_mark.line + 1}"
+        if not isinstance(key, str) or not key:
+            raise RecipeError(f"{line}: a key must be text, not {shorten(key)}.")
+        if key == "<<":
+            raise RecipeError(f"{line}: merge keys are not allowed; a recipe inherits by 'base:'.")
+        if key in found:
+            raise RecipeError(f"{line}: the key {shorten(key)} is given twice; remove one.")
+        found[key] = _value(item, where, depth + 1, seen)
+    return found
 
 
 def from_python(value: Any, where: str) -> Tree:

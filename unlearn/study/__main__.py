@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from unlearn.core.errors import GateFailed, RecipeError, UnlearnError, did_you_mean
+from unlearn.config.arguments import Arguments, sort
+from unlearn.core.errors import GateFailed, RecipeError, UnlearnError
 
 if TYPE_CHECKING:
     from unlearn.study.execution import Part
@@ -28,14 +29,7 @@ usage: python -m unlearn.study STUDY|FILE.yaml [key=value ...] [--show | --table
   any other setting goes to every run. A finished run is kept while its recipe stays the same.
 exit codes: 0 done, 1 a run failed, 2 study, recipe or data error, 3 a gate failed, 130 interrupted (state saved)
 """
-FLAGS = ("--show", "--table", "--write", "--help", "-h")
-
-
-class _Request(NamedTuple):
-    study: str | None
-    settings: list[str]
-    flags: set[str]
-    write: Path | None
+FLAGS = ("--show", "--table", "--help", "-h")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,16 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a study as Ctrl-C does
     try:
-        request = _read(list(sys.argv[1:] if argv is None else argv))
-        if request.flags & {"--help", "-h"}:
-            print(HELP, end="")
-            return 0
-        if request.study is None:
-            from unlearn.config.listing import study_list
-
-            print(study_list())
-            return 0
-        return _answer(request.study, request)
+        return _answer(sort(list(sys.argv[1:] if argv is None else argv), FLAGS, ("--write",)))
     except UnlearnError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -64,48 +49,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _read(arguments: list[str]) -> _Request:
-    """Sort the arguments."""
-    flags, others, write = set[str](), list[str](), None
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--write":
-            name = next(rest, None)
-            if name is None or name.startswith("-"):
-                raise RecipeError("--write needs a document; write --write docs/results.md.")
-            write = Path(name).expanduser()
-        elif argument.startswith("-") and argument not in FLAGS:
-            raise RecipeError(f"there is no flag {argument}. {did_you_mean(argument, FLAGS)}")
-        elif argument.startswith("-"):
-            flags.add(argument)
-        else:
-            others.append(argument)
-    if {"--show", "--table"} <= flags or ("--show" in flags and write):
+def _answer(arguments: Arguments) -> int:
+    """Explain, list, show, run or sum up."""
+    name, settings, flags = arguments
+    if flags.keys() & {"--help", "-h"}:
+        print(HELP, end="")
+        return 0
+    if name is None and (settings or flags):
+        raise RecipeError("no study is named; write python -m unlearn.study STUDY key=value.")
+    if name is None:
+        from unlearn.config.listing import study_list
+
+        print(study_list())
+        return 0
+    if {"--show", "--table"} <= flags.keys() or {"--show", "--write"} <= flags.keys():
         raise RecipeError("--show writes nothing; leave out --table and --write.")
-    study = others.pop(0) if others else None
-    if study is not None and "=" in study:
-        raise RecipeError(f"{study!r} is no study; its name comes first: python -m unlearn.study STUDY key=value.")
-    return _Request(study, others, flags, write)
+    return _work(name, settings, flags)
 
 
-def _answer(name: str, request: _Request) -> int:
+def _work(name: str, settings: list[str], flags: dict[str, str]) -> int:
     """Show, run or sum up a study."""
     from unlearn.study.execution import START, parts
     from unlearn.study.spec import read_study
     from unlearn.study.study_table import block
     from unlearn.study.summary import sum_up
 
-    study = read_study(name, request.settings)
-    if request.write is not None:
-        block(request.write, study.name)
+    study = read_study(name, settings)
+    document = Path(flags["--write"]).expanduser() if "--write" in flags else None
+    if document is not None:
+        block(document, study.name)
     found = parts(study)
-    if "--show" in request.flags:
+    if "--show" in flags:
         for part in found:
             what = str(part.folder) if part.finished else shlex.join([*START, *part.command()])
             print(f"{part.state:<12} {part.row}, seed {part.seed}: {what}")
         return 0
-    failed = {} if "--table" in request.flags else run_all(found)
-    sum_up(study, found, failed, request.write)
+    failed = {} if "--table" in flags else run_all(found)
+    sum_up(study, found, failed, document)
     states = [part.state for part in found]
     if failed or "failed" in states:
         return 1

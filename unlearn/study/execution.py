@@ -72,7 +72,7 @@ def parts(study: Study) -> list[Part]:
     found, wrong = [], []
     for row, member in study.runs.items():
         try:
-            for seed in study.seeds:
+            for seed in study.spec.seeds:
                 found.append(_part(study, row, member, seed))
         except RecipeError as error:
             wrong.append(f"{row}: {error}")

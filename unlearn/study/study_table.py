@@ -77,9 +77,9 @@ def _like(record: Record, value: float, ci95: tuple[float, float] | None, n: int
 
 def ordered(study: Study, lines: Sequence[Line]) -> list[Line]:
     """Return the rows with the best figure of the study's order column first; those without one come last."""
-    if not study.order:
+    if not study.spec.order:
         return list(lines)
-    place = list(study.columns).index(study.order)
+    place = list(study.spec.columns).index(study.spec.order)
 
     def rank(line: Line) -> float:
         record = line.cells[place]
@@ -92,9 +92,9 @@ def ordered(study: Study, lines: Sequence[Line]) -> list[Line]:
 
 def reference_lines(study: Study, runs: Sequence[Sequence[RunFolder]]) -> Iterator[Line]:
     """Yield a row for each reference; where the runs differ, as where their data do, its cell is empty."""
-    for subject in study.references:
+    for subject in study.spec.references:
         cells: list[Record | None] = []
-        for column in study.columns.values():
+        for column in study.spec.columns.values():
             own = [] if column.subject != "unlearned" else [cell(column, seeds, subject) for seeds in runs]
             texts = {cell_text(record) for record in own if record is not None}
             cells.append(next((one for one in own if one is not None), None) if len(texts) == 1 else None)
@@ -112,7 +112,7 @@ def cell_text(record: Record | None) -> str:
 def markdown(study: Study, lines: Sequence[Line]) -> str:
     """Return the table with what stands beneath it."""
     arrows = [ARROWS[next((r.direction for r in column if r is not None), "none")] for column in _columns(study, lines)]
-    headings = [f"{name} {arrow}".strip() for name, arrow in zip(study.columns, arrows, strict=True)]
+    headings = [f"{name} {arrow}".strip() for name, arrow in zip(study.spec.columns, arrows, strict=True)]
     troubled = any(line.state not in ("done", "") for line in lines)
     rows = [["", *headings, *(["run"] if troubled else [])]]
     rows += [[line.name, *map(cell_text, line.cells), *([line.state] if troubled else [])] for line in lines]
@@ -124,7 +124,7 @@ def markdown(study: Study, lines: Sequence[Line]) -> str:
 
 def caption(study: Study, arrows: Sequence[str]) -> str:
     """Say what the brackets and the arrows mean, and how the table is made."""
-    over = f"seeds {', '.join(map(str, study.seeds))}" if len(study.seeds) > 1 else "items"
+    over = f"seeds {', '.join(map(str, study.spec.seeds))}" if len(study.spec.seeds) > 1 else "items"
     means = {ARROWS[name]: text for name, text in DIRECTIONS.items() if ARROWS[name] in arrows and ARROWS[name]}
     legend = "; ".join(f"{arrow} {text}" for arrow, text in means.items())
     made = f"Made by `python -m unlearn.study {study.asked}`."
@@ -132,14 +132,14 @@ def caption(study: Study, arrows: Sequence[str]) -> str:
 
 
 def _columns(study: Study, lines: Sequence[Line]) -> list[list[Record | None]]:
-    return [[line.cells[place] for line in lines] for place in range(len(study.columns))]
+    return [[line.cells[place] for line in lines] for place in range(len(study.spec.columns))]
 
 
 def table_csv(study: Study, lines: Sequence[Line]) -> str:
     """Return the figures as numbers: value, low and high of every column."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["run", "state", *(f"{name}{end}" for name in study.columns for end in ("", " low", " high"))])
+    writer.writerow(["run", "state", *(f"{name}{end}" for name in study.spec.columns for end in ("", " low", " high"))])
     for line in lines:
         numbers: list[float | str] = []
         for record in line.cells:
@@ -155,7 +155,7 @@ def empty_columns(study: Study, lines: Sequence[Line], runs: Sequence[RunFolder]
         return []
     metrics = {record.metric for run in runs for record in run.records}
     found = []
-    for (name, column), cells in zip(study.columns.items(), _columns(study, lines), strict=True):
+    for (name, column), cells in zip(study.spec.columns.items(), _columns(study, lines), strict=True):
         if all(record is None for record in cells):
             known = did_you_mean(column.metric, metrics) if column.metric not in metrics else _abouts(column, runs)
             found.append(f"column {name!r}: no run has a figure for it. {known}")

@@ -40,19 +40,19 @@ def sum_up(study: Study, found: Sequence[Part], failed: Mapping[Path, str], docu
     runs = {row: [part for part in found if part.row == row] for row in study.runs}
     read = {row: [read_run(part.folder) for part in own if part.finished] for row, own in runs.items()}
     lines = [
-        _line(row, own, [cell(column, read[row]) for column in study.columns.values()], failed)
+        _line(row, own, [cell(column, read[row]) for column in study.spec.columns.values()], failed)
         for row, own in runs.items()
     ]
-    whole = [seeds for seeds in read.values() if len(seeds) == len(study.seeds)]
+    whole = [seeds for seeds in read.values() if len(seeds) == len(study.spec.seeds)]
     lines = [*reference_lines(study, whole), *ordered(study, lines)]
-    table = markdown(study, lines)
+    table, title = markdown(study, lines), study.spec.about.title or study.name
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_text(study.folder / "table.md", f"# {study.title}\n\n{table}")
+    write_text(study.folder / "table.md", f"# {title}\n\n{table}")
     write_text(study.folder / "table.csv", table_csv(study, lines))
     page = _compare(study, read)
     if document is not None:
         write_block(document, study.name, table)
-    print(f"\n{study.title}\n\n{table}\nTable: {study.folder / 'table.md'}")
+    print(f"\n{title}\n\n{table}\nTable: {study.folder / 'table.md'}")
     if page:
         print(f"Report: {page}")
     for warning in empty_columns(study, lines, [run for seeds in read.values() for run in seeds]):
