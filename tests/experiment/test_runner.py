@@ -157,7 +157,7 @@ def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Pat
         (["evaluate.rouge={}"], "rouge"),
         (["model.pretrained=broken"], "broken"),
         (["trainer.accelerator=gpu"], "GPU"),
-        (["forget.name=tests.toys.plugin:NeedsText"], "text"),
+        (["forget.name=tests.toys.plugin:NeedsText"], "continues"),
         (["resume=runs/none"], "none"),
         (["scope=pattern", "scope.include=[zzz]"], "matches no parameter"),
         (["optim.batch=1"], "batch"),
