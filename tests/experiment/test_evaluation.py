@@ -14,7 +14,9 @@ from unlearn.experiment import evaluation
 from unlearn.models.language.wrapper import Language
 from unlearn.run import main
 
-COMPARING = "evaluate={cost: {}, quantization: {bits: [4], items: 4}, memorization: {}, relearning: {items: [2], steps: [1]}}"
+COMPARING = (
+    "evaluate={cost: {}, quantization: {bits: [4], items: 4}, memorization: {}, relearning: {items: [2], steps: [1]}}"
+)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
