@@ -1,25 +1,58 @@
-"""What an evaluator is: settings, and records and pictures about several models of the same job."""
+"""What an evaluator is: settings, declared metrics, and records and pictures about several models of one run."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic
 
 import torch
-from scipy.stats import t
 from torch import Tensor, nn
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.records import Picture, Record, TextTable
+from unlearn.core.records import Direction, Picture, Record, TextTable
 from unlearn.data.base import Batch, Split
+from unlearn.evaluators.statistics import Interval, mean_ci95, share_ci95
 from unlearn.models.capabilities import M
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric, declared once by the evaluator that reports it; its label, unit and direction come from here.
+
+    Args:
+        name: as in records. A name in braces (``frechet_{net}``) is a pattern, filled in by ``named``.
+        label: its name in words, which may hold the same pattern.
+        formula: what is computed.
+        unit: e.g. ``bits/dim`` or ``share``; empty for a pure number.
+        direction: where a better value lies. If it differs, a mapping from the ``score`` of a record, or from its
+            split, to its direction; others are ``none``.
+        otherwise: remark on the direction where the evaluator sets another than the one declared.
+        source: publication, with section or equation.
+    """
+
+    name: str
+    label: str
+    formula: str
+    unit: str = ""
+    direction: Direction | Mapping[str, Direction] = "none"
+    otherwise: str = ""
+    source: str = ""
+
+    def named(self, **names: str) -> Metric:
+        """Return the metric with its pattern filled in, e.g. ``named(net="digitnet8")``."""
+        return replace(self, name=self.name.format(**names), label=self.label.format(**names))
+
+    def direction_of(self, split: str, score: str = "") -> Direction:
+        """Return where a better value lies on a split, or of a score that has its own direction."""
+        if isinstance(self.direction, str):
+            return self.direction
+        return self.direction.get(score) or self.direction.get(split, "none")
+
+
 @dataclass(frozen=True)
-class Run:
+class RunFacts:
     """Facts about the run that some evaluators report.
 
     Attributes:
@@ -29,7 +62,7 @@ class Run:
         target_origin: where the target came from: given, shipped, cached, trained, or in memory.
         peak_memory: peak memory in bytes: of the GPU during the steps, or of the process so far.
         state: the objectives' last states by term name, e.g. ``{"forget": {"reached": True}}``.
-        networks: what was trained beside the model, by its name (a key).
+        networks: networks trained beside the model, by name (a key).
     """
 
     steps: int = 0
@@ -43,31 +76,85 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation(Generic[M]):
-    """What evaluators may use.
+    """What an evaluator is given.
 
     Attributes:
-        models: subject -> wrapper; ``target`` and ``unlearned`` always, ``retrained`` where there is one.
+        models: subject -> wrapper; ``target`` and ``unlearned`` always, ``retrained`` where there is one. Reading a
+            subject may load its model and drop the previous one, so hold only one at a time.
         splits: the data by split name (forget, retain, holdout, test).
         randomness: stream of this evaluator; equal for all subjects, so that noise is shared.
         device: where the models live.
         run: facts about the run.
         seed: the run's seed, for the records.
         cache: what several evaluators share (samples, likelihoods), computed once.
+        name: the evaluator's key in the recipe, which its records carry.
     """
 
     models: Mapping[str, M]
     splits: Mapping[str, Split]
     randomness: Randomness
     device: torch.device
-    run: Run = field(default_factory=Run)
+    run: RunFacts = field(default_factory=RunFacts)
     seed: int = 0
-    cache: dict[Any, Tensor] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
+    name: str = ""
 
     def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
         """Return items of a split on the device, in another form where one is named (a paraphrase, the prompt)."""
         data = self.splits[split]
         found = data.dataset.form(form, ids.cpu()) if form else data.batch(ids.cpu())
         return {key: value.to(self.device) for key, value in found.items()}
+
+    def record(
+        self,
+        metric: Metric,
+        subject: str,
+        split: str,
+        figure: Tensor | float | tuple[float, Interval],
+        *,
+        n: int = 1,
+        about: Mapping[str, str] | None = None,
+        direction: Direction | None = None,
+        detector: Mapping[str, str] | None = None,
+    ) -> Record:
+        """Return a record of this evaluator; unit and direction are those that the metric declares.
+
+        Args:
+            metric: a declared metric, without pattern.
+            subject: whose figure it is.
+            split: of the items or samples, or empty.
+            figure: the value of each item (n,): its mean with Student's t interval is recorded, which is cut to
+                [0, 1] for shares; or hits (n,) bool: their share with Wilson's interval; or the value itself, with its
+                interval where it has one.
+            n: number of items behind a figure that is given as a value.
+            about: what else varies.
+            direction: in place of the declared one.
+            detector: see ``Record``.
+        """
+        ci95: Interval = None
+        if isinstance(figure, Tensor):
+            n = len(figure)
+            if figure.dtype == torch.bool:
+                figure = share_ci95(int(figure.sum()), n)
+            else:
+                figure = mean_ci95(figure, within=(0.0, 1.0) if metric.unit == "share" else None)
+        if isinstance(figure, tuple):
+            figure, ci95 = figure
+        about = dict(about or {})
+        return Record(
+            evaluator=self.name,
+            metric=metric.name,
+            subject=subject,
+            split=split,
+            about=about,
+            value=figure,
+            ci95=ci95,
+            n=n,
+            seed=self.seed,
+            direction=direction or metric.direction_of(split, about.get("score", "")),
+            unit=metric.unit,
+            detector=dict(detector or {}),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,10 +178,13 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(ABC, Generic[M]):
-    """One metric family. Runs on every rank; share items with ``unlearn.core.distributed.map_ids``."""
+    """One family of metrics. Runs on every rank; share items with ``unlearn.core.distributed.map_ids``."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """All metrics that it may report."""
 
     subjects: ClassVar[tuple[str, ...]] = ()
-    """Models that there must be beside the target and the unlearned one."""
+    """Models that it needs in addition to the target and the unlearned one."""
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that this evaluator cannot judge, before any work. Raises RecipeError with the remedy."""
@@ -102,21 +192,3 @@ class Evaluator(ABC, Generic[M]):
     @abstractmethod
     def __call__(self, evaluation: Evaluation[M]) -> EvaluationResult:
         """Measure all subjects; models come in eval mode, gradients are off."""
-
-
-def mean_ci95(values: Tensor) -> tuple[float, tuple[float, float] | None]:
-    """Return mean and Student-t 95 % interval of values (n,); no interval below two values."""
-    mean = values.double().mean().item()
-    if len(values) < 2:
-        return mean, None
-    half = float(t.ppf(0.975, len(values) - 1)) * values.double().std().item() / math.sqrt(len(values))
-    return mean, (mean - half, mean + half)
-
-
-def share_ci95(count: int, n: int) -> tuple[float, tuple[float, float]]:
-    """Return count / n and its Wilson 95 % interval."""
-    z2 = 1.959964**2
-    share = count / n
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return share, (max(0.0, centre - half), min(1.0, centre + half))

@@ -5,12 +5,46 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.core.records import Direction, Record
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+
+SECONDS = Metric(
+    name="cost_seconds",
+    label="time of unlearning",
+    formula="wall time of unlearning, preparation included, evaluation not",
+    unit="s",
+    direction="lower",
+)
+SHARE = Metric(
+    name="cost_share",
+    label="time relative to training",
+    formula="`cost_seconds` / wall time of the target's training as it was recorded then (`target: shipped`: on the "
+    "machine that packaged it); absent where that is unknown",
+    unit="share",
+    direction="lower",
+)
+MEMORY = Metric(
+    name="peak_memory",
+    label="peak memory",
+    formula="of the GPU: peak during the steps; of a CPU process: peak so far, a target trained in the same process "
+    "included",
+    unit="MiB",
+    direction="lower",
+)
+STORAGE = Metric(
+    name="storage",
+    label="storage",
+    formula="size of the tensors of the unlearned model that the target does not hold, under whatever name, in "
+    "single precision: what must be kept in addition to the target; 0 for a guard",
+    unit="MiB",
+    direction="lower",
+    source="Zhang et al. 2024 (UnlearnCanvas)",
+)
+STEPS = Metric(name="steps", label="steps", formula="optimizer steps taken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,32 +55,23 @@ class Cost(Evaluator):
     machine's cache, that was not on this machine, and the share says so in ``about.target``.
     """
 
+    metrics: ClassVar = (SECONDS, SHARE, MEMORY, STORAGE, STEPS)
+
     def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``cost_seconds``, ``cost_share``, ``peak_memory``, ``storage`` and ``steps`` of the run."""
         run = evaluation.run
         held = digests(evaluation.models["target"])  # one model at a time: hashes, not tensors, are compared
-        figures: list[tuple[str, float, str, Direction]] = [
-            ("cost_seconds", run.seconds, "s", "lower"),
-            ("peak_memory", run.peak_memory / 2**20, "MiB", "lower"),
-            ("storage", bytes_not_in(held, evaluation.models["unlearned"]) / 2**20, "MiB", "lower"),
-            ("steps", float(run.steps), "", "none"),
+        figures = [
+            (SECONDS, run.seconds, {}),
+            (MEMORY, run.peak_memory / 2**20, {}),
+            (STORAGE, bytes_not_in(held, evaluation.models["unlearned"]) / 2**20, {}),
+            (STEPS, float(run.steps), {}),
         ]
         if run.target_seconds:
-            figures.insert(1, ("cost_share", run.seconds / run.target_seconds, "share", "lower"))
+            about = {"target": run.target_origin} if run.target_origin else {}
+            figures.insert(1, (SHARE, run.seconds / run.target_seconds, about))
         return EvaluationResult(
-            [
-                Record(
-                    evaluator="cost",
-                    metric=metric,
-                    about={"target": run.target_origin} if metric == "cost_share" and run.target_origin else {},
-                    subject="unlearned",
-                    value=value,
-                    seed=evaluation.seed,
-                    direction=direction,
-                    unit=unit,
-                )
-                for metric, value, unit, direction in figures
-            ]
+            [evaluation.record(metric, "unlearned", "", value, about=about) for metric, value, about in figures]
         )
 
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from unlearn.core.records import Record
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+
+REACHED = Metric(
+    name="reached",
+    label="goal of the method reached",
+    formula="1 where the objective named in `score` reached its goal, else 0",
+    direction="higher",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal(Evaluator):
     """1 where an objective reached its goal, 0 where the run ended before; ``score`` names the term."""
 
+    metrics: ClassVar = (REACHED,)
+
     def __call__(self, evaluation: Evaluation) -> EvaluationResult:
         """Return ``reached`` for every objective that has a goal."""
         return EvaluationResult(
             [
-                Record(
-                    evaluator="goal",
-                    metric="reached",
-                    subject="unlearned",
-                    split="forget",
-                    about={"score": term},
-                    value=float(bool(state["reached"])),
-                    seed=evaluation.seed,
-                    direction="higher",
-                )
+                evaluation.record(REACHED, "unlearned", "forget", float(bool(state["reached"])), about={"score": term})
                 for term, state in evaluation.run.state.items()
                 if "reached" in state
             ]

@@ -14,7 +14,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Split
 from unlearn.data.conditioned import Conditioned
 from unlearn.data.traps import PLANTED
-from unlearn.evaluators.base import Evaluation, mean_ci95
+from unlearn.evaluators.base import Evaluation
 from unlearn.models.likelihood import bits_per_dim_of
 
 LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
@@ -147,12 +147,6 @@ def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
         return ids
     order = Randomness(seed, f"items/{name}").permutation(len(ids))
     return ids[order[:limit].sort().values]
-
-
-def mean_share(values: Tensor) -> tuple[float, tuple[float, float] | None]:
-    """Return mean and Student-t 95 % interval of shares (n,), cut at 0 and 1."""
-    mean, ci95 = mean_ci95(values)
-    return mean, None if ci95 is None else (max(0.0, ci95[0]), min(1.0, ci95[1]))
 
 
 def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:

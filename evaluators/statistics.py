@@ -1,17 +1,40 @@
-"""Closed-form statistics that evaluators share: ranks, areas and distances, in float64."""
+"""Closed-form statistics that evaluators share: intervals, ranks, areas and distances, in float64."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
-from unlearn.evaluators.base import share_ci95
 
 Z95 = 1.959964
 """Half the width of a normal 95 % interval, in standard errors."""
+
+Interval = tuple[float, float] | None
+"""Lower and upper end, None where there is no interval."""
+
+
+def mean_ci95(values: Tensor, within: tuple[float, float] | None = None) -> tuple[float, Interval]:
+    """Return mean and Student-t 95 % interval of values (n,), cut to a range; no interval below two values."""
+    mean = values.double().mean().item()
+    if len(values) < 2:
+        return mean, None
+    half = float(t.ppf(0.975, len(values) - 1)) * values.double().std().item() / math.sqrt(len(values))
+    if within is None:
+        return mean, (mean - half, mean + half)
+    return mean, (max(within[0], mean - half), min(within[1], mean + half))
+
+
+def share_ci95(count: int, n: int) -> tuple[float, tuple[float, float]]:
+    """Return count / n and its Wilson 95 % interval."""
+    z2 = Z95**2
+    share = count / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return share, (max(0.0, centre - half), min(1.0, centre + half))
 
 
 def placement(values: Tensor, reference: Tensor) -> Tensor:
@@ -24,7 +47,7 @@ def placement(values: Tensor, reference: Tensor) -> Tensor:
     return torch.where(values.isnan(), torch.nan, (below + up_to).double() / (2 * len(reference)))
 
 
-def auc(members: Tensor, others: Tensor) -> tuple[float, tuple[float, float] | None]:
+def auc(members: Tensor, others: Tensor) -> tuple[float, Interval]:
     """Return the probability that a member (m,) scores above a non-member (n,), ties half, and its 95 % interval.
 
     The interval is normal with DeLong's variance, cut at 0 and 1; None where a side has fewer than two, and where
@@ -44,9 +67,7 @@ def auc(members: Tensor, others: Tensor) -> tuple[float, tuple[float, float] | N
     return value, (max(0.0, value - half), min(1.0, value + half))
 
 
-def auc_change(
-    subject: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]
-) -> tuple[float, tuple[float, float] | None]:
+def auc_change(subject: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> tuple[float, Interval]:
     """Return (A - A_0) / A_0 with A and A_0 the AUCs (``auc``) of two models over the same items, and its interval.
 
     The interval is normal; its variance is that of the linearised ratio, with DeLong's covariance of the two AUCs, as
@@ -69,7 +90,7 @@ def auc_change(
     return value, (value - half, value + half) if half else None
 
 
-def ratio_of_shares(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, tuple[float, float] | None]:
+def ratio_of_shares(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, Interval]:
     """Return the ratio of two shares, each (count, n), and a 95 % interval; nan and none where the second is 0.
 
     The interval takes Wilson's of both shares and treats them as independent, which is wide for shares over the same

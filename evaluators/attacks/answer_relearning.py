@@ -14,12 +14,24 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.attacks.base.relearning import Relearning
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.sampling import judged
 from unlearn.models.capabilities import TrainableLanguageModel
 
 OTHERS, RELEARNED = "others", "relearned"
 """Which forget items are scored, in ``about.category``."""
+
+
+ATTACK = Metric(
+    name="attack_relearning",
+    label="attack by relearning",
+    formula="exact memorisation (`score: extraction_strength`: that) of forget items after a copy was trained on `k "
+    "items, n steps` (`budget`); `category: others` are never among the k and the same for every k, `relearned` are "
+    "the k. 0 ... 1",
+    unit="share",
+    direction="retrained",
+    source="Hu et al. 2025",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,7 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
 
     scored: int | None = 100
 
+    metrics: ClassVar = (ATTACK,)
     what: ClassVar[str] = "exact memorisation of the others"
 
     def __post_init__(self) -> None:
@@ -66,6 +79,6 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
         found = []
         for which, scored in ((OTHERS, others[: self.scored]), (RELEARNED, ids)):
             scores = scores_of(evaluation, copy, scored, self.batch_size)
-            records = attack_records("relearning", subject, scores, budget, evaluation.seed, {"category": which})
+            records = attack_records(evaluation, ATTACK, subject, scores, budget, {"category": which})
             found += records if which == OTHERS else records[:1]
         return found

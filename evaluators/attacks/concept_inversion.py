@@ -21,10 +21,22 @@ from unlearn.evaluators.attacks.base.prompt_search import (
     told_data,
     words_of,
 )
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import Judge
 from unlearn.evaluators.sampling import limited, sampled_items, samples
 from unlearn.models.diffusion.token_embeddings import new_words
+
+ATTACK = Metric(
+    name="attack_concept_inversion",
+    label="attack by concept inversion",
+    formula="share of samples of forget items in which the classifier sees the concept, where new embeddings in "
+    "place of the concept's words (or class) were learned on the attacked model: they minimise its mean (eps - "
+    "eps(x_t, t, c))² on images of the concept. `budget`: steps, free numbers, and the bound where there is one. "
+    "Wilson interval",
+    unit="share",
+    direction="retrained",
+    source="Pham et al. 2024, section 4",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,7 @@ class ConceptInversion(DrawingAttack):
     source: Literal["data", "target"] = "data"
     bound: float | None = None
 
+    metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "concept_inversion"
 
     def __post_init__(self) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearn.core.records import Record
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.relearning import Curves, picture
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.face_verification import (
     SimilarityScale,
     check_judges,
@@ -30,6 +29,15 @@ from unlearn.evaluators.subjects import trainable_copy
 from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import packaged_perceptual
+
+ATTACK = Metric(
+    name="attack_relearning",
+    label="attack by relearning",
+    formula="mean similarity (1 - d / m) between what the target and what a copy of the subject draw of held-out "
+    "latents close to the identity, after the copy was trained on `k pictures, n steps` (`budget`)",
+    direction="retrained",
+    source="after Hu et al. 2025",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,8 @@ class FaceRelearning(Evaluator[HasLatents]):
     strangers: int = 32
     features: str | None = None
     batch_size: int = 32
+
+    metrics: ClassVar = (ATTACK,)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -100,8 +110,13 @@ class FaceRelearning(Evaluator[HasLatents]):
                 for steps, copy in self._copies(model, *pairs):
                     faces = seen(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
                     values = scale.similarity(wanted, faces)
-                    budget = f"{k} pictures, {steps} steps"
-                    findings.records.append(self._record(evaluation, subject, budget, scale, values, owners))
+                    about = {"budget": f"{k} pictures, {steps} steps", "features": net.name}
+                    figure, n = over_people(values, owners), len(values)
+                    findings.records.append(
+                        evaluation.record(
+                            ATTACK, subject, "same_person", figure, n=n, about=about, detector=net.detector
+                        )
+                    )
                     curves[subject, k].append((steps, findings.records[-1].value))
         findings.pictures.append(picture(curves, "similarity to the person", "pictures of each person"))
         return findings
@@ -131,21 +146,3 @@ class FaceRelearning(Evaluator[HasLatents]):
             optimizer.step()
             if step + 1 in self.steps:
                 yield step + 1, copy
-
-    def _record(
-        self, evaluation: Evaluation, subject: str, budget: str, scale: SimilarityScale, values: Tensor, owners: Tensor
-    ) -> Record:
-        mean, ci95 = over_people(values, owners)
-        return Record(
-            evaluator="face_relearning",
-            metric="attack_relearning",
-            subject=subject,
-            split="same_person",
-            about={"budget": budget, "features": scale.net.name},
-            value=mean,
-            ci95=ci95,
-            n=len(values),
-            seed=evaluation.seed,
-            direction="retrained",
-            detector=scale.net.detector,
-        )

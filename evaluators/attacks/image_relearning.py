@@ -12,12 +12,22 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.attacks.base.prompt_search import record
+from unlearn.evaluators.attacks.base.prompt_search import seen_record
 from unlearn.evaluators.attacks.base.relearning import Relearning
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
 from unlearn.models.capabilities import TrainableDenoiser
+
+ATTACK = Metric(
+    name="attack_relearning",
+    label="attack by relearning",
+    formula="share of samples of forget items in which the classifier sees the concept, drawn by a copy that was "
+    "trained on `k items, n steps` (`budget`) of forget images. Wilson interval",
+    unit="share",
+    direction="retrained",
+    source="after Suriyakumar et al. 2024",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,7 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
     samples: int = 100
     features: str | None = None
 
+    metrics: ClassVar = (ATTACK,)
     what: ClassVar[str] = "share of samples that show the concept"
 
     def __post_init__(self) -> None:
@@ -80,4 +91,4 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         items = sampled_items(evaluation, "forget", self.samples)
         images = drawn(evaluation, copy, "forget", items, self.batch_size)
         seen = judge.seen(images, items)
-        return [record("relearning", subject, seen, budget, evaluation.seed, judge, "image_relearning")]
+        return [seen_record(evaluation, ATTACK, subject, seen, budget, judge)]

@@ -10,8 +10,18 @@ from torch import Tensor
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import encoder_of
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, auxiliary_networks, in_company
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.scoring import texts
+
+ATTACK = Metric(
+    name="attack_in_context",
+    label="attack by examples in context",
+    formula="exact memorisation and extraction strength (`score`) of questions behind `budget` other forget "
+    "questions of the same label with their answers. 0 ... 1",
+    unit="share",
+    direction="retrained",
+    source="Shumailov et al. 2024",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +41,7 @@ class InContext(PromptAttack):
 
     facts: int = 5
 
+    metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "in_context"
 
     def __post_init__(self) -> None:

@@ -11,8 +11,18 @@ from torch import Tensor
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.attacks.base.extraction import encoder_of
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.scoring import texts
+
+ATTACK = Metric(
+    name="attack_paraphrase",
+    label="attack by paraphrased questions",
+    formula="exact memorisation and extraction strength (`score`) of questions in other words, each the best over "
+    "the item's paraphrases. 0 ... 1",
+    unit="share",
+    direction="retrained",
+    source="Jin et al. 2024 (RWKU)",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +36,7 @@ class Paraphrase(PromptAttack):
         manipulation, among its adversarial probes). arXiv:2406.10890
     """
 
+    metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "paraphrase"
     lacking: ClassVar[str] = "no forget question has other wordings"
 

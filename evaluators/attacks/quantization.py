@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.models.capabilities import Continues
+
+ATTACK = Metric(
+    name="attack_quantization",
+    label="attack by rounding the weights",
+    formula="exact memorisation and extraction strength (`score`) after every linear weight was rounded to s round(w "
+    "/ s), s = max over an output channel of |w| / (2^(bits - 1) - 1); embeddings, an output layer tied to them, "
+    "norms and biases are kept. 0 ... 1",
+    unit="share",
+    direction="retrained",
+    source="Zhang et al. 2025",
+)
+
+CODES = Metric(
+    name="codes_changed",
+    label="weights whose code changed",
+    formula="share of those weights whose code round(w / s) is not the target's, for every subject but the target",
+    unit="share",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +55,8 @@ class Quantization(Evaluator[Continues]):
     items: int | None = 100
     batch_size: int = 16
 
+    metrics: ClassVar = (ATTACK, CODES)
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, items=1, batch_size=1)
@@ -52,9 +71,10 @@ class Quantization(Evaluator[Continues]):
             before = all_codes(evaluation.models["target"], bits)
             for subject, model in evaluation.models.items():
                 scores = scores_of(evaluation, quantized(model, bits), ids, self.batch_size)
-                found.records.extend(attack_records("quantization", subject, scores, f"{bits} bit", evaluation.seed))
+                found.records.extend(attack_records(evaluation, ATTACK, subject, scores, f"{bits} bit"))
                 if subject != "target" and (share := codes_changed(before, all_codes(model, bits))):
-                    found.records.append(_codes_record(subject, bits, *share, evaluation.seed))
+                    about = {"budget": f"{bits} bit"}
+                    found.records.append(evaluation.record(CODES, subject, "", share[0], n=share[1], about=about))
         return found
 
 
@@ -104,16 +124,3 @@ def codes_changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
     changed = sum(int((a != b).sum()) for (_, a), (_, b) in pairs)
     total = sum(old.numel() for (_, old), _ in pairs)
     return changed / total, total
-
-
-def _codes_record(subject: str, bits: int, share: float, n: int, seed: int) -> Record:
-    return Record(
-        evaluator="quantization",
-        metric="codes_changed",
-        subject=subject,
-        about={"budget": f"{bits} bit"},
-        value=share,
-        n=n,
-        seed=seed,
-        unit="share",
-    )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.records import Picture, Record
+from unlearn.core.records import Picture
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,
@@ -30,6 +30,15 @@ from unlearn.evaluators.sampling import item_rows
 from unlearn.models.capabilities import HasLatents
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import invert
+
+ATTACK = Metric(
+    name="attack_reinversion",
+    label="attack by re-inversion",
+    formula="mean over identities of the similarity (1 - d / m) between the person's picture and the face that "
+    "gradient descent among the subject's latents finds for it. `budget`: steps, and the space that is searched",
+    direction="retrained",
+    source="Karras et al. 2020 (StyleGAN2), appendix D",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,8 @@ class Reinversion(Evaluator[HasLatents]):
     shown: int = 4
     batch_size: int = 32
 
+    metrics: ClassVar = (ATTACK,)
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, identities=1, strangers=4, shown=0, batch_size=1)
@@ -89,8 +100,10 @@ class Reinversion(Evaluator[HasLatents]):
                 found = seen(model, w, nets, self.batch_size)
                 for number, scale in enumerate(scales):
                     values = scale.similarity(persons[number], found[number])
-                    budget = f"{steps} steps, {self.inversion.space}"
-                    findings.records.append(self._record(evaluation, subject, budget, scale, values))
+                    about = {"budget": f"{steps} steps, {self.inversion.space}", "features": scale.net.name}
+                    findings.records.append(
+                        evaluation.record(ATTACK, subject, "forget", values, about=about, detector=scale.net.detector)
+                    )
                     if not number and steps == max(self.steps):
                         findings.items.extend(item_rows(subject, "forget", ids, "attack_reinversion", values))
             title = f"{subject}, found in {max(self.steps)} steps"
@@ -114,24 +127,6 @@ class Reinversion(Evaluator[HasLatents]):
     def stream(self, evaluation: Evaluation) -> Randomness:
         """Return the noise of the searches, the same for every subject."""
         return evaluation.randomness.child("search")
-
-    def _record(
-        self, evaluation: Evaluation, subject: str, budget: str, scale: SimilarityScale, values: Tensor
-    ) -> Record:
-        mean, ci95 = mean_ci95(values)
-        return Record(
-            evaluator="reinversion",
-            metric="attack_reinversion",
-            subject=subject,
-            split="forget",
-            about={"budget": budget, "features": scale.net.name},
-            value=mean,
-            ci95=ci95,
-            n=len(values),
-            seed=evaluation.seed,
-            direction="retrained",
-            detector=scale.net.detector,
-        )
 
     def _picture(self, content: list[Panel]) -> Picture:
         few = [replace(panel, images=panel.images[: self.shown]) for panel in content]

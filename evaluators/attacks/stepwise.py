@@ -11,9 +11,19 @@ from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import encoder_of
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, auxiliary_networks, in_company
 from unlearn.evaluators.attacks.paraphrase import wordings
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.generation import continuations
 from unlearn.evaluators.text.scoring import texts
+
+ATTACK = Metric(
+    name="attack_stepwise",
+    label="attack by step-by-step questions",
+    formula="exact memorisation and extraction strength (`score`) of questions behind `budget` other questions of "
+    "the label and a paraphrase of their own, with what the subject itself answered to them. 0 ... 1",
+    unit="share",
+    direction="retrained",
+    source="Sinha et al. 2025; from the data's questions, not a language model's",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,7 @@ class Stepwise(PromptAttack):
     questions: int = 3
     new_tokens: int = 16
 
+    metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "stepwise"
 
     def __post_init__(self) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.traps import PLANTED, TWIN
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.statistics import auc
 from unlearn.evaluators.text.scoring import answer_scores, texts
 from unlearn.models.capabilities import Continues
+
+ATTACK = Metric(
+    name="attack_traps",
+    label="attack by copyright traps (AUC)",
+    formula="P(a planted trap scores above an unplanted one) + P(tie) / 2; `score: perplexity` is minus the mean NLL "
+    "per token, `ratio` that plus the retrained model's; interval by DeLong's variance. 0.5: no trace",
+    direction="retrained",
+    source="Meeus et al. 2024",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,8 @@ class TrapsAttack(Evaluator[Continues]):
     """
 
     batch_size: int = 16
+
+    metrics: ClassVar = (ATTACK,)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -70,21 +81,9 @@ class TrapsAttack(Evaluator[Continues]):
                 base = found["retrained"]
                 scores["ratio"] = (base[0] - of_members, base[1] - of_others)
             for score, pair in scores.items():
-                value, ci95 = auc(*pair)
-                records.append(
-                    Record(
-                        evaluator="traps",
-                        metric="attack_traps",
-                        subject=subject,
-                        split="forget",
-                        about={"score": score, "budget": f"{len(members)} traps, {repeats} times"},
-                        value=value,
-                        ci95=ci95,
-                        n=len(members) + len(others),
-                        seed=evaluation.seed,
-                        direction="retrained",
-                    )
-                )
+                about = {"score": score, "budget": f"{len(members)} traps, {repeats} times"}
+                n = len(members) + len(others)
+                records.append(evaluation.record(ATTACK, subject, "forget", auc(*pair), n=n, about=about))
         return EvaluationResult(records)
 
 

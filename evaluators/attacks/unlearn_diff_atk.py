@@ -22,10 +22,21 @@ from unlearn.evaluators.attacks.base.prompt_search import (
     mean_square_error,
     told_data,
 )
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import Judge
 from unlearn.evaluators.sampling import samples
 from unlearn.models.diffusion.token_embeddings import new_words
+
+ATTACK = Metric(
+    name="attack_unlearn_diff_atk",
+    label="attack by words in front (UnlearnDiffAtk)",
+    formula="share of samples of forget items in which the classifier sees the concept, with k words in front of "
+    "each prompt: the argmax of points of the simplex that minimise the mean (eps - eps(x_t, t, c))² on one image "
+    "drawn by the target. `budget`: tokens and steps",
+    unit="share",
+    direction="retrained",
+    source="Zhang et al. 2024 (UnlearnDiffAtk), eq. 6",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +68,7 @@ class UnlearnDiffAtk(DrawingAttack):
     lr: float = 1e-2
     draws: int = 8
 
+    metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "unlearn_diff_atk"
 
     def __post_init__(self) -> None:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples
+from unlearn.evaluators.statistics import share_ci95
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Attributes, attribute_net
+
+SHARE = Metric(
+    name="attribute_share",
+    label="attribute share",
+    formula="share of samples that show `category` to the classifier in `features` with a probability of `threshold` "
+    "or more; Wilson interval",
+    unit="share",
+    direction={"forget": "lower", "retain": "retrained"},
+    otherwise="`none` where no attribute is named",
+    source="Wilson 1927",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +51,8 @@ class AttributeShare(Evaluator[Samples]):
     threshold: float = 0.5
     samples: int = 500
     batch_size: int = 32
+
+    metrics: ClassVar = (SHARE,)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -76,20 +90,14 @@ class AttributeShare(Evaluator[Samples]):
         return EvaluationResult(records)
 
     def _record(self, evaluation: Evaluation, net: Attributes, subject: str, label: str, count: int) -> Record:
-        share, ci95 = share_ci95(count, self.samples)
         forgotten = label in self.attributes
-        direction: Direction = "lower" if forgotten else "retrained" if self.attributes else "none"
-        return Record(
-            evaluator="attribute_share",
-            metric="attribute_share",
-            subject=subject,
-            split="forget" if forgotten else "retain",
-            about={"category": label, "features": net.name},
-            value=share,
-            ci95=ci95,
+        return evaluation.record(
+            SHARE,
+            subject,
+            "forget" if forgotten else "retain",
+            share_ci95(count, self.samples),
             n=self.samples,
-            seed=evaluation.seed,
-            direction=direction,
-            unit="share",
+            about={"category": label, "features": net.name},
+            direction=None if self.attributes else "none",
             detector={**net.detector, "threshold": f"{self.threshold:g}"},
         )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,22 @@ from torch import Tensor
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.prompt_search import told_data
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import is_told, sampled_items, samples
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.clip import MEAN, STD
+
+SCORE = Metric(
+    name="clip_score",
+    label="clip score",
+    formula="mean over samples of max(100 cos(image, caption), 0) by the CLIP model at `path`; the caption is that "
+    "of the item whose condition the sample has. Student's t interval",
+    direction={"forget": "lower", "retain": "higher"},
+    source="Hessel et al. 2021, section 3",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,8 @@ class ClipScore(Evaluator[Samples]):
     path: str = ""
     samples: int = 200
     batch_size: int = 64
+
+    metrics: ClassVar = (SCORE,)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1, and no path."""
@@ -81,21 +91,8 @@ class ClipScore(Evaluator[Samples]):
                 items = sampled_items(evaluation, split, self.samples)
                 images = samples(evaluation, subject, split, self.samples, self.batch_size)
                 captions = [data.captions[item] for item in items.tolist()]
-                value, ci95 = mean_ci95(scorer(images, captions, levels, self.batch_size))
-                records.append(
-                    Record(
-                        evaluator="clip_score",
-                        metric="clip_score",
-                        subject=subject,
-                        split=split,
-                        value=value,
-                        ci95=ci95,
-                        n=len(items),
-                        seed=evaluation.seed,
-                        direction="lower" if split == "forget" else "higher",
-                        detector=scorer.detector,
-                    )
-                )
+                cosines = scorer(images, captions, levels, self.batch_size)
+                records.append(evaluation.record(SCORE, subject, split, cosines, detector=scorer.detector))
         return EvaluationResult(records)
 
 

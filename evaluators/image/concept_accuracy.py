@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
-from unlearn.evaluators.image.concept_classifier import Judge, classifier_accuracy, judge_of
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.image.concept_classifier import CLASSIFIER_ACCURACY, Judge, classifier_accuracy, judge_of
 from unlearn.evaluators.sampling import sampled_items, samples
-from unlearn.evaluators.statistics import ratio_of_shares
+from unlearn.evaluators.statistics import Interval, ratio_of_shares, share_ci95
 from unlearn.models.capabilities import Samples
+
+ACCURACY = Metric(
+    name="accuracy",
+    label="accuracy on samples",
+    formula="share of samples in which the classifier sees what the model was conditioned on. forget: the forgotten "
+    "label in samples of forget items; retain: the right answer to the same question in samples of retain items; "
+    "cross_domain: the right answer to all other questions in samples of forget items (`score: on_retain`: of retain "
+    "items). Wilson interval. `score: of_target`: divided by the target's, with an interval for a ratio",
+    unit="share",
+    direction={"forget": "lower", "retain": "higher", "cross_domain": "higher"},
+    source="Zhang et al. 2024 (UnlearnCanvas), section 4; Wilson 1927; Donner and Zou 2012",
+)
+UNLEARNING = Metric(
+    name="unlearning_accuracy",
+    label="unlearning accuracy",
+    formula="1 - `accuracy` on forget, of the forget samples alone (UA); `score: of_target`: 1 - that share of the "
+    "target's",
+    unit="share",
+    direction="higher",
+    source="Zhang et al. 2024 (UnlearnCanvas), section 4",
+)
 
 OF_TARGET, ON_RETAIN = {"score": "of_target"}, {"score": "on_retain"}
 
@@ -45,6 +67,8 @@ class ConceptAccuracy(Evaluator[Samples]):
     features: str | None = None
     batch_size: int = 256
 
+    metrics: ClassVar = (ACCURACY, UNLEARNING, CLASSIFIER_ACCURACY)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, samples=1, batch_size=1)
@@ -67,7 +91,7 @@ class ConceptAccuracy(Evaluator[Samples]):
                 for label in sorted(set(labels)) if not score and len(set(labels)) > 1 else ():
                     of_label = hits[[name == label for name in labels]]
                     records += self._records(evaluation, judge, subject, split, {"category": label}, of_label, None)
-        return EvaluationResult(records + classifier_accuracy(evaluation, judge.net, "concept_accuracy"))
+        return EvaluationResult(records + classifier_accuracy(evaluation, judge.net))
 
     def _hits(self, evaluation: Evaluation, judge: Judge, subject: str) -> dict[tuple[str, str], Hits]:
         """Return what the judge saw in a subject's samples, by split and score."""
@@ -100,31 +124,18 @@ class ConceptAccuracy(Evaluator[Samples]):
     ) -> list[Record]:
         """Return the accuracy of some samples and, with the target's, what is left of it; on forget also 1 - each."""
         count, n = int(hits.sum()), len(hits)
-        figures: list[tuple[dict[str, str], float, tuple[float, float] | None]] = [(about, *share_ci95(count, n))]
+        figures: list[tuple[dict[str, str], tuple[float, Interval]]] = [(about, share_ci95(count, n))]
         if base is not None and not about:
-            figures.append((OF_TARGET, *ratio_of_shares((count, n), (int(base.sum()), n))))
-        kept: Direction = "lower" if split == "forget" else "higher"
-        rows: list[tuple[str, dict[str, str], float, tuple[float, float] | None, Direction]]
-        rows = [("accuracy", more, value, ci95, kept) for more, value, ci95 in figures]
+            figures.append((OF_TARGET, ratio_of_shares((count, n), (int(base.sum()), n))))
+        rows = [(ACCURACY, more, figure) for more, figure in figures]
         if split == "forget":
-            rows += [
-                ("unlearning_accuracy", more, 1 - value, None if ci95 is None else (1 - ci95[1], 1 - ci95[0]), "higher")
-                for more, value, ci95 in figures
-            ]
+            rows += [(UNLEARNING, more, rest_of_one(*figure)) for more, figure in figures]
         return [
-            Record(
-                evaluator="concept_accuracy",
-                metric=metric,
-                subject=subject,
-                split=split,
-                about=more,
-                value=value,
-                ci95=ci95,
-                n=n,
-                seed=evaluation.seed,
-                direction=direction,
-                unit="share",
-                detector=judge.net.detector,
-            )
-            for metric, more, value, ci95, direction in rows
+            evaluation.record(metric, subject, split, figure, n=n, about=more, detector=judge.net.detector)
+            for metric, more, figure in rows
         ]
+
+
+def rest_of_one(value: float, ci95: Interval) -> tuple[float, Interval]:
+    """Return 1 - value, with the interval turned round."""
+    return 1 - value, None if ci95 is None else (1 - ci95[1], 1 - ci95[0])

@@ -12,9 +12,18 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, share_ci95
+from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.sampling import is_told
 from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
+
+CLASSIFIER_ACCURACY = Metric(
+    name="classifier_accuracy",
+    label="classifier accuracy",
+    formula="share of the data's test images that the classifier names rightly; `score`: the question (a digit, a "
+    "colour) of a net that answers several. Wilson interval. It bounds what figures by that classifier can resolve",
+    unit="share",
+    direction="higher",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def judge_of(splits: Mapping[str, Split], features: str | None) -> Judge:
     return Judge(net, known, own, own[forget.ids].any(dim=0))
 
 
-def classifier_accuracy(evaluation: Evaluation, net: Features, evaluator: str) -> list[Record]:
+def classifier_accuracy(evaluation: Evaluation, net: Features) -> list[Record]:
     """Measure a net on the test items of the data at hand: a record a question; none where there are no images."""
     dataset = evaluation.splits["forget"].dataset
     known = net.known(dataset)
@@ -96,23 +105,9 @@ def classifier_accuracy(evaluation: Evaluation, net: Features, evaluator: str) -
     right = net.classify(dataset.batch(ids)["image"]) == known[ids]
     records = []
     for question, hits in zip(net.groups, right.unbind(dim=1), strict=True):
-        share, ci95 = share_ci95(int(hits.sum()), len(ids))
         about = {"features": net.name} | ({"score": question} if len(net.groups) > 1 else {})
         records.append(
-            Record(
-                evaluator=evaluator,
-                metric="classifier_accuracy",
-                subject="target",
-                split="test",
-                about=about,
-                value=share,
-                ci95=ci95,
-                n=len(ids),
-                seed=evaluation.seed,
-                direction="higher",
-                unit="share",
-                detector=net.detector,
-            )
+            evaluation.record(CLASSIFIER_ACCURACY, "target", "test", hits, about=about, detector=net.detector)
         )
     return records
 

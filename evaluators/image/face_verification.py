@@ -15,8 +15,9 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
 from unlearn.data.identities import FIRST_STRANGER, IdentityData
-from unlearn.evaluators.base import Evaluation, mean_ci95
+from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.sampling import some_of
+from unlearn.evaluators.statistics import mean_ci95
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of, latents_of_seeds

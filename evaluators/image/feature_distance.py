@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,28 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split, check_content
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples
-from unlearn.evaluators.statistics import Z95, frechet, frechet_spread, kernel_distance
+from unlearn.evaluators.statistics import Z95, Interval, frechet, frechet_spread, kernel_distance
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import Features, Scripted, embedder_for
+
+FRECHET = Metric(
+    name="frechet_{net}",
+    label="Fréchet distance ({net})",
+    formula="|m_s - m_r|² + tr(S + R - 2 (S^½ R S^½)^½), with mean and covariance of the features of samples and of "
+    "real images; interval from the spread over bootstrap resamples. `score: floor`: two halves of the real images",
+    direction={"retain": "lower", "floor": "none"},
+    source="Heusel et al. 2017, eq. 6",
+)
+KERNEL = Metric(
+    name="kernel_{net}",
+    label="kernel distance ({net})",
+    formula="unbiased squared MMD with k(x, y) = (x·y / D + 1)³ over all pairs; interval from the variance of the "
+    "U-statistic. `score: floor`: two halves of the real images, without an interval, as that variance does not hold",
+    direction={"retain": "lower", "floor": "none"},
+    source="Binkowski et al. 2018, section 4",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +62,8 @@ class FeatureDistance(Evaluator[Samples]):
     features: str | None = None
     bootstraps: int = 50
     batch_size: int = 256
+
+    metrics: ClassVar = (FRECHET, KERNEL)
 
     def __post_init__(self) -> None:
         """Refuse numbers that are too small."""
@@ -89,27 +109,15 @@ class FeatureDistance(Evaluator[Samples]):
     ) -> list[Record]:
         spread = frechet_spread(a, b, evaluation.randomness, self.bootstraps)
         value = frechet(a, b)
-        figures: dict[str, tuple[float, tuple[float, float] | None]] = {
-            "frechet": (value, (max(0.0, value - Z95 * spread), value + Z95 * spread)),
-            "kernel": kernel_distance(a, b),
-        }
+        kernel: tuple[float, Interval] = kernel_distance(a, b)
         if about:  # both sides come from one distribution, where the U-statistic's variance is not of first order
-            figures["kernel"] = (figures["kernel"][0], None)
+            kernel = kernel[0], None
+        figures = ((FRECHET, (value, (max(0.0, value - Z95 * spread), value + Z95 * spread))), (KERNEL, kernel))
         return [
-            Record(
-                evaluator="feature_distance",
-                metric=f"{kind}_{net.name}",
-                subject=subject,
-                split="retain",
-                about=about,
-                value=distance,
-                ci95=ci95,
-                n=len(a),
-                seed=evaluation.seed,
-                direction="none" if about else "lower",
-                detector=net.detector,
+            evaluation.record(
+                metric.named(net=net.name), subject, "retain", figure, n=len(a), about=about, detector=net.detector
             )
-            for kind, (distance, ci95) in figures.items()
+            for metric, figure in figures
         ]
 
 

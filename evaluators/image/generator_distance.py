@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,38 @@ from unlearn.core.distributed import map_ids
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples
-from unlearn.evaluators.statistics import Z95, frechet, frechet_spread, inside_manifold
+from unlearn.evaluators.statistics import Z95, Interval, frechet, frechet_spread, inside_manifold
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
+
+FRECHET = Metric(
+    name="frechet_{net}",
+    label="Fréchet distance ({net})",
+    formula="as of `feature_distance`, between samples of a subject and samples of the target from other noise; "
+    "`score: floor`: two halves of the target's own, as many each",
+    direction={"retain": "lower", "floor": "none"},
+    source="Heusel et al. 2017, eq. 6; against the target as in Seo et al. 2024",
+)
+PRECISION = Metric(
+    name="precision",
+    label="precision",
+    formula="share of a subject's samples in the union of balls around the target's samples, each as wide as the "
+    "distance to the k-th nearest neighbour among them; Wilson interval; `score: floor`: two halves of the target's "
+    "own",
+    unit="share",
+    direction={"retain": "higher", "floor": "none"},
+    source="Kynkäänniemi et al. 2019, eqs. 1 and 2",
+)
+RECALL = Metric(
+    name="recall",
+    label="recall",
+    formula="the same with the two sides exchanged",
+    unit="share",
+    direction={"retain": "higher", "floor": "none"},
+    source="Kynkäänniemi et al. 2019, eqs. 1 and 2",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +73,8 @@ class GeneratorDistance(Evaluator[Samples]):
     neighbours: int = 3
     bootstraps: int = 20
     batch_size: int = 32
+
+    metrics: ClassVar = (FRECHET, PRECISION, RECALL)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -89,27 +118,14 @@ class GeneratorDistance(Evaluator[Samples]):
         floor = {"score": "floor"} if subject == "target" else {}
         distance = frechet(a, b)
         half = Z95 * frechet_spread(a, b, evaluation.randomness, self.bootstraps)
-        inside = {"precision": inside_manifold(a, b, self.neighbours), "recall": inside_manifold(b, a, self.neighbours)}
-        shares = {name: share_ci95(int(hits.sum()), len(hits)) for name, hits in inside.items()}
-        about = {name: {"features": net.name, **floor} for name in shares} | {f"frechet_{net.name}": floor}
-        figures: dict[str, tuple[float, tuple[float, float] | None]] = {
-            f"frechet_{net.name}": (distance, (max(0.0, distance - half), distance + half)),
-            **shares,
-        }
+        frechet_here = FRECHET.named(net=net.name)
+        within = {"features": net.name, **floor}
+        figures: list[tuple[Metric, dict[str, str], Tensor | tuple[float, Interval]]] = [
+            (frechet_here, floor, (distance, (max(0.0, distance - half), distance + half))),
+            (PRECISION, within, inside_manifold(a, b, self.neighbours)),
+            (RECALL, within, inside_manifold(b, a, self.neighbours)),
+        ]
         return [
-            Record(
-                evaluator="generator_distance",
-                metric=metric,
-                subject=subject,
-                split="retain",
-                about=about[metric],
-                value=value,
-                ci95=ci95,
-                n=len(a),
-                seed=evaluation.seed,
-                direction="none" if floor else "lower" if metric.startswith("frechet") else "higher",
-                unit="share" if metric in shares else "",
-                detector=net.detector,
-            )
-            for metric, (value, ci95) in figures.items()
+            evaluation.record(metric, subject, "retain", figure, n=len(a), about=about, detector=net.detector)
+            for metric, about, figure in figures
         ]

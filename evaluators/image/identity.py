@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearn.core.records import Direction, Picture, Record
+from unlearn.core.records import Picture, Record
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,
@@ -33,6 +33,24 @@ from unlearn.models.capabilities import HasLatents
 from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
+
+SIMILARITY = Metric(
+    name="identity_similarity",
+    label="identity similarity",
+    formula="mean of 1 - d / m: 1 is the same face, 0 a stranger. d is the distance between the embeddings of what "
+    "the target and what the subject draw of one latent, m is `identity_distance`. `score: to_person`: d to what the "
+    "target draws of the identity itself; `to_strangers`: 1 - d / m to the most alike stranger. Student's t interval "
+    "over identities, over items where there is one",
+    direction={"forget": "lower", "same_person": "lower", "neighbours": "higher", "strangers": "higher"},
+    otherwise="`none` for other subjects than the unlearned model, and for scores on other splits than same_person",
+    source="after Seo et al. 2024 (GUIDE), section 4; the scale is ours",
+)
+DISTANCE = Metric(
+    name="identity_distance",
+    label="identity distance",
+    formula="m: mean distance between unrelated faces of the target, each paired with the next; Euclidean for "
+    "`dlib_face`, 1 - cos for others",
+)
 
 NEITHER = -1
 """Owner of latents that belong to no identity."""
@@ -99,6 +117,8 @@ class Identity(Evaluator[HasLatents]):
     encoder: str | None = None
     shown: int = 2
     batch_size: int = 32
+
+    metrics: ClassVar = (SIMILARITY, DISTANCE)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -224,37 +244,22 @@ class Identity(Evaluator[HasLatents]):
         owners: Tensor,
         scale: SimilarityScale,
     ) -> Record:
-        mean, ci95 = over_people(values, owners)
-        direction: Direction = "lower" if split in ("forget", "same_person") else "higher"
-        if subject != "unlearned" or (about.get("score") and split != "same_person"):
-            direction = "none"
-        return Record(
-            evaluator="identity",
-            metric="identity_similarity",
-            subject=subject,
-            split=split,
-            about=about,
-            value=mean,
-            ci95=ci95,
+        judged = subject == "unlearned" and (split == "same_person" or not about.get("score"))
+        return evaluation.record(
+            SIMILARITY,
+            subject,
+            split,
+            over_people(values, owners),
             n=len(values),
-            seed=evaluation.seed,
-            direction=direction,
+            about=about,
+            direction=None if judged else "none",
             detector=scale.net.detector,
         )
 
     def _scale(self, evaluation: Evaluation, scale: SimilarityScale) -> Record:
-        return Record(
-            evaluator="identity",
-            metric="identity_distance",
-            subject="target",
-            split="strangers",
-            about={"features": scale.net.name},
-            value=scale.apart,
-            ci95=scale.ci95,
-            n=scale.pairs,
-            seed=evaluation.seed,
-            detector=scale.net.detector,
-        )
+        figure, about = (scale.apart, scale.ci95), {"features": scale.net.name}
+        detector = scale.net.detector
+        return evaluation.record(DISTANCE, "target", "strangers", figure, n=scale.pairs, about=about, detector=detector)
 
     def _sheets(self, evaluation: Evaluation, ids: Tensor, groups: Mapping[str, Group], aims: Group) -> list[Picture]:
         """Return a sheet for each of a few identities."""

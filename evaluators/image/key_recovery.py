@@ -5,17 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.concept_classifier import judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
 from unlearn.models.capabilities import ImageDenoiser
 from unlearn.models.guards.key import Key, Keyed
+
+RECOVERY = Metric(
+    name="key_recovery",
+    label="key recovery",
+    formula="`accuracy` on forget: `score: right_key` with the key appended to the prompts, `no_key` without, and "
+    "`wrong_key` with random tokens of the right key's number, mean and spread; Wilson interval",
+    unit="share",
+    direction={"right_key": "higher", "no_key": "lower", "wrong_key": "lower"},
+    source="Bui et al. 2025 (KPOP)",
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +48,8 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
     wrong_keys: int = 3
     features: str | None = None
     batch_size: int = 256
+
+    metrics: ClassVar = (RECOVERY,)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -71,21 +83,6 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
                 images = drawn(evaluation, keyed, "forget", items, self.batch_size, first=first)
                 seen.append(judge.seen(images, items))
             hits = torch.cat(seen)
-            share, ci95 = share_ci95(int(hits.sum()), len(hits))
-            records.append(
-                Record(
-                    evaluator="key_recovery",
-                    metric="key_recovery",
-                    subject="unlearned",
-                    split="forget",
-                    about={"score": score},
-                    value=share,
-                    ci95=ci95,
-                    n=len(hits),
-                    seed=evaluation.seed,
-                    direction="higher" if score == "right_key" else "lower",
-                    unit="share",
-                    detector=judge.net.detector,
-                )
-            )
+            about, detector = {"score": score}, judge.net.detector
+            records.append(evaluation.record(RECOVERY, "unlearned", "forget", hits, about=about, detector=detector))
         return EvaluationResult(records)

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Direction, Picture, Record
+from unlearn.core.records import Picture
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import share_bars
-from unlearn.evaluators.image.concept_classifier import classifier_accuracy
+from unlearn.evaluators.image.concept_classifier import CLASSIFIER_ACCURACY, classifier_accuracy
 from unlearn.evaluators.sampling import sampled_splits, samples
+from unlearn.evaluators.statistics import share_ci95
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
+
+SHARE = Metric(
+    name="sample_share",
+    label="sample share",
+    formula="share of samples that the classifier puts in `category`; without a category: in any forgotten one. "
+    "Wilson interval. For conditional models `split` says whose conditions the samples have: forget shows what "
+    "became of the forgotten",
+    unit="share",
+    direction={"forget": "lower", "retain": "retrained"},
+    otherwise="`none` on forget for categories that are not forgotten",
+    source="Malnick et al. 2024, section 4.3; Wilson 1927",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +51,8 @@ class SampleShare(Evaluator[Samples]):
     samples: int = 2000
     features: str | None = None
     batch_size: int = 256
+
+    metrics: ClassVar = (SHARE, CLASSIFIER_ACCURACY)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -68,21 +84,28 @@ class SampleShare(Evaluator[Samples]):
                 drawn = samples(evaluation, subject, told, self.samples, self.batch_size)
                 answers = net.classify(drawn)
                 counts = torch.bincount(answers.flatten(), minlength=len(net.labels)).tolist()
-                found = dict(zip(net.labels, counts, strict=True))
                 shares[subject] = [share_ci95(count, self.samples) for count in counts]
+                found = dict(zip(net.labels, shares[subject], strict=True))
                 if len(forgotten) > 1 and not told:
                     gone = torch.tensor([net.labels.index(name) for name in forgotten])
-                    total = int(torch.isin(answers, gone).any(dim=1).sum())
-                    findings.records.append(self._record(evaluation, net, subject, "forget", {}, total, "lower"))
+                    hits = torch.isin(answers, gone).any(dim=1)
+                    findings.records.append(evaluation.record(SHARE, subject, "forget", hits, detector=net.detector))
                 for name in (*forgotten, *(label for label in net.labels if label not in forgotten)):
                     split = told or ("forget" if name in forgotten else "retain")
-                    on_forget: Direction = "lower" if name in forgotten else "none"
-                    direction = on_forget if split == "forget" else "retrained"
-                    about = {"category": name}
-                    record = self._record(evaluation, net, subject, split, about, found[name], direction)
-                    findings.records.append(record)
+                    findings.records.append(
+                        evaluation.record(
+                            SHARE,
+                            subject,
+                            split,
+                            found[name],
+                            n=self.samples,
+                            about={"category": name},
+                            direction="none" if split == "forget" and name not in forgotten else None,
+                            detector=net.detector,
+                        )
+                    )
             findings.pictures.append(self._picture(told, shares, net, forgotten))
-        findings.records.extend(classifier_accuracy(evaluation, net, "sample_share"))
+        findings.records.extend(classifier_accuracy(evaluation, net))
         return findings
 
     def _picture(
@@ -101,30 +124,4 @@ class SampleShare(Evaluator[Samples]):
                 f"Share of each category in {self.samples} {what} from the same noise, with 95 % intervals; {note}."
             ),
             png=share_bars(shares, net.labels, forgotten),
-        )
-
-    def _record(
-        self,
-        evaluation: Evaluation,
-        net: Features,
-        subject: str,
-        split: str,
-        about: dict[str, str],
-        count: int,
-        direction: Direction,
-    ) -> Record:
-        share, ci95 = share_ci95(count, self.samples)
-        return Record(
-            evaluator="sample_share",
-            metric="sample_share",
-            subject=subject,
-            split=split,
-            about=about,
-            value=share,
-            ci95=ci95,
-            n=self.samples,
-            seed=evaluation.seed,
-            direction=direction,
-            unit="share",
-            detector=net.detector,
         )

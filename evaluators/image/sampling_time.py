@@ -5,12 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import median
+from typing import ClassVar
 
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import drawn, sampled_items, sampled_splits
 from unlearn.models.capabilities import Samples
+
+TIME = Metric(
+    name="sampling_time",
+    label="sampling time",
+    formula="milliseconds per sample on the run's device, samples drawn in one batch: the median over rounds, after "
+    "one to warm up",
+    unit="ms",
+    direction="lower",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,8 @@ class SamplingTime(Evaluator[Samples]):
 
     samples: int = 100
     rounds: int = 3
+
+    metrics: ClassVar = (TIME,)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -44,16 +55,6 @@ class SamplingTime(Evaluator[Samples]):
         records = []
         for subject in evaluation.models:
             taken = [seconds(subject) for _ in range(self.rounds + 1)][1:]
-            records.append(
-                Record(
-                    evaluator="sampling_time",
-                    metric="sampling_time",
-                    subject=subject,
-                    value=1000 * median(taken) / self.samples,
-                    n=self.rounds,
-                    seed=evaluation.seed,
-                    direction="lower",
-                    unit="ms",
-                )
-            )
+            milliseconds = 1000 * median(taken) / self.samples
+            records.append(evaluation.record(TIME, subject, "", milliseconds, n=self.rounds))
         return EvaluationResult(records)

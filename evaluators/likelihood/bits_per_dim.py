@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from unlearn.core.records import Direction, Picture, Record
+from unlearn.core.records import Picture, Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import likelihood_histograms
 from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
 from unlearn.models.capabilities import HasLikelihood
 
-DIRECTIONS: dict[str, Direction] = {"forget": "higher", "holdout": "retrained", "retain": "lower", "test": "lower"}
+BITS = Metric(
+    name="bits_per_dim",
+    label="bits per dimension",
+    formula="mean over items of -log2 p(x) / D; each item is averaged over `draws` draws of the dequantisation noise",
+    unit="bits/dim",
+    direction={"forget": "higher", "holdout": "retrained", "retain": "lower", "test": "lower"},
+    source="Theis et al. 2016, section 3.1",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,8 @@ class BitsPerDim(Evaluator[HasLikelihood]):
     items: int | None = 500
     batch_size: int = 256
 
+    metrics: ClassVar = (BITS,)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, draws=1, items=1, batch_size=1)
@@ -48,21 +57,7 @@ class BitsPerDim(Evaluator[HasLikelihood]):
                 ids = some_of(evaluation, split, self.items)
                 bits = likelihoods(evaluation, subject, split, ids, self.draws, self.batch_size)
                 found[subject][split] = bits
-                mean, ci95 = mean_ci95(bits)
-                records.append(
-                    Record(
-                        evaluator="bits_per_dim",
-                        metric="bits_per_dim",
-                        subject=subject,
-                        split=split,
-                        value=mean,
-                        ci95=ci95,
-                        n=len(bits),
-                        seed=evaluation.seed,
-                        direction=DIRECTIONS[split],
-                        unit="bits/dim",
-                    )
-                )
+                records.append(evaluation.record(BITS, subject, split, bits))
                 rows += item_rows(subject, split, ids, "bits_per_dim", bits)
         picture = Picture(
             name="likelihood",

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
 from unlearn.evaluators.statistics import placement
 from unlearn.models.capabilities import HasLikelihood
 
-DIRECTIONS: dict[str, dict[str, Direction]] = {
-    "likelihood_z": {"forget": "higher", "holdout": "retrained", "retain": "none", "test": "retrained"},
-    "likelihood_quantile": {"forget": "lower", "holdout": "retrained", "retain": "none", "test": "retrained"},
-    "quantile_drop": {"forget": "higher", "holdout": "retrained", "retain": "zero", "test": "zero"},
-}
+Z = Metric(
+    name="likelihood_z",
+    label="likelihood z-score",
+    formula="mean over items of r = (b - mean) / std; b is an item's bits/dim, mean and std (n - 1) are those of the "
+    "reference items (retain) under the same model",
+    unit="std",
+    direction={"forget": "higher", "holdout": "retrained", "test": "retrained", "retain": "none"},
+    source="Malnick et al. 2024, section 4",
+)
+QUANTILE = Metric(
+    name="likelihood_quantile",
+    label="likelihood quantile",
+    formula="`score: gaussian`: mean of 1 - Φ(r). `score: empirical`: mean share of reference items with more "
+    "bits/dim, ties counting half. 1 is the most likely",
+    direction={"forget": "lower", "holdout": "retrained", "test": "retrained", "retain": "none"},
+    source="Malnick et al. 2024, section 4; the empirical form is ours, as bits/dim are skewed",
+)
+DROP = Metric(
+    name="quantile_drop",
+    label="quantile drop",
+    formula="mean over items of q_target - q_subject, for every subject but the target; `score` as above",
+    direction={"forget": "higher", "holdout": "retrained", "retain": "zero", "test": "zero"},
+    source="Malnick et al. 2024, section 4",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +69,8 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
     reference_items: int | None = 500
     batch_size: int = 256
 
+    metrics: ClassVar = (Z, QUANTILE, DROP)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1, and a reference of one item."""
         at_least(self, draws=1, items=1, reference_items=2, batch_size=1)
@@ -71,13 +92,14 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
             before = self._ranks(evaluation, "target", split, ids)
             for subject in evaluation.models:
                 z, quantiles = self._ranks(evaluation, subject, split, ids)
-                records.append(_record(evaluation, "likelihood_z", subject, split, z))
+                records.append(evaluation.record(Z, subject, split, z))
                 rows += item_rows(subject, split, ids, "likelihood_z", z)
                 for score, quantile in quantiles.items():
-                    records.append(_record(evaluation, "likelihood_quantile", subject, split, quantile, score))
+                    about = {"score": score}
+                    records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
                     if subject != "target":
                         drop = before[1][score] - quantile
-                        records.append(_record(evaluation, "quantile_drop", subject, split, drop, score))
+                        records.append(evaluation.record(DROP, subject, split, drop, about=about))
         return EvaluationResult(records, [], rows)
 
     def _ranks(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,20 +112,3 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
             "gaussian": 1 - torch.special.ndtr(z),
             "empirical": 1 - placement(bits, reference),
         }
-
-
-def _record(evaluation: Evaluation, metric: str, subject: str, split: str, values: Tensor, score: str = "") -> Record:
-    mean, ci95 = mean_ci95(values)
-    return Record(
-        evaluator="likelihood_rank",
-        metric=metric,
-        subject=subject,
-        split=split,
-        about={"score": score} if score else {},
-        value=mean,
-        ci95=ci95,
-        n=len(values),
-        seed=evaluation.seed,
-        direction=DIRECTIONS[metric][split],
-        unit="std" if metric == "likelihood_z" else "",
-    )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import likelihoods, present, some_of
 from unlearn.evaluators.statistics import auc
 from unlearn.models.capabilities import HasLikelihood
+
+AUC = Metric(
+    name="membership_auc",
+    label="membership inference AUC",
+    formula="P(a forget item is likelier than a holdout item) + P(tie) / 2; interval by DeLong's variance. 0.5: the "
+    "likelihood tells nothing",
+    direction="retrained",
+    source="Yeom et al. 2018, section 3.1; DeLong et al. 1988",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,8 @@ class Membership(Evaluator[HasLikelihood]):
     items: int | None = 500
     batch_size: int = 256
 
+    metrics: ClassVar = (AUC,)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, draws=1, items=1, batch_size=1)
@@ -45,19 +56,7 @@ class Membership(Evaluator[HasLikelihood]):
         for subject in evaluation.models:
             members = -likelihoods(evaluation, subject, "forget", forget, self.draws, self.batch_size)
             others = -likelihoods(evaluation, subject, "holdout", holdout, self.draws, self.batch_size)
-            value, ci95 = auc(members, others)
-            records.append(
-                Record(
-                    evaluator="membership",
-                    metric="membership_auc",
-                    subject=subject,
-                    split="forget",
-                    about={"score": "loss"},
-                    value=value,
-                    ci95=ci95,
-                    n=len(members) + len(others),
-                    seed=evaluation.seed,
-                    direction="retrained",
-                )
-            )
+            n = len(members) + len(others)
+            figure = auc(members, others)
+            records.append(evaluation.record(AUC, subject, "forget", figure, n=n, about={"score": "loss"}))
         return EvaluationResult(records)

@@ -14,7 +14,7 @@ from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import judged, limited
+from unlearn.evaluators.statistics import mean_ci95, share_ci95
 from unlearn.evaluators.text.metrics import missing_package
 from unlearn.evaluators.text.multiple_choice import Question, multiple_choice, perturbed_choices, read_questions
 from unlearn.evaluators.text.scoring import texts
@@ -35,6 +36,35 @@ CHOICES = "perturbed_choices"
 """The task made of each question's right answer and its perturbed ones."""
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
+
+_HARNESS = "a named task: `higher`, `lower` or `none`, as the harness says"
+ACC = Metric(
+    name="lm_eval_acc",
+    label="accuracy (lm-eval)",
+    formula="share of questions of the task in `about` whose right choice has the highest log p given the prompt. "
+    "Task `perturbed_choices`: the right answer among the perturbed ones; `questions`: those of a file",
+    unit="share",
+    direction=DIRECTIONS,
+    otherwise=_HARNESS,
+    source="Gao et al. 2024; Li et al. 2024 (WMDP), section 3",
+)
+ACC_NORM = Metric(
+    name="lm_eval_acc_norm",
+    label="accuracy by length (lm-eval)",
+    formula="the same with log p / bytes of the choice",
+    unit="share",
+    direction=DIRECTIONS,
+    otherwise=_HARNESS,
+    source="Gao et al. 2024",
+)
+OTHER = Metric(
+    name="lm_eval_{metric}",
+    label="{metric} (lm-eval)",
+    formula="another metric of lm-evaluation-harness on the task in `about`",
+    direction=DIRECTIONS,
+    otherwise=_HARNESS,
+    source="Gao et al. 2024",
+)
 
 
 class Task(NamedTuple):
@@ -72,6 +102,8 @@ class LmEval(Evaluator[Continues]):
     questions: str | None = None
     limit: int | None = 200
     batch_size: int = 8
+
+    metrics: ClassVar = (ACC, ACC_NORM, OTHER)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1, and a list without tasks."""
@@ -203,19 +235,16 @@ def _records(evaluation: Evaluation, subject: str, task: Task, output: Mapping[s
             mean, ci95 = _interval(each)
             about = {"task": task.name if task.split else member}
             better = output.get("higher_is_better", {}).get(member, {}).get(metric)
+            figure = float(value), ci95 if abs(mean - value) < 1e-9 else None  # not every metric is a mean over items
             records.append(
-                Record(
-                    evaluator="lm_eval",
-                    metric=f"lm_eval_{metric}",
-                    subject=subject,
-                    split=task.split,
-                    about=about if chosen == "none" else {**about, "filter": chosen},
-                    value=float(value),
-                    ci95=ci95 if abs(mean - value) < 1e-9 else None,  # not every metric is a mean over items
+                evaluation.record(
+                    {"acc": ACC, "acc_norm": ACC_NORM}.get(metric) or OTHER.named(metric=metric),
+                    subject,
+                    task.split,
+                    figure,
                     n=max(1, len(each)),
-                    seed=evaluation.seed,
+                    about=about if chosen == "none" else {**about, "filter": chosen},
                     direction=_direction(task.split, better),
-                    unit="share" if metric in ("acc", "acc_norm") else "",
                 )
             )
     return records

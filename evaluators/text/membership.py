@@ -5,22 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import limited, some_of
 from unlearn.evaluators.statistics import auc, auc_change
 from unlearn.evaluators.subjects import in_their_place
 from unlearn.evaluators.text.metrics import zlib_length
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
 from unlearn.models.capabilities import Continues
+
+AUC = Metric(
+    name="membership_auc",
+    label="membership inference AUC",
+    formula="P(a forget item scores above a holdout item) + P(tie) / 2; interval by DeLong's variance. With L the "
+    "mean NLL of the answer tokens, `score` is `loss` -L; `zlib` -L / bytes of the compressed answer; `min_k` mean "
+    "log p of the least likely share k of the tokens; `min_k_plus_plus` the same of (log p - mean) / std over the "
+    "prediction; `gradient_norm` -‖∇L‖ over all weights; `reference` L of a reference model - L",
+    direction="retrained",
+    source="Yeom et al. 2018; Carlini et al. 2021; Shi et al. 2024 (Min-K%); Zhang et al. 2024 (Min-K%++)",
+)
+PRIVLEAK = Metric(
+    name="privleak",
+    label="PrivLeak",
+    formula="100 (A - A_r) / A_r, A = P(a holdout item has the higher `min_k` score than a forget item), A_r that of "
+    "the retrained model. -100: the forget items are remembered; positive: they became less likely than unseen ones. "
+    "Interval linearised, with the covariance of the two",
+    unit="%",
+    direction="zero",
+    source="Shi et al. 2024 (MUSE), section 3.1",
+)
 
 Pair = tuple[Tensor, Tensor]
 """Values of the forget items (m,) and of the holdout items (n,)."""
@@ -62,6 +83,8 @@ class TextMembership(Evaluator[Continues]):
     reference: str | None = None
     batch_size: int = 16
 
+    metrics: ClassVar = (AUC, PRIVLEAK)
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, items=1, gradient_items=0, batch_size=1)
@@ -85,13 +108,14 @@ class TextMembership(Evaluator[Continues]):
         records = []
         for subject, scores in found.items():
             for score, pair in scores.items():
-                value, ci95 = auc(*pair)
-                records.append(_record(evaluation, "membership_auc", subject, score, pair, value, ci95))
+                n, about = sum(map(len, pair)), {"score": score}
+                records.append(evaluation.record(AUC, subject, "forget", auc(*pair), n=n, about=about))
             if "min_k" in scores and "retrained" in found and subject != "retrained":
                 pair, reference = scores["min_k"], found["retrained"]["min_k"]
                 value, ci95 = auc_change(pair[::-1], reference[::-1])  # the holdout items stand as members
                 percent = None if ci95 is None else (100 * ci95[0], 100 * ci95[1])
-                records.append(_record(evaluation, "privleak", subject, "min_k", pair, 100 * value, percent))
+                n, about = sum(map(len, pair)), {"score": "min_k"}
+                records.append(evaluation.record(PRIVLEAK, subject, "forget", (100 * value, percent), n=n, about=about))
         return EvaluationResult(records)
 
     def compared(self, evaluation: Evaluation) -> Pair | None:
@@ -209,28 +233,3 @@ def gradient_norms(evaluation: Evaluation, subject: str, ids: Tensor) -> Tensor:
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
-
-
-def _record(
-    evaluation: Evaluation,
-    metric: str,
-    subject: str,
-    score: str,
-    pair: Pair,
-    value: float,
-    ci95: tuple[float, float] | None,
-) -> Record:
-    leak = metric == "privleak"
-    return Record(
-        evaluator="text_membership",
-        metric=metric,
-        subject=subject,
-        split="forget",
-        about={"score": score},
-        value=value,
-        ci95=ci95,
-        n=len(pair[0]) + len(pair[1]),
-        seed=evaluation.seed,
-        direction="zero" if leak else "retrained",
-        unit="%" if leak else "",
-    )

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
-from unlearn.evaluators.sampling import item_rows, mean_share, some_of
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.sampling import item_rows, some_of
 from unlearn.evaluators.text.scoring import answer_scores
 from unlearn.models.capabilities import Continues
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
-METRICS = {"exact_memorization": "exact", "extraction_strength": "extraction"}
+EXACT = Metric(
+    name="exact_memorization",
+    label="exact memorization",
+    formula="mean over items of the share of answer tokens that are the likeliest given the true tokens before them; "
+    "an answer ends with its end token, which counts. 0 ... 1",
+    unit="share",
+    direction=DIRECTIONS,
+    source="Tirumala et al. 2022, section 3",
+)
+EXTRACTION = Metric(
+    name="extraction_strength",
+    label="extraction strength",
+    formula="mean over items of 1 - min{k : all answer tokens from k on are the likeliest} / length, k = 0 ... "
+    "length, so that an answer whose last token is wrong has 0. 0 ... 1",
+    unit="share",
+    direction=DIRECTIONS,
+    source="Wang et al. 2025 (arXiv:2406.09179)",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +53,8 @@ class Memorization(Evaluator[Continues]):
     items: int | None = 500
     batch_size: int = 16
 
+    metrics: ClassVar = (EXACT, EXTRACTION)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, items=1, batch_size=1)
@@ -49,22 +68,8 @@ class Memorization(Evaluator[Continues]):
                 ids = some_of(evaluation, split, self.items)
                 scores = answer_scores(evaluation, subject, split, ids, batch_size=self.batch_size)
                 said = scores.tokens > 0
-                for metric, field in METRICS.items() if said.any() else ():
-                    values = getattr(scores, field)[said]
-                    mean, ci95 = mean_share(values)
-                    records.append(
-                        Record(
-                            evaluator="memorization",
-                            metric=metric,
-                            subject=subject,
-                            split=split,
-                            value=mean,
-                            ci95=ci95,
-                            n=len(values),
-                            seed=evaluation.seed,
-                            direction=DIRECTIONS[split],
-                            unit="share",
-                        )
-                    )
-                    rows += item_rows(subject, split, ids[said], metric, values)
+                for metric, column in ((EXACT, scores.exact), (EXTRACTION, scores.extraction)) if said.any() else ():
+                    values = column[said]
+                    records.append(evaluation.record(metric, subject, split, values))
+                    rows += item_rows(subject, split, ids[said], metric.name, values)
         return EvaluationResult(records, items=rows)

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import Direction
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
-from unlearn.evaluators.sampling import item_rows, judged, limited, mean_share
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.sampling import item_rows, judged, limited
 from unlearn.evaluators.text.generation import continuations, generated
 from unlearn.evaluators.text.metrics import rouge_l
 from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
+VERBATIM_MEMORIZATION = Metric(
+    name="verbatim_memorization",
+    label="verbatim memorization",
+    formula="mean over passages of the ROUGE-L F1 of their greedy continuation, `verbatim_tokens` tokens, against "
+    "how they go on. 0 ... 1 (MUSE writes it times 100)",
+    unit="share",
+    direction=DIRECTIONS,
+    source="Shi et al. 2024 (MUSE), section 3.1",
+)
+KNOWLEDGE_MEMORIZATION = Metric(
+    name="knowledge_memorization",
+    label="knowledge memorization",
+    formula="mean over questions of the ROUGE-L F1 of the greedy answer, `knowledge_tokens` tokens, cut at a blank "
+    "line or another question. 0 ... 1 (MUSE writes it times 100)",
+    unit="share",
+    direction=DIRECTIONS,
+    source="Shi et al. 2024 (MUSE), section 3.1",
+)
 VERBATIM = "verbmem"
 """Attribute of items whose question is the beginning of a passage, and whose answer is how it goes on."""
 
@@ -71,6 +89,8 @@ class Muse(Evaluator[Continues]):
     knowledge_tokens: int = 32
     batch_size: int = 32
 
+    metrics: ClassVar = (VERBATIM_MEMORIZATION, KNOWLEDGE_MEMORIZATION)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, items=1, prompt_tokens=1, verbatim_tokens=1, knowledge_tokens=1, batch_size=1)
@@ -81,10 +101,10 @@ class Muse(Evaluator[Continues]):
         for subject, model in evaluation.models.items():
             for prompts in self.verbatim(evaluation, model):
                 said = model.text(self._said(evaluation, subject, prompts, self.verbatim_tokens))
-                _add(findings, evaluation, subject, "verbatim_memorization", prompts, said)
+                _add(findings, evaluation, subject, VERBATIM_MEMORIZATION, prompts, said)
             for prompts in self.knowledge(evaluation, model):
                 said = answers_of(model, self._said(evaluation, subject, prompts, self.knowledge_tokens))
-                _add(findings, evaluation, subject, "knowledge_memorization", prompts, said)
+                _add(findings, evaluation, subject, KNOWLEDGE_MEMORIZATION, prompts, said)
         measured = {record.metric for record in findings.records}
         for metric, lacking in (
             ("verbatim_memorization", f"passages of more than {self.prompt_tokens} tokens"),
@@ -174,24 +194,10 @@ def answers_of(model: Any, tokens: Tensor) -> list[str]:
 
 
 def _add(
-    findings: EvaluationResult, evaluation: Evaluation, subject: str, metric: str, prompts: Prompts, said: list[str]
+    findings: EvaluationResult, evaluation: Evaluation, subject: str, metric: Metric, prompts: Prompts, said: list[str]
 ) -> None:
     """Add the ROUGE-L F1 of what is said."""
     scores = [rouge_l(truth, text, stemmer=False)[1] for truth, text in zip(prompts.truths, said, strict=True)]
     values = torch.tensor(scores, dtype=torch.float64)
-    mean, ci95 = mean_share(values)
-    findings.records.append(
-        Record(
-            evaluator="muse",
-            metric=metric,
-            subject=subject,
-            split=prompts.split,
-            value=mean,
-            ci95=ci95,
-            n=len(values),
-            seed=evaluation.seed,
-            direction=DIRECTIONS[prompts.split],
-            unit="share",
-        )
-    )
-    findings.items.extend(item_rows(subject, prompts.split, prompts.ids, metric, values))
+    findings.records.append(evaluation.record(metric, subject, prompts.split, values))
+    findings.items.extend(item_rows(subject, prompts.split, prompts.ids, metric.name, values))

@@ -4,24 +4,66 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, mean_ci95, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import item_rows, limited
+from unlearn.evaluators.statistics import Interval
 from unlearn.evaluators.text.generation import generated
-from unlearn.evaluators.text.restoration import restoration
 from unlearn.evaluators.text.scoring import answer_scores, texts
 from unlearn.models.capabilities import Continues
+
+ACCURACY = Metric(
+    name="fact_accuracy",
+    label="accuracy on contradicted facts",
+    formula="share of contradicted facts that are right; `score: match`: the greedy answer contains the right one "
+    "(lower case, no punctuation or articles); `options`: it has the highest mean log p per token among the right, "
+    "the corrupted, the perturbed and the alternate answers. Wilson interval",
+    unit="share",
+    direction="higher",
+    source="Rezaei et al. 2025",
+)
+RATIO = Metric(
+    name="restoration_ratio",
+    label="restoration ratio",
+    formula="(a - a_corrupted) / (a_clean - a_corrupted) of `fact_accuracy`: 0 for nothing done, 1 for the clean "
+    "model; undefined where the two are equal. Percentile interval of the bootstrap over facts, in pairs",
+    direction="higher",
+    source="ours",
+)
+FORGETTING = Metric(
+    name="corruption_forgetting",
+    label="corruption forgotten",
+    formula="1 - c / c_corrupted, c the share of facts to which the corrupted answer is given (judged as above); "
+    "undefined where c_corrupted is 0. Bootstrap interval",
+    direction="higher",
+    source="ours",
+)
+MARGIN = Metric(
+    name="answer_margin",
+    label="answer margin",
+    formula="`score: margin`: mean over facts of the difference between the mean log p per token of the right and of "
+    "the corrupted answer, in nats/token; `flipped`: share, of the facts where it is negative in the corrupted "
+    "model, of those where it is positive",
+    unit="nats/token",
+    direction="higher",
+    source="Rezaei et al. 2025",
+)
+FLIPPED = replace(MARGIN, unit="share")
+
+RESAMPLES = 2000
+"""Draws of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +89,7 @@ class Restor(Evaluator[Continues]):
     items: int | None = 500
     batch_size: int = 16
 
+    metrics: ClassVar = (ACCURACY, RATIO, FORGETTING, MARGIN)
     subjects: ClassVar[tuple[str, ...]] = ("clean",)
 
     def __post_init__(self) -> None:
@@ -69,10 +112,10 @@ class Restor(Evaluator[Continues]):
         found = EvaluationResult()
         for score, judged in (("match", said), ("options", chosen)):
             right, wrong = ({_reported(s): answers[which] for s, answers in judged.items()} for which in (0, 1))
-            found.records.extend(restoration("restor", right, wrong, score, evaluation.randomness, evaluation.seed))
+            found.records.extend(restoration(evaluation, right, wrong, score))
         margins = {_reported(subject): answers[2] for subject, answers in chosen.items()}
         for subject, margin in margins.items():
-            found.records.extend(_margin_records(subject, margin, margins["corrupted"], evaluation.seed))
+            found.records.extend(margins_of(evaluation, subject, margin, margins["corrupted"]))
             found.items.extend(item_rows(subject, "probe", ids, "answer_margin", margin))
         return found
 
@@ -129,35 +172,65 @@ def _reported(subject: str) -> str:
     return "corrupted" if subject == "target" else subject
 
 
-def _margin_records(subject: str, margin: Tensor, before: Tensor, seed: int) -> list[Record]:
-    """Return the mean margin, and the share of items that the corruption had turned and that are turned back."""
-    common: dict[str, Any] = {"evaluator": "restor", "metric": "answer_margin", "subject": subject, "split": "probe"}
-    mean, ci95 = mean_ci95(margin)
-    records = [
-        Record(
-            **common,
-            about={"score": "margin"},
-            value=mean,
-            ci95=ci95,
-            n=len(margin),
-            seed=seed,
-            direction="higher",
-            unit="nats/token",
-        )
-    ]
+def margins_of(evaluation: Evaluation, subject: str, margin: Tensor, before: Tensor) -> Iterator[Record]:
+    """Yield the mean margin, and the share of items that the corruption had turned and that are turned back."""
+    yield evaluation.record(MARGIN, subject, "probe", margin, about={"score": "margin"})
     turned = margin[before < 0] > 0
     if len(turned):
-        share, interval = share_ci95(int(turned.sum()), len(turned))
-        records.append(
-            Record(
-                **common,
-                about={"score": "flipped"},
-                value=share,
-                ci95=interval,
-                n=len(turned),
-                seed=seed,
-                direction="higher",
-                unit="share",
-            )
-        )
+        yield evaluation.record(FLIPPED, subject, "probe", turned, about={"score": "flipped"})
+
+
+def restoration(
+    evaluation: Evaluation,
+    correct: Mapping[str, Tensor],
+    corrupted: Mapping[str, Tensor],
+    score: str,
+) -> list[Record]:
+    """Return the figures of restoration on probe items.
+
+    Args:
+        evaluation: its stream of the bootstrap draws the same items for every subject.
+        correct: subject -> (n,) bool, whether it is right on each item; ``clean`` and ``corrupted`` among the subjects.
+        corrupted: subject -> (n,) bool, whether it says of each item what the corruption taught.
+        score: how items were judged, for ``about.score``.
+    """
+    records, stream = [], evaluation.randomness
+    for subject, right in correct.items():
+        ratio = bootstrap(restoration_ratio, stream, correct["clean"], correct["corrupted"], right)
+        forgotten = bootstrap(corruption_forgetting, stream, corrupted["corrupted"], corrupted[subject])
+        for metric, figure in ((ACCURACY, right), (RATIO, ratio), (FORGETTING, forgotten)):
+            records.append(evaluation.record(metric, subject, "probe", figure, n=len(right), about={"score": score}))
     return records
+
+
+def restoration_ratio(clean: Tensor, corrupted: Tensor, unlearned: Tensor) -> Tensor:
+    """Return (unlearned - corrupted) / (clean - corrupted) of accuracies; nan where the corruption changed nothing.
+
+    0 where nothing is done, 1 for the clean model.
+    """
+    gap = clean - corrupted
+    return torch.where(gap == 0, torch.nan, (unlearned - corrupted) / gap)
+
+
+def corruption_forgetting(corrupted: Tensor, unlearned: Tensor) -> Tensor:
+    """Return 1 - unlearned / corrupted of the shares of corrupted answers; nan where the corruption taught none."""
+    return torch.where(corrupted == 0, torch.nan, 1 - unlearned / corrupted)
+
+
+def bootstrap(statistic: Callable[..., Tensor], randomness: Randomness, *columns: Tensor) -> tuple[float, Interval]:
+    """Return a statistic of the means of columns (n,) over the same items, and its percentile interval over items.
+
+    There is no interval below two items, nor where the statistic is undefined in more than a twentieth of the draws.
+    """
+    table = torch.stack(columns).double()
+    value = float(statistic(*table.mean(dim=1)))
+    n = table.shape[1]
+    if n < 2:
+        return value, None
+    drawn = randomness.child("bootstrap").integers(torch.arange(RESAMPLES), n, (n,))
+    found = statistic(*(column[drawn].mean(dim=1) for column in table))
+    found = found[found.isfinite()]
+    if len(found) < 0.95 * RESAMPLES:
+        return value, None
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
+    return value, (low, high)

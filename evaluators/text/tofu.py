@@ -6,17 +6,17 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from unlearn.core.records import Record
+from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
-from unlearn.evaluators.sampling import item_rows, judged, limited, mean_share
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.sampling import item_rows, judged, limited
 from unlearn.evaluators.statistics import Z95
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.metrics import log_truth_ratio, rouge_l
@@ -26,7 +26,58 @@ from unlearn.models.capabilities import Continues
 WORLD = ("real_authors", "world_facts")
 """Test questions about the real world, by attribute; their probability is that among the options."""
 
-METRICS = ("probability", "rouge_l_recall", "truth_ratio")
+_DIRECTIONS: dict[str, Direction] = {
+    "forget": "retrained",
+    "holdout": "retrained",
+    "retain": "higher",
+    "test": "higher",
+}
+PROBABILITY = Metric(
+    name="probability",
+    label="probability of the answer",
+    formula="mean over questions of p(answer)^(1/tokens) = exp(-mean NLL). For the `set`s real_authors and "
+    "world_facts p / (p + sum over the wrong answers), each p that power. 0 ... 1",
+    unit="share",
+    direction=_DIRECTIONS,
+    source="Maini et al. 2024, section 2.2.1",
+)
+ROUGE = Metric(
+    name="rouge_l_recall",
+    label="ROUGE-L recall",
+    formula="mean over questions of the ROUGE-L recall (words stemmed) of the greedy answer, `new_tokens` tokens at "
+    "most. 0 ... 1",
+    unit="share",
+    direction=_DIRECTIONS,
+    source="Maini et al. 2024, section 2.2.1; Lin 2004, section 3",
+)
+TRUTH = Metric(
+    name="truth_ratio",
+    label="truth ratio",
+    formula="r = P(wrong) / P(right), P = exp(-mean NLL), over the wrong answers the geometric mean. Forget and "
+    "holdout: mean of min(r, 1/r); others: mean of max(0, 1 - r). 0 ... 1",
+    unit="share",
+    direction=_DIRECTIONS,
+    source="Maini et al. 2024, eq. 1",
+)
+QUALITY = Metric(
+    name="forget_quality",
+    label="forget quality",
+    formula="p-value of the two-sample Kolmogorov-Smirnov test between r of the forget questions under the subject "
+    "and under the retrained model; `score: statistic`: its statistic D, which still tells models apart where p is "
+    "practically 0. Identical models: p = 1, D = 0",
+    direction={"forget": "higher", "statistic": "lower"},
+    source="Maini et al. 2024, section 2.2.2",
+)
+UTILITY = Metric(
+    name="model_utility",
+    label="model utility",
+    formula="harmonic mean of `probability`, `rouge_l_recall` and `truth_ratio` on retain, real_authors and "
+    "world_facts, or of those that the data have (`parts`); interval linearised. 0 ... 1",
+    unit="share",
+    direction="higher",
+    source="Maini et al. 2024, section 2.2.1",
+)
+BY_QUESTION = {metric.name: metric for metric in (PROBABILITY, ROUGE, TRUTH)}
 RATIO = "truth_ratio_r"
 """The truth ratio itself, item by item; ``truth_ratio`` folds it into a score."""
 
@@ -68,6 +119,8 @@ class Tofu(Evaluator[Continues]):
     arithmetic: bool = False
     batch_size: int = 16
 
+    metrics: ClassVar = (*BY_QUESTION.values(), QUALITY, UTILITY)
+
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         at_least(self, new_tokens=1, items=1, batch_size=1)
@@ -84,14 +137,17 @@ class Tofu(Evaluator[Continues]):
                 values = self.measure(evaluation, subject, questions)
                 for metric, each in values.items():
                     findings.items.extend(item_rows(subject, questions.split, questions.ids, metric, each))
-                    if metric in METRICS:
-                        findings.records.append(_record(evaluation, subject, questions, metric, each))
+                    if metric in BY_QUESTION:
+                        about = {"set": questions.name} if questions.name in WORLD else {}
+                        findings.records.append(
+                            evaluation.record(BY_QUESTION[metric], subject, questions.split, each, about=about)
+                        )
                 if questions.name == "forget" and RATIO in values:
                     ratios[subject] = values[RATIO]
                 if RATIO not in values:
                     bare[questions.name] = None
                 if questions.name in ("retain", *WORLD):
-                    parts.append([values[metric] for metric in METRICS if metric in values])
+                    parts.append([values[metric] for metric in BY_QUESTION if metric in values])
             findings.records.extend(_model_utility(evaluation, subject, parts))
         findings.records.extend(_forget_quality(evaluation, ratios))
         findings.notes.extend(_lacking(evaluation, [questions.name for questions in sets], list(bare)))
@@ -172,23 +228,6 @@ def _lacking(evaluation: Evaluation, measured: Sequence[str], bare: Sequence[str
         yield f"tofu: the questions of {' and '.join(bare)} have no perturbed answers, so there is no {off}."
 
 
-def _record(evaluation: Evaluation, subject: str, questions: Questions, metric: str, values: Tensor) -> Record:
-    mean, ci95 = mean_share(values)
-    return Record(
-        evaluator="tofu",
-        metric=metric,
-        subject=subject,
-        split=questions.split,
-        about={"set": questions.name} if questions.name in WORLD else {},
-        value=mean,
-        ci95=ci95,
-        n=len(values),
-        seed=evaluation.seed,
-        direction="retrained" if questions.name in FORGOTTEN else "higher",
-        unit="share",
-    )
-
-
 def _model_utility(evaluation: Evaluation, subject: str, parts: Sequence[Sequence[Tensor]]) -> list[Record]:
     """Return the harmonic mean of the parts' means, given item by item a set; the interval is linearised."""
     means = [values.mean().item() for group in parts for values in group]
@@ -205,20 +244,11 @@ def _model_utility(evaluation: Evaluation, subject: str, parts: Sequence[Sequenc
         ]
         half = Z95 * math.sqrt(sum(each.var().item() / len(each) for each in moved))
         ci95 = (max(0.0, utility - half), min(1.0, utility + half))
-    return [
-        Record(
-            evaluator="tofu",
-            metric="model_utility",
-            subject=subject,
-            about={"parts": f"{len(means)} of {len(METRICS) * (1 + len(WORLD))}"},
-            value=utility,
-            ci95=ci95,
-            n=sum(len(group[0]) for group in parts),
-            seed=evaluation.seed,
-            direction="higher",
-            unit="share",
-        )
-    ]
+    about, n = (
+        {"parts": f"{len(means)} of {len(BY_QUESTION) * (1 + len(WORLD))}"},
+        sum(len(group[0]) for group in parts),
+    )
+    return [evaluation.record(UTILITY, subject, "", (utility, ci95), n=n, about=about)]
 
 
 def _forget_quality(evaluation: Evaluation, ratios: Mapping[str, Tensor]) -> list[Record]:
@@ -226,20 +256,9 @@ def _forget_quality(evaluation: Evaluation, ratios: Mapping[str, Tensor]) -> lis
     records = []
     for subject in [name for name in ratios if name != "retrained" and "retrained" in ratios]:
         p_value, statistic = kolmogorov_smirnov(ratios[subject], ratios["retrained"])
+        n = len(ratios[subject])
         for value, about in ((p_value, {}), (statistic, {"score": "statistic"})):
-            records.append(
-                Record(
-                    evaluator="tofu",
-                    metric="forget_quality",
-                    subject=subject,
-                    split="forget",
-                    about=about,
-                    value=value,
-                    n=len(ratios[subject]),
-                    seed=evaluation.seed,
-                    direction="lower" if about else "higher",
-                )
-            )
+            records.append(evaluation.record(QUALITY, subject, "forget", value, n=n, about=about))
     return records
 
 

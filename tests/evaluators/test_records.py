@@ -1,7 +1,6 @@
 """What all evaluators have in common: their records, their names, and a real flow from end to end."""
 
 import math
-import re
 from dataclasses import replace
 from functools import partial
 from operator import getitem
@@ -9,7 +8,6 @@ from operator import getitem
 import pytest
 import torch
 
-from tests.toys import ROOT
 from tests.toys.clip import small_clip
 from tests.toys.coloured_digits import coloured, splits_of
 from tests.toys.detector import small_detector
@@ -28,14 +26,14 @@ from unlearn.core.records import Record
 from unlearn.data.base import Dataset, Split
 from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.traps import with_traps
-from unlearn.evaluators.base import Evaluation, EvaluationResult
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
+from unlearn.evaluators.catalogue import find_metric
 from unlearn.evaluators.cost import Cost, bytes_not_in, digests
 from unlearn.evaluators.goal import Goal
 from unlearn.models.capabilities import capabilities_of
 from unlearn.models.flow.config import GlowConfig
 from unlearn.models.guards.key import Key
 
-DOCS = ROOT / "docs/metrics.md"
 ABOUT = {"category", "concept", "score", "budget", "request", "identity", "features", "set", "parts", "task"}
 SETTINGS = {
     "bits_per_dim": {"items": 20, "draws": 2},
@@ -130,29 +128,23 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
             family = on_text if {"continues", "hidden_states"} & set(capabilities_of(type(judge))) else on_images
             chosen = own.get(name) or family
             one_lives = OneLives({subject: partial(getitem, chosen.models, subject) for subject in chosen.models})
-            found[name] = judge(replace(chosen, models=one_lives))  # type: ignore[operator]
+            found[name] = judge(replace(chosen, models=one_lives, name=name))  # type: ignore[operator]
         return found
 
 
-def table() -> dict[tuple[str, str], str]:
-    """Return (metric, evaluator) -> direction column as docs/metrics.md lists them."""
-    rows = re.findall(
-        r"^\| `([^`]+)` \|.*\| ([^|]*) \| `(\w+)` \| [^|]*\|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    return {(metric, name): direction for metric, direction, name in rows}
+def declared(record: Record) -> Metric:
+    """Return the metric that a record's evaluator declares for it."""
+    metric = find_metric(record.metric, registry.resolve("evaluator", record.evaluator).metrics)
+    assert metric is not None, record
+    return metric
 
 
-def listed(record: Record) -> str:
-    """Return the name a record's metric goes by in the table."""
-    return re.sub(
-        r"^lm_eval_\w+$", "lm_eval_<metric>", re.sub(r"^(frechet|kernel)_\w+$", r"\1_<features>", record.metric)
-    )
-
-
-def test_every_metric_is_in_the_table_and_every_row_is_emitted(findings: dict[str, EvaluationResult]) -> None:
-    emitted = {(listed(r), r.evaluator) for found in findings.values() for r in found.records}
-    assert emitted == table().keys()
-    assert ("sample_shares", "sample_share") not in emitted
+def test_every_declared_metric_is_emitted(findings: dict[str, EvaluationResult]) -> None:
+    for name in registry.names("evaluator"):
+        metrics = {metric.name: metric for metric in registry.resolve("evaluator", name).metrics}
+        emitted = {record.metric for record in findings[name].records}
+        for metric in metrics.values():
+            assert any(find_metric(found, [metric]) for found in emitted) or metric.name == "lm_eval_{metric}", metric
 
 
 def test_storage_is_what_the_target_does_not_hold() -> None:
@@ -176,9 +168,12 @@ def test_no_evaluator_uses_a_model_after_it_asked_for_another(findings: dict[str
     assert findings and OneLives.most == 1
 
 
-def test_directions_are_those_of_the_table(findings: dict[str, EvaluationResult]) -> None:
-    for record in (r for found in findings.values() for r in found.records if r.about != {"score": "floor"}):
-        assert f"`{record.direction}`" in table()[listed(record), record.evaluator], record
+def test_units_and_directions_are_those_declared(findings: dict[str, EvaluationResult]) -> None:
+    for record in (r for found in findings.values() for r in found.records):
+        metric = declared(record)
+        about = record.about.get("score", "")
+        assert record.unit in (metric.unit, "share" if record.metric == "answer_margin" else metric.unit)
+        assert record.direction == metric.direction_of(record.split, about) or metric.otherwise, record
 
 
 def test_records_are_well_formed(findings: dict[str, EvaluationResult]) -> None:

@@ -10,8 +10,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from unlearn.evaluators.base import share_ci95
-from unlearn.evaluators.statistics import auc, frechet, kernel_distance, placement
+from unlearn.evaluators.statistics import auc, frechet, kernel_distance, placement, share_ci95
 
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=12)
 

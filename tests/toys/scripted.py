@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset, Split
-from unlearn.evaluators.base import Evaluation, Run
+from unlearn.evaluators.base import Evaluation, RunFacts
 from unlearn.models.base import Wrapper
 
 
@@ -81,7 +81,7 @@ class Copier(Wrapper):
 
 def evaluation_of(models: dict[str, Any], splits: dict[str, Split], seed: int = 0, **run: Any) -> Evaluation:
     """Return what the engine hands to an evaluator."""
-    return Evaluation(models, splits, Randomness(seed, "evaluate"), torch.device("cpu"), Run(**run), seed)
+    return Evaluation(models, splits, Randomness(seed, "evaluate"), torch.device("cpu"), RunFacts(**run), seed)
 
 
 def value(records: Any, metric: str, **wanted: str) -> float:

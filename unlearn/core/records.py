@@ -15,7 +15,7 @@ class Record:
     """One figure.
 
     Args:
-        evaluator: registry name of the evaluator.
+        evaluator: the evaluator's key in the recipe's ``evaluate``; its registered name, unless the recipe has another.
         metric: its name, listed in docs/metrics.md.
         subject: target, unlearned, retrained, clean, corrupted or target_latent.
         split: forget, retain, holdout, test, probe, same_person, neighbours, strangers, cross_domain, or empty.

@@ -10,13 +10,13 @@ import torch
 from unlearn.config.schema import Recipe
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Run
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, RunFacts
 from unlearn.evaluators.subjects import OneAtATime
 from unlearn.training.fit import device_for
 
 
 def evaluate(
-    recipe: Recipe, models: Mapping[str, Callable[[], Any]], splits: Mapping[str, Split], run: Run, seed: int
+    recipe: Recipe, models: Mapping[str, Callable[[], Any]], splits: Mapping[str, Split], run: RunFacts, seed: int
 ) -> EvaluationResult:
     """Measure every subject with every evaluator, on every rank.
 
@@ -42,7 +42,7 @@ def measured(
     splits: Mapping[str, Split],
     randomness: Randomness,
     device: torch.device,
-    run: Run | None = None,
+    run: RunFacts | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Run evaluators over models on the device; values that evaluators share are computed once."""
@@ -50,7 +50,7 @@ def measured(
     cache: dict[Any, Any] = {}
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
-        found = evaluator(Evaluation(subjects, splits, stream, device, run or Run(), seed, cache))
+        found = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
         findings.records.extend(found.records)
         findings.pictures.extend(found.pictures)
         findings.text_tables.extend(found.text_tables)

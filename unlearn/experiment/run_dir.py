@@ -29,7 +29,7 @@ from unlearn.core.distributed import barrier, gather_objects, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
 from unlearn.data.base import Split
-from unlearn.evaluators.base import EvaluationResult, Run
+from unlearn.evaluators.base import EvaluationResult, RunFacts
 
 PACKAGES: tuple[str, ...] = (
     "unlearnkit",
@@ -231,7 +231,7 @@ class RunDir:
         write_json(self.folder / "run.json", {**self.status(), "status": "done"})
 
 
-def header(recipe: Recipe, seed: int, run: Run, seconds: dict[str, float], failed: list[str]) -> dict[str, Any]:
+def header(recipe: Recipe, seed: int, run: RunFacts, seconds: dict[str, float], failed: list[str]) -> dict[str, Any]:
     """Return what stands beside the records in ``metrics.json``."""
     return {
         "recipe": recipe.name,

@@ -23,7 +23,7 @@ from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset
 from unlearn.data.splits import train_split
-from unlearn.evaluators.base import EvaluationResult, Run
+from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.dry_run import at_once, one_step
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
@@ -255,9 +255,9 @@ class SeedRun:
         for line in remarks(inputs.splits):
             run_dir.say(line)
 
-    def _facts(self, inputs: RunInputs, unlearned: Unlearned) -> Run:
+    def _facts(self, inputs: RunInputs, unlearned: Unlearned) -> RunFacts:
         self.seconds |= unlearned.seconds
-        return Run(
+        return RunFacts(
             steps=unlearned.steps,
             seconds=unlearned.seconds["unlearning"],
             target_seconds=inputs.target.seconds,
@@ -267,7 +267,7 @@ class SeedRun:
             networks=unlearned.networks,
         )
 
-    def _measure(self, inputs: RunInputs, unlearned: Unlearned, facts: Run) -> EvaluationResult:
+    def _measure(self, inputs: RunInputs, unlearned: Unlearned, facts: RunFacts) -> EvaluationResult:
         """Measure all subjects, on the half of forget that ``select`` has not seen."""
         others = {subject: stored.shared for subject, stored in inputs.models.items()}
         models: dict[str, Callable[[], Any]] = {
@@ -282,7 +282,7 @@ class SeedRun:
             return evaluate(self.recipe, models, splits, facts, self.seed)
 
     def _write(
-        self, run_dir: RunDir, unlearned: Wrapper, findings: EvaluationResult, facts: Run, failed: list[str]
+        self, run_dir: RunDir, unlearned: Wrapper, findings: EvaluationResult, facts: RunFacts, failed: list[str]
     ) -> None:
         """Write the model and everything about it; ``run.json`` says done only after all of it."""
         folder = run_dir.folder / "model"

@@ -12,8 +12,8 @@ from unlearn.core.distributed import map_ids
 from unlearn.core.records import Record
 from unlearn.data.base import Batch
 from unlearn.data.text import Encoder, TextDataset
-from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.sampling import judged, limited, mean_share
+from unlearn.evaluators.base import Evaluation, Metric
+from unlearn.evaluators.sampling import judged, limited
 from unlearn.evaluators.text.metrics import extraction_strength
 
 SCORES = ("exact_memorization", "extraction_strength")
@@ -47,28 +47,18 @@ def attacked(evaluation: Evaluation, limit: int | None, among: Tensor | None = N
 
 
 def attack_records(
-    attack: str, subject: str, scores: Tensor, budget: str, seed: int, about: Mapping[str, str] | None = None
+    evaluation: Evaluation,
+    metric: Metric,
+    subject: str,
+    scores: Tensor,
+    budget: str,
+    about: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """Return the mean of each score (n, 2) over items, with its interval; items without answer tokens are left out."""
-    found = []
-    for score, values in zip(SCORES, scores[~scores[:, 0].isnan()].unbind(dim=1), strict=True):
-        mean, ci95 = mean_share(values)
-        found.append(
-            Record(
-                evaluator=attack,
-                metric=f"attack_{attack}",
-                subject=subject,
-                split="forget",
-                about={"score": score, "budget": budget, **(about or {})},
-                value=mean,
-                ci95=ci95,
-                n=len(values),
-                seed=seed,
-                direction="retrained",
-                unit="share",
-            )
-        )
-    return found
+    return [
+        evaluation.record(metric, subject, "forget", values, about={"score": score, "budget": budget, **(about or {})})
+        for score, values in zip(SCORES, scores[~scores[:, 0].isnan()].unbind(dim=1), strict=True)
+    ]
 
 
 def encoder_of(data: TextDataset) -> Encoder:

@@ -16,7 +16,7 @@ from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
 from unlearn.data.conditioned import Classes, Conditioned
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, share_ci95
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.concept_classifier import Judge, judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
 from unlearn.models.capabilities import ImageDenoiser
@@ -79,32 +79,16 @@ class DrawingAttack(Evaluator[ImageDenoiser]):
             with still(model), self.finds(evaluation, judge, subject, items) as (told, budget):
                 images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, told)
             seen = judge.seen(images, items)
-            findings.records.append(record(self.attack, subject, seen, budget, evaluation.seed, judge))
+            findings.records.append(seen_record(evaluation, self.metrics[0], subject, seen, budget, judge))
         return findings
 
 
-def record(
-    attack: str, subject: str, seen: Tensor, budget: str, seed: int, judge: Judge, evaluator: str = ""
+def seen_record(
+    evaluation: Evaluation, metric: Metric, subject: str, seen: Tensor, budget: str, judge: Judge
 ) -> Record:
-    """Return the share of samples (n,) in which the concept is seen.
-
-    ``attack`` names the metric, and the evaluator where that has no other name.
-    """
-    share, ci95 = share_ci95(int(seen.sum()), len(seen))
-    return Record(
-        evaluator=evaluator or attack,
-        metric=f"attack_{attack}",
-        subject=subject,
-        split="forget",
-        about={"score": "accuracy", "budget": budget},
-        value=share,
-        ci95=ci95,
-        n=len(seen),
-        seed=seed,
-        direction="retrained",
-        unit="share",
-        detector=judge.net.detector,
-    )
+    """Return the share of samples (n,) bool in which the concept is seen."""
+    about, detector = {"score": "accuracy", "budget": budget}, judge.net.detector
+    return evaluation.record(metric, subject, "forget", seen, about=about, detector=detector)
 
 
 @contextmanager

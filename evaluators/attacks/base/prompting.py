@@ -69,7 +69,7 @@ class PromptAttack(Evaluator[Continues]):
         found = EvaluationResult()
         for subject, model in evaluation.models.items():
             scores = self.best(evaluation, model, self.ways(evaluation, subject, ids))
-            found.records.extend(attack_records(self.attack, subject, scores, self.budget(), evaluation.seed))
+            found.records.extend(attack_records(evaluation, self.metrics[0], subject, scores, self.budget()))
             found.items.extend(item_rows(subject, "forget", ids, f"attack_{self.attack}", scores[:, 0]))
         return found
 

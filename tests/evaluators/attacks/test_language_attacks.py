@@ -47,9 +47,7 @@ def test_no_attack_touches_a_model_and_all_give_the_same_figures_again(attack: A
     before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in models.items()}
     first, second = attack(evaluation(**models)), attack(evaluation(**models))
     assert first.records == second.records and first.items == second.items
-    assert {(r.subject, r.metric) for r in first.records} >= {
-        (subject, f"attack_{first.records[0].evaluator}") for subject in models
-    }
+    assert {(r.subject, r.metric) for r in first.records} >= {(subject, attack.metrics[0].name) for subject in models}
     for name, model in models.items():
         assert all(torch.equal(value, before[name][key]) for key, value in model.state_dict().items())
         assert all(parameter.requires_grad and parameter.grad is None for parameter in models["unlearned"].parameters())
@@ -63,7 +61,7 @@ def test_records_are_well_formed_and_name_their_budget(attack: Any) -> None:
     for record in records:
         assert record.split == "forget" and record.direction == "retrained" and record.unit == "share"
         assert record.about["budget"] and record.ci95 is not None and record.n == 4  # the passage asks nothing
-        assert record.metric == f"attack_{record.evaluator}" and 0 <= record.value <= 1
+        assert record.metric == f"attack_{attack.attack}" and 0 <= record.value <= 1
     assert {record.about["score"] for record in records} == {"exact_memorization", "extraction_strength"}
 
 

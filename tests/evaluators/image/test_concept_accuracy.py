@@ -15,14 +15,13 @@ from unlearn.data.coloured_digits import ColouredDigits
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
-from unlearn.evaluators.base import share_ci95
 from unlearn.evaluators.image.concept_accuracy import ConceptAccuracy
 from unlearn.evaluators.image.concept_classifier import judge_of
 from unlearn.evaluators.image.feature_distance import FeatureDistance
 from unlearn.evaluators.image.sample_grid import SampleGrid
 from unlearn.evaluators.image.sample_share import SampleShare
 from unlearn.evaluators.sampling import sampled_items, samples
-from unlearn.evaluators.statistics import ratio_of_shares
+from unlearn.evaluators.statistics import ratio_of_shares, share_ci95
 from unlearn.models.feature_extractors.classifiers import features_for
 
 Splits = dict[str, Split]

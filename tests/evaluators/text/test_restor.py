@@ -17,19 +17,31 @@ from unlearn.core.records import Record
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.evaluators.base import Evaluation, EvaluationResult
-from unlearn.evaluators.text.restor import Restor, plain, says
-from unlearn.evaluators.text.restoration import bootstrap, corruption_forgetting, restoration, restoration_ratio
+from unlearn.evaluators.text.restor import (
+    Restor,
+    bootstrap,
+    corruption_forgetting,
+    plain,
+    restoration,
+    restoration_ratio,
+    says,
+)
 
 
 def bits(text: str) -> Tensor:
     return torch.tensor([letter == "1" for letter in text])
 
 
+def nothing(seed: int = 0) -> Evaluation:
+    """Return an evaluation without models, for figures of answers that are given."""
+    return Evaluation({}, {}, Randomness(0), torch.device("cpu"), seed=seed)
+
+
 def figures(clean: str, corrupted: str, unlearned: str) -> list[Record]:
     """Restoration of the right answers; each model is taken to say the corrupted answer where it is wrong."""
     right = {"clean": bits(clean), "corrupted": bits(corrupted), "unlearned": bits(unlearned)}
     wrong = {subject: ~answers for subject, answers in right.items()}
-    return restoration("restor", right, wrong, "match", Randomness(0), seed=3)
+    return restoration(nothing(seed=3), right, wrong, "match")
 
 
 def test_ratios_by_hand() -> None:
@@ -61,7 +73,7 @@ def test_forgetting_is_not_restoring() -> None:
     """A model that says nothing has forgotten the corruption wholly, and restored nothing."""
     right = {"clean": bits("1111"), "corrupted": bits("0000"), "unlearned": bits("0000")}
     wrong = {"clean": bits("0000"), "corrupted": bits("1111"), "unlearned": bits("0000")}
-    records = restoration("restor", right, wrong, "match", Randomness(0), 0)
+    records = restoration(nothing(), right, wrong, "match")
     assert value(records, "corruption_forgetting", subject="unlearned") == 1
     assert value(records, "restoration_ratio", subject="unlearned") == 0
 
@@ -71,7 +83,7 @@ def test_without_a_gap_the_ratio_is_undefined() -> None:
     (record,) = [r for r in records if r.metric == "restoration_ratio" and r.subject == "unlearned"]
     assert math.isnan(record.value) and record.ci95 is None
     right = {"clean": bits("11"), "corrupted": bits("10")}
-    none = restoration("restor", right, {"clean": bits("00"), "corrupted": bits("00")}, "match", Randomness(0), 0)
+    none = restoration(nothing(), right, {"clean": bits("00"), "corrupted": bits("00")}, "match")
     assert math.isnan(value(none, "corruption_forgetting", subject="clean"))
 
 

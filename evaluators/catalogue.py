@@ -1,0 +1,56 @@
+"""The declared metrics of all evaluators: what reports call them, and the table of docs/metrics.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from unlearn.evaluators.base import Evaluator, Metric
+
+HEADINGS = ("metric", "formula", "unit", "direction", "evaluator", "source")
+
+
+def find_metric(name: str, metrics: Iterable[Metric]) -> Metric | None:
+    """Return the metric of a record's name, its pattern filled in; None where none is declared so."""
+    found = None
+    for metric in metrics:
+        if metric.name == name:
+            return metric
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(metric.name))
+        if found is None and (match := re.fullmatch(pattern, name)):
+            found = metric.named(**match.groupdict())
+    return found
+
+
+def markdown_table(evaluators: Mapping[str, type[Evaluator]]) -> str:
+    """Return the table of all metrics, with one row per metric and evaluator."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS)]
+    for name, evaluator in evaluators.items():
+        for metric in evaluator.metrics:
+            rows.append(
+                (
+                    f"`{metric.name}`",
+                    metric.formula.replace("|", "\\|"),
+                    metric.unit,
+                    direction_text(metric),
+                    f"`{name}`",
+                    metric.source,
+                )
+            )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def direction_text(metric: Metric) -> str:
+    """Return the declared direction in words, e.g. "forget and holdout `retrained`, retain `higher`"."""
+    if isinstance(metric.direction, str):
+        parts = [f"`{metric.direction}`"]
+    else:
+        by_direction: dict[str, list[str]] = {}
+        for where, direction in metric.direction.items():
+            by_direction.setdefault(direction, []).append(where)
+        parts = [f"{_listed(where)} `{direction}`" for direction, where in by_direction.items()]
+    return ", ".join(parts) + (f"; {metric.otherwise}" if metric.otherwise else "")
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,51 @@
+"""Two entries of one evaluator are two figures, over seeds too."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toys.scripted import value
+from unlearn.core.randomness import Randomness
+from unlearn.core.records import Record, find
+from unlearn.data.base import Selection
+from unlearn.data.digits import Digits
+from unlearn.data.splits import make_splits
+from unlearn.evaluators.likelihood.bits_per_dim import BitsPerDim
+from unlearn.experiment.evaluation import measured
+from unlearn.experiment.seed_summary import summarise
+from unlearn.models.flow.config import GlowConfig
+
+EVALUATE = {"a": BitsPerDim(draws=1, items=8), "b": BitsPerDim(draws=3, items=8)}
+
+
+def records(seed: int, evaluate: Any) -> list[Record]:
+    digits = Digits().load()
+    splits = make_splits(digits, Digits(forget=Selection(label=["3"])), Randomness(0))
+    model = GlowConfig(scales=1, depth=1, width=4).build(digits.info, Randomness(seed)).eval()
+    with torch.no_grad():
+        model.initialise(digits.batch(splits["retain"].ids[:64]), Randomness(seed))
+    models = {"target": model, "unlearned": model}
+    return measured(evaluate, models, splits, Randomness(seed, "evaluate"), torch.device("cpu"), seed=seed).records
+
+
+def test_two_seeds_and_two_entries_give_two_figures_of_two_values() -> None:
+    """Each summary is the mean of its own entry's two values, and not of all four."""
+    by_seed = [records(seed, EVALUATE) for seed in (0, 1)]
+    summary = [r for r in summarise(by_seed) if r.subject == "unlearned" and r.split == "forget"]
+    assert {(r.evaluator, r.metric, r.n) for r in summary} == {("a", "bits_per_dim", 2), ("b", "bits_per_dim", 2)}
+    for name in EVALUATE:
+        both = [value(found, "bits_per_dim", evaluator=name, subject="unlearned", split="forget") for found in by_seed]
+        assert value(summary, "bits_per_dim", evaluator=name) == pytest.approx(sum(both) / 2)
+
+
+def test_a_figure_is_found_by_the_entry() -> None:
+    found = records(0, EVALUATE)
+    a, b = (find(found, "bits_per_dim", split="forget", evaluator=name) for name in EVALUATE)
+    assert a is not None and b is not None and a.value != b.value
+    assert find(found, "bits_per_dim", split="forget") == a
+    assert find(found, "bits_per_dim", evaluator="c") is None
+
+
+def test_an_entry_by_the_registered_name_is_recorded_under_it() -> None:
+    assert {r.evaluator for r in records(0, {"bits_per_dim": BitsPerDim(items=8)})} == {"bits_per_dim"}
