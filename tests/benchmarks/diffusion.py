@@ -23,14 +23,13 @@ from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.experiment.inputs import RunInputs, gather_inputs
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.sfd import SFD, sid_loss
-from unlearn.training.build import build_module
+from unlearn.training.build import recipe_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule, clip
@@ -65,7 +64,7 @@ class Job(NamedTuple):
         """Return the module that a run steps."""
         target, teacher = self.inputs.target, self.inputs.teacher
         beside = ReferenceModel(teacher.copy) if teacher else None
-        return build_module(self.recipe, target.copy(), self.inputs.splits, 0, ReferenceModel(target.copy), beside)
+        return recipe_module(self.recipe, target.copy(), self.inputs.splits, 0, ReferenceModel(target.copy), beside)
 
     def feed(self) -> StepLoader:
         """Return the batches of the steps."""
@@ -194,7 +193,7 @@ def esd_agrees(job: Job) -> None:
     """Check that a trajectory, and the loss at some states of a model that moved, are the same both ways."""
     term, module = term_of(job, "forget", ESD), job.module()
     with tempfile.TemporaryDirectory() as folder:
-        module.reference_cache = ReferenceCache(Path(folder))
+        module.cache_reference_in(Path(folder))
         module.on_fit_start()
         nudge(module.model)
         target, context = job.inputs.target.copy(), module._context("forget/esd")
@@ -309,7 +308,7 @@ def sfd_agrees(job: Job) -> None:
     """Check that both losses are the same both ways, on the same draws, with a fake score that has moved."""
     module = job.module()
     with tempfile.TemporaryDirectory() as folder:
-        module.reference_cache = ReferenceCache(Path(folder))
+        module.cache_reference_in(Path(folder))
         module.on_fit_start()
         for group, (batch,) in job.feed()[0].items():
             term, context, model = term_of(job, group, SFD), module._context(f"{group}/sfd"), module.model

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +25,9 @@ from unlearn.models.likelihood import bits_per_dim
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.flow.likelihood_ascent import LikelihoodAscent
 from unlearn.objectives.surgery import GRU, MGDA, Combination, OneSided, PCGrad, WeightedSum
+from unlearn.training.build import build_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
-from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 STEPS, WARM, ROUNDS = 60, 10, 5
 OPTIM = Optim(steps=STEPS, batch=64, lr=1e-5)
@@ -80,8 +80,8 @@ class Clock:
 def engine(splits: dict[str, Split], combine: Combination) -> float:
     """Return the engine's seconds a step, with its curves, checkpoints and checks as in any run."""
     flow, clock = model(splits), Clock()
-    groups = {"forget": {"ascent": LikelihoodAscent(weight=0.1)}, "retain": {"loss": TrainingLoss()}}
-    module = UnlearningModule(flow, [Phase(dict(flow.named_parameters()), groups, OPTIM, combine)], splits, 0)
+    terms: Any = {"forget": {"ascent": LikelihoodAscent(weight=0.1)}, "retain": {"loss": TrainingLoss()}}
+    module = build_module(flow, splits, 0, **terms, optim=OPTIM, combine=combine)
     begin = module.on_train_batch_start
 
     def tick(*arguments: object) -> int | None:

@@ -19,7 +19,6 @@ from torch import Tensor
 from tests.benchmarks.diffusion import TIMED, WARM, Job, Side, adam, in_turns, nudge, term_of
 from unlearn.core.optim import learning_rate
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
 from unlearn.models.gan.latents import latents_of
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 from unlearn.models.gan.wrapper import LatentGenerator
@@ -145,7 +144,7 @@ def agrees(job: Job) -> None:
     local, rest = term_of(job, "forget", Guide), term_of(job, "retain", GlobalPreservation)
     module, target = job.module(), job.inputs.target.copy()
     with tempfile.TemporaryDirectory() as folder:
-        module.reference_cache = ReferenceCache(Path(folder))
+        module.cache_reference_in(Path(folder))
         module.on_fit_start()
         nudge(module.model)
         batches = job.feed()[0]

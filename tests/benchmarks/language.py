@@ -37,10 +37,10 @@ from unlearn.models.scope import All, Scope
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
 from unlearn.objectives.language.target_logits import bucketed, recall_logits
+from unlearn.training.build import build_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit, peak_memory
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 VOCABULARY, TOKENS, ANSWER, BATCH = 49_152, 256, 64, 4
 WARM, TIMED, ROUNDS = 1, 2, 2
@@ -213,13 +213,8 @@ def _log_prob(llama: Any, batch: Batch) -> Tensor:
 def engine(retain: KL, scope: Scope, checkpointing: bool = False) -> Side:
     """Time the same job as a run does it, with its curves, checkpoints and checks."""
     student = model(checkpointing)
-    scope.attach(student, Randomness(0, "scope"))
-    chosen = set(scope.select(student))
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    parameters = {name: parameter for name, parameter in student.named_parameters() if name in chosen}
-    groups: Any = {"forget": {"npo": NPO(beta=BETA)}, "retain": {"kl": retain}}
-    module = UnlearningModule(student, [Phase(parameters, groups, OPTIM)], splits(), 0, log_every=OPTIM.steps - 1)
+    terms: Any = {"forget": {"npo": NPO(beta=BETA)}, "retain": {"kl": retain}}
+    module = build_module(student, splits(), 0, **terms, scope=scope, optim=OPTIM, log_every=OPTIM.steps - 1)
     ticks: list[Tick] = []
     rows: list[dict[str, float]] = []
     step = module.training_step

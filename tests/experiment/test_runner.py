@@ -132,7 +132,7 @@ def test_a_saliency_mask_on_a_term_with_moving_statistics(tmp_path: Path, cache:
     scope = ["scope=saliency", "scope.share=0.3", "combine=pcgrad"]
     done = command(SMALL, *scope, "optim.steps=3", "output=run", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
-    assert "may move: 326 of 1,088" in done.stderr
+    assert "trained: 326 of 1,088" in done.stderr
 
 
 def test_a_missed_gate_exits_with_3_and_keeps_the_run(tmp_path: Path, cache: Path, finished: Path) -> None:

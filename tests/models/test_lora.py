@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.objectives.edits.test_uce import xl_model
-from tests.toys.diffusion import ConditionEncoder, small_model, small_splits
+from tests.toys.diffusion import Conditioning, small_model, small_splits
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.language import tiny, tiny_splits
 from unlearn.core.errors import RecipeError
@@ -145,7 +145,7 @@ def test_diffusers_reads_the_adapter_of_sdxls_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", ["class", "dit"])
-def test_peft_reads_the_adapter_of_a_model_that_is_told_classes(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_peft_reads_the_adapter_of_a_model_that_is_told_classes(told: Conditioning, tmp_path: Path) -> None:
     model, fresh = small_model(told), small_model(told)
     x, t = STREAM.normal(torch.arange(2), model.latent_shape, torch.float64), torch.tensor([30, 400])
     condition = model.prompts(["3", "8"])

@@ -24,7 +24,7 @@ from unlearn.experiment.memory_estimate import of_a_step
 from unlearn.experiment.runner import check
 from unlearn.models.language.memory import kept_numbers
 from unlearn.run import main
-from unlearn.training.build import build_module
+from unlearn.training.build import recipe_module
 from unlearn.training.fit import fit
 
 RECIPES = ("language/tofu", "language/muse_news", "language/muse_books")
@@ -113,7 +113,7 @@ def test_rmu_moves_only_what_its_loss_reaches(name: str, settings: str, tmp_path
     def step(*more: str) -> None:
         recipe = load(name, ["forget=rmu", f"settings={settings}", *more])
         short = replace(recipe, optim=replace(recipe.optim, steps=1, batch=2, accumulate=1))
-        module = build_module(short, tiny(depth=10), tiny_splits(), 0, ReferenceModel(lambda: tiny(depth=10)))
+        module = recipe_module(short, tiny(depth=10), tiny_splits(), 0, ReferenceModel(lambda: tiny(depth=10)))
         fit(module, Trainer(threads=1, tensorboard=False), tmp_path / str(len(more)), "a step")
 
     step()
@@ -240,9 +240,9 @@ def tofu_on(model: str, *settings: str) -> Any:
 def test_check_tells_the_size_of_a_model_without_its_weights(described: str) -> None:
     text = check(tofu_on(described))
     assert "1,235,814,400 parameters, built without its weights" in text
-    assert "may move: 1,235,814,400 of 1,235,814,400 parameters" in text and "The recipe is sound." in text
+    assert "trained: 1,235,814,400 of 1,235,814,400 parameters" in text and "The recipe is sound." in text
     adapter = 16 * (2 * 8 * (2048 + 2048) + 2 * 8 * (2048 + 512) + 3 * 8 * (2048 + 8192))
-    assert f"may move: {adapter:,} of" in check(tofu_on(described, "scope=lora", "scope.rank=8"))
+    assert f"trained: {adapter:,} of" in check(tofu_on(described, "scope=lora", "scope.rank=8"))
 
 
 def test_the_estimate_of_a_step(described: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A small real job: a two-scale Glow on the 8x8 digits, untrained or trained for a few steps."""
 
-from collections.abc import Sequence
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from unlearn.data.splits import make_splits
 from unlearn.models.base import Wrapper
 from unlearn.models.flow.config import GlowConfig
 from unlearn.objectives.base import Objective
-from unlearn.objectives.surgery import Combination, WeightedSum
+from unlearn.objectives.surgery import Combination
+from unlearn.training.build import build_module
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 GLOW = GlowConfig(scales=1, depth=2, width=8)
 MODEL = "{name: glow, scales: 1, depth: 2, width: 8}"
@@ -47,18 +47,36 @@ def small_module(
     combine: Combination | None = None,
     optim: Optim | None = None,
     splits: dict[str, Split] | None = None,
-    names: Sequence[str] | None = None,
     **settings: Any,
 ) -> UnlearningModule:
     splits = splits or digits_splits()
     model, target = small_glow(splits), small_glow(splits)
-    moving = {name: p for name, p in model.named_parameters() if names is None or name in names}
-    groups = {group: terms for group, terms in (("forget", forget), ("retain", retain)) if terms}
-    phase = Phase(moving, groups, optim or Optim(steps=4, batch=16, lr=1e-3), combine or WeightedSum())
-    return UnlearningModule(model, [phase], splits, 0, ReferenceModel(lambda: target), **settings)
+    return build_module(
+        model,
+        splits,
+        0,
+        forget=forget,
+        retain=retain,
+        combine=combine,
+        optim=optim or Optim(steps=4, batch=16, lr=1e-3),
+        target=ReferenceModel(lambda: target),
+        **settings,
+    )
 
 
 def run(module: UnlearningModule, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
     trainer = Trainer(accelerator="cpu", precision="64-true", tensorboard=False, **settings)
     fit(module, trainer, folder, "test")
     return {name: value.clone() for name, value in module.model.state_dict().items()}
+
+
+def stop_at(module: UnlearningModule, step: int) -> None:
+    """Ask for the end of the run by a signal, as a user does, in the step before ``step``."""
+    take = module.training_step
+
+    def last(*arguments: Any) -> None:
+        take(*arguments)
+        if module.step_count == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    module.training_step = last  # type: ignore[method-assign]

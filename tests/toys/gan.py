@@ -13,22 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys.diffusion import first_step, gradients  # noqa: F401
-from unlearn.core.distributed import map_ids
+from tests.toys.term_bench import TermBench
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
-from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
+from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Batch, Dataset, Split
 from unlearn.data.digits import Digits
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.wrapper import LatentGenerator
 from unlearn.models.scope import Kind, Scope
-from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.surgery import Combination, WeightedSum
-from unlearn.training.auxiliary_networks import auxiliary_networks
+from unlearn.objectives.base import Objective
+from unlearn.objectives.surgery import Combination
+from unlearn.training.build import build_module
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 INFO = {"shape": (1, 8, 8), "levels": 17}
 SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 6, "w_dim": 5, "layers": 2}
@@ -120,15 +118,16 @@ def digit_splits() -> dict[str, Split]:
     return {"forget": Split("forget", data, torch.nonzero(threes).flatten()), "retain": Split("retain", data, others)}
 
 
-class Bench:
-    """A term, prepared on the target, and a model that moves.
+class Bench(TermBench):
+    """A term, prepared on the target, and a small generator to be trained.
 
     Args:
         folder: for the target's values.
-        objective: prepared at once.
+        objective: the term.
         kind: of the generator.
         split: which the term reads.
-        splits: of the data.
+        splits: the data by split name.
+        scope: which parameters are trained.
     """
 
     def __init__(
@@ -140,39 +139,16 @@ class Bench:
         splits: Mapping[str, Split] | None = None,
         scope: Scope = SYNTHESIS,
     ) -> None:
-        self.objective, self.split = objective, split
-        self.model, self.target = small_gan(kind), small_gan(kind)
-        chosen = set(scope.select(self.model))
-        for name, parameter in self.model.named_parameters():
+        model = small_gan(kind)
+        chosen = set(scope.select(model))
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
-        self.splits = splits or face_splits(shape=self.model.image_shape)
-        self.state: dict[str, Any] = {}
-        self.reference_cache = ReferenceCache(folder)
-        self.reference = ReferenceModel(lambda: self.target)
-        objective.prepare(self.model, self.context())
-
-    def context(self, step: int = 0, **changed: Any) -> Context:
-        given: dict[str, Any] = {
-            "step": step,
-            "randomness": Randomness(0, "bench", step),
-            "splits": self.splits,
-            "state": self.state,
-            "reference": self.reference,
-            "map_ids": map_ids,
-            "device": torch.device("cpu"),
-            "remembered": self.reference_cache,
-            "split": self.split,
-        }
-        return Context(**given | changed)
-
-    def batch(self, rows: Any = slice(None)) -> Batch:
-        return self.splits[self.split].batch(self.splits[self.split].ids[rows])
-
-    def values(self, rows: Any = slice(None), step: int = 0) -> Values:
-        return self.objective(self.model, self.batch(rows), self.context(step))
+        super().__init__(
+            folder, objective, model, small_gan(kind), splits or face_splits(shape=model.image_shape), split
+        )
 
     def moved(self, size: float = 0.05) -> Bench:
-        """Move every weight that may move."""
+        """Move every weight that is trained."""
         with torch.no_grad():
             for index, parameter in enumerate(self.model.parameters()):
                 if parameter.requires_grad:
@@ -192,22 +168,18 @@ def small_job(
 ) -> UnlearningModule:
     """Return the module of a run, networks beside the model included; ``on_fit_start`` prepares its terms."""
     model, target = small_gan(kind), small_gan(kind)
-    scope.attach(model, Randomness(0, "scope"))
-    names = set(scope.select(model))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    moving = {name: parameter for name, parameter in model.named_parameters() if name in names}
-    chosen = {group: dict(terms) for group, terms in groups.items()}
-    phase = Phase(moving, chosen, optim, combine or WeightedSum())
-    reference = (
-        AdapterDisabledReference(model, lambda: scope.off(model))
-        if scope.is_adapter
-        else ReferenceModel(lambda: target)
+    module = build_module(
+        model,
+        splits or face_splits(shape=model.image_shape),
+        0,
+        **groups,
+        combine=combine,
+        scope=scope,
+        optim=optim,
+        target=ReferenceModel(lambda: target),
+        log_every=1,
     )
-    beside = auxiliary_networks(phase, model, reference, Randomness(0, "companion"))
-    splits = splits or face_splits(shape=model.image_shape)
-    module = UnlearningModule(model, [*beside, phase], splits, 0, reference, 1)
-    module.reference_cache = ReferenceCache(folder)
+    module.cache_reference_in(folder)
     return module
 
 

@@ -1,22 +1,19 @@
-"""A language model of two tokens, whose every value can be worked out by hand, and the few lines of an engine."""
+"""A language model of two tokens, whose every value can be worked out by hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.core.distributed import map_ids
-from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
+from tests.toys.term_bench import TermBench
 from unlearn.data.base import Batch, Split
 from unlearn.data.text import TextDataset, TextItem, refusals
 from unlearn.models.language.wrapper import Language
-from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.base import Objective
 
 
 class Parity:
@@ -67,35 +64,22 @@ def answers_of(*answers: str, alternate: str = "") -> TextDataset:
     return TextDataset(items, torch.zeros(len(items), dtype=torch.bool), encoder=Parity())
 
 
-class Bench:
+class Bench(TermBench):
     """One split of all items as the forget items, and as the retain items; terms prepared on the target.
 
     Args:
         folder: for the target's values.
-        model: at first the target.
+        model: at first the target; there is no other.
         dataset: the items.
-        objective: prepared at once.
+        objective: the term.
+        split: which the term reads.
     """
 
     def __init__(self, folder: Path, model: Any, dataset: TextDataset, objective: Objective, split: str = "forget"):
-        self.model, self.dataset, self.objective = model, dataset, objective
-        self.state: dict[str, Any] = {}
+        self.dataset = dataset
         ids = torch.arange(len(dataset))
-        self.splits: Mapping[str, Split] = {name: Split(name, dataset, ids) for name in ("forget", "retain")}
-        self.reference_cache = ReferenceCache(folder)
-        self.split = split
-        objective.prepare(model, self.context())
-
-    def context(self, step: int = 0) -> Context:
-        noise = Randomness(0, "bench", step)
-        cpu = torch.device("cpu")
-        return Context(
-            step, noise, self.splits, self.state, lambda: None, map_ids, cpu, self.reference_cache, split=self.split
-        )
-
-    def values(self, ids: list[int] | None = None, batch: Batch | None = None) -> Values:
-        chosen = torch.arange(len(self.dataset)) if ids is None else torch.tensor(ids)
-        return self.objective(self.model, self.dataset.batch(chosen) if batch is None else batch, self.context())
+        splits = {name: Split(name, dataset, ids) for name in ("forget", "retain")}
+        super().__init__(folder, objective, model, None, splits, split)
 
     def value(self) -> float:
         """The value of the first item."""

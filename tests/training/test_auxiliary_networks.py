@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys import ROOT
-from tests.toys.flow import digits_splits, run, small_glow
+from tests.toys.flow import digits_splits, run, small_glow, stop_at
 from unlearn.config.recipe import load
 from unlearn.core.errors import Interrupted, RecipeError
 from unlearn.core.optim import Optim
@@ -24,11 +24,10 @@ from unlearn.data.base import Batch
 from unlearn.experiment.memory_estimate import of_a_step
 from unlearn.models.base import MetaModel
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
-from unlearn.objectives.surgery import OneSided, WeightedSum
-from unlearn.training.auxiliary_networks import auxiliary_networks
-from unlearn.training.model_selection import kept
+from unlearn.objectives.surgery import OneSided
+from unlearn.training.build import build_module
+from unlearn.training.model_selection import trained_weights
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 
 class Scorer(nn.Module):
@@ -93,12 +92,11 @@ def module_of(
     splits = digits_splits()
     model, target = small_glow(splits), small_glow(splits)
     groups = {"forget": {"up": forget or Likelihood(sign=-1.0)}, "retain": {"down": retain or Likelihood()}}
-    phase = Phase(dict(model.named_parameters()), groups, optim, combine or WeightedSum())
-    reference = ReferenceModel(lambda: target)
-    beside = auxiliary_networks(phase, model, reference, Randomness(0, "companion"))
-    for other in beside:
-        other.every = every
-    return UnlearningModule(model, [*beside, phase], splits, 0, reference, **settings)
+    target_model = ReferenceModel(lambda: target)
+    module = build_module(model, splits, 0, **groups, optim=optim, combine=combine, target=target_model, **settings)
+    for phase in module.phases:
+        phase.every = 1 if phase.primary else every
+    return module
 
 
 def weights(module: UnlearningModule) -> dict[str, Tensor]:
@@ -135,7 +133,7 @@ def test_an_average_is_of_the_model_alone_and_steps_are_its(tmp_path: Path) -> N
     module = module_of(replace(OPTIM, ema=0.9))
     run(module, tmp_path)
     names = {name for name, _ in module.model.named_parameters()}
-    assert set(module.average) == names == set(kept(module))
+    assert set(module.average.values) == names == set(trained_weights(module))
     assert module.step_count == module.trainer.global_step == 4
     assert module.phases[0].optim.ema is None
 
@@ -211,7 +209,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(stop: int, tmp_path:
     whole = made()
     run(whole, tmp_path / "whole", checkpoint_every=2)
     cut = made()
-    cut.on_train_batch_end = lambda *_: setattr(cut, "stop_asked", cut.step_count == stop)  # type: ignore
+    stop_at(cut, stop)
     with pytest.raises(Interrupted, match=f"step {max(0, stop)} of 5"):
         run(cut, tmp_path / "cut", checkpoint_every=2)
     again = made()

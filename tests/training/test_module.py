@@ -1,6 +1,7 @@
 """The engine's promises: the same result for every way of cutting the work, exact resume, nothing else moves."""
 
 import csv
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tests.toys.flow import digits_splits, run, small_module
+from tests.toys.flow import digits_splits, run, small_module, stop_at
 from unlearn.core.errors import Diverged, Interrupted, RecipeError
 from unlearn.core.optim import Optim
 from unlearn.data.base import Batch, Selection
-from unlearn.models.scope import HeldEntries, Saliency
+from unlearn.models.scope import Pattern, Saliency
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.common.weight_anchor import WeightAnchor
 from unlearn.objectives.flow.likelihood_ascent import LikelihoodAscent
 from unlearn.objectives.flow.taming_retain import TamingRetain
 from unlearn.objectives.surgery import GRU, MGDA, OneSided, PCGrad, WeightedSum
+from unlearn.training.masks import EntryMasks
 from unlearn.training.phase import Phase
 
 COMBINATIONS = [WeightedSum(), PCGrad(), OneSided(), GRU(), MGDA()]
@@ -58,7 +60,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(combine: Any, tmp_pa
     optim = Optim(steps=6, batch=16, lr=1e-3, ema=0.9, schedule="cosine")
     whole = run(small_module(**terms(), combine=combine, optim=optim), tmp_path / "whole", checkpoint_every=2)
     stopped = small_module(**terms(), combine=combine, optim=optim)
-    stopped.on_train_batch_end = lambda *_: setattr(stopped, "stop_asked", stopped.step_count == 3)  # type: ignore
+    stop_at(stopped, 3)
     with pytest.raises(Interrupted, match="step 3 of 6"):
         run(stopped, tmp_path / "cut", checkpoint_every=2)
     resumed = run(small_module(**terms(), combine=combine, optim=optim), tmp_path / "cut", checkpoint_every=2)
@@ -98,7 +100,7 @@ def run_feed(module: Any) -> Any:
 def test_what_is_out_of_scope_stays_bit_identical(tmp_path: Path) -> None:
     splits = digits_splits()
     names = [name for name, _ in small_module(**terms(), splits=splits).model.named_parameters()][:3]
-    module = small_module(**terms(), names=names, splits=splits)
+    module = small_module(**terms(), scope=Pattern([re.escape(name) + "$" for name in names]), splits=splits)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     after = run(module, tmp_path)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -112,19 +114,14 @@ def test_a_saliency_mask_holds_entries_through_weight_decay(tmp_path: Path) -> N
     module = small_module(**terms(), optim=Optim(name="adamw", steps=3, batch=16, lr=1e-2, weight_decay=0.1))
     before = {name: value.detach().clone() for name, value in module.model.named_parameters()}
 
-    def prepare(module: Any, feed: Any) -> None:
-        module.masks = Saliency(share=0.25).masks(module.forget_gradient([feed[0]]))
-        module.held = HeldEntries(module.primary.parameters, module.masks)
-
-    fit(module, Trainer(accelerator="cpu", precision="64-true", tensorboard=False), tmp_path, "test", prepare)
-    total = sum(mask.numel() for mask in module.masks.values())
-    assert sum(int(mask.sum()) for mask in module.masks.values()) == pytest.approx(0.25 * total, rel=0.01)
+    masks = EntryMasks(Saliency(share=0.25), lambda _: None)
+    fit(module, Trainer(accelerator="cpu", precision="64-true", tensorboard=False), tmp_path, "test", [masks])
+    found = masks.masks
+    total = sum(mask.numel() for mask in found.values())
+    assert sum(int(mask.sum()) for mask in found.values()) == pytest.approx(0.25 * total, rel=0.01)
     for name, parameter in module.model.named_parameters():
-        mask = module.masks[name]
-        assert torch.equal(parameter[~mask], before[name][~mask])
-    assert any(
-        not torch.equal(p[module.masks[n]], before[n][module.masks[n]]) for n, p in module.model.named_parameters()
-    )
+        assert torch.equal(parameter[~found[name]], before[name][~found[name]])
+    assert any(not torch.equal(p[found[n]], before[n][found[n]]) for n, p in module.model.named_parameters())
 
 
 def test_one_forget_image_is_a_legal_set(tmp_path: Path) -> None:

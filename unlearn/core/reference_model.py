@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class ReferenceModel:
@@ -22,7 +23,7 @@ class ReferenceModel:
         self._like: Tensor | None = None
 
     def __call__(self) -> Any:
-        """Return the target in eval mode, without gradients, where the moving model lives."""
+        """Return the target in eval mode, without gradients, on the device of the trained model."""
         if self._model is None:
             self._model = self._load().eval().requires_grad_(False)
             if self._like is not None:
@@ -41,10 +42,10 @@ class ReferenceModel:
 
 
 class AdapterDisabledReference(ReferenceModel):
-    """The moving model itself, with what a scope attached to it switched off: the target at no cost.
+    """The trained model itself with a scope's adapter off: the target without a second model in memory.
 
     Args:
-        model: the model that moves.
+        model: the model that is trained.
         off: returns a context in which it is the target again.
     """
 
@@ -52,36 +53,76 @@ class AdapterDisabledReference(ReferenceModel):
         super().__init__(lambda: model)
         self._view = _View(model, off)
 
+    @override
     def __call__(self) -> Any:
-        """Return the model, whose methods run with the adapter off; its own weights hold still, as they must."""
+        """Return a view of the model whose methods, and whose submodules, run with the adapter off."""
         return self._view
 
+    @override
     def to(self, like: Tensor) -> None:
-        """Do nothing: it lives where the moving model lives."""
+        pass  # it lives where the trained model lives
 
 
 class _View:
-    def __init__(self, model: nn.Module, off: Callable[[], AbstractContextManager[None]]) -> None:
-        self._model, self._off = model, off
+    """A module with the adapter off: every attribute is read, and every call made, inside ``off``.
+
+    Modules that it gives, as an attribute, an item or a result, are views again, so that no path through it ends at
+    the trained model. It is no ``nn.Module``: what needs one (a deep copy, a hook) must take the model and say so.
+    """
+
+    def __init__(self, module: nn.Module, off: Callable[[], AbstractContextManager[None]]) -> None:
+        self._module, self._off = module, off
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._model, name)
-        if not callable(found) or isinstance(found, nn.Module):
-            return found
+        if name.startswith("__"):  # Python's own protocols (copy, pickle) must not pass through to the model
+            raise AttributeError(f"the reference under an adapter has no {name}")
+        with self._off():  # a parametrized weight is computed when it is read
+            found = getattr(self._module, name)
+        if isinstance(found, nn.Module) or not callable(found):
+            return self._viewed(found)
+        return self._bound(found)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._bound(self._module)(*args, **kwargs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._viewed(self._module[index])  # type: ignore[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self._viewed(item) for item in self._module])  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self._module)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise TypeError("The reference is the trained model with its adapter off; it cannot be copied. Type scope=all.")
+
+    def _bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._off():
-                result = found(*args, **kwargs)
-            return self._each(result) if isinstance(result, Generator) else result
+                result = function(*args, **kwargs)
+            return self._each(result) if isinstance(result, Generator) else self._viewed(result)
 
         return call
 
-    def _each(self, made: Generator[Any]) -> Iterator[Any]:
-        """Yield what a generator gives; the adapter is off while it works, and on while others do."""
+    def _viewed(self, found: Any) -> Any:
+        if isinstance(found, nn.Module):
+            return _View(found, self._off)
+        if type(found) in (tuple, list):
+            return type(found)(self._viewed(item) for item in found)
+        if type(found) is dict:
+            return {key: self._viewed(value) for key, value in found.items()}
+        return found
+
+    def _each(self, generator: Generator[Any]) -> Iterator[Any]:
+        """Yield what a generator yields; the adapter is off while it works, and on while others do."""
         end = object()
         while True:
             with self._off():
-                item = next(made, end)
+                item = next(generator, end)
             if item is end:
                 return
-            yield item
+            yield self._viewed(item)

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from lightning import Callback
 
 from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
-from unlearn.training.fit import Prepare, fit, peak_memory
+from unlearn.training.fit import fit, peak_memory
 from unlearn.training.module import UnlearningModule
 
 
 def one_step(
-    recipe: Recipe, module: UnlearningModule, splits: Mapping[str, Split], scope: str, prepare: Prepare | None
+    recipe: Recipe, module: UnlearningModule, splits: Mapping[str, Split], scope: str, callbacks: Sequence[Callback]
 ) -> str:
     """Take one step in a folder that is thrown away; return sizes, scope, time and memory as text."""
     if recipe.guard is not None:
         recipe.guard(module.model, splits)
     trainer = replace(recipe.trainer, devices=1, tensorboard=False, wandb=None)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = fit(module, trainer, Path(folder), "checking", prepare)
+        seconds = fit(module, trainer, Path(folder), "checking", callbacks)
     steps = getattr(recipe.edit, "optim", recipe.optim).steps
     lines = [
         *headings(recipe, splits),

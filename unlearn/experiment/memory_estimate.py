@@ -19,7 +19,8 @@ from unlearn.models.base import MetaModel
 from unlearn.models.capabilities import capabilities_of
 from unlearn.objectives.base import ParameterObjective
 from unlearn.objectives.surgery import GRU
-from unlearn.training.build import build_module, scope_lines
+from unlearn.training.build import recipe_module
+from unlearn.training.masks import scope_lines
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
 
@@ -31,7 +32,7 @@ def estimated(recipe: Recipe, meta_model: MetaModel, splits: dict[str, Split]) -
     """Return sizes, scope and memory as text; no weight is read and no step is taken."""
     single = replace(recipe, trainer=replace(recipe.trainer, devices=1))
     load = partial(copy.deepcopy, meta_model.model)
-    module = build_module(single, load(), splits, recipe.seeds[0], ReferenceModel(load))
+    module = recipe_module(single, load(), splits, recipe.seeds[0], ReferenceModel(load))
     step = of_a_step(recipe, meta_model, module)
     measuring = (
         f"{gib(4 * count(meta_model.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"

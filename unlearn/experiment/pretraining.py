@@ -22,7 +22,7 @@ from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.capabilities import InitialisesFromData
 from unlearn.models.likelihood import Moments, bits_per_dim_of
 from unlearn.objectives.base import Objective
-from unlearn.training.build import distillation, training_module
+from unlearn.training.build import build_module, training_module
 from unlearn.training.dataloader import StepLoader
 from unlearn.training.fit import fit
 
@@ -73,12 +73,15 @@ def train(
         if not config.train and trained_record(folder).get("key") == key:  # another process made it meanwhile
             return StoredModel.at(folder, config, "cached", key, trained_record(folder)["seconds"])
         model = start.copy() if start else new_model(config, pretrain, split)
-        if start and by:
-            module = distillation(model, ReferenceModel(start.shared), by, pretrain, split)
-        else:
-            module = training_module(model, pretrain.optim, split, pretrain.seed)
         part = "distil" if by else "pretrain"
-        module.remedy = f"Type a smaller {part}.optim.lr, or {part}.optim.clip=1."
+        remedy = f"Type a smaller {part}.optim.lr, or {part}.optim.clip=1."
+        if start and by:
+            teacher = ReferenceModel(start.shared)
+            module = build_module(
+                model, {"retain": split}, pretrain.seed, retain=by, optim=pretrain.optim, target=teacher, remedy=remedy
+            )
+        else:
+            module = training_module(model, pretrain.optim, split, pretrain.seed, remedy=remedy)
         seconds = fit(module, replace(trainer, precision="32"), working, f"training the {subject} model")
         if start:
             start.release()

@@ -39,8 +39,9 @@ from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
 from unlearn.report.table import metrics_table
 from unlearn.report.verdict import check_gates
-from unlearn.training.build import build_module, prepare_masks, scope_lines, training_module
+from unlearn.training.build import recipe_module, training_module
 from unlearn.training.fit import check_machine, peak_memory, quiet_lightning
+from unlearn.training.masks import entry_masks, scope_lines
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def check(recipe: Recipe) -> str:
         module = training_module(model, optim, splits["forget"], recipe.seeds[0])
     else:
         short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
-        module = build_module(short, model, splits, recipe.seeds[0], ReferenceModel(partial(copy.deepcopy, model)))
-    return one_step(recipe, module, splits, scope_lines(module), prepare_masks(recipe, print))
+        module = recipe_module(short, model, splits, recipe.seeds[0], ReferenceModel(partial(copy.deepcopy, model)))
+    return one_step(recipe, module, splits, scope_lines(module), entry_masks(recipe.scope, print))
 
 
 def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:

@@ -28,9 +28,10 @@ from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit
-from unlearn.training.build import build_module, prepare_masks, scope_lines, training_module
+from unlearn.training.build import recipe_module, training_module
 from unlearn.training.fit import device_for, fit
-from unlearn.training.model_selection import KeepBest
+from unlearn.training.masks import entry_masks, scope_lines
+from unlearn.training.model_selection import ModelSelection
 from unlearn.training.module import UnlearningModule
 
 
@@ -74,13 +75,16 @@ def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unl
     """Take the steps of the recipe's losses."""
     target = ReferenceModel(inputs.target.shared)
     teacher = ReferenceModel(inputs.teacher.shared) if inputs.teacher else None
-    module = build_module(recipe, inputs.target.copy(), inputs.splits, seed, target, teacher)
+    module = recipe_module(recipe, inputs.target.copy(), inputs.splits, seed, target, teacher)
     if recipe.guard is not None:
         recipe.guard(module.model, inputs.splits)  # one that does not fit is refused before the first step
     run_dir.say(scope_lines(module))
-    prepare, callbacks = prepare_masks(recipe, run_dir.say), _keep_best(recipe, inputs, target, seed, run_dir.say)
-    whole = fit(module, recipe.trainer, run_dir.folder, "unlearning", prepare, callbacks)
-    selection = sum(callback.seconds for callback in callbacks)
+    selections = _model_selection(recipe, inputs, target, seed, run_dir.say)
+    callbacks = [*entry_masks(recipe.scope, run_dir.say), *selections]
+    whole = fit(module, recipe.trainer, run_dir.folder, "unlearning", callbacks)
+    for each in selections:
+        each.apply(module)
+    selection = sum(each.seconds for each in selections)
     recipe.scope.detach(module.model, run_dir.folder)
     seconds = {"unlearning": whole - selection, "selection": selection}
     return Unlearned(module.model, module.step_count, seconds, module.states, _networks(module, run_dir.folder))
@@ -142,9 +146,9 @@ def _log_messages_to(say: Callable[[str], None]) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _keep_best(
+def _model_selection(
     recipe: Recipe, inputs: RunInputs, target: ReferenceModel, seed: int, say: Callable[[str], None]
-) -> list[KeepBest]:
+) -> list[ModelSelection]:
     """Return the callback that keeps the best weights, judged on the half of forget that is not reported."""
     select = recipe.select
     if select is None:
@@ -165,4 +169,4 @@ def _keep_best(
     known: dict[str, Callable[[], Any]] = {"target": target}
     if inputs.retrained is not None:
         known["retrained"] = inputs.retrained.shared
-    return [KeepBest(select, measure, splits, {name: known[name] for name in known if name in compared}, say)]
+    return [ModelSelection(select, measure, splits, {name: known[name] for name in known if name in compared}, say)]

@@ -1,4 +1,4 @@
-"""What happens beside the steps: checkpoints, curves, progress, a clean stop."""
+"""What every run does besides its steps: checkpoints, training curves, progress, a clean stop."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning
+import torch
 from lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing_extensions import override
 
-from unlearn.core.distributed import rank
+from unlearn.core.distributed import rank, sum_over_ranks
 from unlearn.core.errors import Diverged
 from unlearn.core.files import write_text
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
@@ -25,62 +26,81 @@ from unlearn.training.module import UnlearningModule
 
 
 class Checkpoints(Callback):
-    """Write ``last.ckpt`` every few steps and when the run is stopped; the former stays until the new one is whole.
+    """Writes ``last.ckpt`` every few steps and when the run is stopped, in one step: a kill leaves the former one.
+
+    It holds the module's state, the ``state_dict`` of every callback, and the seconds spent.
 
     Args:
-        folder: where it is written; made when it is missing.
+        folder: where it is written; created if missing.
         every: steps between checkpoints.
-        seconds: returns the seconds spent so far, kept for a resumed run.
     """
 
-    def __init__(self, folder: Path, every: int, seconds: Callable[[], float]) -> None:
-        self.path, self.every, self.seconds = folder / "last.ckpt", every, seconds
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path, self.every = folder / "last.ckpt", every
+        self.before, self.began = 0.0, time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the last state, or None where there is none."""
-        return load_checkpoint(self.path) if self.path.is_file() else None
+    def seconds(self) -> float:
+        """Return the seconds spent so far, including those before a resume."""
+        return self.before + time.monotonic() - self.began
 
+    def resume(self, module: UnlearningModule, callbacks: Sequence[Callback]) -> dict[str, Any] | None:
+        """Give the last state to the module and the callbacks, and return it; None if there is no checkpoint."""
+        if not self.path.is_file():
+            return None
+        state = load_checkpoint(self.path)
+        self.before = float(state["seconds"])
+        module.resume_from(state)
+        for callback in callbacks:
+            if callback.state_key in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][callback.state_key])
+        return state
+
+    @override
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save when a save is due."""
         if module.step_count % self.every == 0:
-            self.save(module)
+            self.save(trainer, module)
 
+    @override
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
-        """Save the last state, also after a stop."""
-        self.save(module)
+        self.save(trainer, module)
 
+    @override
     def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
-        """Save the state before a step that was not taken, where it is sound."""
         weights = module.primary.parameters.values()
         if isinstance(exception, Diverged) and all(bool(weight.isfinite().all()) for weight in weights):
-            self.save(module)
+            self.save(trainer, module)  # the state before the step that was not taken
 
-    def save(self, module: UnlearningModule) -> None:
+    def save(self, trainer: Trainer, module: UnlearningModule) -> None:
         """Write the state; only rank 0 writes, as every rank holds the same."""
         if rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.path, {**module.snapshot(), "seconds": self.seconds()})
+            states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+            kept = {key: state for key, state in states.items() if state}
+            save_checkpoint(self.path, {**module.snapshot(), "callbacks": kept, "seconds": self.seconds()})
 
 
 class Curves(Callback):
-    """Append a row of losses and diagnostics to ``metrics.csv`` and to the other loggers.
+    """Appends a row of losses and diagnostics to ``metrics.csv`` and to the other loggers.
 
     Args:
-        path: the CSV file. Rows from ``first_step`` on are dropped, so that a resumed run leaves no repeats.
-        first_step: step at which this fit starts.
+        path: the CSV file. A resumed run drops the rows from its first step on, so that no row is repeated.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path, self.first_step = path, first_step
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.rows: list[dict[str, Any]] = []
-        if path.is_file() and rank() == 0:
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
-        self.columns: dict[str, None] = dict.fromkeys(key for row in self.rows for key in row)
+        self.columns: dict[str, None] = {}
         self.started = False
 
+    @override
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if self.path.is_file() and rank() == 0:
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < module.step_count]
+        self.columns = dict.fromkeys(key for row in self.rows for key in row)
+
+    @override
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write the row of a measured step."""
         if not module.row or rank() != 0:
             return
         row = {"step": module.step_count - 1, **module.row}
@@ -101,30 +121,29 @@ class Curves(Callback):
 
 
 class Bar(Callback):
-    """One progress bar on rank 0; plain lines when there is no terminal.
+    """Shows one progress bar on rank 0, or prints plain lines if there is no terminal.
 
     Args:
         title: what is being done.
-        steps: number of steps.
-        first_step: step at which this fit starts.
     """
 
-    def __init__(self, title: str, steps: int, first_step: int) -> None:
-        self.title, self.steps, self.first_step = title, steps, first_step
+    def __init__(self, title: str) -> None:
+        self.title = title
         self.live = sys.stderr.isatty()
         self.shown = time.monotonic()
 
+    @override
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        """Open the bar."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(
             *columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), disable=not self.live
         )
-        self.task = self.progress.add_task(self.title, total=self.steps, completed=max(0, self.first_step), figures="")
+        steps, done = module.primary.optim.steps, max(0, module.step_count)
+        self.task = self.progress.add_task(self.title, total=steps, completed=done, figures="")
         self.progress.start()
 
+    @override
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the bar, or print a line every ten seconds."""
         figures = "  ".join(
             f"{key.removeprefix('loss/')} {value:.3g}"
             for key, value in module.row.items()
@@ -133,36 +152,49 @@ class Bar(Callback):
         self.progress.update(self.task, completed=max(0, module.step_count))
         if figures:
             self.progress.update(self.task, figures=figures)
-        if not self.live and figures and time.monotonic() - self.shown > 10:
+        if not self.live and figures and time.monotonic() - self.shown > 10:  # a line every ten seconds
             self.shown = time.monotonic()
             step = module.step_count
-            where = f"step {step}/{self.steps}" if step > 0 else f"warming up, {-step} to go"
+            where = f"step {step}/{module.primary.optim.steps}" if step > 0 else f"warming up, {-step} to go"
             print(f"{self.title}: {where}  {figures}", file=sys.stderr, flush=True)
 
+    @override
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
-        """Close the bar."""
         self.progress.stop()
 
+    @override
     def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
-        """Close the bar before the error is shown."""
-        if hasattr(self, "progress"):
+        if hasattr(self, "progress"):  # closed before the error is shown
             self.progress.stop()
 
 
 class CleanStop(Callback):
     """The first Ctrl-C or SIGTERM ends the run after the current step; a second one ends it at once.
 
-    ``unlearn.training.fit`` gives the signals back.
+    ``unlearn.training.fit`` puts the former signal handlers back.
+
+    Attributes:
+        asked: whether the user asked for the end; from the end of a step on, the same on every rank.
     """
 
-    def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
-        """Catch the signals (in the main thread only, where Python allows it), after Lightning's own handlers."""
+    def __init__(self) -> None:
+        self.asked = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        """Catch the signals after Lightning's own handlers; Python allows it in the main thread only."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if getattr(module, "stop_asked", False):
+            if self.asked:
                 raise KeyboardInterrupt
-            module.stop_asked = True  # type: ignore[assignment]
+            self.asked = True
 
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, ask)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # a signal reaches one rank before another, and all must end after the same step
+        if sum_over_ranks(torch.tensor(float(self.asked), device=module.device)) > 0:
+            self.asked = trainer.should_stop = True

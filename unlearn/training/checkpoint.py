@@ -10,7 +10,7 @@ import torch
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_with
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

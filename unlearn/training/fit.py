@@ -8,9 +8,9 @@ import resource
 import signal
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,23 +19,23 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from unlearn.config.schema import Trainer
 from unlearn.core.distributed import gather_objects, rank, world_size
 from unlearn.core.errors import Interrupted, RecipeError, UnlearnError
-from unlearn.core.reference_cache import ReferenceCache
 from unlearn.training.callbacks import Bar, Checkpoints, CleanStop, Curves
-from unlearn.training.dataloader import StepLoader
+from unlearn.training.dataloader import StepBatches, StepLoader
 from unlearn.training.module import UnlearningModule
-
-Prepare = Callable[[UnlearningModule, StepLoader], None]
 
 
 class PlainRanks(DDPStrategy):
     """Several ranks without PyTorch's DDP wrapper: gradients are reduced in training.gradients, before surgery."""
 
+    @override
     def configure_ddp(self) -> None:
-        """Leave the module as it is."""
+        pass  # the module stays as it is
 
 
 def fit(
@@ -43,50 +43,62 @@ def fit(
     trainer: Trainer,
     folder: Path,
     title: str,
-    prepare: Prepare | None = None,
-    beside: Sequence[lightning.Callback] = (),
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> float:
-    """Run the module's primary steps to their end, from the last checkpoint in ``folder`` where there is one.
+    """Run the module's primary steps to their end, from the last checkpoint in ``folder`` if there is one.
 
     Args:
-        module: what steps.
-        trainer: where and how.
+        module: what is trained.
+        trainer: on which devices, with which precision and loggers.
         folder: where ``checkpoints/`` and ``metrics.csv`` go.
-        title: for the progress bar.
-        prepare: called with (module, feed) once the module stands on its device, before the first step.
-        beside: what else happens after each step, before the checkpoint.
+        title: of the progress bar.
+        callbacks: run after each step, before the checkpoint, which holds their ``state_dict``.
 
     Returns:
-        Seconds spent in all, those before a resume included.
+        Seconds spent in all, including those before a resume.
 
     Raises:
         Interrupted: the user stopped the run; the state is saved.
         Diverged: a gradient is not finite; the last good state is saved.
     """
     quiet_lightning()
-    optim = module.primary.optim
-    began = time.monotonic()
-    before = [0.0]
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", trainer.checkpoint_every, lambda: before[0] + time.monotonic() - began
-    )
-    state = checkpoints.load()
-    first = module.step_count
-    if state is not None:
-        before[0], first = float(state["seconds"]), int(state["step"])
-        module.restored = state
+    module.cache_reference_in(folder / "reference")
+    checkpoints, stop = Checkpoints(folder / "checkpoints", trainer.checkpoint_every), CleanStop()
+    callbacks = [*callbacks, Curves(folder / "metrics.csv"), checkpoints, stop]
+    state = checkpoints.resume(module, callbacks)
+    if rank() == 0:
+        callbacks.append(Bar(title))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if trainer.compile:
+        module.model.compile()
+    steps = module.primary.optim.steps
+    if module.step_count < steps:
+        with _signals_kept():
+            _runner(trainer, folder, callbacks).fit(module, _loader(module, trainer.workers))
+    else:
+        module.load_weights(state or {})
+    if stop.asked and module.step_count < steps:
+        raise Interrupted(f"Stopped at step {max(0, module.step_count)} of {steps}; the state is saved.")
+    module.average.apply()
+    _same_on_every_rank(module)
+    return checkpoints.seconds()
+
+
+def _loader(module: UnlearningModule, workers: int) -> DataLoader[StepBatches]:
+    """Return the batches of the steps that are left."""
+    optim = module.primary.optim
     sizes = {group: optim.batch for phase in module.phases for group in phase.groups}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
-    module.reference_cache = ReferenceCache(folder / "reference")
     feed = StepLoader(module.splits, sizes, module.stream.child("order"), optim.accumulate)
-    callbacks: list[lightning.Callback] = [*beside, Curves(folder / "metrics.csv", first), checkpoints, CleanStop()]
-    if prepare is not None:
-        callbacks.insert(0, _Prepare(prepare, feed))
-    if rank() == 0:
-        callbacks.append(Bar(title, optim.steps, first))
-    runner = lightning.Trainer(
+    return feed.loader(module.step_count, optim.steps, workers)
+
+
+def _runner(trainer: Trainer, folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    """Return Lightning's Trainer; checkpoints, progress and the order of the data are ours, so its own are off."""
+    return lightning.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         strategy=_strategy(trainer),
@@ -101,36 +113,24 @@ def fit(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if trainer.compile:
-        module.model.compile()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the caller's signal handlers back afterwards; Lightning leaves its own behind, and exits on Ctrl-C."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if first < optim.steps:
-            runner.fit(module, feed.loader(first, optim.steps, trainer.workers))
-        else:
-            module.load_weights(state or {})
+        yield
     except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
         raise KeyboardInterrupt from stop
     finally:
-        _give_back(handlers)  # Lightning leaves its own behind
-    if module.stop_asked and module.step_count < optim.steps:
-        raise Interrupted(f"Stopped at step {max(0, module.step_count)} of {optim.steps}; the state is saved.")
-    module.use_kept()
-    _same_on_every_rank(module)
-    return before[0] + time.monotonic() - began
-
-
-def _give_back(handlers: dict[signal.Signals, Any]) -> None:
-    """Install signal handlers again; only the main thread may, and in another none were changed."""
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():  # in another thread none were changed
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _same_on_every_rank(module: UnlearningModule) -> None:
-    """Refuse a result on which the ranks do not agree bit for bit: they would have drifted apart."""
+    """Raise an error if the ranks' weights are not equal bit for bit: they would have drifted apart."""
     if world_size() > 1:
         digest = hashlib.sha256()
         for parameter in module.parameters():
@@ -157,14 +157,14 @@ def peak_memory() -> int:
 
 
 def check_machine(trainer: Trainer) -> None:
-    """Refuse, before any work, what this machine or installation lacks."""
+    """Raise a RecipeError, before any work, if this machine or installation lacks something."""
     device_for(trainer)
     if trainer.wandb is not None and find_spec("wandb") is None:
         raise RecipeError("trainer.wandb is set, but wandb is not installed. Type: pip install wandb")
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's own notes out of the output; errors still come through."""
+    """Keep Lightning's own notes out of the output; errors are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for note in (
@@ -173,14 +173,6 @@ def quiet_lightning() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=note)
-
-
-class _Prepare(lightning.Callback):
-    def __init__(self, prepare: Prepare, feed: StepLoader) -> None:
-        self.prepare, self.feed = prepare, feed
-
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.prepare(module, self.feed)
 
 
 def _strategy(trainer: Trainer) -> Strategy | Literal["auto"]:

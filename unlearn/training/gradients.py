@@ -1,7 +1,8 @@
-"""Losses in, gradients out, summed over ranks: the one way in which any network here gets its gradient."""
+"""Takes gradients of losses, summed over ranks: every network here gets its gradient this way."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,20 +14,22 @@ from torch import Tensor, nn
 from unlearn.core.distributed import world_size
 
 _BUCKET_BYTES = 25 * 2**20
+_IN_FLIGHT = 2
+"""Buckets that travel while backward goes on; one hides the wait for the other."""
 
 
 LazyLoss = Callable[[], Tensor | None]
-"""Makes the loss of one micro-batch, a scalar; None where this rank has nothing (it still takes part)."""
+"""Computes the loss of one micro-batch, a scalar; None if this rank has no items (it still takes part)."""
 
 
 def fresh_gradients(losses: Sequence[LazyLoss], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return the gradient of the sum of all losses of all ranks, in ``p.grad``; what stood there is dropped.
+    """Return the gradient of the sum of all losses of all ranks, in ``p.grad``, whose former value is dropped.
 
     Args:
-        losses: made one by one, so that only one graph lives at a time.
-        parameters: what the gradient is taken for. A parameter that no loss reaches gets zeros.
+        losses: computed one by one, so that only one graph is in memory at a time.
+        parameters: with respect to which the gradient is taken. A parameter that no loss reaches gets zeros.
 
-    While the last loss runs backward, gradients that are complete already travel, bucket by bucket.
+    During the backward pass of the last loss, gradients that are complete are already summed, bucket by bucket.
     """
     for parameter in parameters:
         parameter.grad = None
@@ -43,9 +46,9 @@ def add_gradient(make: LazyLoss, parameters: Sequence[nn.Parameter], note: Calla
     """Add the gradient of one more loss of this rank alone to ``p.grad``.
 
     Args:
-        make: makes the loss.
+        make: computes the loss.
         parameters: each has its ``p.grad``.
-        note: called with (p.grad as it stood, what is added) of each parameter that the loss reaches.
+        note: called with (p.grad before, what is added) of each parameter that the loss reaches.
     """
 
     def hook(parameter: nn.Parameter) -> Callable[[Tensor], None]:
@@ -78,7 +81,7 @@ def watched(parameters: Mapping[str, nn.Parameter]) -> Iterator[set[str]]:
 
 
 def take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Detach ``p.grad`` from the parameters, leaving None, and return it."""
+    """Detach and return the gradients, setting ``p.grad`` to None."""
     gradients = [_dense(parameter) for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -98,7 +101,11 @@ def _dense(parameter: nn.Parameter) -> Tensor:
 
 
 class _Buckets:
-    """Sum gradients over ranks in buckets of about 25 MB, in one order on every rank, during backward."""
+    """Sums gradients over ranks in buckets of about 25 MB, in one order on every rank, during backward.
+
+    A bucket is copied back and freed before more than ``_IN_FLIGHT`` others travel, so that the copies need the memory
+    of a few buckets and not of all gradients.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.buckets: list[list[nn.Parameter]] = [[]]
@@ -112,10 +119,11 @@ class _Buckets:
             size += parameter.nbytes
         self.missing = [len(bucket) for bucket in self.buckets]
         self.home = {parameter: index for index, bucket in enumerate(self.buckets) for parameter in bucket}
-        self.sent: list[tuple[Tensor, Any]] = []
+        self.sent = 0
+        self.flying: deque[tuple[list[nn.Parameter], Tensor, Any]] = deque()
 
     def run(self, loss: Tensor | None) -> None:
-        """Run the backward pass of ``loss``, then wait until every bucket holds the sum over ranks."""
+        """Run the backward pass of ``loss``, then wait until every gradient is the sum over ranks."""
         hooks = [parameter.register_post_accumulate_grad_hook(self._ready) for parameter in self.home]
         try:
             if loss is not None:
@@ -123,20 +131,30 @@ class _Buckets:
         finally:
             for hook in hooks:
                 hook.remove()
-        while len(self.sent) < len(self.buckets):
+        while self.sent < len(self.buckets):  # buckets with a parameter that this rank's loss does not reach
             self._send()
-        for bucket, (flat, work) in zip(self.buckets, self.sent, strict=True):
-            work.wait()
-            parts = flat.split([parameter.numel() for parameter in bucket])
-            for parameter, part in zip(bucket, parts, strict=True):
-                _dense(parameter).copy_(part.view_as(parameter))
+        while self.flying:
+            self._land()
 
     def _ready(self, parameter: Tensor) -> None:
         self.missing[self.home[parameter]] -= 1  # type: ignore[index]
-        while len(self.sent) < len(self.buckets) and self.missing[len(self.sent)] == 0:
+        # a complete bucket waits for those before it: collectives must start in the same order on every rank
+        while self.sent < len(self.buckets) and self.missing[self.sent] == 0:
             self._send()
 
     def _send(self) -> None:
-        bucket = self.buckets[len(self.sent)]
+        if len(self.flying) == _IN_FLIGHT:
+            self._land()
+        bucket = self.buckets[self.sent]
         flat = torch.cat([_dense(parameter).reshape(-1) for parameter in bucket])
-        self.sent.append((flat, dist.all_reduce(flat, async_op=True)))
+        self.flying.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        self.sent += 1
+
+    @torch.no_grad()
+    def _land(self) -> None:
+        """Wait for the oldest bucket and copy it into its gradients; nothing refers to it afterwards."""
+        bucket, flat, work = self.flying.popleft()
+        work.wait()
+        parts = flat.split([parameter.numel() for parameter in bucket])
+        for parameter, part in zip(bucket, parts, strict=True):
+            _dense(parameter).copy_(part.view_as(parameter))

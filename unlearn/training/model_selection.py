@@ -1,4 +1,4 @@
-"""Keeps the weights of the best step: measured during the run, on the half of forget that the figures do not show."""
+"""Model selection: keeps the weights of the best step, measured on the half of forget that no figure is taken from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.config.schema import Gate, Select
 from unlearn.core.errors import RecipeError
@@ -20,17 +22,22 @@ Measure = Callable[[Mapping[str, Any], Mapping[str, Split]], list[Record]]
 """Runs the evaluator: (subject -> model, splits) -> records."""
 
 
-class KeepBest(Callback):
-    """Measure every few steps; keep the best weights among the steps that meet the limit.
+class ModelSelection(Callback):
+    """Measures every few steps and keeps the best weights among the steps that meet the limit.
 
-    Without any step that meets it, the one that comes nearest is kept.
+    If no step meets it, the weights of the step that comes nearest are kept.
 
     Args:
         select: what counts as best, and the limit.
         measure: runs the evaluator.
-        splits: all splits, forget being its tuning half.
-        fixed: subject -> loader of the models that do not move and that the rule compares with.
+        splits: all splits, with the tuning half of forget.
+        fixed: subject -> loader of the frozen models that the rule compares with.
         say: prints a line.
+
+    Attributes:
+        best: step, distance, excess and parameters of the best step so far; empty before the first measurement.
+        missed: measurements in a row that missed the limit.
+        seconds: spent on measuring, in this process.
     """
 
     def __init__(
@@ -43,33 +50,55 @@ class KeepBest(Callback):
     ) -> None:
         self.select, self.measure, self.splits, self.fixed, self.say = select, measure, splits, fixed, say
         self.known: list[Record] | None = None
+        self.best: dict[str, Any] = {}
+        self.missed = 0
         self.seconds = 0.0
 
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "missed": self.missed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.missed = state_dict["best"], state_dict["missed"]
+
+    @override
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        trainer.should_stop |= self._exhausted()  # the run may have been cut off after its last measurement
+
+    @override
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measure when it is due; ask for the end of the run when the limit was missed too often."""
         step = module.step_count
         if step <= 0 or (step % self.select.every and step < module.primary.optim.steps):
             return
         began = time.monotonic()
         records = self.compared() + self.measure({"unlearned": module.model}, self.splits)
         distance, excess = self.judge(records)
-        best = module.best
-        worse_limit = best.get("excess", math.inf)
-        better = excess < worse_limit if max(excess, worse_limit) > 0 else distance < best["distance"]
+        nearest = self.best.get("excess", math.inf)
+        # among steps that meet the limit the distance decides, otherwise how far the limit is missed
+        better = excess < nearest if max(excess, nearest) > 0 else distance < self.best["distance"]
         if better:
-            module.best = {**best, "step": module.step_count, "distance": distance, "excess": excess}
-            module.best["parameters"] = kept(module)
-        module.best["missed"] = module.best.get("missed", 0) + 1 if excess > 0 else 0
+            weights = trained_weights(module)
+            self.best = {"step": step, "distance": distance, "excess": excess, "parameters": weights}
+        self.missed = self.missed + 1 if excess > 0 else 0
         verdict = "meets the limit" if excess <= 0 else f"misses the limit by {excess:.3g}"
         found = find(records, self.select.metric, split="forget", **self.select.about)
         figure = "–" if found is None else f"{found.value:.4f}"
-        self.say(f"step {module.step_count}: {self.select.metric} {figure}, {verdict}{', best so far' * better}")
-        if self.select.patience is not None and module.best["missed"] >= self.select.patience:
-            module.goal = "select"
+        self.say(f"step {step}: {self.select.metric} {figure}, {verdict}{', best so far' * better}")
+        trainer.should_stop |= self._exhausted()
         self.seconds += time.monotonic() - began
 
+    def _exhausted(self) -> bool:
+        return self.select.patience is not None and self.missed >= self.select.patience
+
+    @torch.no_grad()
+    def apply(self, module: UnlearningModule) -> None:
+        """Replace the module's trained weights by the best ones, if any were kept."""
+        for name, value in self.best.get("parameters", {}).items():
+            module.primary.parameters[name].copy_(value)
+
     def compared(self) -> list[Record]:
-        """Return the records of the models that do not move, measured once."""
+        """Return the records of the frozen models, measured once."""
         if self.known is None:
             self.known = []
             for subject, load in self.fixed.items():  # one at a time: they need not be in memory together
@@ -88,7 +117,7 @@ class KeepBest(Callback):
         return (math.inf if math.isnan(distance) else distance), (math.inf if math.isnan(excess) else excess)
 
     def _refuse_unmeasured(self, records: Sequence[Record]) -> None:
-        """Refuse a rule about figures that the evaluator does not give; a figure that is nan only misses the limit."""
+        """Raise a RecipeError for a figure that the evaluator does not give; one that is nan only misses the limit."""
         limit = self.select.limit
         asked = [(self.select.metric, "forget", self.select.about)]
         asked += [(limit.metric, limit.split, limit.about)] if limit else []
@@ -106,13 +135,13 @@ class KeepBest(Callback):
         return math.nan if found is None else found.value
 
 
-def kept(module: UnlearningModule) -> dict[str, Tensor]:
-    """Return a copy of the moving weights, on the CPU."""
+def trained_weights(module: UnlearningModule) -> dict[str, Tensor]:
+    """Return a copy of the trained weights, on the CPU."""
     return {name: parameter.detach().cpu().clone() for name, parameter in module.primary.parameters.items()}
 
 
 def _excess(limit: Gate, records: Sequence[Record]) -> float:
-    """Return by how much a figure misses its limit; 0 where it meets it, nan where it was not measured."""
+    """Return by how much a figure misses its limit: 0 if it meets it, nan if it was not measured."""
     found = find(records, limit.metric, limit.subject, limit.split or None, **limit.about)
     base = find(records, limit.metric, limit.minus, limit.split or None, **limit.about) if limit.minus else None
     if found is None or (limit.minus and base is None):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -13,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlearn.core.distributed import gather_objects, map_ids, sum_over_ranks
+from unlearn.core.distributed import gather_objects, map_ids
 from unlearn.core.errors import Diverged, RecipeError
 from unlearn.core.optim import learning_rate, make_optimizer
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
-from unlearn.models.scope import HeldEntries
 from unlearn.objectives.base import Context, Objective
+from unlearn.training.average import WeightAverage
 from unlearn.training.dataloader import StepBatches
 from unlearn.training.gradients import LazyLoss, fresh_gradients, norm, take_gradients, watched
 from unlearn.training.phase import Phase, StepLosses
@@ -54,6 +55,7 @@ class UnlearningModule(lightning.LightningModule):
         reference: ReferenceModel | None = None,
         log_every: int = 10,
         distilled_from: ReferenceModel | None = None,
+        remedy: str = "Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight.",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -64,7 +66,7 @@ class UnlearningModule(lightning.LightningModule):
         for phase in phases:
             self.add_phase(phase)
         self.splits, self.reference, self.log_every = splits, reference, log_every
-        self.distilled_from = distilled_from
+        self.distilled_from, self.remedy = distilled_from, remedy
         self.stream = Randomness(seed)
         self.primary = next(phase for phase in self.phases if phase.primary)
         beside = [phase for phase in self.phases if phase.network is not None]
@@ -77,15 +79,18 @@ class UnlearningModule(lightning.LightningModule):
         self.shared: dict[Any, Any] = {}
         self.step_count = min(phase.first for phase in self.phases)
         self.goal: str | None = None
-        self.stop_asked = False
         self.row: dict[str, float] = {}
-        self.masks: dict[str, Tensor] = {}
-        self.held: HeldEntries | None = None
-        self.average: dict[str, Tensor] = {}
-        self.best: dict[str, Any] = {}
-        self.remedy = "Type a smaller optim.lr, or optim.clip=1, or a smaller forget.weight."
-        self.restored: dict[str, Any] | None = None
+        self.average = WeightAverage(self.primary.parameters, self.primary.optim.ema)
         self.reference_cache: ReferenceCache | None = None
+        self._checkpoint: dict[str, Any] | None = None
+
+    def cache_reference_in(self, folder: Path) -> None:
+        """Keep the values of the target that terms compute once in files in ``folder``."""
+        self.reference_cache = ReferenceCache(folder)
+
+    def resume_from(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a checkpoint when the fit starts, instead of preparing the terms."""
+        self.step_count, self._checkpoint = checkpoint["step"], checkpoint
 
     def add_phase(self, phase: Phase) -> None:
         """Let another network step, after those that are there."""
@@ -94,7 +99,7 @@ class UnlearningModule(lightning.LightningModule):
         self.states |= {f"{group}/{name}": {} for group, name, _ in phase.terms()}
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """One optimiser a phase."""
+        """Return one optimizer per phase."""
         return [make_optimizer(phase.optim, list(phase.parameters.values())) for phase in self.phases]
 
     def on_fit_start(self) -> None:
@@ -102,15 +107,14 @@ class UnlearningModule(lightning.LightningModule):
         for frozen in (self.reference, self.distilled_from):
             if frozen is not None:
                 frozen.to(next(self.model.parameters()))
-        if self.restored is not None:
-            self._restore(self.restored)
+        if self._checkpoint is not None:
+            self._restore(self._checkpoint)
         else:
             with self._precision():
                 for phase in self.phases:
                     for group, name, objective in phase.terms():
                         objective.prepare(self.model, self._context(f"{group}/{name}"))
-            if self.primary.optim.ema is not None:
-                self.average = {name: p.detach().clone() for name, p in self.primary.parameters.items()}
+            self.average.start()
 
     def _precision(self) -> AbstractContextManager[None]:
         """Return the context of the steps' precision, so that the target's values are those of equal models."""
@@ -118,11 +122,7 @@ class UnlearningModule(lightning.LightningModule):
         return self.trainer.precision_plugin.train_step_context() if attached else nullcontext()
 
     def on_train_batch_start(self, batch: StepBatches, batch_idx: int) -> int | None:
-        """End the run before this step (-1) where the user asked for it or a term reached its goal."""
-        asked = sum_over_ranks(torch.tensor(float(self.stop_asked), device=self.device))
-        if asked > 0:
-            self.stop_asked = True
-            return -1
+        """End the run before this step (-1) if a term has reached its goal."""
         # a run that is resumed after its goal must not ask again: the answer may differ
         if self.goal is None and self.step_count >= 0:
             self.goal = next(iter([*self._goals()]), None)
@@ -140,8 +140,8 @@ class UnlearningModule(lightning.LightningModule):
         """Take one step of every phase that is due."""
         step = self.step_count
         measure = step % self.log_every == 0
-        optimisers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
-        optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
+        optimizers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self.row, self.shared = {}, {}
         for index, phase in enumerate(self.phases):
             if not phase.is_due(step):
@@ -160,21 +160,19 @@ class UnlearningModule(lightning.LightningModule):
                     f"before it is kept. {self.remedy}"
                 )
             rate = learning_rate(phase.optim, step)
-            optimiser = optimisers[index]
-            for settings in optimiser.param_groups:
+            optimizer = optimizers[index]
+            for settings in optimizer.param_groups:
                 settings["lr"] = rate
             # only primary steps count as Lightning's global steps
-            (optimiser if phase.primary else optimiser.optimizer).step()
+            (optimizer if phase.primary else optimizer.optimizer).step()
             for term, measured in losses.followed().items():
                 self._objective(term).after_step(measured, self._context(term))
             if measure:
                 prefix = "" if phase.primary else f"{phase.name}/"
                 row = {**losses.reduced_log(), "grad_norm": float(size), "lr": rate}
                 self.row |= {prefix + key: value for key, value in row.items()}
-        if self.held is not None:
-            self.held.restore()
         if step >= 0:
-            self._update_average()
+            self.average.update(step)
         self.step_count += 1
         if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
             self.goal = next(iter([*self._goals()]), None)
@@ -208,11 +206,6 @@ class UnlearningModule(lightning.LightningModule):
         self.states = kept
         return dict(zip(self.primary.parameters, total, strict=True))
 
-    def use_kept(self) -> None:
-        """Put the best or the averaged weights in place of the last ones, where such were kept."""
-        for name, value in self.best.get("parameters", self.average).items():
-            self.primary.parameters[name].data.copy_(value)
-
     def snapshot(self) -> dict[str, Any]:
         """Return everything that a resumed run needs; the frozen target is not in it."""
         return {
@@ -221,13 +214,11 @@ class UnlearningModule(lightning.LightningModule):
                 {name: parameter.detach() for name, parameter in phase.parameters.items()} for phase in self.phases
             ],
             "buffers": dict(self.model.named_buffers()),
-            "optimisers": [optimiser.state_dict() for optimiser in self._plain_optimisers()],
+            "optimizers": [optimizer.state_dict() for optimizer in self.plain_optimizers()],
             "states": self.states,
             "combine": self.combine_states,
-            "average": self.average,
-            "masks": self.masks,
+            "average": self.average.values,
             "goal": self.goal,
-            "best": self.best,
         }
 
     @torch.no_grad()
@@ -241,23 +232,23 @@ class UnlearningModule(lightning.LightningModule):
             buffer.copy_(state["buffers"][name])
         self.states = state["states"]
         self.combine_states = _moved(state["combine"], self.device)
-        self.average = _moved(state["average"], self.device)
-        self.masks = _moved(state["masks"], self.device)
-        self.goal, self.best = state["goal"], state["best"]
+        self.average.values = _moved(state["average"], self.device)
+        self.goal = state["goal"]
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self.load_weights(state)
-            for optimiser, saved in zip(self._plain_optimisers(), state["optimisers"], strict=True):
-                optimiser.load_state_dict(saved)
+            for optimizer, saved in zip(self.plain_optimizers(), state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError) as error:
             raise RecipeError(
                 f"The checkpoint does not fit the model ({error}); was its code changed? Start the recipe anew."
             ) from error
 
-    def _plain_optimisers(self) -> list[Optimizer]:
-        optimisers: Any = self.optimizers(use_pl_optimizer=False)
-        return optimisers if isinstance(optimisers, list) else [optimisers]
+    def plain_optimizers(self) -> list[Optimizer]:
+        """Return PyTorch's own optimizers, one per phase, without Lightning's wrapper."""
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _objective(self, term: str) -> Objective:
         return next(o for phase in self.phases for group, name, o in phase.terms() if f"{group}/{name}" == term)
@@ -276,40 +267,13 @@ class UnlearningModule(lightning.LightningModule):
             auxiliary=self.auxiliary_of.get(term),
             distilled_from=self.distilled_from,
             shared=self.shared,
-            averaged=self.averaged if self.primary.optim.ema is not None else None,
+            averaged=self.average.in_place if self.average.decay is not None else None,
         )
 
     def _reference(self) -> Any:
         if self.reference is None:
             raise RuntimeError("this phase has no reference: it trains a target")
         return self.reference()
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Let the model have the average of its weights while the body runs; nothing is copied.
-
-        Mixed precision keeps casts of the weights, which are dropped, as they are of other weights.
-        """
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        """Exchange the moving weights with their average."""
-        for name, value in self.average.items():
-            parameter = self.primary.parameters[name]
-            self.average[name], parameter.data = parameter.data, value
-        torch.clear_autocast_cache()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = self.primary.optim.ema
-        if decay is not None and self.average:
-            # a short run's average must not remember the start: Tarvainen and Valpola's rising decay
-            decay = min(decay, (1 + self.step_count) / (10 + self.step_count))
-            torch._foreach_lerp_(list(self.average.values()), list(self.primary.parameters.values()), 1 - decay)
 
 
 def _refuse_unreached(phase: Phase, reached: set[str]) -> None:

@@ -19,7 +19,7 @@ from unlearn.objectives.surgery import Combination, WeightedSum, angle, cosine, 
 from unlearn.training.gradients import LazyLoss, add_gradient, fresh_gradients, take_gradients
 
 
-@dataclass
+@dataclass(eq=False)  # by identity: two phases are never compared by their tensors
 class Phase:
     """Which parameters step on which losses.
 

@@ -11,14 +11,13 @@ from tests.toys.flow import run
 from tests.toys.language import tiny, tiny_splits
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
-from unlearn.core.reference_model import AdapterDisabledReference
 from unlearn.models.language.config import Language
 from unlearn.models.lora import Lora
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
+from unlearn.training.build import build_module
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase, StepLosses
+from unlearn.training.phase import StepLosses
 
 SCOPE = Lora(rank=2)
 
@@ -31,23 +30,15 @@ def language(checkpointing: bool) -> Language:
 def module(checkpointing: bool, **optim: Any) -> UnlearningModule:
     """NPO and KL on an adapter."""
     model = language(checkpointing)
-    SCOPE.attach(model, Randomness(0, "scope"))
-    chosen = set(SCOPE.select(model))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
-    phase = Phase(
-        parameters,
-        {"forget": {"npo": NPO()}, "retain": {"kl": KL()}},
-        Optim(**{"steps": 8, "batch": 4, "lr": 1e-2, **optim}),
-    )
-    return UnlearningModule(model, [phase], tiny_splits(), 0, AdapterDisabledReference(model, lambda: SCOPE.off(model)))
+    settings = Optim(**{"steps": 8, "batch": 4, "lr": 1e-2, **optim})
+    terms: Any = {"forget": {"npo": NPO()}, "retain": {"kl": KL()}}
+    return build_module(model, tiny_splits(), 0, **terms, scope=SCOPE, optim=settings)
 
 
 def gradients(checkpointing: bool, folder: Path) -> tuple[dict[str, Tensor], int]:
     """Return the first step's gradient away from the start, where B is zero, and how often the layers ran."""
     own = module(checkpointing)
-    own.reference_cache = ReferenceCache(folder)
+    own.cache_reference_in(folder)
     for group, name, term in own.primary.terms():
         term.prepare(own.model, own._context(f"{group}/{name}"))
     with torch.no_grad():

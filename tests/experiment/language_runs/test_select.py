@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys.flow import stop_at
 from tests.toys.language import tiny, tiny_splits
 from tests.toys.language_files import SMALL, figure, figures, gap, last
 from unlearn.config.schema import Gate, Select, Trainer
@@ -20,10 +21,10 @@ from unlearn.data.base import Split
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
 from unlearn.run import main
+from unlearn.training.build import build_module
 from unlearn.training.fit import fit
-from unlearn.training.model_selection import KeepBest
+from unlearn.training.model_selection import ModelSelection
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 SELECT = "select={evaluator: memorization, metric: exact_memorization, aim: lower, every: 2, "
 
@@ -35,7 +36,7 @@ def limited(low: float) -> str:
 def test_the_best_step_under_the_limit_is_kept(here: Path) -> None:
     """The kept weights are those of a run that ends at the kept step; the last ones forgot more, and lost too much."""
     assert main([SMALL, limited(0.7) + "}", "output=run"]) == 0
-    best = last(here / "run")["best"]
+    best = last(here / "run")["callbacks"]["ModelSelection"]["best"]
     assert best["excess"] == 0 and 0 < best["step"] < 12
     assert main([SMALL, f"optim.steps={best['step']}", "output=short"]) == 0
     assert gap(best["parameters"], last(here / "short")["parameters"][0]) == 0
@@ -59,7 +60,7 @@ def test_patience_ends_the_run(here: Path) -> None:
     """No step retains more than all: after two measurements in a row, at steps 2 and 4, the run ends."""
     assert main([SMALL, limited(1.1) + ", patience: 2}", "output=run"]) == 0
     state = last(here / "run")
-    assert state["step"] == 4 and state["goal"] == "select" and state["best"]["missed"] == 2
+    assert state["step"] == 4 and state["callbacks"]["ModelSelection"]["missed"] == 2
     assert main([SMALL, limited(1.1) + ", patience: 9}", "output=whole"]) == 0
     assert last(here / "whole")["step"] == 12
 
@@ -85,18 +86,18 @@ def losses(models: Mapping[str, Any], splits: Mapping[str, Split]) -> list[Recor
     ]
 
 
-def unlearning(said: list[str]) -> tuple[UnlearningModule, KeepBest]:
+def unlearning(said: list[str]) -> tuple[UnlearningModule, ModelSelection]:
     """A module, and what keeps the step that forgets most while the loss on retain items has not risen by much."""
     splits = tiny_splits()
     model = tiny(dtype=torch.float64)
     optim = Optim(steps=8, batch=4, lr=3e-3)
     groups: dict[str, Any] = {"forget": {"npo": NPO()}, "retain": {"kl": KL()}}
-    module = UnlearningModule(model, [Phase(dict(model.named_parameters()), groups, optim)], splits, 0)
+    module = build_module(model, splits, 0, **groups, optim=optim)
 
     limit = Gate("loss", split="retain", max=float(losses({"target": model}, splits)[1].value) + 0.02)
     select = Select("losses", "loss", aim="higher", every=1, limit=limit)
     halves: dict[str, Split] = {**splits, "forget": splits["forget"].halves()[0]}
-    return module, KeepBest(select, losses, halves, {}, said.append)
+    return module, ModelSelection(select, losses, halves, {}, said.append)
 
 
 def test_a_figure_that_is_not_measured_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,17 +113,18 @@ def test_a_resumed_run_keeps_its_best(tmp_path: Path) -> None:
     """The best step came before the stop; the run that goes on from the disk ends with the same weights."""
     trainer = Trainer(accelerator="cpu", precision="64-true", tensorboard=False, checkpoint_every=1)
     lines: dict[str, list[str]] = {"whole": [], "cut": []}
-    whole, keep = unlearning(lines["whole"])
-    fit(whole, trainer, tmp_path / "whole", "test", beside=[keep])
-    stopped, keep = unlearning(lines["cut"])
-    stop = whole.best["step"] + 1
+    whole, best = unlearning(lines["whole"])
+    fit(whole, trainer, tmp_path / "whole", "test", [best])
+    stopped, selection = unlearning(lines["cut"])
+    stop = best.best["step"] + 1
     assert stop < 8
-    stopped.on_train_batch_end = lambda *_: setattr(stopped, "stop_asked", stopped.step_count == stop)  # type: ignore
+    stop_at(stopped, stop)
     with pytest.raises(Interrupted):
-        fit(stopped, trainer, tmp_path / "cut", "test", beside=[keep])
-    again, keep = unlearning(lines["cut"])
-    fit(again, trainer, tmp_path / "cut", "test", beside=[keep])
+        fit(stopped, trainer, tmp_path / "cut", "test", [selection])
+    again, selection = unlearning(lines["cut"])
+    fit(again, trainer, tmp_path / "cut", "test", [selection])
     assert lines["cut"] == lines["whole"]
-    assert again.best["step"] == whole.best["step"]
-    assert gap(again.best["parameters"], whole.best["parameters"]) == 0
-    assert gap(dict(again.primary.parameters), again.best["parameters"]) == 0
+    assert selection.best["step"] == best.best["step"]
+    assert gap(selection.best["parameters"], best.best["parameters"]) == 0
+    selection.apply(again)
+    assert gap(dict(again.primary.parameters), best.best["parameters"]) == 0

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from tests.toys.diffusion import CONFIGS, ConditionEncoder, moved, small_model, small_splits
+from tests.toys.diffusion import CONFIGS, Conditioning, moved, small_model, small_splits
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.models.conditioning import Condition
@@ -22,7 +22,7 @@ from unlearn.models.lora import Lora
 from unlearn.models.scope import Kind
 
 STREAM = Randomness(0, "test")
-ALL: list[ConditionEncoder] = ["class", "text", "dit"]
+ALL: list[Conditioning] = ["class", "text", "dit"]
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 """Of the linear schedule of DDPM, section 4."""
 
@@ -33,7 +33,7 @@ def states(model: Diffusion, n: int = 4) -> tuple[Tensor, Tensor]:
     return STREAM.normal(ids, model.latent_shape, torch.float64), torch.tensor([0, 30, 400, 999])[:n]
 
 
-def told_of(told: ConditionEncoder, n: int = 4, split: str = "forget") -> dict[str, Tensor]:
+def told_of(told: Conditioning, n: int = 4, split: str = "forget") -> dict[str, Tensor]:
     return small_splits(told)[split].batch(small_splits(told)[split].ids[:n])
 
 
@@ -81,7 +81,7 @@ def test_noise_is_put_in_and_taken_out() -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_guidance_in_one_pass_is_that_of_two(told: ConditionEncoder) -> None:
+def test_guidance_in_one_pass_is_that_of_two(told: Conditioning) -> None:
     """eps(c_n) + g (eps(c) - eps(c_n)); g = 0 is the score at nothing, g = 1 that at the condition."""
     model = small_model(told)
     x, t = states(model)
@@ -94,7 +94,7 @@ def test_guidance_in_one_pass_is_that_of_two(told: ConditionEncoder) -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_the_null_condition_is_of_its_own(told: ConditionEncoder) -> None:
+def test_the_null_condition_is_of_its_own(told: Conditioning) -> None:
     """The class beyond the last, which is none of the data's; or the prompt without words."""
     model = small_model(told)
     x, t = states(model)
@@ -112,7 +112,7 @@ def test_the_null_condition_is_of_its_own(told: ConditionEncoder) -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_a_score_does_not_depend_on_the_company(told: ConditionEncoder) -> None:
+def test_a_score_does_not_depend_on_the_company(told: Conditioning) -> None:
     model = small_model(told)
     x, t = states(model)
     condition = model.condition(told_of(told, split="retain"))
@@ -156,7 +156,7 @@ def test_names_that_the_model_does_not_know_are_refused() -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_a_trajectory_is_ddim_written_out(told: ConditionEncoder) -> None:
+def test_a_trajectory_is_ddim_written_out(told: Conditioning) -> None:
     """Song et al., DDIM, 2021, eq. 12 with sigma = 0, every fifth of 20 timesteps; x_0 is clipped to [-1, 1], and eps
     is what then belongs to it. After the last step nothing is noise: x = x_0.
     """
@@ -199,7 +199,7 @@ def test_a_trajectory_goes_on_where_it_stood_and_computes_no_more_than_is_asked_
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_a_sample_is_of_its_id_and_condition(told: ConditionEncoder) -> None:
+def test_a_sample_is_of_its_id_and_condition(told: Conditioning) -> None:
     model = small_model(told)
     model.settings.steps = 3
     ids = torch.tensor([4, 9, 2])
@@ -244,7 +244,7 @@ def test_images_become_latents_and_come_back() -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_the_training_loss_is_the_formula_and_each_items_own(told: ConditionEncoder) -> None:
+def test_the_training_loss_is_the_formula_and_each_items_own(told: Conditioning) -> None:
     """mean (eps - eps(x_t, t, c))^2 with t, eps and the dropped conditions drawn by the item's id."""
     model = small_model(told)
     model.settings.drop = 0.5
@@ -280,7 +280,7 @@ def test_the_training_loss_is_the_formula_and_each_items_own(told: ConditionEnco
         ("dit", {"cross_attention", "cross_attention_kv", "cross_attention_q"}),
     ],
 )
-def test_kinds_of_parameters(told: ConditionEncoder, empty: set[str]) -> None:
+def test_kinds_of_parameters(told: Conditioning, empty: set[str]) -> None:
     """By the type of the module; the kinds that make up the denoiser, and nothing else."""
     model = small_model(told)
     kinds = model.parameter_kinds()
@@ -320,7 +320,7 @@ def test_a_scope_of_kinds_is_what_the_wrapper_names() -> None:
     ("told", "kind"), [("text", "cross_attention_kv"), ("class", "self_attention"), ("dit", "feed_forward")]
 )
 def test_an_adapter_on_a_kind_changes_nothing_until_it_moves_and_merges(
-    told: ConditionEncoder, kind: str, tmp_path: Path
+    told: Conditioning, kind: str, tmp_path: Path
 ) -> None:
     model = small_model(told)
     before = dict(model.named_parameters())
@@ -354,7 +354,7 @@ def test_an_adapter_on_a_kind_changes_nothing_until_it_moves_and_merges(
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 @pytest.mark.parametrize("told", ALL)
-def test_what_is_saved_is_read_again(told: ConditionEncoder, dtype: torch.dtype | None, tmp_path: Path) -> None:
+def test_what_is_saved_is_read_again(told: Conditioning, dtype: torch.dtype | None, tmp_path: Path) -> None:
     """In half precision the weights are rounded once; the model that is saved keeps its own, bit for bit."""
     model = small_model(told, prediction="v_prediction").float()
     model.settings.steps, model.settings.guidance = 7, 3.5

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tests.models.diffusion.test_diffusion import small_pipeline, two_levels
 from tests.objectives.edits.test_uce import xl_model
-from tests.toys.diffusion import ConditionEncoder, small_model, small_splits
+from tests.toys.diffusion import Conditioning, small_model, small_splits
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.config import StableDiffusion
 from unlearn.models.diffusion.memory import kept_numbers
@@ -70,7 +70,7 @@ def test_a_model_without_weights_has_the_shapes_of_the_one_with_them(kind: str, 
 
 
 @pytest.mark.parametrize("told", ["text", "class", "dit"])
-def test_what_a_pass_keeps_is_what_it_keeps_of_a_real_model(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_what_a_pass_keeps_is_what_it_keeps_of_a_real_model(told: Conditioning, tmp_path: Path) -> None:
     """Counted on the real model, where a fused attention keeps one number a row beside what is counted."""
     model = small_model(told).float()
     model.save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from tests.models.gan.test_gan import INFO, SMALL, small
 from tests.models.gan.test_training import OPTIM, batch
 from tests.toys import ROOT
 from tests.toys.command import environment
-from tests.toys.flow import digits_splits
+from tests.toys.flow import digits_splits, stop_at
 from unlearn.config.recipe import load
 from unlearn.config.schema import Pretrain, Trainer
 from unlearn.core.errors import Interrupted, RecipeError
@@ -84,9 +84,10 @@ def train(module: UnlearningModule, folder: Path, stop: int | None = None) -> li
 
     def note(*_: Any) -> None:
         states.append(dict(module.states.get(OWN, {})))
-        module.stop_asked = module.step_count == stop
 
     module.on_train_batch_end = note  # type: ignore[method-assign]
+    if stop is not None:
+        stop_at(module, stop)
     fit(module, Trainer(accelerator="cpu", tensorboard=False, checkpoint_every=2), folder, "test")
     return states
 

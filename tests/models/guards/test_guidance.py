@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.diffusion import ConditionEncoder, moved, small_model, small_splits
+from tests.toys.diffusion import Conditioning, moved, small_model, small_splits
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.models.conditioning import Condition
@@ -23,22 +23,22 @@ GUARDS = [NegativeGuidance(), SafeLatentDiffusion(level="max")]
 NAMES = ["negative_guidance", "sld"]
 
 
-def model_of(told: ConditionEncoder = "text") -> Diffusion:
+def model_of(told: Conditioning = "text") -> Diffusion:
     """A model whose scores depend on what it is told, by far more than noise and less than all."""
     return moved(small_model(told), 0.03)
 
 
-def guarded(guard: Any, told: ConditionEncoder = "text") -> tuple[Diffusion, Diffusion]:
+def guarded(guard: Any, told: Conditioning = "text") -> tuple[Diffusion, Diffusion]:
     model = model_of(told)
     return model, guard(model, small_splits(told))
 
 
-def batch(told: ConditionEncoder = "text") -> dict[str, Tensor]:
+def batch(told: Conditioning = "text") -> dict[str, Tensor]:
     split = small_splits(told)["retain"]
     return split.batch(split.ids[:3])
 
 
-def inputs(model: Diffusion, told: ConditionEncoder = "text") -> tuple[Tensor, Tensor, Condition]:
+def inputs(model: Diffusion, told: Conditioning = "text") -> tuple[Tensor, Tensor, Condition]:
     x = model.noise(IDS, Randomness(0, "x"))
     return x, torch.tensor([10, 400, 900]), model.condition(batch(told))
 
@@ -64,7 +64,7 @@ OTHERS = {"scale": 3.0, "threshold": -0.02, "momentum_scale": 0.1, "momentum_bet
 
 
 @pytest.mark.parametrize("told", ["text", "class", "dit"])
-def test_safe_latent_diffusion_step_by_step_in_numpy(told: ConditionEncoder) -> None:
+def test_safe_latent_diffusion_step_by_step_in_numpy(told: Conditioning) -> None:
     """Five steps on the same states, so that warm-up and momentum show; each setting matters (the controls)."""
     model, safe = guarded(SafeLatentDiffusion(**SETTINGS), told)
     x, t, condition = inputs(model, told)
@@ -134,7 +134,7 @@ def test_the_authors_levels() -> None:
 
 
 @pytest.mark.parametrize("told", ["text", "class", "dit"])
-def test_negative_guidance_by_hand(told: ConditionEncoder) -> None:
+def test_negative_guidance_by_hand(told: Conditioning) -> None:
     """eps_f + g (eps_c - eps_f); with the empty condition in its place (the control) it is another."""
     model, guard = guarded(NegativeGuidance(), told)
     x, t, condition = inputs(model, told)
@@ -169,7 +169,7 @@ def test_of_several_prompts_the_mean_of_the_scores_counts(guard: Any) -> None:
 
 @pytest.mark.parametrize("guard", GUARDS, ids=NAMES)
 @pytest.mark.parametrize("told", ["text", "class", "dit"])
-def test_a_guard_is_a_model_and_leaves_its_weights(guard: Any, told: ConditionEncoder) -> None:
+def test_a_guard_is_a_model_and_leaves_its_weights(guard: Any, told: Conditioning) -> None:
     model, safe = guarded(guard, told)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     like, draw = batch(told), Randomness(0, "draw")

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.toys.diffusion import ConditionEncoder, first_step, gradients, moved, small_job, small_model, small_splits
+from tests.toys.diffusion import Conditioning, first_step, gradients, moved, small_job, small_model, small_splits
 from unlearn.config.schema import Trainer
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
 from unlearn.models.scope import Pattern
 from unlearn.objectives.diffusion.doco import DoCo, PatchDiscriminator
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
@@ -25,13 +24,13 @@ from unlearn.training.module import UnlearningModule
 SMALL: dict[str, Any] = {"items": 3, "steps": 3, "width": 8, "warmup": 0}
 
 
-def job(folder: Path, told: ConditionEncoder = "text", optim: Optim | None = None, **changed: Any) -> UnlearningModule:
+def job(folder: Path, told: Conditioning = "text", optim: Optim | None = None, **changed: Any) -> UnlearningModule:
     groups = {"forget": {"doco": DoCo(**{**SMALL, **changed})}, "retain": {"score_preservation": ScorePreservation()}}
     scope = Pattern(include=["attn2"]) if told == "text" else None
     return small_job(groups, folder, told, scope, optim=optim)
 
 
-def prepared(folder: Path, told: ConditionEncoder = "text", **changed: Any) -> UnlearningModule:
+def prepared(folder: Path, told: Conditioning = "text", **changed: Any) -> UnlearningModule:
     module = job(folder, told, **changed)
     module.on_fit_start()
     moved(module.model)  # type: ignore[arg-type]
@@ -48,7 +47,7 @@ def estimates(module: UnlearningModule, batch: Any, term: str) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("told", ["class", "text"])
-def test_both_losses_are_cross_entropies_of_patches(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_both_losses_are_cross_entropies_of_patches(told: Conditioning, tmp_path: Path) -> None:
     """D = 1 on the concept and 0 on the anchor for D; 0 on the concept for the model, on what D has seen."""
     module = prepared(tmp_path, told)
     batch, net = first_step(module)["forget"][0], module.phases[0].network
@@ -86,7 +85,7 @@ def test_an_items_value_does_not_depend_on_its_company(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", ["class", "text"])
-def test_each_network_moves_by_its_own_loss_alone(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_each_network_moves_by_its_own_loss_alone(told: Conditioning, tmp_path: Path) -> None:
     module = prepared(tmp_path, told)
     batches = first_step(module)
     own = gradients(module, 0, batches)
@@ -172,6 +171,6 @@ def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 def test_items_without_an_anchor_are_refused(tmp_path: Path) -> None:
     module = job(tmp_path)
     module.splits = {"forget": small_splits("text")["retain"], "retain": small_splits("text")["retain"]}
-    module.reference_cache = ReferenceCache(tmp_path / "other")
+    module.cache_reference_in(tmp_path / "other")
     with pytest.raises(RecipeError, match="anchor"):
         module.on_fit_start()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.diffusion import Bench, ConditionEncoder, moved, small_model
+from tests.toys.diffusion import Bench, Conditioning, moved, small_model
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
@@ -21,7 +21,7 @@ from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import States, StateSource, check_anchors
 
-ALL: list[ConditionEncoder] = ["class", "text", "dit"]
+ALL: list[Conditioning] = ["class", "text", "dit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Uses(Objective):
         return Values(self.source(model, batch, context).x.flatten(1).mean(1))
 
 
-def bench(folder: Path, told: ConditionEncoder, split: str = "forget", **settings: Any) -> Bench:
+def bench(folder: Path, told: Conditioning, split: str = "forget", **settings: Any) -> Bench:
     return Bench(folder, Uses(source=StateSource(**{"source": "trajectory", "steps": 4, **settings})), told, split)
 
 
@@ -52,7 +52,7 @@ def path(model: Diffusion, start: Tensor, condition: Any, guidance: float = 3.0)
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_states_lie_on_the_targets_trajectories(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_states_lie_on_the_targets_trajectories(told: Conditioning, tmp_path: Path) -> None:
     """Each before the step of its t, on the trajectory of one of the forget items, told that item's condition."""
     own = bench(tmp_path, told)
     split = own.splits["forget"]
@@ -142,7 +142,7 @@ def test_the_averages_trajectories_are_those_of_the_average(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_generated_items_are_the_ends_of_trajectories_noised_again(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_generated_items_are_the_ends_of_trajectories_noised_again(told: Conditioning, tmp_path: Path) -> None:
     own = bench(tmp_path, told, source="generated")
     split = own.splits["forget"]
     start = own.target.noise(split.ids, Randomness(0, "states/forget"))
@@ -157,7 +157,7 @@ def test_generated_items_are_the_ends_of_trajectories_noised_again(told: Conditi
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_items_of_the_anchor_are_drawn_from_its_words(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_items_of_the_anchor_are_drawn_from_its_words(told: Conditioning, tmp_path: Path) -> None:
     own = bench(tmp_path / "anchor", told, source="generated", of_anchor=True)
     plain = bench(tmp_path / "plain", told, source="generated")
     split = own.splits["forget"]

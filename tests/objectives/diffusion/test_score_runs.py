@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.diffusion import Bench, ConditionEncoder, small_job
+from tests.toys.diffusion import Bench, Conditioning, small_job
+from tests.toys.flow import stop_at
 from unlearn.config.schema import Trainer
 from unlearn.core.errors import Interrupted
 from unlearn.core.optim import Optim
@@ -55,7 +56,7 @@ def run(module: UnlearningModule, folder: Path, **settings: Any) -> dict[str, Te
 
 
 def all_terms(
-    folder: Path, told: ConditionEncoder = "dit", optim: Optim = OPTIM, scope: Scope | None = None
+    folder: Path, told: Conditioning = "dit", optim: Optim = OPTIM, scope: Scope | None = None
 ) -> UnlearningModule:
     return small_job({"forget": FORGET, "retain": RETAIN}, folder, told, scope, optim=optim)
 
@@ -78,7 +79,7 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     ],
 )
 def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
-    told: ConditionEncoder, name: str, kinds: list[str], tmp_path: Path
+    told: Conditioning, name: str, kinds: list[str], tmp_path: Path
 ) -> None:
     """With weight decay and momentum, which reach no tensor that is out of scope; nor is the target touched."""
     optim = Optim(name="adamw", steps=2, batch=3, lr=1e-3, weight_decay=0.1, ema=0.5)
@@ -97,7 +98,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> N
     """Trajectories of the target, of the model and of its average included."""
     whole = run(all_terms(tmp_path / "w"), tmp_path / "whole", checkpoint_every=2)
     stopped = all_terms(tmp_path / "c")
-    stopped.on_train_batch_end = lambda *_: setattr(stopped, "stop_asked", stopped.step_count == 3)  # type: ignore
+    stop_at(stopped, 3)
     with pytest.raises(Interrupted, match="step 3 of 4"):
         run(stopped, tmp_path / "cut", checkpoint_every=2)
     resumed = run(all_terms(tmp_path / "c"), tmp_path / "cut", checkpoint_every=2)
@@ -123,7 +124,7 @@ def test_mixed_precision_keeps_the_gradient_of_scores_that_are_also_targets(tmp_
 
 
 @pytest.mark.parametrize("told", ["text", "class"])
-def test_an_adapters_first_loss_is_that_of_the_model_without_one(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_an_adapters_first_loss_is_that_of_the_model_without_one(told: Conditioning, tmp_path: Path) -> None:
     """The target is the model with its adapter off: no second model is held, and only the adapter moves."""
     forget = {name: FORGET[name] for name in ("esd", "random_label")}
     losses = []

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.diffusion import Bench, ConditionEncoder, moved
+from tests.toys.diffusion import Bench, Conditioning, moved
 from unlearn.core.errors import RecipeError
 from unlearn.models.conditioning import Condition
 from unlearn.objectives.base import Objective
@@ -27,10 +27,10 @@ from unlearn.objectives.diffusion.score_preservation import ScorePreservation
 from unlearn.objectives.diffusion.score_targets import affine_target
 from unlearn.objectives.diffusion.sdd import SDD
 
-ALL: list[ConditionEncoder] = ["class", "text", "dit"]
+ALL: list[Conditioning] = ["class", "text", "dit"]
 
 
-def bench(folder: Path, objective: Objective, told: ConditionEncoder, split: str = "forget") -> Bench:
+def bench(folder: Path, objective: Objective, told: Conditioning, split: str = "forget") -> Bench:
     """The term prepared on the target, then a model that has moved."""
     own = Bench(folder, objective, told, split)
     moved(own.model)
@@ -63,7 +63,7 @@ def check(own: Bench, formula: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_the_affine_target_is_the_sum_of_single_scores(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_the_affine_target_is_the_sum_of_single_scores(told: Conditioning, tmp_path: Path) -> None:
     """In one pass, without gradient; a part of weight 0 is not computed."""
     own = bench(tmp_path, DenoisingAscent(), told)
     found = own.objective.source(own.model, own.batch(), own.context())  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def test_the_affine_target_is_the_sum_of_single_scores(told: ConditionEncoder, t
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("told", ALL)
-def test_esd(told: ConditionEncoder, eta: float, tmp_path: Path) -> None:
+def test_esd(told: Conditioning, eta: float, tmp_path: Path) -> None:
     """eps_0(c_n) - eta (eps_0(c_f) - eps_0(c_n)), all of the frozen target."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -96,7 +96,7 @@ def test_esd(told: ConditionEncoder, eta: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_esd_that_erases_a_concept_from_another(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_esd_that_erases_a_concept_from_another(told: Conditioning, tmp_path: Path) -> None:
     """The score at c_from becomes eps_0(c_from) - eta (eps_0(c_f) - eps_0(c_n))."""
     name = "a red eight" if told == "text" else "8"
 
@@ -124,7 +124,7 @@ def test_esd_at_the_target_is_the_square_of_one_plus_eta_times_the_guidance(tmp_
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_sdd(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_sdd(told: Conditioning, tmp_path: Path) -> None:
     """eps(c_n) of the model itself, which is not followed by the gradient."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -135,7 +135,7 @@ def test_sdd(told: ConditionEncoder, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("variant", "scores"), [("model", "student"), ("model", "target"), ("noise", "student")])
 @pytest.mark.parametrize(("told", "prior"), [("class", 0.5), ("text", 0.5), ("dit", 0.5), ("dit", 0.0)])
-def test_concept_ablation(told: ConditionEncoder, variant: Any, scores: Any, prior: float, tmp_path: Path) -> None:
+def test_concept_ablation(told: Conditioning, variant: Any, scores: Any, prior: float, tmp_path: Path) -> None:
     """eps(c_a) of the model or of the target, or the true noise; plus lambda |eps(c_a) - noise|^2."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -157,7 +157,7 @@ def test_concept_ablation_refuses_what_makes_no_sense(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_random_label_at_the_anchor(told: ConditionEncoder, tmp_path: Path) -> None:
+def test_random_label_at_the_anchor(told: Conditioning, tmp_path: Path) -> None:
     """eps(c_a) of the model as it is, on the forget images."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -192,7 +192,7 @@ def test_random_labels_are_those_of_retain_items_and_new_at_each_step(tmp_path: 
 
 @pytest.mark.parametrize("states", ["data", "generated", "noise"])
 @pytest.mark.parametrize("told", ALL)
-def test_denoising_ascent(told: ConditionEncoder, states: Any, tmp_path: Path) -> None:
+def test_denoising_ascent(told: Conditioning, states: Any, tmp_path: Path) -> None:
     """Minus |eps(c_f) - noise|^2."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -218,7 +218,7 @@ def test_gradient_ascent_differs_from_it_only_where_conditions_are_dropped(tmp_p
 
 @pytest.mark.parametrize("states", ["data", "generated", "trajectory"])
 @pytest.mark.parametrize("told", ALL)
-def test_score_preservation(told: ConditionEncoder, states: Any, tmp_path: Path) -> None:
+def test_score_preservation(told: Conditioning, states: Any, tmp_path: Path) -> None:
     """eps_0(c_r) of the target; at the target itself both value and gradient are 0."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.toys.diffusion import (
     Bench,
-    ConditionEncoder,
+    Conditioning,
     first_step,
     gradients,
     moved,
@@ -30,7 +30,7 @@ from unlearn.training.module import UnlearningModule
 
 
 def job(
-    folder: Path, told: ConditionEncoder = "class", scope: Scope | None = None, teacher: Any = None, **both: Any
+    folder: Path, told: Conditioning = "class", scope: Scope | None = None, teacher: Any = None, **both: Any
 ) -> UnlearningModule:
     """Return a job whose three networks have come apart."""
     forget, retain = SFD(**both), SFD(**{**both, "override": None, "weight": 1.0})
@@ -79,7 +79,7 @@ def unsimplified(
 
 @pytest.mark.parametrize("told", ["class", "text", "dit"])
 @pytest.mark.parametrize("alpha", [1.0, 1.2])
-def test_the_loss_is_that_of_the_unsimplified_form(told: ConditionEncoder, alpha: float, tmp_path: Path) -> None:
+def test_the_loss_is_that_of_the_unsimplified_form(told: Conditioning, alpha: float, tmp_path: Path) -> None:
     """Value and gradient of retain (c_r, c_r) and of forget (c_f, anchor), redrawn from each term's own stream."""
     module = job(tmp_path, told, alpha=alpha, redraw=True)
     batches = first_step(module)
@@ -134,7 +134,7 @@ def test_diff_instruct_has_the_difference_of_the_scores_as_its_gradient() -> Non
 
 @pytest.mark.parametrize("loss", ["sid", "diff_instruct"])
 @pytest.mark.parametrize("told", ["class", "text", "dit"])
-def test_each_network_moves_by_its_own_losses_alone(told: ConditionEncoder, loss: str, tmp_path: Path) -> None:
+def test_each_network_moves_by_its_own_losses_alone(told: Conditioning, loss: str, tmp_path: Path) -> None:
     module = job(tmp_path, told, loss=loss, override="anchor")
     batches = first_step(module)
     own = gradients(module, 0, batches)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.toys import ROOT
 from tests.toys.command import unlearn as command
 from tests.toys.flow import digits_splits as flow_splits
-from tests.toys.flow import small_glow
+from tests.toys.flow import small_glow, stop_at
 from tests.toys.gan import OPTIM, SYNTHESIS, digit_splits, small_gan, small_job
 from unlearn.config.recipe import load
 from unlearn.config.schema import Trainer
@@ -136,7 +136,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> N
     optim = replace(OPTIM, steps=4)
     whole = run(small_job(groups, tmp_path / "w", optim=optim), tmp_path / "whole", checkpoint_every=2)
     stopped = small_job(groups, tmp_path / "c", optim=optim)
-    stopped.on_train_batch_end = lambda *_: setattr(stopped, "stop_asked", stopped.step_count == 3)  # type: ignore
+    stop_at(stopped, 3)
     with pytest.raises(Interrupted, match="step 3 of 4"):
         run(stopped, tmp_path / "cut", checkpoint_every=2)
     resumed = run(small_job(groups, tmp_path / "c", optim=optim), tmp_path / "cut", checkpoint_every=2)

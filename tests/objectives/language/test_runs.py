@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.flow import run
+from tests.toys.flow import run, stop_at
 from tests.toys.language import tiny, tiny_splits
 from unlearn.core.errors import Interrupted
 from unlearn.core.optim import Optim
@@ -21,8 +21,8 @@ from unlearn.objectives.language.pdu import PDURetain
 from unlearn.objectives.language.rmu import RMU
 from unlearn.objectives.language.undial import UNDIAL
 from unlearn.objectives.surgery import Combination, OrthoGrad, WeightedSum
+from unlearn.training.build import build_module
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import Phase
 
 FORGET: dict[str, Objective] = {"npo": NPO(), "dpo": DPO(), "undial": UNDIAL(), "rmu": RMU(layer=1)}
 RETAIN: dict[str, Objective] = {
@@ -39,10 +39,8 @@ def module(combine: Combination | None = None, **optim: Any) -> UnlearningModule
     splits = {"forget": Split("forget", data, torch.arange(4)), "retain": Split("retain", data, torch.arange(4, 10))}
     model = tiny(dtype=torch.float64)
     settings = Optim(**{"steps": 6, "batch": 3, "lr": 1e-3, **optim})
-    phase = Phase(
-        dict(model.named_parameters()), {"forget": FORGET, "retain": RETAIN}, settings, combine or WeightedSum()
-    )
-    return UnlearningModule(model, [phase], splits, 0)  # without a reference: whoever asks for one fails
+    # without a target: a term that asks for one fails
+    return build_module(model, splits, 0, forget=FORGET, retain=RETAIN, optim=settings, combine=combine)
 
 
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -53,7 +51,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> N
     whole = module()
     weights = run(whole, tmp_path / "whole", checkpoint_every=2)
     stopped = module()
-    stopped.on_train_batch_end = lambda *_: setattr(stopped, "stop_asked", stopped.step_count == 3)  # type: ignore
+    stop_at(stopped, 3)
     with pytest.raises(Interrupted, match="step 3 of 6"):
         run(stopped, tmp_path / "cut", checkpoint_every=2)
     again = module()
