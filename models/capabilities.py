@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 M = TypeVar("M", default=Any)
 """The capabilities that a component asks for, e.g. ``class NPO(Objective[HasLikelihood])``."""
 
+M_co = TypeVar("M_co", default=Any, covariant=True)
+"""The same for what only hands out models: a context of a model with more capabilities serves as well."""
+
 
 class Model(Protocol):
     """What every wrapper has of ``torch.nn.Module``."""
@@ -32,6 +35,12 @@ class Model(Protocol):
 
     def get_parameter(self, target: str) -> nn.Parameter:
         """Return the parameter of a name."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return all modules with their names."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the module of a name."""
 
     def eval(self) -> Self:
         """Switch to evaluation mode."""

@@ -16,7 +16,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import M
+from unlearn.models.capabilities import M, M_co
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Context(Generic[M]):
+class Context(Generic[M_co]):
     """What an objective may use besides the model and the batch.
 
     Attributes:
@@ -87,13 +87,13 @@ class Context(Generic[M]):
     randomness: Randomness
     splits: Mapping[str, Split]
     state: dict[str, Any]
-    reference: Callable[[], M]
+    reference: Callable[[], M_co]
     map_ids: Callable[..., Tensor]
     device: torch.device
     reference_cache: ReferenceCache | None = None
     split: str = "forget"
     auxiliary: Any = None
-    distilled_from: Callable[[], M] | None = None
+    distilled_from: Callable[[], M_co] | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
     averaged: Callable[[], AbstractContextManager[None]] | None = None
 
@@ -127,7 +127,7 @@ class Context(Generic[M]):
             raise RuntimeError("no network is trained beside the model: the phases were made without companions")
         return self.auxiliary
 
-    def teacher(self) -> M:
+    def teacher(self) -> M_co:
         """Return the frozen model that the target was distilled from, or the target where it was not distilled."""
         return (self.distilled_from or self.reference)()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
-from unlearn.models.capabilities import HasLatents, HasLikelihood, Trains
+from unlearn.models.capabilities import HasLatents, HasLikelihood, ImageGenerator, Model, Trains
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import layered
 from unlearn.objectives.base import Context, ParameterObjective
@@ -23,7 +23,7 @@ from unlearn.objectives.gan.latent_cache import remember_latents
 
 
 @dataclass(frozen=True, kw_only=True)
-class EWC(ParameterObjective):
+class EWC(ParameterObjective[Model]):
     """strength / 2 sum_i F_i (theta_i - theta_target,i)^2, F the diagonal of the Fisher information on kept items.
 
     F is computed once, at the target, as the mean over items of the squared gradient of one item's value: of its log
@@ -69,7 +69,7 @@ class EWC(ParameterObjective):
         if self.latents == "drawn" and self.reach is not None:
             raise ValueError("reach is that of latents near the forget items; type latents: near, or drop reach")
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: Model, context: Context[Model]) -> None:
         """Compute F, each rank for its share of the items."""
         names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         anchors = dict(context.reference().named_parameters())
@@ -88,7 +88,7 @@ class EWC(ParameterObjective):
             latents = self.near(model, context)
         context.state["fisher"] = fisher(model, names, context, self.items, self.draws, latents)
 
-    def near(self, model: Any, context: Context) -> Callable[[Tensor], Tensor]:
+    def near(self, model: ImageGenerator, context: Context[Model]) -> Callable[[Tensor], Tensor]:
         """Return what maps numbers (b,) to latents near the forget items, (b, num_ws, w_dim), one a number."""
         forget = replace(context, split="forget")
         name = remember_latents(model, forget, self.encoder or self.inversion)
@@ -108,9 +108,9 @@ class EWC(ParameterObjective):
 
         return latents
 
-    def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
+    def penalty(self, parameters: Mapping[str, Tensor], context: Context[Model]) -> Tensor:
         """Return the penalty, a scalar."""
-        anchors: dict[str, Any] = dict(context.reference().named_parameters())
+        anchors = dict(context.reference().named_parameters())
         found = context.state["fisher"]
         terms = [
             (found[name].to(value) * (value - anchors[name].detach()).square()).sum()
@@ -120,9 +120,9 @@ class EWC(ParameterObjective):
 
 
 def fisher(
-    model: Any,
+    model: Model,
     parameters: Mapping[str, Tensor],
-    context: Context,
+    context: Context[Model],
     items: int,
     draws: int = 1,
     latents: Callable[[Tensor], Tensor] | None = None,
@@ -155,19 +155,19 @@ def fisher(
     return {name: (sum_over_ranks(square) / times).to(parameters[name].dtype) for name, square in total.items()}
 
 
-def _is_generator(model: Any) -> bool:
+def _is_generator(model: Model) -> TypeGuard[ImageGenerator]:
     return isinstance(model, HasLatents) and not isinstance(model, HasLikelihood)
 
 
 def _values(
-    model: Any,
+    model: Model,
     split: Split,
     ids: Tensor,
-    context: Context,
+    context: Context[Model],
     stream: Randomness,
     draws: int,
     latents: Callable[[Tensor], Tensor] | None,
-) -> Any:
+) -> Iterator[Tensor]:
     """Yield the scalars whose squared gradients are summed for one item."""
     if _is_generator(model):
         ids = ids.to(context.device)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.models.capabilities import Trains
+from unlearn.models.capabilities import HasLikelihood, Trains
 from unlearn.objectives.base import Context, Objective, Values
 
 
@@ -37,16 +37,18 @@ class GradientAscent(Objective[Trains]):
         instead = "Type forget={name: denoising_ascent, states: generated}, or data with images."
         check_content(splits[split], f"{split}=gradient_ascent", instead)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: Trains, context: Context[Trains]) -> None:
         """Refuse a sum over dimensions that the model does not have."""
-        if self.reduction == "sum" and not hasattr(model, "dimensions"):
+        if self.reduction == "sum" and not isinstance(model, HasLikelihood):
             raise RecipeError(
                 f"gradient_ascent: a {type(model).__name__} has no likelihood whose dimensions could be summed. "
                 "Type forget.reduction=mean."
             )
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
         """Return minus the training loss an item, (B,), or times the item's dimensions (``sum``)."""
         loss = model.training_loss(batch, context.randomness)
-        size = model.dimensions(batch).clamp(min=1) if self.reduction == "sum" else 1
-        return Values(-loss * size, {"training_loss": loss.detach()})
+        value = -loss
+        if self.reduction == "sum" and isinstance(model, HasLikelihood):
+            value = value * model.dimensions(batch).clamp(min=1)
+        return Values(value, {"training_loss": loss.detach()})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -48,7 +48,7 @@ class TrainingLoss(Objective[Trains]):
         check_content(splits[split], f"{split}=training_loss", f"Type {split}=null, or data with images.")
 
     def auxiliary(
-        self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness
+        self, model: Trains, teacher: Callable[[], Trains], split: str, randomness: Randomness
     ) -> AuxiliaryNetwork | None:
         """Return the network that the model is trained against, if it is."""
         if not isinstance(model, TrainsAgainst):
@@ -67,16 +67,16 @@ class TrainingLoss(Objective[Trains]):
             warmup=self.warmup,
         )
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: Trains, context: Context[Trains]) -> None:
         """Begin without a mean length, where lengths are penalised."""
         if isinstance(model, TrainsAgainst) and model.paths:
             context.state.update(length=0.0, penalties=0)
 
-    def followed(self, context: Context) -> bool:
+    def followed(self, context: Context[Trains]) -> bool:
         """Whether there is a mean length to follow."""
         return "length" in context.state
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
         """Return the training loss an item, (B,)."""
         if isinstance(model, TrainsAgainst):
             augmented = context.shared.get(("augmented", context.split), 0.0)
@@ -90,7 +90,7 @@ class TrainingLoss(Objective[Trains]):
             loss = model.training_loss(batch, context.randomness)
         return Values(loss, {"training_loss": loss.detach()})
 
-    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+    def after_step(self, measured: Mapping[str, float], context: Context[Trains]) -> None:
         """Move the mean length to that of all ranks' items, where lengths were penalised."""
         nothing = torch.zeros(2, dtype=torch.float64, device=context.device)
         total, items = sum_over_ranks(context.shared.get(self._lengths(context), nothing)).tolist()
@@ -99,21 +99,21 @@ class TrainingLoss(Objective[Trains]):
             length = state["length"] + max(DECAY, 1 / penalties) * (total / items - state["length"])
             state.update(length=length, penalties=penalties)
 
-    def _lengths(self, context: Context) -> tuple[str, str]:
+    def _lengths(self, context: Context[Trains]) -> tuple[str, str]:
         return "lengths", context.split
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversaryLoss(Objective):
+class AdversaryLoss(Objective[TrainsAgainst]):
     """The own loss of the network that a model is trained against."""
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: TrainsAgainst, batch: Batch, context: Context[TrainsAgainst]) -> Values:
         """Return the loss an item, (B,)."""
         return Values(model.adversary_loss(context.beside(), batch, context.randomness)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentedAdversaryLoss(Objective):
+class AugmentedAdversaryLoss(Objective[TrainsAgainst]):
     """The same where images are augmented (``model.augment``), with a probability that follows the logits' signs.
 
     The model's own loss, which comes after it in a step, takes the probability from ``context.shared``.
@@ -131,11 +131,11 @@ class AugmentedAdversaryLoss(Objective):
     augment: Augment
     follows: ClassVar[bool] = True
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: TrainsAgainst, context: Context[TrainsAgainst]) -> None:
         """Begin without augmentation."""
         context.state.update(p=0.0, signs=0.0, images=0.0, steps=0)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: TrainsAgainst, batch: Batch, context: Context[TrainsAgainst]) -> Values:
         """Return the loss an item, (B,)."""
         p, place = context.state["p"], ("signs", context.split)
         loss, logits = model.adversary_loss(context.beside(), batch, context.randomness, p)
@@ -145,7 +145,7 @@ class AugmentedAdversaryLoss(Objective):
         context.shared[place] = context.shared.get(place, 0) + seen
         return Values(loss, {"sign": signs, "p": torch.full_like(signs, p)})
 
-    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+    def after_step(self, measured: Mapping[str, float], context: Context[TrainsAgainst]) -> None:
         """Count the signs of all ranks and, at every 4th step, move the probability."""
         state, nothing = context.state, torch.zeros(2, dtype=torch.float64, device=context.device)
         signs, images = sum_over_ranks(context.shared.get(("signs", context.split), nothing)).tolist()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import above
+from unlearn.models.capabilities import Model
 from unlearn.objectives.base import Context, ParameterObjective
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightAnchor(ParameterObjective):
+class WeightAnchor(ParameterObjective[Model]):
     """Keep every parameter that may move near its value in the target.
 
     Args:
@@ -33,9 +33,9 @@ class WeightAnchor(ParameterObjective):
         super().__post_init__()
         above(self, strength=0)
 
-    def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
+    def penalty(self, parameters: Mapping[str, Tensor], context: Context[Model]) -> Tensor:
         """Return strength / 2 * sum of squared differences, a scalar; names are the model's parameter names."""
-        anchors: dict[str, Any] = dict(context.reference().named_parameters())
+        anchors = dict(context.reference().named_parameters())
         terms = []
         for name, value in parameters.items():
             if name not in anchors or anchors[name] is value:  # under an adapter the target is the same model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
+from unlearn.models.capabilities import Denoises
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.linear import Kept, Rows
 
@@ -38,20 +39,25 @@ class Asked:
     guide_subject: int = 0
 
 
-def keys_and_values(model: Any, part: str) -> dict[str, nn.Linear]:
-    """Return the linear maps to keys and values of every cross-attention, by name.
-
-    A map under an adapter is returned as it is without it; ``effective`` tells what it does with it.
-
-    Raises:
-        RecipeError: the model has none.
-    """
+def text_to_image(model: Denoises, part: str) -> Diffusion:
+    """Return the model, which has cross-attention to prompts. Raises RecipeError where it has none."""
     if not isinstance(model, Diffusion) or model.text is None:
         what = "is told classes" if isinstance(model, Diffusion) else f"is a {type(model).__name__}"
         raise RecipeError(
             f"{part} edits the keys and values of cross-attention, and the model {what}, so it has none. Type a method "
             "that moves any weights (forget=esd edit=null, say), or a model that takes prompts (model=text_unet)."
         )
+    return model
+
+
+def keys_and_values(model: Diffusion, part: str) -> dict[str, nn.Linear]:
+    """Return the linear maps to keys and values of every cross-attention, by name.
+
+    A map under an adapter is returned as it is without it; ``effective`` tells what it does with it.
+
+    Raises:
+        RecipeError: none takes what the text encoder gives.
+    """
     found = {
         f"{place}.{name}": _base(getattr(module, name))
         for place, module in model.named_modules()

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,9 @@ from torch import Tensor
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.edits.base import Edit, Train
-from unlearn.objectives.edits.cross_attention import effective, keys_and_values
+from unlearn.objectives.edits.cross_attention import effective, keys_and_values, text_to_image
 from unlearn.objectives.edits.uce import UCE
 
 log = logging.getLogger(__name__)
@@ -51,9 +49,9 @@ class RECE(Edit[Denoises]):
         """Refuse values out of range."""
         at_least(self, rounds=0, reg=0)
 
-    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+    def __call__(self, target: Denoises, train: Train, splits: Mapping[str, Split]) -> Denoises:
         """Return the edited model."""
-        result: Wrapper = deepcopy(target)
+        result = text_to_image(deepcopy(target), "edit=rece")
         layers = keys_and_values(result, "edit=rece")
         first = list(effective(result, list(layers)).values())
         rows, kept = self.uce.requests(result, splits)

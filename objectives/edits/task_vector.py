@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from unlearn.core.optim import Optim
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import Trains
 from unlearn.objectives.edits.base import Edit, Train
 
@@ -39,15 +37,15 @@ class TaskVector(Edit[Trains]):
         """Refuse a negative factor."""
         at_least(self, alpha=0)
 
-    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+    def __call__(self, target: Trains, train: Train, splits: Mapping[str, Split]) -> Trains:
         """Return the target moved against the task vector of the forget data."""
         return negated(target, train(target, "forget", self.optim), self.alpha)
 
 
 @torch.no_grad()
-def negated(target: Any, tuned: Any, alpha: float) -> Wrapper:
+def negated(target: Trains, tuned: Trains, alpha: float) -> Trains:
     """Return theta_t - alpha (theta_f - theta_t) as a copy of the target."""
-    result: Wrapper = deepcopy(target)
+    result = deepcopy(target)
     further = dict(tuned.named_parameters())
     for name, parameter in result.named_parameters():
         start = parameter.double()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +15,8 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
-from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import Denoises
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.base import Edit, Train
 from unlearn.objectives.edits.cross_attention import (
     Tokens,
@@ -28,6 +27,7 @@ from unlearn.objectives.edits.cross_attention import (
     kept_prompts,
     keys_and_values,
     rows_of,
+    text_to_image,
 )
 from unlearn.objectives.edits.linear import Kept, Ridge, Rows, Rule, Singular
 
@@ -80,15 +80,15 @@ class UCE(Edit[Denoises]):
         at_least(self, lam=0, preserve_scale=0, captions=0, prior_scale=0)
         above(self, erase_scale=0)
 
-    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+    def __call__(self, target: Denoises, train: Train, splits: Mapping[str, Split]) -> Denoises:
         """Return the edited model."""
-        result: Wrapper = deepcopy(target)
+        result = text_to_image(deepcopy(target), "edit=uce")
         layers = keys_and_values(result, "edit=uce")
         rows, kept = self.requests(result, splits)
         self.edit(result, layers, rows, kept)
         return result
 
-    def requests(self, model: Any, splits: Mapping[str, Split]) -> tuple[Rows, Kept]:
+    def requests(self, model: Diffusion, splits: Mapping[str, Split]) -> tuple[Rows, Kept]:
         """Return what is to change and what is to stay, from the concepts and captions of the data."""
         concepts = concepts_of(splits)
         changing = asked(concepts, captions_of(splits["forget"], self.captions))
@@ -106,7 +106,7 @@ class UCE(Edit[Denoises]):
         return rows_of(model, changing, self.tokens, self.erase_scale), kept
 
     @torch.no_grad()
-    def edit(self, model: Any, layers: Mapping[str, nn.Linear], rows: Rows, kept: Kept) -> Ridge:
+    def edit(self, model: Diffusion, layers: Mapping[str, nn.Linear], rows: Rows, kept: Kept) -> Ridge:
         """Change the weights of the layers; return the system that was solved."""
         ridge = Ridge.of(rows, kept, self.lam, self.singular)
         for name, weight in effective(model, list(layers)).items():
@@ -116,7 +116,7 @@ class UCE(Edit[Denoises]):
         return ridge
 
 
-def collect(model: Any, prompts: Sequence[str], tokens: Tokens = "last_subject") -> Kept:
+def collect(model: Denoises, prompts: Sequence[str], tokens: Tokens = "last_subject") -> Kept:
     """Return the sum over prompts that must stay, to be saved and given as ``prior``; any number of prompts fits.
 
     Args:
@@ -124,8 +124,7 @@ def collect(model: Any, prompts: Sequence[str], tokens: Tokens = "last_subject")
         prompts: captions of a corpus, say.
         tokens: which tokens count.
     """
-    keys_and_values(model, "collect")
-    return kept_of(model, prompts, tokens, 1.0)
+    return kept_of(text_to_image(model, "collect"), prompts, tokens, 1.0)
 
 
 def concepts_of(splits: Mapping[str, Split]) -> Sequence[Concept]:

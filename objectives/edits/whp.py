@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import TrainableLanguageModel
 from unlearn.objectives.edits.base import Edit, Train
 
@@ -39,7 +37,9 @@ class WhosHarryPotter(Edit[TrainableLanguageModel]):
         """Refuse a negative factor."""
         at_least(self, alpha=0)
 
-    def __call__(self, target: Any, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+    def __call__(
+        self, target: TrainableLanguageModel, train: Train, splits: Mapping[str, Split]
+    ) -> TrainableLanguageModel:
         """Return a language model that answers by the logits of the target and of the reinforced copy."""
         from unlearn.models.guards.combined_logits import CombinedLogits
         from unlearn.models.language.wrapper import Language

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
@@ -53,12 +52,12 @@ class CategoryTaming(Objective[HasLikelihood]):
         above(self, threshold=0, epsilon=0)
         at_least(self, refresh=1, reference_images=2, stop_draws=1)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
         """Note that nothing is reached yet."""
         if self.stop:
             context.state["reached"] = False
 
-    def before_step(self, model: Any, context: Context) -> bool:
+    def before_step(self, model: HasLikelihood, context: Context[HasLikelihood]) -> bool:
         """Measure mu and sigma, and test the category's mean z where a stop is asked for."""
         moments = refresh(model, context, self.refresh, self.reference_images)
         if not self.stop or context.step % self.refresh:
@@ -68,7 +67,7 @@ class CategoryTaming(Objective[HasLikelihood]):
         context.state.update(z=z, reached=reached)
         return reached
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss of forget images, (B,), in standard deviations."""
         moments = current(context)
         z = moments.z(bits_per_dim(model, batch, context.randomness))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class Debias(Objective[LikelihoodSampler]):
         """The shares without those that were dropped."""
         return {label: share for label, share in self.shares.items() if share is not None}
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: LikelihoodSampler, context: Context[LikelihoodSampler]) -> None:
         """Check the labels, measure sigma, and start with no shift."""
         if self.mode == "paper":
             return
@@ -108,7 +108,7 @@ class Debias(Objective[LikelihoodSampler]):
         zero = torch.zeros(len(self.asked), dtype=torch.float64)
         context.state.update(shifts=zero, shares=zero.clone(), within=0, reached=False)
 
-    def before_step(self, model: Any, context: Context) -> bool:
+    def before_step(self, model: LikelihoodSampler, context: Context[LikelihoodSampler]) -> bool:
         """Measure the shares and move the shifts; stop when they are as asked twice in a row."""
         if self.mode == "paper":
             refresh(model, context, self.refresh, self.reference_images)
@@ -136,7 +136,7 @@ class Debias(Objective[LikelihoodSampler]):
         error = torch.log((found + floor) / (asked + floor))
         return (shifts + self.gain * error).clamp(-self.threshold, self.threshold)
 
-    def measured(self, model: Any, context: Context) -> Tensor:
+    def measured(self, model: LikelihoodSampler, context: Context[LikelihoodSampler]) -> Tensor:
         """Return the share of each asked label among samples, (K,)."""
         net = features_for(context.splits["forget"].dataset.info, self.features).to(context.device)
         noise = context.randomness.child("samples")
@@ -147,7 +147,7 @@ class Debias(Objective[LikelihoodSampler]):
         classes = context.map_ids(classify, torch.arange(self.samples, device=context.device)).cpu()
         return torch.stack([(classes == net.labels.index(label)).double().mean() for label in self.asked])
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: LikelihoodSampler, batch: Batch, context: Context[LikelihoodSampler]) -> Values:
         """Return the loss of forget images, (B,), in standard deviations."""
         bits = bits_per_dim(model, batch, context.randomness)
         moments = current(context)
@@ -159,7 +159,7 @@ class Debias(Objective[LikelihoodSampler]):
         shift = (bits - reference) / moments.std
         return Values(two_sided(shift - self._asked_shift(batch, context)), {"shift": shift.detach()})
 
-    def _asked_shift(self, batch: Batch, context: Context) -> Tensor:
+    def _asked_shift(self, batch: Batch, context: Context[LikelihoodSampler]) -> Tensor:
         """Return the shift of each image's category, (B,)."""
         names = context.splits["forget"].dataset.names
         table = torch.zeros(len(names), dtype=torch.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
@@ -22,7 +21,7 @@ class LikelihoodAscent(Objective[HasLikelihood]):
         taming_an_identity.py (``forget_loss_baseline``).
     """
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return log2 p(x) / dimensions of forget images, (B,), in bits/dim."""
         bits = bits_per_dim(model, batch, context.randomness)
         return Values(-bits, {"bits_per_dim": bits.detach()})

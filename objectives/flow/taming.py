@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
@@ -64,11 +64,11 @@ class Taming(Objective[HasLikelihood]):
         above(self, threshold=0, epsilon=0)
         at_least(self, refresh=1, reference_images=2, stop_draws=1)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
         """Note that nothing is reached yet."""
         context.state["reached"] = False
 
-    def before_step(self, model: Any, context: Context) -> bool:
+    def before_step(self, model: HasLikelihood, context: Context[HasLikelihood]) -> bool:
         """Measure mu, sigma and every forget image's z; stop when all lie in the band."""
         released = self.variant == "released"
         moments = refresh(model, context, self.refresh, self.reference_images)
@@ -79,12 +79,14 @@ class Taming(Objective[HasLikelihood]):
         context.state["reached"] = reached
         return reached
 
-    def _inside(self, model: Any, context: Context, moments: Moments, draws: int, purpose: str) -> bool:
+    def _inside(
+        self, model: HasLikelihood, context: Context[HasLikelihood], moments: Moments, draws: int, purpose: str
+    ) -> bool:
         z = forget_z(model, context, moments, draws, purpose)
         context.state["z"] = z
         return bool(((z - self.threshold).abs() <= self.epsilon * self.threshold).all())
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss of forget images, (B,), in standard deviations or (raw distance) without unit."""
         moments = current(context)
         z = moments.z(bits_per_dim(model, batch, context.randomness))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import Moments, bits_per_dim_of
 from unlearn.objectives.base import Context
 
@@ -15,7 +16,7 @@ Unit = Literal["sigma", "bits_per_dim"]
 """Unit of the distance in the loss."""
 
 
-def measure(model: Any, context: Context, images: int) -> Moments:
+def measure(model: HasLikelihood, context: Context[HasLikelihood], images: int) -> Moments:
     """Measure bits/dim of up to ``images`` random retain images under the current model, and keep it in the state."""
     ids = context.splits["retain"].ids
     chosen = ids[context.randomness.child("reference").permutation(len(ids))[:images]]
@@ -26,19 +27,21 @@ def measure(model: Any, context: Context, images: int) -> Moments:
     return moments
 
 
-def refresh(model: Any, context: Context, every: int, images: int) -> Moments:
+def refresh(model: HasLikelihood, context: Context[HasLikelihood], every: int, images: int) -> Moments:
     """Measure anew at every ``every``-th step; return the moments that hold at this one."""
     if context.step % every == 0 or "mu" not in context.state:
         return measure(model, context, images)
     return current(context)
 
 
-def current(context: Context) -> Moments:
+def current(context: Context[HasLikelihood]) -> Moments:
     """Return the moments that were measured last."""
     return Moments(context.state["mu"], context.state["sigma"])
 
 
-def forget_z(model: Any, context: Context, moments: Moments, draws: int, purpose: str) -> Tensor:
+def forget_z(
+    model: HasLikelihood, context: Context[HasLikelihood], moments: Moments, draws: int, purpose: str
+) -> Tensor:
     """Return z of every forget image in the split's order, (N,), bits/dim averaged over ``draws`` noise draws.
 
     Two purposes draw different noise.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 
@@ -40,7 +39,7 @@ class AnswerPreservation(Objective[HasLikelihood]):
         """Refuse items without a refusal."""
         check_form(splits[split], "refusal", "answer_preservation")
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss an item, (B,), in nats / beta."""
         answer = model.log_prob(batch, context.randomness)
         refusal = model.log_prob(context.batch(context.split, batch["id"], "refusal"), context.randomness)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ class CEU(Objective[Continues]):
         super().__post_init__()
         at_least(self, ignore_first=0)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the cross-entropy an item, (B,), in nats a token."""
         answers = later(model.answers(batch), self.ignore_first)
         wanted = answers.logits.detach().scatter(1, answers.targets[:, None], -torch.inf).softmax(dim=1)

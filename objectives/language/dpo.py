@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 
@@ -50,12 +50,12 @@ class DPO(Objective[HasLikelihood]):
         """Refuse items without the answer that is preferred."""
         check_form(splits[split], self.instead, "dpo")
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
         """Keep the target's log-probs of both answers."""
         remember_log_prob(model, context)
         remember_log_prob(model, context, self.instead)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss an item, (B,)."""
         ids = batch["id"]
         lose = model.log_prob(batch, context.randomness) - recall_log_prob(context, ids)

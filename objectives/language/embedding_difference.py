@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class EmbeddingDifference(Objective[HasHiddenStates]):
     layer: int = 2
     tokens: Tokens = "answer"
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: HasHiddenStates, context: Context[HasHiddenStates]) -> None:
         """Keep the target's hidden states."""
 
         def compute(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -42,7 +41,7 @@ class EmbeddingDifference(Objective[HasHiddenStates]):
 
         context.remember(self._name, context.split, compute)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasHiddenStates, batch: Batch, context: Context[HasHiddenStates]) -> Values:
         """Return the mean squared difference an item, (B,)."""
         mask = token_mask(batch, self.tokens)
         difference = model.hidden(batch, self.layer)[mask] - context.recall(self._name, context.split, batch["id"])

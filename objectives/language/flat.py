@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ class FLAT(Objective[Continues]):
         """Refuse items without a template answer."""
         check_form(splits[split], self.instead, "flat")
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the loss an item, (B,)."""
         forget = _probability(model, batch)
         template = _probability(model, context.batch(context.split, batch["id"], self.instead))
@@ -70,7 +70,7 @@ class FLAT(Objective[Continues]):
         return chosen.conjugate(chosen.activation(forget)) - chosen.activation(template)
 
 
-def _probability(model: Any, batch: Batch) -> Tensor:
+def _probability(model: Continues, batch: Batch) -> Tensor:
     """Return the mean probability of an answer's tokens, (B,)."""
     answers = model.answers(batch)
     probability: Tensor = answers.means(answers.log_probs().exp())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import Trains
@@ -32,7 +31,7 @@ class IdkNLL(Objective[Trains]):
         """Refuse items without such an answer."""
         check_form(splits[split], self.instead, "idk_nll")
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
         """Return the negative log-likelihood of the other answer, (B,), in nats a token."""
         other = context.batch(context.split, batch["id"], self.instead)
         nll = model.training_loss(other, context.randomness)

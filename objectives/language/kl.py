@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,14 +44,14 @@ class KL(Objective[Continues]):
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be >= 1, or null for the exact divergence")
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: Continues, context: Context[Continues]) -> None:
         """Keep what the target's distribution follows from."""
         if self.top_k is None:
             remember_logits(model, context)
         else:
             remember_top(model, context, self.top_k)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the divergence an item, (B,), in nats a token."""
         answers = model.answers(batch)
         target, own = self._log_probs(model, answers, context, batch["id"])
@@ -60,7 +59,9 @@ class KL(Objective[Continues]):
         values = answers.means(divergence)
         return Values(values, {"kl": values.detach()})
 
-    def _log_probs(self, model: Any, answers: Answers, context: Context, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_probs(
+        self, model: Continues, answers: Answers, context: Context[Continues], ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the log-probs of the target and of the model, both (N, V) or (N, top_k + 1)."""
         if self.top_k is None:
             return recall_logits(model, context, ids).log_softmax(dim=1), answers.logits.log_softmax(dim=1)

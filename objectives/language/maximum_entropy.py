@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
@@ -28,7 +27,7 @@ class MaximumEntropy(Objective[Continues]):
 
     tokens: Tokens = "answer"
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the divergence an item, (B,), in nats a token."""
         answers = model.answers(scoring(batch, self.tokens))
         logits = answers.logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 
@@ -39,11 +38,11 @@ class NPO(Objective[HasLikelihood]):
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; it must be > 0. For its limit 0 take gradient_ascent")
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
         """Keep the target's log-probs."""
         remember_log_prob(model, context)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss an item, (B,), in nats / beta."""
         log_ratio = model.log_prob(batch, context.randomness) - recall_log_prob(context, batch["id"])
         return Values(-2 / self.beta * F.logsigmoid(-self.beta * log_ratio), {"log_ratio": log_ratio.detach()})

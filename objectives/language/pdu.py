@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class PDU(Objective[Continues]):
         offered.
     """
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the squared margin an item, (B,)."""
         answers = model.answers(batch)
         margin = answers.logits.amax(dim=1) - answers.logits.mean(dim=1)
@@ -73,7 +73,7 @@ class PDURetain(Objective[Trains]):
         above(self, epsilon=0, tolerance=0)
         at_least(self, rate=0, start=0, warmup=0)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: Trains, context: Context[Trains]) -> None:
         """Set the limit from the target's loss, where none is given."""
         context.state.update(dual=self.start, epsilon=self.epsilon)
         if self.epsilon is None:
@@ -86,13 +86,13 @@ class PDURetain(Objective[Trains]):
                 mean = context.map_ids(loss, context.splits[context.split].ids, batch_size=16).mean()
             context.state["epsilon"] = (1 + self.tolerance) * mean.item()
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
         """Return lambda times the negative log-likelihood, (B,), in nats a token."""
         nll = model.training_loss(batch, context.randomness)
         dual = context.state["dual"]
         return Values(dual * nll, {"nll": nll.detach(), "dual": torch.full_like(nll.detach(), dual)})
 
-    def after_step(self, measured: Mapping[str, float], context: Context) -> None:
+    def after_step(self, measured: Mapping[str, float], context: Context[Trains]) -> None:
         """Move lambda."""
         if context.step >= self.warmup:
             moved = context.state["dual"] + self.rate * (measured["nll"] - context.state["epsilon"])

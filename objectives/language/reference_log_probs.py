@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import Answers
+from unlearn.models.capabilities import Answers, HasLikelihood
 from unlearn.objectives.base import Context
 
 Reduction = Literal["mean", "sum"]
@@ -37,7 +37,7 @@ def check_form(split: Split, form: str, what: str) -> None:
         )
 
 
-def remember_log_prob(model: Any, context: Context, form: str = "") -> None:
+def remember_log_prob(model: HasLikelihood, context: Context[HasLikelihood], form: str = "") -> None:
     """Keep the target's log-prob of each item, or of another form of it: one number an item, no second model."""
 
     def compute(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def remember_log_prob(model: Any, context: Context, form: str = "") -> None:
     context.remember(_log_prob(form), context.split, compute)
 
 
-def recall_log_prob(context: Context, ids: Tensor, form: str = "") -> Tensor:
+def recall_log_prob(context: Context[HasLikelihood], ids: Tensor, form: str = "") -> Tensor:
     """Return the target's log-probs of items, (B,), in nats, summed over the answer."""
     return context.recall(_log_prob(form), context.split, ids)
 

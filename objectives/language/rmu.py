@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class RMU(Objective[HasHiddenStates]):
         super().__post_init__()
         above(self, coefficient=0)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: HasHiddenStates, context: Context[HasHiddenStates]) -> None:
         """Draw the steering vector."""
         with torch.no_grad():
             hidden = model.hidden(context.batch(context.split, context.splits[context.split].ids[:1]), self.layer)
@@ -57,7 +57,7 @@ class RMU(Objective[HasHiddenStates]):
         drawn = context.randomness.child("steering").uniform(one, (hidden.shape[-1],), torch.float64)[0]
         context.state["steering"] = drawn / drawn.norm()
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasHiddenStates, batch: Batch, context: Context[HasHiddenStates]) -> Values:
         """Return the squared distance to c u an item, (B,)."""
         mask = token_mask(batch, self.tokens)
         hidden: Tensor = model.hidden(batch, self.layer)[mask]

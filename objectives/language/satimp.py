@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
@@ -38,7 +37,7 @@ class SatImp(Objective[Continues]):
         super().__post_init__()
         at_least(self, beta1=0, beta2=0)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the weighted log-likelihood an item, (B,), in nats a token."""
         answers = model.answers(batch)
         log_prob = answers.log_probs()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 
@@ -38,7 +37,7 @@ class SimNPO(Objective[HasLikelihood]):
         super().__post_init__()
         above(self, beta=0)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss an item, (B,), in nats a token / beta."""
         nll = -model.log_prob(batch, context.randomness) / model.dimensions(batch).clamp(min=1)
         margin = self.beta * self.margin if self.scaled_margin else self.margin

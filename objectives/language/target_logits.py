@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from unlearn.core.errors import RecipeError
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context
 
 
-def remember_logits(model: Any, context: Context) -> None:
+def remember_logits(model: Continues, context: Context[Continues]) -> None:
     """Keep, in ``prepare``, what the target's logits at the answer tokens of this term's items follow from.
 
     On disk: the last hidden states, (tokens, D), and once a run the head's weights. In memory afterwards: the head. A
@@ -31,7 +32,7 @@ def remember_logits(model: Any, context: Context) -> None:
         place.put(f"head.{name}", torch.zeros(1, dtype=torch.int64), partial(_one_row, value))
 
 
-def recall_logits(model: Any, context: Context, ids: Tensor) -> Tensor:
+def recall_logits(model: Continues, context: Context[Continues], ids: Tensor) -> Tensor:
     """Return the target's logits at the answer tokens of items, (N, V), without gradient, in the order of answers."""
     place, head = _place(context), model.head()
     if _moves(head):
@@ -41,7 +42,7 @@ def recall_logits(model: Any, context: Context, ids: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def remember_top(model: Any, context: Context, k: int) -> None:
+def remember_top(model: Continues, context: Context[Continues], k: int) -> None:
     """Keep, in ``prepare``, the target's ``k`` largest log-probs at each answer token, and that of all others together.
 
     Raises:
@@ -59,7 +60,7 @@ def remember_top(model: Any, context: Context, k: int) -> None:
     context.remember(f"top_{k}", context.split, compute)
 
 
-def recall_top(context: Context, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def recall_top(context: Context[Continues], ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return (N, k + 1) log-probs, the last of all other tokens together, and (N, k) the tokens."""
     rows = context.recall(f"top_{k}", context.split, ids)
     return rows[:, : k + 1], rows[:, k + 1 :].long()
@@ -114,7 +115,7 @@ def _one_row(value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach()[None], torch.ones(1, dtype=torch.int64)
 
 
-def _place(context: Context) -> ReferenceCache:
+def _place(context: Context[Continues]) -> ReferenceCache:
     if context.reference_cache is None:
         raise RuntimeError("there is no place for the target's values: the module was given none")
     return context.reference_cache

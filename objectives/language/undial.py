@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -39,11 +38,11 @@ class UNDIAL(Objective[Continues]):
         super().__post_init__()
         at_least(self, beta=0)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    def prepare(self, model: Continues, context: Context[Continues]) -> None:
         """Keep the target's last states and its head."""
         remember_logits(model, context)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the cross-entropy an item, (B,), in nats a token."""
         answers = model.answers(batch)
         teacher = recall_logits(model, context, batch["id"])

@@ -23,7 +23,7 @@ QUICK = {
     "diffusion/sfd_digits": ["forget.warmup=2", "retain.warmup=2"],
     "diffusion/sfd_two_stage_digits": ["forget.warmup=2", "retain.warmup=2"],
     "diffusion/concept_ablation_digits": ["forget.items=8"],
-    "diffusion/doco_digits": ["forget.items=8"],
+    "diffusion/doco_digits": ["forget.items=8", "forget.warmup=2"],
     "diffusion/kpop_digits": ["forget.items=8"],
     "diffusion/esd_digits": ["forget.items=8"],
     "gan/adapt_then_unlearn_digits": ["forget.adapt_steps=2", "retain.warmup=2"],

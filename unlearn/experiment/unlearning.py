@@ -26,7 +26,6 @@ from unlearn.evaluators.subjects import precision_of
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.run_dir import RunDir
-from unlearn.models.base import Wrapper
 from unlearn.objectives.edits.base import Edit
 from unlearn.training.build import recipe_module, training_module
 from unlearn.training.fit import device_for, fit
@@ -107,7 +106,7 @@ def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: Run
     began = time.monotonic()
     steps = 0
 
-    def train(model: Wrapper, split: str, optim: Optim) -> Wrapper:
+    def train(model: Any, split: str, optim: Optim) -> Any:
         nonlocal steps
         further = copy.deepcopy(model).requires_grad_(True)
         module = training_module(further, optim, inputs.splits[split], seed)
