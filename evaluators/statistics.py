@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.stats import t
 from torch import Tensor
 
+from unlearn.core.intervals import t_half_width
 from unlearn.core.randomness import Randomness
 
 Z95 = 1.959964
@@ -22,7 +22,7 @@ def mean_ci95(values: Tensor, within: tuple[float, float] | None = None) -> tupl
     mean = values.double().mean().item()
     if len(values) < 2:
         return mean, None
-    half = float(t.ppf(0.975, len(values) - 1)) * values.double().std().item() / math.sqrt(len(values))
+    half = t_half_width(len(values), values.double().std().item())
     if within is None:
         return mean, (mean - half, mean + half)
     return mean, (max(within[0], mean - half), min(within[1], mean + half))

@@ -52,7 +52,7 @@ def is_source(path: Path) -> bool:
 
 
 def expected_files(tree: Path) -> set[str]:
-    """Return the rule of the wheel: every file of the five folders, under unlearn/, and nothing else."""
+    """Return what the wheel must hold: every file of the five folders, under unlearn/."""
     found = set()
     for folder in ("unlearn", *LINKED):
         for path in (tree / folder).rglob("*"):  # does not follow the links
@@ -158,6 +158,11 @@ def test_a_checkout_without_links_builds_a_wheel_that_the_rule_refuses(tmp_path:
     assert "unlearn/models/base.py" in missing and "unlearn/core/errors.py" not in missing
 
 
+def test_every_asset_has_a_card(wheel: Path) -> None:
+    folders = {name.split("/")[2] for name in wheel_files(wheel) if name.startswith("unlearn/assets/")}
+    assert folders and all(f"unlearn/assets/{folder}/README.md" in wheel_files(wheel) for folder in folders)
+
+
 def test_packaged_models_are_small(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         sizes = [item.file_size for item in archive.infolist() if item.filename.startswith("unlearn/assets/")]
@@ -170,8 +175,11 @@ def test_metadata(wheel: Path) -> None:
         metadata = archive.read(f"{folder}/METADATA").decode()
         scripts = archive.read(f"{folder}/entry_points.txt").decode()
         licence = archive.read(f"{folder}/licenses/LICENSE").decode()
+        weights = {name for name in archive.namelist() if name.startswith(f"{folder}/licenses/unlearn/assets/")}
     assert f"\nName: unlearnkit\nVersion: {unlearn.__version__}\n" in metadata
-    assert "\nLicense-Expression: Apache-2.0\n" in metadata and "Version 2.0, January 2004" in licence
+    assert "\nLicense-Expression: Apache-2.0 AND MIT\n" in metadata and "Version 2.0, January 2004" in licence
+    bundled = sorted(path.parent.name for path in (ROOT / "unlearn" / "assets").glob("*/LICENSE*"))
+    assert sorted(Path(name).parent.name for name in weights) == bundled and "dlib_face" in bundled
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert "unlearn = unlearn.run:main" in scripts
 

@@ -26,8 +26,8 @@ from unlearn.experiment.model_store import folder_of
 from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import ModelConfig, Wrapper
 
-ABOUT = "unlearn_delta"
-"""Key of the file's metadata under which ``About`` stands, as JSON."""
+HEADER = "unlearn_delta"
+"""Key of the file's metadata under which ``DeltaHeader`` stands, as JSON."""
 
 EPILOG = """\
 A delta holds, for each tensor that the run changed, the unlearned value less the target's, in single precision, as
@@ -38,8 +38,8 @@ exit codes: 0 done, 1 failed, 2 a file or folder is wrong; nothing is written th
 
 
 @dataclass(frozen=True)
-class About:
-    """What a delta belongs to.
+class DeltaHeader:
+    """The model and the run that a delta belongs to.
 
     Attributes:
         model: name of the model in recipes.
@@ -87,14 +87,14 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
     changed = {name: unlearned[name] - value for name, value in target.items() if (unlearned[name] != value).any()}
     if not changed:
         raise RecipeError(f"{run}/model has the weights of its target (a guard changes none), so there is no delta.")
-    about = About(
+    header = DeltaHeader(
         model=str(recipe.tree["model"]["name"]),
         family=config.wrapper.family,
         base=fingerprint(target),
         recipe=recipe.name,
         hash=recipe.hash,
     )
-    content = serialized(changed, {"format": "pt", ABOUT: json.dumps(asdict(about))})
+    content = serialized(changed, {"format": "pt", HEADER: json.dumps(asdict(header))})
     try:
         write_bytes(file, content)
     finally:
@@ -114,14 +114,14 @@ def apply(file: Path, base: str, out: Path) -> list[str]:
     Raises:
         RecipeError: the file is no delta, or the model is of another family, lacks tensors or has others of that name.
     """
-    about, differences = read(file)
+    header, differences = read(file)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{out} is there already. Give a new folder.")
-    model = _model(about, base)
+    model = _model(header, base)
     own = weights(model)
     if misfits := _misfits(differences, own, base, all_of=False):
         raise RecipeError(f"{file} does not fit {base}: {misfits}")
-    same = fingerprint(own) == about.base
+    same = fingerprint(own) == header.base
     with torch.no_grad():
         for name, difference in differences.items():
             own[name] += difference
@@ -134,15 +134,15 @@ def apply(file: Path, base: str, out: Path) -> list[str]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     note = [] if same else [f"{base} is not the base that the delta was made of; the differences were added to it."]
-    return [*note, f"{out}: {len(differences)} tensors changed by {about.recipe}"]
+    return [*note, f"{out}: {len(differences)} tensors changed by {header.recipe}"]
 
 
-def read(file: Path) -> tuple[About, dict[str, Tensor]]:
+def read(file: Path) -> tuple[DeltaHeader, dict[str, Tensor]]:
     """Return what a delta belongs to, and its differences by name. Raises RecipeError where the file is none."""
     try:
         with safe_open(file, "pt") as content:
-            about = About(**json.loads((content.metadata() or {})[ABOUT]))
-            return about, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
+            header = DeltaHeader(**json.loads((content.metadata() or {})[HEADER]))
+            return header, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{file} is no delta ({type(error).__name__}: {error}). Give a file of: python -m unlearn.delta save"
@@ -189,17 +189,17 @@ def _some(entries: Sequence[str], most: int = 5) -> str:
     return ", ".join(entries[:most]) + more
 
 
-def _model(about: About, base: str) -> Wrapper:
+def _model(header: DeltaHeader, base: str) -> Wrapper:
     """Read the model that a delta is applied to. Raises RecipeError where it is of another family, or none."""
-    config: ModelConfig = resolve("model", about.model)(pretrained=base)
+    config: ModelConfig = resolve("model", header.model)(pretrained=base)
     folder = config.fetch(base)
     try:
         return config.load(folder)
     except RecipeError as error:
         other = _family(folder)
-        what = f"a {other} model" if other else f"no {about.family} model ({error})"
+        what = f"a {other} model" if other else f"no {header.family} model ({error})"
         raise RecipeError(
-            f"The delta is of a {about.family} model, and {base} holds {what}. Give the folder of a {about.family} "
+            f"The delta is of a {header.family} model, and {base} holds {what}. Give the folder of a {header.family} "
             "model."
         ) from error
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.toys import ROOT
 from unlearn.config.recipe import load
 from unlearn.data.base import Split
 from unlearn.data.splits import train_split
+from unlearn.experiment.asset_cards import cards
 from unlearn.experiment.make_assets import SHIPPED, found, mean_loss
 from unlearn.experiment.model_store import shipped, training_key
 from unlearn.experiment.pretraining import find_or_train
@@ -47,3 +49,9 @@ def test_training_anew_gives_the_shipped_figures(tmp_path: Path, monkeypatch: py
     anew = mean_loss(recipe.model.wrapper.from_pretrained(trained.folder), test)
     assert anew == pytest.approx(figures["test_loss"], abs=0.05)
     assert anew < 2.4  # the control: an independent-pixel histogram reaches 2.43 bits/dim
+
+
+def test_every_card_says_what_its_asset_is_now() -> None:
+    assets = ROOT / "unlearn" / "assets"
+    for name, text in cards(assets, SHIPPED).items():
+        assert (assets / name / "README.md").read_text() == text, f"make the card of {name} anew: make_assets"

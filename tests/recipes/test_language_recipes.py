@@ -269,6 +269,9 @@ def test_the_estimate_of_a_step(described: str, monkeypatch: pytest.MonkeyPatch)
     check(tofu_on(described, "scope=lora"))
     held, gradients, moments, head, _ = seen[-1].values()
     assert head == 0 and 4 * weights < held < 4.1 * weights and gradients == moments < 0.02 * held
+    text = check(tofu_on(described, "retain=kl", "trainer.devices=2"))
+    assert seen[-1]["gradient buckets, at most"] == 2 * 4 * 128256 * 2048  # the embeddings are one bucket
+    assert "to measure one model at a time" in text
 
 
 @pytest.mark.parametrize(("width", "depth"), [(64, 3), (96, 5)])

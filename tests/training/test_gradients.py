@@ -22,7 +22,7 @@ def alone() -> Iterator[None]:
 
 def test_buckets_are_freed_as_they_land(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve layers, a bucket each; a thirteenth that the loss does not reach gets zeros."""
-    monkeypatch.setattr(gradients, "_BUCKET_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(gradients, "BUCKET_BYTES", 16 * 16 * 4)
     layers = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(12)))
     idle = nn.Parameter(torch.ones(3))
     parameters = [*layers.parameters(), idle]
@@ -38,6 +38,6 @@ def test_buckets_are_freed_as_they_land(alone: None, monkeypatch: pytest.MonkeyP
     wanted = torch.autograd.grad(loss, [*layers.parameters()], retain_graph=True)
     gradients._Buckets(parameters).run(loss)
     assert len(flats) == 13
-    assert max(alive) <= gradients._IN_FLIGHT and not any(each() is not None for each in flats)
+    assert max(alive) <= gradients.IN_FLIGHT and not any(each() is not None for each in flats)
     assert all(torch.equal(p.grad, g) for p, g in zip(layers.parameters(), wanted, strict=True))  # type: ignore[arg-type]
     assert torch.equal(idle.grad, torch.zeros(3))  # type: ignore[arg-type]

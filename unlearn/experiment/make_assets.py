@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +20,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import train_split
 from unlearn.evaluators.statistics import frechet
+from unlearn.experiment.asset_cards import write_cards
 from unlearn.experiment.inputs import distilled, training_items
 from unlearn.experiment.model_store import StoredModel
 from unlearn.experiment.pretraining import find_or_train
@@ -46,13 +46,13 @@ SHIPPED: dict[str, tuple[str, list[str]]] = {
 the recipe distils of its target."""
 
 VOCABULARY = 2048
-"""Entries of the small language models' tokenizer."""
+"""Entries of the tokenizer of the small language models."""
 
 TOLERANCE = {"test_loss": 2e-3, "test_frechet": 0.02}
-"""Largest change of a figure for which weights are stored in half precision."""
+"""Largest change of the figure at which weights are still stored in half precision."""
 
 SAMPLES = 2000
-"""Of a model without a loss of its own, for its distance to the test images."""
+"""Number of samples for the distance of a GAN to the test images."""
 
 
 def make(name: str, assets: Path) -> str:
@@ -111,19 +111,17 @@ def main(wanted: list[str]) -> None:
     assets = Path(str(files("unlearn"))) / "assets"
     if not wanted or "factbook_tokenizer" in wanted:
         print(make_tokenizer(assets), flush=True)
-    for name in _chosen(wanted):
-        print(make(name, assets), flush=True)
-
-
-def _chosen(wanted: list[str]) -> Iterator[str]:
-    return (name for name in SHIPPED if not wanted or any(name.startswith(start) for start in wanted))
+    for name in SHIPPED:
+        if not wanted or name.startswith(tuple(wanted)):
+            print(make(name, assets), flush=True)
+    write_cards(assets, SHIPPED)
 
 
 def figure(model: Wrapper, test: Split) -> tuple[str, float]:
-    """Return what tells how good a model is, and its value.
+    """Return the name and the value of a model's quality figure, lower is better.
 
-    The mean training loss; of a GAN, which has none of its own, the Frechet distance of samples to the test images, in
-    the features of the packaged net.
+    It is the mean training loss, or for a GAN, which has none of its own, the Frechet distance of samples to the test
+    images in the features of the packaged net.
     """
     if not isinstance(model, TrainsAgainst):
         return "test_loss", mean_loss(model, test)

@@ -1,4 +1,4 @@
-"""What ``--check`` says of a model that is given: its size, what may move, and the memory a run asks for."""
+"""The answer of ``--check`` for a given model: its size, its trainable parameters, and the memory of a run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from unlearn.config.schema import Recipe
 from unlearn.core.optim import Optim
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
-from unlearn.experiment.dry_run import headings
+from unlearn.experiment.dry_run import sound
 from unlearn.models.base import MetaModel
 from unlearn.models.capabilities import capabilities_of
 from unlearn.objectives.base import ParameterObjective
 from unlearn.objectives.surgery import GRU
 from unlearn.training.build import recipe_module
+from unlearn.training.gradients import BUCKET_BYTES, IN_FLIGHT
 from unlearn.training.masks import scope_lines
 from unlearn.training.module import UnlearningModule
 from unlearn.training.phase import Phase
 
 MOMENTS = {"adam": 2, "adamw": 2}
-"""Numbers that an optimiser keeps a moving weight."""
+"""Numbers that an optimizer keeps per trained weight."""
 
 
 def estimated(recipe: Recipe, meta_model: MetaModel, splits: dict[str, Split]) -> str:
@@ -34,28 +35,25 @@ def estimated(recipe: Recipe, meta_model: MetaModel, splits: dict[str, Split]) -
     load = partial(copy.deepcopy, meta_model.model)
     module = recipe_module(single, load(), splits, recipe.seeds[0], ReferenceModel(load))
     step = of_a_step(recipe, meta_model, module)
-    measuring = (
-        f"{gib(4 * count(meta_model.model) * subjects(recipe))} to measure {subjects(recipe)} models side by side"
-    )
-    lines = [
-        *headings(recipe, splits),
+    measuring = nbytes(dict(meta_model.model.named_parameters())) + _activations(recipe, meta_model, module)
+    return sound(
+        recipe,
+        splits,
         f"model     {recipe.model.pretrained}: {count(meta_model.model):,} parameters, built without its weights",
         f"scope     {scope_lines(module)}",
         f"memory    {gib(sum(step.values()))} for a step on each device, estimated:",
         *(f"  {name:<40} {gib(amount):>12}" for name, amount in step.items()),
-        f"  and then {measuring}, in single precision",
+        f"  and then {gib(measuring)} to measure one model at a time, in its own precision, at as many items",
         f"  activations: {meta_model.estimate}",
-        "The recipe is sound.",
-    ]
-    return "\n".join(lines)
+    )
 
 
 def of_a_step(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule) -> dict[str, int]:
-    """Return the bytes that a step asks for, by what they hold; of an edit without steps, what that asks for.
+    """Return the bytes of a step by what they hold; for an edit without steps, those of the edit.
 
-    The gradient is kept once; a second time where both groups' gradients are taken apart (a combination other than the
-    sum, or the sum's conflict cosine under accumulation or on several devices); once more for GRU's average; and once a
-    retain sample for a combination that asks for each sample's.
+    The gradient is kept once; a second time where the two groups' gradients are kept apart (a combination other than
+    the sum, or the sum's conflict cosine under accumulation or on several devices); once more for GRU's average; and
+    once per retain sample for a combination of per-sample gradients.
     """
     model = nbytes(dict(module.model.named_parameters()))
     if not recipe.forget and "training_loss" not in capabilities_of(type(recipe.edit)):
@@ -69,31 +67,51 @@ def of_a_step(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule) -
         copies += isinstance(recipe.combine, GRU)
         copies += optim.batch if recipe.combine.per_sample else 0
     held = _moments(optim) + (optim.ema is not None)
-    beside = [phase for phase in module.phases if phase.network is not None]
-    sizes = {group: optim.batch for group in groups or ("forget",)}
+    auxiliary = [phase for phase in module.phases if phase.network is not None]
+    step = {
+        "weights": model,
+        f"gradients, {copies} x what is trained": copies * moving,
+        f"{optim.name}, {held} x what is trained": held * moving,
+        **{f"{phase.name}, which is trained with it": _auxiliary(phase) for phase in auxiliary},
+        "kept of the target, at most": _reference(recipe, meta_model, module, model),
+        f"activations of {' or '.join(f'{n} {group}' for group, n in _micro_batch(recipe, module).items())}": (
+            _activations(recipe, meta_model, module)
+        ),
+    }
+    if recipe.trainer.devices > 1:
+        step["gradient buckets, at most"] = _buckets(module)
+    return step
+
+
+def _micro_batch(recipe: Recipe, module: UnlearningModule) -> dict[str, int]:
+    """Return the items of each group in one micro-batch of one device."""
+    optim: Optim = getattr(recipe.edit, "optim", recipe.optim)
+    sizes = {group: optim.batch for group in module.primary.groups or ("forget",)}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
     parts = recipe.trainer.devices * optim.accumulate
-    micro = {group: ceil(min(size, len(module.splits[group])) / parts) for group, size in sizes.items()}
-    return {
-        "weights": model,
-        f"gradients, {copies} x what may move": copies * moving,
-        f"{optim.name}, {held} x what may move": held * moving,
-        **{f"{phase.name}, which is trained beside it": _beside(phase) for phase in beside},
-        "kept of the target, at most": _reference(recipe, meta_model, module, model),
-        f"activations of {' or '.join(f'{n} {group}' for group, n in micro.items())}": max(
-            meta_model.activations(module.splits[group], items) for group, items in micro.items()
-        ),
-    }
+    return {group: ceil(min(size, len(module.splits[group])) / parts) for group, size in sizes.items()}
+
+
+def _activations(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule) -> int:
+    """Return the bytes of the activations of the largest micro-batch."""
+    sizes = _micro_batch(recipe, module).items()
+    return max(meta_model.activations(module.splits[group], items) for group, items in sizes)
+
+
+def _buckets(module: UnlearningModule) -> int:
+    """Return the largest number of bytes of gradients that travel between devices at once."""
+    largest = max((parameter.nbytes for parameter in module.primary.parameters.values()), default=0)
+    return IN_FLIGHT * max(BUCKET_BYTES, largest)
 
 
 def _moments(optim: Optim) -> int:
-    """Return how many numbers an optimiser keeps a moving weight."""
+    """Return how many numbers an optimizer keeps per trained weight."""
     return MOMENTS.get(optim.name, int(optim.momentum > 0))
 
 
-def _beside(phase: Phase) -> int:
-    """Return the bytes of another network: its weights, their gradients and what its optimiser keeps."""
+def _auxiliary(phase: Phase) -> int:
+    """Return the bytes of an auxiliary network: weights, gradients and optimizer state."""
     network = 0 if phase.network is None else nbytes(dict(phase.network.named_parameters()))
     return network + (1 + _moments(phase.optim)) * nbytes(phase.parameters)
 
@@ -107,11 +125,6 @@ def _reference(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule, 
     if "denoises" in asked:  # its scores, at states that differ from step to step
         return 0 if recipe.scope.is_adapter else model
     return meta_model.head if "continues" in asked else 0
-
-
-def subjects(recipe: Recipe) -> int:
-    """Return how many models are measured side by side: the target, the unlearned one, and the retrained one."""
-    return 2 + (recipe.model.retrained is not None)
 
 
 def count(model: nn.Module) -> int:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.special import stdtrit
-
 from unlearn.core.files import write_json
+from unlearn.core.intervals import t_interval
 from unlearn.core.records import Record
 from unlearn.report.formatting import YES_NO
 from unlearn.report.page import build_report
@@ -32,15 +31,6 @@ def summarise(records_by_seed: Sequence[Sequence[Record]]) -> list[Record]:
         for record in records:
             found.setdefault((key(record), record.subject), []).append(record)
     return [_summary(same) for same in found.values()]
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return mean -+ t(.975, n-1) s / sqrt(n) of at least two values, or None."""
-    if len(values) < 2:
-        return None
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * spread / math.sqrt(len(values))
-    return mean - half, mean + half
 
 
 def _summary(same: Sequence[Record]) -> Record:
@@ -69,12 +59,12 @@ def write_summary(folder: Path, seed_folders: Sequence[Path]) -> list[Record]:
     """
     seeds = [read_run(path) for path in seed_folders]
     records = summarise([seed.records for seed in seeds])
-    write_json(folder / "metrics.json", _content(seeds, records))
+    write_json(folder / "metrics.json", _contents(seeds, records))
     build_report(folder)
     return records
 
 
-def _content(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str, Any]:
+def _contents(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str, Any]:
     return {
         "schema": 1,
         **{name: _common(seeds, name) for name in ("recipe", "hash", "family", "packages", "device")},

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.files import write_text
+from unlearn.core.intervals import t_interval
 from unlearn.core.records import Record, find
-from unlearn.experiment.seed_summary import t_interval
 from unlearn.report.card import plain
 from unlearn.report.formatting import YES_NO, figure, interval
 from unlearn.report.labels import ARROWS, DIRECTIONS

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from unlearn.core.distributed import world_size
 
-_BUCKET_BYTES = 25 * 2**20
-_IN_FLIGHT = 2
+BUCKET_BYTES = 25 * 2**20
+"""Largest size of a bucket of gradients that is summed over ranks at once (one larger parameter is one bucket)."""
+
+IN_FLIGHT = 2
 """Buckets that travel while backward goes on; one hides the wait for the other."""
 
 
@@ -103,7 +105,7 @@ def _dense(parameter: nn.Parameter) -> Tensor:
 class _Buckets:
     """Sums gradients over ranks in buckets of about 25 MB, in one order on every rank, during backward.
 
-    A bucket is copied back and freed before more than ``_IN_FLIGHT`` others travel, so that the copies need the memory
+    A bucket is copied back and freed before more than ``IN_FLIGHT`` others travel, so that the copies need the memory
     of a few buckets and not of all gradients.
     """
 
@@ -112,7 +114,7 @@ class _Buckets:
         size = 0
         for parameter in reversed(parameters):  # backward reaches the last layers first
             last = self.buckets[-1]
-            if last and (size + parameter.nbytes > _BUCKET_BYTES or last[0].dtype != parameter.dtype):
+            if last and (size + parameter.nbytes > BUCKET_BYTES or last[0].dtype != parameter.dtype):
                 self.buckets.append([])
                 size = 0
             self.buckets[-1].append(parameter)
@@ -143,7 +145,7 @@ class _Buckets:
             self._send()
 
     def _send(self) -> None:
-        if len(self.flying) == _IN_FLIGHT:
+        if len(self.flying) == IN_FLIGHT:
             self._land()
         bucket = self.buckets[self.sent]
         flat = torch.cat([_dense(parameter).reshape(-1) for parameter in bucket])
