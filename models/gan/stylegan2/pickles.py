@@ -1,19 +1,21 @@
 """A reader of the public ``.pkl`` files of StyleGAN2 that executes nothing.
 
-Such a file is a program. Here a small machine of our own runs the few instructions that the files need; no name in the
-file is ever imported, and no object of a class that it names is made. Every other instruction or name is refused.
+A pickle is a program. The standard library's unpickler runs it here without anything that could act: names are looked
+up in a list of inert functions of this module and never imported, the instructions that make or change other objects
+are gone, and those that are left check what they are applied to.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import pickle
 import pickletools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,27 +28,30 @@ MOST_OPCODES = 2_000_000
 """Public files have some ten thousand."""
 
 STORAGES: dict[str, torch.dtype] = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
 }
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 """Types of numpy's values that are read; none holds Python objects."""
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_VERSION = 1001
+T = TypeVar("T")
+_UNREAD = object()  # stands for an array of numpy, which no network needs
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save, before its zip format
+_MOST_BITS = 80  # of an integer; _MAGIC has 77
+_DAMAGE = (ValueError, LookupError, TypeError, OverflowError, EOFError, struct.error, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
 class Persistent:
-    """What is left of an object whose source stands in the file: its class's name and its attributes.
+    """Stands for an object whose source code is in the file: its class's name and its attributes.
 
     Args:
         kind: name of the class, e.g. Generator.
@@ -59,12 +64,7 @@ class Persistent:
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers of one type in the file.
-
-    Args:
-        dtype: their type.
-        data: their bytes, little-endian.
-    """
+    """Numbers of one type, little-endian."""
 
     dtype: torch.dtype
     data: memoryview = field(repr=False)
@@ -75,14 +75,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Strided:
-    """A tensor that is not read yet.
-
-    Args:
-        storage: where its numbers are.
-        offset: of its first.
-        size: its shape.
-        stride: steps in the storage.
-    """
+    """A view of a storage, from which a tensor can be made; see ``torch.as_strided``."""
 
     storage: Storage
     offset: int
@@ -90,7 +83,7 @@ class Strided:
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """Read it."""
+        """Return it as a tensor of its own."""
         if 0 in self.size:
             return torch.empty(self.size, dtype=self.storage.dtype)
         numbers = torch.frombuffer(bytearray(self.storage.data), dtype=self.storage.dtype)
@@ -100,7 +93,7 @@ class Strided:
 def read_pickle(path: Path) -> Any:
     """Return what a file holds: dicts, lists, numbers and strings, with ``Persistent`` and ``Strided`` objects in them.
 
-    Time and memory are bounded by the file's size, and by a number of instructions.
+    Time and memory are bounded by the file's size and by ``MOST_OPCODES``.
 
     Raises:
         RecipeError: the file asks for something that is not on the list (named in the message), or is damaged.
@@ -112,7 +105,7 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error}).") from error
     try:
-        return _Machine([MOST_OPCODES]).run(io.BytesIO(data))
+        return _Reader(io.BytesIO(data), [MOST_OPCODES]).load()
     except Refused as error:
         raise RecipeError(
             f"{path} was not read: {error}. Nothing of it was executed. Only networks of the public StyleGAN2 files "
@@ -131,266 +124,220 @@ class _Name:
     name: str
 
 
-@dataclass
-class _Numpy:
-    """A numpy type or array that waits for its state."""
-
-    code: str = ""
-    array: np.ndarray[Any, Any] | None = None
-    is_array: bool = False
-
-
-_MARK = object()
-_MOST_BITS = 80
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-)
-_EMPTY: dict[str, Callable[[], Any]] = {
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-}
-
-
-class _Machine:
-    """Runs the instructions of one pickle, or of several that follow each other.
+# The unpickler in Python, not the one in C: its table of instructions can be cut down, and its memo is a dict, so that
+# a large index takes no memory. The one in C would also hash any key, which takes for ever for tuples in tuples.
+class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
+    """Reads the next pickle of a file.
 
     Args:
-        budget: how many more instructions may be run, in a list that nested machines share.
-        storages: whether the objects that only a stored tensor has are allowed.
+        file: where it begins.
+        budget: number of instructions that may still run, in a list that the readers of one file share.
+        in_storage: whether it is part of a stored tensor; there, names of storages and persistent ids are allowed, and
+            no other names.
     """
 
-    def __init__(self, budget: list[int], storages: bool = False) -> None:
-        self.budget, self.storages = budget, storages
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+    def __init__(self, file: io.BytesIO, budget: list[int], in_storage: bool = False) -> None:
+        super().__init__(file)
+        self.budget, self.names = budget, STORAGES if in_storage else ALLOWED
+        self.dispatch = _Instructions(_TABLE | _OF_STORAGES if in_storage else _TABLE, budget)
 
-    def run(self, file: io.BytesIO) -> Any:
-        """Return the object that the next pickle of a file describes."""
-        self.stack, self.memo = [], {}
+    def load(self) -> Any:
+        """Return the object that the pickle describes. Raises Refused."""
         try:
-            for opcode, argument, _ in pickletools.genops(file):
-                self.budget[0] -= 1
-                if self.budget[0] < 0:
-                    raise Refused(f"it has more than {MOST_OPCODES:,} instructions")
-                if opcode.name == "STOP":
-                    return self._pop()
-                self._step(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, EOFError, struct.error) as error:
+            return super().load()
+        except _DAMAGE as error:
             raise Refused(f"it is damaged or no pickle ({type(error).__name__}: {shorten(str(error))})") from error
-        raise Refused("it ends too early")
 
-    def _step(self, name: str, argument: Any) -> None:
-        if name in _VALUES:
-            if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
-                raise Refused(f"it has a number of more than {_MOST_BITS} bits")
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self.stack.append(_EMPTY[name]())
-        elif name == "MARK":
-            self.stack.append(_MARK)
-        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self._top()
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name == "TUPLE":
-            self.stack.append(tuple(self._since_mark()))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            self.stack.append(tuple(reversed([self._pop() for _ in range(int(name[-1]))])))
-        elif name in ("APPEND", "APPENDS"):
-            added = [self._pop()] if name == "APPEND" else self._since_mark()
-            self._container(list).extend(added)
-        elif name == "ADDITEMS":
-            added = self._since_mark()
-            self._container(set).update(_key(item) for item in added)
-        elif name in ("SETITEM", "SETITEMS"):
-            added = [self._pop(), self._pop()][::-1] if name == "SETITEM" else self._since_mark()
-            pairs = zip(added[::2], added[1::2], strict=True)
-            self._container(dict).update((_key(key), value) for key, value in pairs)
-        elif name == "GLOBAL":
-            self.stack.append(_Name(_known(argument.replace(" ", "."), self.storages)))
-        elif name == "STACK_GLOBAL":
-            attribute, module = self._pop(), self._pop()
-            if not isinstance(attribute, str) or not isinstance(module, str):
-                raise Refused("it names something by what is no text")
-            self.stack.append(_Name(_known(f"{module}.{attribute}", self.storages)))
-        elif name in ("REDUCE", "NEWOBJ"):
-            arguments, called = self._pop(), self._pop()
-            if not isinstance(called, _Name) or not isinstance(arguments, tuple):
-                raise Refused(f"it calls ({name}) what is no name on the list")
-            self.stack.append(self._call(called.name, arguments, name == "NEWOBJ"))
-        elif name == "BUILD":
-            state = self._pop()
-            _set_state(self._top(), state)
-        elif name == "BINPERSID" and self.storages:
-            self.stack.append(("persistent id", self._pop()))
-        elif name not in ("PROTO", "FRAME"):
-            raise Refused(f"it has the instruction {name}, which is not on the list")
+    def find_class(self, module: str, name: str) -> _Name:
+        """Return a name that is on the list."""
+        if (full := f"{module}.{name}") not in self.names:
+            raise Refused(f"it asks for {shorten(full[:200])}, which is not on the list")
+        return _Name(full)
 
-    def _top(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
-            raise Refused("it takes from an empty stack")
-        return self.stack[-1]
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the description of a storage as it stands in the file."""
+        return ("persistent id", pid)
 
-    def _pop(self) -> Any:
-        self._top()
-        return self.stack.pop()
+    def whole_number(self, length: int) -> None:
+        """Run LONG1 and LONG4."""
+        number = pickle.decode_long(self.read(length))
+        if number.bit_length() > _MOST_BITS:
+            raise Refused(f"it has a number of more than {_MOST_BITS} bits")
+        self.append(number)
 
-    def _since_mark(self) -> list[Any]:
-        items: list[Any] = []
-        while True:
-            if not self.stack:
-                raise Refused("it takes from an empty stack")
-            if (item := self.stack.pop()) is _MARK:
-                return items[::-1]
-            items.append(item)
+    def fill(self, kind: type, items: list[Any]) -> None:
+        """Run APPEND, APPENDS, ADDITEMS, SETITEM and SETITEMS."""
+        owner: Any = self.stack[-1]
+        if type(owner) is not kind:
+            raise Refused(f"it fills a {type(owner).__name__} like a {kind.__name__}")
+        if kind is list:
+            owner.extend(items)
+        elif kind is set:
+            owner.update(map(_key, items))
+        else:
+            owner.update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
-    def _container(self, kind: type) -> Any:
-        found = self._top()
-        if type(found) is not kind:
-            raise Refused(f"it fills a {type(found).__name__} like a {kind.__name__}")
-        return found
+    def call(self, instruction: str, functions: dict[str, Callable[..., Any]]) -> None:
+        """Run REDUCE and NEWOBJ."""
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if not isinstance(called, _Name) or type(arguments) is not tuple:
+            raise Refused(f"it calls ({instruction}) what is no name on the list")
+        if called.name not in functions:
+            raise Refused(f"it calls {called.name} or makes an object of it, which is not on the list for that")
+        try:
+            self.append(functions[called.name](self, *arguments))
+        except _DAMAGE as error:
+            raise Refused(f"it calls {called.name} with what it does not take ({shorten(str(error))})") from error
 
-    def _call(self, name: str, arguments: tuple[Any, ...], new: bool) -> Any:
-        """Do what a function on the list does, to arguments of the form that it takes."""
-        if name in _EMPTY_MAPPINGS:  # filled by instructions that follow
-            return dict(_checked(name, arguments))
-        if new:
-            raise Refused(f"it makes an object of {name}, which is not on the list for that")
-        if name in _SETS:
-            (items,) = _checked(name, arguments, list)
-            self.budget[0] -= len(items)
-            return {_key(item) for item in items}
-        if name == "torch_utils.persistence._reconstruct_persistent_obj":
-            return _persistent(name, *_checked(name, arguments, dict))
-        if name == "torch.storage._load_from_bytes":
-            return self._storage(name, *_checked(name, arguments, bytes))
-        if name == "torch._utils._rebuild_tensor_v2":
-            return _strided(name, arguments)
-        if name == "torch._utils._rebuild_parameter":
-            return _checked(name, arguments, Strided, bool, dict)[0]
-        if name == "numpy.dtype":
-            code = arguments[0] if arguments else None
-            if not isinstance(code, str) or code.lstrip("<|") not in NUMBERS:
-                raise Refused(f"it asks for the numpy type {shorten(str(code)[:80])}, which is not on the list")
-            return _Numpy(code.lstrip("<|"))
-        if name in _SCALARS:
-            kind, data = _checked(name, arguments, _Numpy, bytes)
-            return _numbers(name, kind, data, ()).item()
-        if name in _ARRAYS:
-            return _Numpy(is_array=True)
-        raise Refused(f"it calls {name}, which is not on the list for that")
-
-    def _storage(self, name: str, data: bytes) -> Storage:
-        """Read the bytes of one stored tensor, as ``torch.save`` wrote them before its zip format."""
-        file, inner = io.BytesIO(data), _Machine(self.budget, storages=True)
-        if inner.run(file) != _MAGIC or inner.run(file) != _VERSION:
-            raise Refused(f"{name} was given bytes that torch.save did not write")
-        system = inner.run(file)
-        if not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise Refused(f"{name} was given numbers that are not little-endian")
-        match inner.run(file):
-            case ("persistent id", ("storage", _Name(name=kind), str() as key, str(), int() as length, *view)):
-                if any(part is not None for part in view) or inner.run(file) != [key]:
-                    raise Refused(f"{name} was given more than one stored tensor")
-            case _:
-                raise Refused(f"{name} was given something other than a stored tensor")
-        dtype = STORAGES[kind.removeprefix("torch.")]
-        start = file.tell() + 8
-        end = start + length * dtype.itemsize
-        if length < 0 or end != len(data) or struct.unpack("<q", data[start - 8 : start])[0] != length:
-            raise Refused(f"{name} was given a stored tensor whose length is not that of its bytes")
-        return Storage(dtype, memoryview(data)[start:end])
+    def set_state(self) -> None:
+        """Run BUILD: drop the state of an array or a numpy type; nothing else has one that could be set."""
+        state, owner = self.stack.pop(), self.stack[-1]
+        plain = isinstance(owner, np.dtype) and type(state) is tuple and state[1:5] in _PLAIN_DTYPES
+        if owner is not _UNREAD and not plain:
+            raise Refused(f"it sets the state (BUILD) of a {type(owner).__name__}, which is not on the list for that")
 
 
-_EMPTY_MAPPINGS = ("collections.OrderedDict", "dnnlib.util.EasyDict")
-_SETS = ("builtins.set", "__builtin__.set")
-_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-ALLOWED = frozenset(
-    {
-        *_EMPTY_MAPPINGS,
-        *_SETS,
-        *_SCALARS,
-        *_ARRAYS,
-        "torch_utils.persistence._reconstruct_persistent_obj",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_tensor_v2",
-        "torch.storage._load_from_bytes",
-        "numpy.dtype",
-        "numpy.ndarray",
-    }
-)
-"""The names that a file may use; each stands for a function of this module."""
+class _Instructions(dict[int, Callable[[Any], None]]):
+    """The unpickler's table of instructions: it counts each one that is looked up, and refuses those it lacks."""
+
+    def __init__(self, table: dict[int, Callable[[Any], None]], budget: list[int]) -> None:
+        super().__init__(table)
+        self.budget = budget
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        _spend(self.budget, 1)
+        if code not in self:
+            raise Refused(f"it has the instruction {pickletools.code2op[chr(code)].name}, which is not on the list")
+        return super().__getitem__(code)
 
 
-def _known(name: str, storages: bool) -> str:
-    of_storages = storages and name.startswith("torch.") and name.removeprefix("torch.") in STORAGES
-    if of_storages or (name in ALLOWED and not storages):
-        return name
-    raise Refused(f"it asks for {shorten(name[:200])}, which is not on the list")
+def _spend(budget: list[int], count: int) -> None:
+    """Count instructions, or values that one instruction copies."""
+    budget[0] -= count
+    if budget[0] < 0:
+        raise Refused(f"it has more than {MOST_OPCODES:,} instructions")
 
 
 def _key(key: Any) -> Any:
-    """Return a key of a dict or set: only what is hashed in time bounded by its own size."""
-    if not isinstance(key, str | int | float | None):
+    """Return a key of a dict or set: a text, or what is quickly hashed, to a number that others can hardly share."""
+    if not isinstance(key, str | int | None) or (isinstance(key, int) and abs(key) >= 2**60):
         raise Refused(f"it has a {type(key).__name__} for a key")
     return key
 
 
-def _checked(name: str, arguments: tuple[Any, ...], *kinds: type) -> tuple[Any, ...]:
-    if len(arguments) != len(kinds) or any(type(a) is not kind for a, kind in zip(arguments, kinds, strict=True)):
-        given = ", ".join(type(argument).__name__ for argument in arguments[:8])
-        raise Refused(f"it calls {name} with ({given})")
-    return arguments
+def _is(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
+    return value
 
 
-def _persistent(name: str, meta: dict[Any, Any]) -> Persistent:
-    kind, state = meta.get("class_name"), meta.get("state")
-    if meta.get("type") != "class" or type(kind) is not str or type(state) is not dict:
-        raise Refused(f"it calls {name} with something other than the state of an object")
-    return Persistent(kind, state)
+def _whole(values: Any) -> tuple[int, ...]:
+    if type(values) is not tuple or len(values) > 8 or not all(type(value) is int and value >= 0 for value in values):
+        raise TypeError("sizes that are no whole numbers of 0 or more")
+    return values
 
 
-def _whole(values: Any) -> bool:
-    return type(values) is tuple and len(values) <= 8 and all(type(value) is int and value >= 0 for value in values)
+# Inert functions, each in the place of the one that the file names.
 
 
-def _strided(name: str, arguments: tuple[Any, ...]) -> Strided:
-    storage, offset, size, stride, *others = (*arguments, None, None, None, None)[: max(4, len(arguments))]
-    if type(storage) is not Storage or not _whole((offset,)) or not _whole(size) or not _whole(stride):
-        raise Refused(f"it calls {name} with something other than a stored tensor and its shape")
-    if len(size) != len(stride) or len(others) > 3:
-        raise Refused(f"it calls {name} with a shape and strides that differ, or with more than it takes")
+def _empty_mapping(reader: _Reader) -> dict[Any, Any]:
+    return {}  # filled by instructions that follow
+
+
+def _set(reader: _Reader, items: Any) -> set[Any]:
+    _spend(reader.budget, len(_is(list, items)))
+    return set(map(_key, items))
+
+
+def _persistent(reader: _Reader, meta: Any) -> Persistent:
+    if _is(dict, meta).get("type") != "class":
+        raise ValueError("something other than the state of an object")
+    return Persistent(_is(str, meta.get("class_name")), _is(dict, meta.get("state")))
+
+
+def _strided(reader: _Reader, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Strided:
+    whole = Strided(_is(Storage, storage), *_whole((offset,)), _whole(size), _whole(stride))
+    if len(size) != len(stride) or len(rest) > 3:
+        raise ValueError("a shape and strides that differ, or more than it takes")
     if 0 in size and size != (0,):
-        raise Refused(f"it calls {name} with an empty tensor of {len(size)} dimensions")
+        raise ValueError(f"an empty tensor of {len(size)} dimensions")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count > len(storage) or (count and last >= len(storage)):
-        raise Refused(f"it calls {name} with a tensor that is larger than what is stored of it")
-    return Strided(storage, offset, size, stride)
+        raise ValueError("a tensor that is larger than what is stored of it")
+    return whole
 
 
-def _numbers(name: str, kind: _Numpy, data: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    if kind.is_array or not kind.code or len(data) != math.prod(shape) * np.dtype(kind.code).itemsize:
-        raise Refused(f"it calls {name} with bytes that do not fit the type")
-    return np.frombuffer(data, dtype=f"<{kind.code}").reshape(shape)
+def _parameter(reader: _Reader, data: Any, requires_grad: Any, hooks: Any) -> Strided:
+    return _is(Strided, data)
 
 
-def _set_state(owner: Any, state: Any) -> None:
-    """Take a numpy type's or array's state, and that of nothing else."""
-    match owner, state:
-        case _Numpy(is_array=False), (int(), ("<" | "|"), None, None, None, int(), int(), int()):
-            return
-        case _Numpy(is_array=True, array=None), (int(), shape, _Numpy() as kind, bool() as columns, bytes() as data):
-            if not _whole(shape):
-                raise Refused("it gives an array a shape of other than whole numbers")
-            flat = _numbers("numpy.ndarray", kind, data, (math.prod(shape),))
-            owner.array = flat.reshape(shape, order="F" if columns else "C")
-            return
-    raise Refused(f"it sets the state (BUILD) of a {type(owner).__name__}, which is not on the list for that")
+def _storage(reader: _Reader, data: Any) -> Storage:
+    """Read the bytes of one stored tensor, as ``torch.save`` wrote them before its zip format."""
+    file = io.BytesIO(_is(bytes, data))
+    magic, version, system, about, keys = (_Reader(file, reader.budget, in_storage=True).load() for _ in range(5))
+    if (magic, version) != (_MAGIC, _VERSION) or _is(dict, system).get("little_endian") is not True:
+        raise ValueError("bytes that torch.save did not write, or that are not little-endian")
+    match about:
+        case ("persistent id", ("storage", _Name(kind), str() as key, str(), int() as length, None)) if keys == [key]:
+            start = file.tell() + 8
+            end = start + length * STORAGES[kind].itemsize
+            if length < 0 or end != len(data) or data[start - 8 : start] != struct.pack("<q", length):
+                raise ValueError("a stored tensor whose length is not that of its bytes")
+            return Storage(STORAGES[kind], memoryview(data)[start:])
+    raise ValueError("something other than one stored tensor")
+
+
+def _dtype(reader: _Reader, code: Any, *rest: Any) -> np.dtype[Any]:
+    if _is(str, code).lstrip("<|") not in NUMBERS:
+        raise ValueError(f"the numpy type {code[:80]}")
+    return np.dtype(f"<{code.lstrip('<|')}")
+
+
+def _scalar(reader: _Reader, kind: Any, data: Any) -> Any:
+    if not isinstance(kind, np.dtype) or len(_is(bytes, data)) != kind.itemsize:
+        raise ValueError("bytes that do not fit the type")
+    return np.frombuffer(data, dtype=kind).item()
+
+
+def _array(reader: _Reader, *shape: Any) -> object:
+    return _UNREAD
+
+
+_MAPPINGS = dict.fromkeys(("collections.OrderedDict", "dnnlib.util.EasyDict"), _empty_mapping)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **_MAPPINGS,
+    **dict.fromkeys(("builtins.set", "__builtin__.set"), _set),
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _scalar),
+    **dict.fromkeys(("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"), _array),
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor_v2": _strided,
+    "torch.storage._load_from_bytes": _storage,
+    "numpy.dtype": _dtype,
+}
+ALLOWED = frozenset({*_FUNCTIONS, "numpy.ndarray"})  # the last is an argument of _reconstruct, and is never called
+"""The names that a file may use; each stands for a function of this module."""
+
+_PLAIN_DTYPES = (("<", None, None, None), ("|", None, None, None))  # byte order, subdtype, names, fields
+_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_STANDARD = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINUNICODE "
+    "BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET TUPLE TUPLE1 TUPLE2 "
+    "TUPLE3 MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL"
+)
+_OWN: dict[str, Callable[[Any], None]] = {
+    "LONG1": lambda reader: reader.whole_number(reader.read(1)[0]),
+    "LONG4": lambda reader: reader.whole_number(*struct.unpack("<I", reader.read(4))),
+    "APPEND": lambda reader: reader.fill(list, [reader.stack.pop()]),
+    "APPENDS": lambda reader: reader.fill(list, reader.pop_mark()),
+    "ADDITEMS": lambda reader: reader.fill(set, reader.pop_mark()),
+    "SETITEM": lambda reader: reader.fill(dict, [reader.stack.pop(), reader.stack.pop()][::-1]),
+    "SETITEMS": lambda reader: reader.fill(dict, reader.pop_mark()),
+    "REDUCE": lambda reader: reader.call("REDUCE", _FUNCTIONS),
+    "NEWOBJ": lambda reader: reader.call("NEWOBJ", _MAPPINGS),
+    "BUILD": _Reader.set_state,
+}
+_READS: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
+_TABLE = {_CODES[name]: _READS[_CODES[name]] for name in _STANDARD.split()} | {_CODES[n]: _OWN[n] for n in _OWN}
+_OF_STORAGES = {_CODES["BINPERSID"]: _READS[_CODES["BINPERSID"]]}
