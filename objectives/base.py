@@ -16,7 +16,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import M, M_co
+from unlearn.models.capabilities import M, M_co, Model
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class AuxiliaryNetwork:
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
+def frozen(network: Model) -> Iterator[None]:
     """Hold a network still while a loss runs forward through it: no gradient is taken for its parameters."""
     moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in moving:

@@ -34,7 +34,7 @@ class GradientAscent(Objective[Trains]):
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse items that have no training loss."""
-        instead = "Type forget={name: denoising_ascent, states: generated}, or data with images."
+        instead = "Type forget={name: denoising_ascent, states: {source: generated}}, or data with images."
         check_content(splits[split], f"{split}=gradient_ascent", instead)
 
     def prepare(self, model: Trains, context: Context[Trains]) -> None:

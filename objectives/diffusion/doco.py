@@ -3,44 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import Denoises
+from unlearn.models.capabilities import PipelineDenoiser
 from unlearn.models.conditioning import Condition
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
-from unlearn.objectives.diffusion.noisy_states import States, StateSource
+from unlearn.objectives.diffusion.noisy_states import AnchorStates, NoisyStateObjective, Source, States
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoCo(Objective[Denoises]):
+class DoCo(NoisyStateObjective[PipelineDenoiser]):
     """Domain correction: a discriminator tells the concept's estimates of x_0 from the anchor's until it cannot.
 
-    From one noisy state x_t of an item that the target drew of the anchor, the model told the concept and the target
-    told the anchor both estimate x_0. A discriminator D of patches learns D = 1 on the former and D = 0 on the latter;
-    the model's value is the cross-entropy of D on its own estimate with 0, the mean over patches. The
-    concept-preserving gradient is ``combine=one_sided`` with any retain term; ``combine=doco_released`` is the rule of
-    the released code.
+    From one noisy state x_t of an item that the target drew of the anchor, the model conditioned on the concept and the
+    target conditioned on the anchor both estimate x_0. A discriminator D of patches learns D = 1 on the former and
+    D = 0 on the latter; the model's value is the cross-entropy of D on its own estimate with 0, the mean over patches.
+    The concept-preserving gradient is ``combine=one_sided`` with any retain term; ``combine=doco_released`` is the rule
+    of the released code.
 
     Differences from the released code: D has group norms in place of batch norms, whose statistics would make an item's
-    value depend on its company; D steps before the model, not after it; and the steps in which D moves alone do not
-    count as steps. In pixel space the estimates are clipped to [-1, 1], as the noise schedule there does.
+    value depend on its company; D steps before the model, not after it; and the steps in which D is trained alone do
+    not count as steps. In pixel space the estimates are clipped to [-1, 1], as the noise schedule there does.
 
     Args:
-        items: anchor items that the target draws once.
-        steps: DDIM steps of each, from 2 to the model's timesteps.
-        guidance: of each; 1 for none.
+        states: ``generated`` images of the anchor.
         width: channels of D's first layer, a multiple of 8; the released D has 64.
-        discriminator_lr: rate of D; null takes the model's. Adam with betas 0.5 and 0.999, as released.
+        discriminator_lr: learning rate of D; null takes the model's. Adam with betas 0.5 and 0.999, as released.
         warmup: steps that D takes alone at first; the released code takes 1,000 of its 2,000.
 
     Reference:
@@ -48,34 +47,28 @@ class DoCo(Objective[Denoises]):
         2025. arXiv:2405.15304. The adversary's terms are those of the released code.
     """
 
-    items: int = 64
-    steps: int = 20
-    guidance: float = 3.0
+    states: AnchorStates = field(default_factory=AnchorStates)
+    sources: ClassVar[tuple[Source, ...]] = ("generated",)
     width: int = 64
     discriminator_lr: float | None = 5e-4
     warmup: int = 100
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if self.width < 8 or self.width % 8:
             raise ValueError(f"width is {self.width}; it must be a multiple of 8")
         at_least(self, warmup=0)
         above(self, discriminator_lr=0)
-        _ = self.source
 
-    @property
-    def source(self) -> StateSource:
-        """Where states come from."""
-        return StateSource(
-            source="generated", items=self.items, steps=self.steps, guidance=self.guidance, of_anchor=True
-        )
-
-    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
+    @override
+    def auxiliary(
+        self, model: PipelineDenoiser, teacher: Callable[[], PipelineDenoiser], split: str, randomness: Randomness
+    ) -> AuxiliaryNetwork:
         """Return the discriminator."""
         like = next(model.denoiser.parameters())
 
-        def moves(optim: Optim) -> Optim:
+        def optim_of(optim: Optim) -> Optim:
             lr = self.discriminator_lr or optim.lr
             return replace(optim, name="adam", lr=lr, betas=(0.5, 0.999), weight_decay=0.0, clip=None)
 
@@ -83,32 +76,32 @@ class DoCo(Objective[Denoises]):
             name="discriminator",
             build=lambda: PatchDiscriminator(model.latent_shape, self.width, randomness).to(like.device, like.dtype),
             groups={split: {"discriminator": Discriminates(term=self)}},
-            optim=moves,
+            optim=optim_of,
             warmup=self.warmup,
         )
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Let the target draw the anchor's items."""
-        self.source.prepare(model, context)
-
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    @override
+    def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the cross-entropy of D(x_0) with 0, (B,); diagnostics: the share of patches taken for the anchor's."""
+        # D's own step, just before, has left the estimate; in a warm-up, or where D was rebuilt, there is none
         estimate = context.shared.pop(_key(batch, context), None)
         if estimate is None:
-            found = self.source(model, batch, context)
+            found = self.states(model, batch, context)
             estimate = self.estimate(model, found, found.condition)
-        with frozen(context.beside()):
-            logits = context.beside()(estimate)
+        discriminator: nn.Module = context.beside()
+        with frozen(discriminator):
+            logits: Tensor = discriminator(estimate)
+        # -log(1 - sigmoid(l)) = softplus(l): the cross-entropy with the anchor's label 0
         return Values(_mean(F.softplus(logits)), {"taken_for_anchor": _mean((logits.detach() < 0).to(logits.dtype))})
 
-    def estimate(self, model: Any, found: States, condition: Condition) -> Tensor:
-        """Return x_0 as a model told a condition has it from the states, (B, C, H, W)."""
-        x0: Tensor = model.denoised(found.x, found.t, model.predict(found.x, found.t, condition))
+    def estimate(self, model: PipelineDenoiser, found: States, condition: Condition) -> Tensor:
+        """Return a model's estimate of x_0 from the states under a condition, (B, C, H, W)."""
+        x0 = model.denoised(found.x, found.t, model.predict(found.x, found.t, condition))
         return x0.clamp(-1, 1) if model.vae is None else x0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discriminates(Objective):
+class Discriminates(Objective[PipelineDenoiser]):
     """The discriminator's own loss; it leaves the model's estimates for the model's loss.
 
     Args:
@@ -117,25 +110,27 @@ class Discriminates(Objective):
 
     term: DoCo
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Let the target draw the anchor's items, where that has not been done."""
-        self.term.prepare(model, context)
+    @override
+    def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
+        self.term.prepare(model, context)  # computed once, whichever of the two comes first
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    @override
+    def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return -log(1 - sigmoid D(anchor)) - log sigmoid D(concept), each the mean over patches, (B,)."""
-        found = self.term.source(model, batch, context)
+        found = self.term.states(model, batch, context)
+        assert found.anchor is not None  # ``prepare`` has refused items without an anchor
         estimate = self.term.estimate(model, found, found.condition)
-        if estimate.requires_grad and context.step >= 0:
+        if estimate.requires_grad and context.step >= 0:  # below 0 D warms up, and no step of the model follows
             context.shared[_key(batch, context)] = estimate
         with torch.no_grad():
-            anchor = self.term.estimate(context.reference(), found, _anchor(found))
+            anchor = self.term.estimate(context.reference(), found, found.anchor)
         of_anchor, of_concept = context.beside()(torch.cat([anchor, estimate.detach()])).chunk(2)
         right = (_mean((of_anchor.detach() < 0).double()) + _mean((of_concept.detach() > 0).double())) / 2
         return Values(_mean(F.softplus(of_anchor)) + _mean(F.softplus(-of_concept)), {"right": right})
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions that halve the sides until they are 4, then a logit a patch; no statistics of the batch.
+    """Convolutions that halve the sides until they are 4, then one logit per patch; no statistics of the batch.
 
     Args:
         shape: (C, H, W) of what it looks at; H and W at least 8.
@@ -170,12 +165,6 @@ class PatchDiscriminator(nn.Module):
 _mean = partial(torch.mean, dim=(1, 2, 3))
 
 
-def _anchor(found: States) -> Condition:
-    if found.anchor is None:
-        raise RuntimeError("items without an anchor have no domain to be moved to")
-    return found.anchor
-
-
-def _key(batch: Batch, context: Context) -> tuple[str, str, int]:
-    """Return what finds the estimates made for this very batch in this step."""
+def _key(batch: Batch, context: Context[PipelineDenoiser]) -> tuple[str, str, int]:
+    """Return the key of the estimates made for this very batch in this step."""
     return ("estimate", context.split, id(batch))

@@ -6,23 +6,25 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar, override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split, check_content
+from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.settings import LEAST_STEPS, check_steps
-from unlearn.objectives.base import Context
+from unlearn.objectives.base import Context, Objective
 
 Source = Literal["trajectory", "student", "average", "generated", "data", "noise"]
 """``trajectory``: DDIM of the target, computed once; ``student``: DDIM of the model as it is; ``average``: DDIM of the
 average of its weights (``optim.ema``); ``generated``: items that the target drew, computed once and noised again;
-``data``: the batch's images, noised; ``noise``: standard normal numbers in their place."""
+``data``: the batch's images, noised; ``noise``: standard normal numbers in place of images."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,21 @@ class States:
 
 @dataclass(frozen=True, kw_only=True)
 class StateSource:
-    """Draws states. Those of ``data`` and ``noise`` are of the batch's items, others of items drawn for each.
+    """Draws one noisy state per item of a batch.
+
+    Sources ``data`` and ``noise`` give states of the batch's own items; all others give states of items that are drawn
+    from the split at each step.
 
     Args:
-        source: see ``Source``.
-        items: so many items of the split have a trajectory or are generated, >= 1.
-        steps: DDIM steps of a trajectory or a generated item, from 2 to the model's timesteps.
-        guidance: of trajectories and generated items; 1 for none.
-        walks: trajectories walked a step where the model's own are followed, >= 1; a batch's states lie on them.
-        of_anchor: whether trajectories and items are told the anchor.
-        images: so many images of the split are used (``data``), drawn once, >= 1; None for those of the batch.
+        source: see ``Source``; each term says which it takes.
+        items: number of items for which trajectories or images are precomputed (or walked), >= 1.
+        steps: DDIM steps per trajectory or generated item, from 2 to the model's timesteps.
+        guidance: of trajectories and generated items, >= 0; 1 for none.
+        walks: trajectories walked per step (``student``, ``average``), >= 1. More cost more, and make the states of a
+            batch less alike.
+        images: number of the split's images that are used (``data``), drawn once, >= 1; null for those of the batch.
         spread: draw t anywhere within the DDIM step that begins at the state, as the released code of ESD and SDD
-            does, and not at the state's own time.
+            does, instead of at the state's own time.
     """
 
     source: Source
@@ -65,31 +70,38 @@ class StateSource:
     steps: int = 20
     guidance: float = 3.0
     walks: int = 4
-    of_anchor: bool = False
     images: int | None = None
     spread: bool = False
+    of_anchor: ClassVar[bool] = False
+    """Whether trajectories and generated items are conditioned on the anchor instead of the concept."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         at_least(self, items=1, steps=LEAST_STEPS, walks=1, images=1, guidance=0)
 
-    def check(self, splits: Mapping[str, Split], split: str, what: str) -> None:
-        """Refuse items without images where states are made of images."""
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse items without images where states are made of images, with a RecipeError."""
         if self.source == "data":
-            check_content(splits[split], f"{split}={what} with states=data", f"Type {split}.states=generated.")
+            check_content(splits[split], f"{split}.states.source=data", f"Type {split}.states.source=generated.")
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Compute trajectories or items of the target once. Raises RecipeError for more steps than there are times."""
+    def prepare(self, model: Denoises, context: Context[Denoises]) -> None:
+        """Compute trajectories or items of the target once.
+
+        Raises:
+            RecipeError: there are more steps than timesteps, no average is kept, or an item has no anchor.
+        """
+        if self.of_anchor:
+            check_anchors(context)
         if self.source not in ("data", "noise"):
-            check_steps(self.steps, model.timesteps, f"{context.split}.steps")
+            check_steps(self.steps, model.timesteps, f"{context.split}.states.steps")
         if self.source == "average" and context.averaged is None:
-            raise RecipeError("states=average asks for an average of the weights. Type optim.ema=0.999.")
+            raise RecipeError("states.source=average asks for an average of the weights. Type optim.ema=0.999.")
         if self.source in ("trajectory", "generated"):
             ids = self._chosen(self.items, context)
             context.remember(self._name, context.split, partial(self._compute, model, context), ids)
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> States:
-        """Return one state an item of the batch."""
+    def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> States:
+        """Return one state per item of the batch."""
         ids, draw = batch["id"], context.randomness
         if self.source == "data":
             given = batch
@@ -101,21 +113,22 @@ class StateSource:
         if self.source in ("student", "average"):
             return self._walked(model, ids, context)
         picked = self._pick(ids, self.items, context)
-        told = context.batch(context.split, picked)
+        items = context.batch(context.split, picked)
+        # several states of a batch may be of one item: its rows are read once
         unique, where = picked.unique(return_inverse=True)
         rows = context.recall(self._name, context.split, unique)
         if self.source == "generated":
-            return self._noised(model, ids, told, rows[where], context)
+            return self._noised(model, ids, items, rows[where], context)
         number = draw.child("step").integers(ids, self.steps)
-        return self._on_trajectory(model, ids, told, rows[where * self.steps + number], number, context)
+        return self._on_trajectory(model, ids, items, rows[where * self.steps + number], number, context)
 
     @property
     def _name(self) -> str:
-        """What tells the remembered rows of two sources apart."""
+        """Key of the precomputed rows, which differs where their settings do."""
         anchored = "_of_anchor" if self.of_anchor else ""
         return f"{self.source}{anchored}_{self.steps}_{self.guidance:g}_{self.items}"
 
-    def _chosen(self, most: int, context: Context) -> Tensor:
+    def _chosen(self, most: int, context: Context[Denoises]) -> Tensor:
         """Return the ids of at most so many items, drawn once for all by the run's seed."""
         ids = context.splits[context.split].ids
         if len(ids) <= most:
@@ -128,17 +141,17 @@ class StateSource:
             return draw()
         return context.reference_cache.once(f"{context.split}.states_{most}", draw)
 
-    def _pick(self, ids: Tensor, most: int, context: Context) -> Tensor:
+    def _pick(self, ids: Tensor, most: int, context: Context[Denoises]) -> Tensor:
         """Return one of the chosen items for each of ``ids``."""
         chosen = self._chosen(most, context).to(ids.device)
         return chosen[context.randomness.child("item").integers(ids, len(chosen))]
 
-    def _compute(self, model: Any, context: Context, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _compute(self, model: Denoises, context: Context[Denoises], batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the states before each step, or the end, of each item of a batch."""
-        told = context.batch(context.split, batch["id"], "anchor") if self.of_anchor else batch
+        items = context.batch(context.split, batch["id"], "anchor") if self.of_anchor else batch
         x = model.noise(batch["id"], Randomness(context.randomness.seed, f"states/{context.split}"))
         before = []
-        for _, after in model.trajectory(x, model.condition(told), self.guidance, self.steps):
+        for _, after in model.trajectory(x, model.condition(items), self.guidance, self.steps):
             before.append(x)
             x = after
         if self.source == "generated":
@@ -146,8 +159,8 @@ class StateSource:
         return torch.stack(before, dim=1).flatten(0, 1), torch.full_like(batch["id"], self.steps)
 
     @torch.no_grad()
-    def _walked(self, model: Any, ids: Tensor, context: Context) -> States:
-        """Walk a few trajectories of the model, as far as a state of the batch lies on them."""
+    def _walked(self, model: Denoises, ids: Tensor, context: Context[Denoises]) -> States:
+        """Walk a few trajectories of the model, as far as the last state of the batch that lies on them."""
         draw = context.randomness
         walks, where = draw.child("walk").integers(ids, self.walks).unique(return_inverse=True)
         number = draw.child("step").integers(ids, self.steps)
@@ -163,41 +176,80 @@ class StateSource:
                     before.append(after)
                     if step + 1 == last:
                         break
-        told = context.batch(context.split, picked[where])
-        return self._on_trajectory(model, ids, told, torch.stack(before)[number, where], number, context)
+        items = context.batch(context.split, picked[where])
+        return self._on_trajectory(model, ids, items, torch.stack(before)[number, where], number, context)
 
     def _on_trajectory(
-        self, model: Any, ids: Tensor, told: Batch, x: Tensor, number: Tensor, context: Context
+        self, model: Denoises, ids: Tensor, items: Batch, x: Tensor, number: Tensor, context: Context[Denoises]
     ) -> States:
         """Return states x before the steps ``number`` (B,)."""
         times = model.times(self.steps)
         t = times[number]
         if self.spread:
+            # the step that begins at times[n] spans the times from there up to the one before it, or to T at the first
             above = torch.cat([times.new_tensor([model.timesteps]), times[:-1]])
             share = context.randomness.child("spread").uniform(ids, (), torch.float64)
             t = t + (share * (above[number] - t)).long()
-        return States(x, t, model.condition(told), self._anchor(model, told, context), None)
+        return States(x, t, model.condition(items), self._anchor(model, items, context), None)
 
-    def _noised(self, model: Any, ids: Tensor, told: Batch, x0: Tensor, context: Context) -> States:
+    def _noised(self, model: Denoises, ids: Tensor, items: Batch, x0: Tensor, context: Context[Denoises]) -> States:
         draw = context.randomness
         t = draw.child("t").integers(ids, model.timesteps)
         noise = draw.child("noise").normal(ids, tuple(x0.shape[1:]), x0.dtype)
-        anchor = self._anchor(model, told, context)
-        return States(model.noised(x0, noise, t), t, model.condition(told), anchor, noise)
+        anchor = self._anchor(model, items, context)
+        return States(model.noised(x0, noise, t), t, model.condition(items), anchor, noise)
 
-    def _anchor(self, model: Any, told: Batch, context: Context) -> Condition | None:
+    def _anchor(self, model: Denoises, items: Batch, context: Context[Denoises]) -> Condition | None:
         dataset = context.splits[context.split].dataset
-        if not bool(dataset.having_form("anchor")[told["id"].cpu()].all()):
+        if not bool(dataset.having_form("anchor")[items["id"].cpu()].all()):
             return None
-        return model.condition(context.batch(context.split, told["id"], "anchor"))  # type: ignore[no-any-return]
+        return model.condition(context.batch(context.split, items["id"], "anchor"))
 
 
-def check_anchors(context: Context, what: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AnchorStates(StateSource):
+    """States of items that the target drew of the anchor, e.g. of "an eight" where threes are forgotten."""
+
+    source: Source = "generated"
+    of_anchor: ClassVar[bool] = True
+
+
+D = TypeVar("D", bound=Denoises, default=Denoises)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyStateObjective(Objective[D]):
+    """A term that compares scores at noisy states.
+
+    Args:
+        states: where x_t comes from.
+    """
+
+    states: StateSource
+    sources: ClassVar[tuple[Source, ...]]
+    """What ``states.source`` may be."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.states.source not in self.sources:
+            raise ValueError(f"states.source is {self.states.source}; it must be one of {', '.join(self.sources)}")
+
+    @override
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        self.states.check(splits, split)
+
+    @override
+    def prepare(self, model: D, context: Context[D]) -> None:
+        self.states.prepare(model, context)
+
+
+def check_anchors(context: Context[Denoises]) -> None:
     """Refuse a split with items that are of no concept with an anchor. Raises RecipeError."""
     split = context.splits[context.split]
     lacking = int((~split.dataset.having_form("anchor")[split.ids]).sum())
     if lacking:
         raise RecipeError(
-            f"{what}: {lacking} of the {len(split)} {context.split} items are of no concept that has an anchor. "
+            f"{lacking} of the {len(split)} {context.split} items are of no concept that has an anchor. "
             "Type data.concepts=[{name: NAME, anchor: OTHER}]."
         )

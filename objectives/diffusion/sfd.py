@@ -1,66 +1,70 @@
-"""SFD: a one-step generator is distilled from a teacher, and told of what is forgotten it takes another's score."""
+"""SFD: a one-step generator is distilled from a teacher; conditioned on the forgotten, it takes another's score."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
+import typing_extensions  # SFD has a setting called ``override``
 from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import Denoises
+from unlearn.data.conditioned import Conditioned
+from unlearn.models.capabilities import PipelineDenoiser
 from unlearn.models.conditioning import Condition
-from unlearn.models.feature_extractors.classifiers import features_for
+from unlearn.models.feature_extractors.classifiers import Features, features_for
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
 from unlearn.objectives.diffusion.score_targets import mean_square
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
-"""What the teacher is told of an item: what the generator is told; its anchor; one of the other words by chance; the
-one that a judge finds likeliest in what the fake score makes of it, or one drawn by the judge's probabilities."""
+"""What the teacher is conditioned on: the item's own condition; its anchor; one of the other words by chance; the word
+that a judge finds likeliest in the fake score's estimate of x_0, or one drawn by the judge's probabilities."""
+
+N = TypeVar("N", bound=nn.Module)
 
 BY_JUDGE = ("likeliest", "drawn")
 SMALLEST = 1e-5
-"""Below this the distance that a sample's loss is divided by is not taken, as in the released code."""
+"""Least value of the distance that a sample's loss is divided by, as in the released code."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFD(Objective[Denoises]):
+class SFD(Objective[PipelineDenoiser]):
     """Score forgetting distillation: the score of what the generator draws becomes that of the teacher.
 
-    Three networks begin as the teacher: the teacher phi itself, which holds still, the fake score psi, which is trained
+    Three networks begin as the teacher: the teacher phi itself, which is frozen, the fake score psi, which is trained
     beside the generator on what it draws, and the generator g. Before each step of the generator psi takes one on
-    || eps - eps_psi(x_t, c) ||^2, with x_0 = g(z, c) held still. The generator's loss is
+    || eps - eps_psi(x_t, c) ||^2, without gradient to x_0 = g(z, c). The generator's loss is
 
     [ (f_phi - f_psi) . ((f_phi - x_0) - alpha (f_phi - f_psi)) ] / omega,  omega = mean |f_phi - x_0|
 
-    where f_phi = x_0 as the teacher has it from x_t, told what stands in the item's place, f_psi = x_0 as psi has it,
-    told the item's own condition, and the gradient runs through x_t into both, which hold still. On items to be kept
-    (the retain split, or all items of a distillation) the teacher is told the item's own condition: score identity
-    distillation, which is the first stage. Means are over values; the paper sums them, and omega is held still.
+    where f_phi is the teacher's estimate of x_0 from x_t, conditioned on what takes the item's place, f_psi that of
+    psi, conditioned on the item's own condition. The gradient runs through x_t into both, whose weights are frozen, and
+    not into omega. On items to be kept (the retain split, or all items of a distillation) the teacher has the item's
+    own condition: score identity distillation, which is the first stage. Means are over values; the paper sums them.
 
     A model that is no one-step generator becomes one (``one_step``), with the weights that it has.
 
     Args:
-        override: what the teacher is told; null is the anchor on forget items, and the item itself on others.
-        overrides: words that may stand in an item's place, for ``random`` and the judge; by default the labels of the
+        override: what the teacher is conditioned on; null is the anchor on forget items, and the item itself on others.
+        overrides: words that may take an item's place, for ``random`` and the judge; by default the labels of the
             other items, where what is forgotten is a label.
         judge: packaged feature net, or the folder of one, that finds the likeliest word; null takes the one that fits.
-        loss: ``sid`` as above; ``diff_instruct`` holds f_phi and f_psi still and leaves out omega: the gradient of
-            Diff-Instruct, f_psi - f_phi at x_0. (The released code divides it by omega.)
+        loss: ``sid`` as above; ``diff_instruct`` takes no gradient through f_phi and f_psi and leaves out omega: the
+            gradient of Diff-Instruct, f_psi - f_phi at x_0. (The released code divides it by omega.)
         alpha: 1.2 of the paper's class-conditional models; 1 of its text-to-image models.
         one_step: timestep from which a new generator draws.
         t_min: smallest t of x_t.
         t_max: t of x_t lies below it.
         guidance: of both scores, in training psi too (kappa of long-short guidance); 1 for none.
-        drop: share of items of which psi is told nothing while it is trained; guidance asks for some.
+        drop: share of items that psi is trained on without their condition; guidance asks for some.
         fake_weight: of the items of this term in the loss of psi.
-        fake_lr: rate of psi; null takes the generator's. All else of its optimiser is the generator's.
+        fake_lr: learning rate of psi; null takes the generator's. All else of its optimizer is the generator's.
         warmup: steps that psi takes at first alone, so that it knows what a generator that was distilled before draws;
             the released codes take none.
         redraw: draw anew for the generator's loss, as the released code does, not what psi was just trained on. That
@@ -87,8 +91,8 @@ class SFD(Objective[Denoises]):
     warmup: int = 0
     redraw: bool = False
 
+    @typing_extensions.override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
             raise ValueError(f"t_min is {self.t_min} and t_max {self.t_max}; 0 <= t_min < t_max must hold")
@@ -97,8 +101,9 @@ class SFD(Objective[Denoises]):
             raise ValueError(f"drop is {self.drop}; it must lie in [0, 1)")
         above(self, fake_lr=0)
 
-    def attach(self, model: Any) -> None:
-        """Turn a diffusion model into a one-step generator; its autoencoder holds still."""
+    @typing_extensions.override
+    def attach(self, model: PipelineDenoiser) -> None:
+        """Turn a diffusion model into a one-step generator; freeze its autoencoder."""
         if max(self.one_step, self.t_max - 1) >= model.timesteps:
             raise RecipeError(
                 f"one_step is {self.one_step} and t_max {self.t_max}; the model has {model.timesteps} timesteps, and "
@@ -109,12 +114,16 @@ class SFD(Objective[Denoises]):
         if model.vae is not None:
             model.vae.requires_grad_(False)
 
-    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
+    @typing_extensions.override
+    def auxiliary(
+        self, model: PipelineDenoiser, teacher: Callable[[], PipelineDenoiser], split: str, randomness: Randomness
+    ) -> AuxiliaryNetwork:
         """Return the fake score."""
 
-        def build() -> Any:
+        def build() -> nn.Module:
             found = teacher()
-            if not isinstance(found, nn.Module):  # the moving model without its adapter; the copy has one of its own
+            if not isinstance(found, nn.Module):  # the trained model without its adapter: the copy has its own adapter
+                assert isinstance(model, nn.Module)
                 return _copy(model, lambda name, parameter: parameter.requires_grad)
             network = _copy(found, lambda name, _: name.startswith("denoiser.")).requires_grad_(False)
             network.denoiser.requires_grad_(True)
@@ -128,18 +137,19 @@ class SFD(Objective[Denoises]):
             warmup=self.warmup,
         )
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Find the words that may stand in an item's place; refuse what the data or the model cannot give."""
+    @typing_extensions.override
+    def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
+        """Find the words that may take an item's place; refuse what the data or the model cannot give."""
         how, split = self._how(context), context.splits[context.split]
         if how == "anchor":
             lacking = split.ids[~split.dataset.having_form("anchor")[split.ids]]
-            if len(lacking):
+            if len(lacking):  # raises the dataset's own error, which names the item
                 split.dataset.form("anchor", lacking[:1])
         elif how != "itself":
             words = self.overrides or sorted(_labels(context, "retain") - _labels(context, "forget") - {""})
             if not words:
                 raise RecipeError(
-                    f"sfd: override={how} asks for words that may stand in an item's place, and what is forgotten is "
+                    f"sfd: override={how} asks for words that may take an item's place, and what is forgotten is "
                     "no label. Type overrides=[WORD, ...]."
                 )
             model.prompts(words)  # refuses a class that there is not
@@ -151,41 +161,48 @@ class SFD(Objective[Denoises]):
                 )
             context.state["words"] = words
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    @typing_extensions.override
+    def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the generator's loss, (B,); diagnostics: the distance of the two scores, and omega."""
-        told, fake, teacher = model.condition(batch), context.beside(), context.teacher()
-        drawn = context.shared.pop(_key(batch, context), None)
+        fake: PipelineDenoiser = context.beside()
+        condition, teacher = model.condition(batch), context.teacher()
+        drawn = context.shared.pop(_key(batch, context), None)  # left by psi's step, in the same batch
         x0 = self.drawn(model, batch, context) if drawn is None else drawn
         x, t, _ = self.noised(model, batch, x0, context)
+        # SiD takes the gradient through x_t into both estimates, Diff-Instruct takes it at x_0 alone
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.loss == "sid"), frozen(fake):
-            f_psi = fake.denoised(x, t, fake.guided(x, t, told, self.guidance))
+            f_psi = fake.denoised(x, t, fake.guided(x, t, condition, self.guidance))
             other = self._override(model, batch, f_psi, context)
             f_phi = teacher.denoised(x, t, teacher.guided(x, t, other, self.guidance))
         values = sid_loss(x0, f_phi, f_psi, self.alpha) if self.loss == "sid" else diff_instruct_loss(x0, f_phi, f_psi)
         return Values(values, {"score_gap": mean_square((f_phi - f_psi).detach()), "omega": _distance(f_phi, x0)})
 
-    def drawn(self, model: Any, batch: Batch, context: Context) -> Tensor:
-        """Return what the generator draws like the items of a batch, with gradient, (B, C, H, W)."""
-        return model.generated(model.noise(batch["id"], context.randomness), model.condition(batch))  # type: ignore[no-any-return]
+    def drawn(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Tensor:
+        """Return what the generator draws under the conditions of a batch, with gradient, (B, C, H, W)."""
+        return model.generated(model.noise(batch["id"], context.randomness), model.condition(batch))
 
-    def noised(self, model: Any, batch: Batch, x0: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def noised(
+        self, model: PipelineDenoiser, batch: Batch, x0: Tensor, context: Context[PipelineDenoiser]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return x_t, t (B,) and the noise in x_t of items (B, C, H, W)."""
         ids, draw = batch["id"], context.randomness
         t = self.t_min + draw.child("t").integers(ids, self.t_max - self.t_min)
         noise = draw.child("noise").normal(ids, tuple(x0.shape[1:]), x0.dtype)
         return model.noised(x0, noise, t), t, noise
 
-    def _how(self, context: Context) -> Override:
+    def _how(self, context: Context[PipelineDenoiser]) -> Override:
         return self.override or ("anchor" if context.split == "forget" else "itself")
 
     @torch.no_grad()
-    def _override(self, model: Any, batch: Batch, f_psi: Tensor, context: Context) -> Condition:
-        """Return what the teacher is told of each item."""
+    def _override(
+        self, model: PipelineDenoiser, batch: Batch, f_psi: Tensor, context: Context[PipelineDenoiser]
+    ) -> Condition:
+        """Return the teacher's condition for each item."""
         ids, how = batch["id"], self._how(context)
         if how == "itself":
-            return model.condition(batch)  # type: ignore[no-any-return]
+            return model.condition(batch)
         if how == "anchor":
-            return model.condition(context.batch(context.split, ids, "anchor"))  # type: ignore[no-any-return]
+            return model.condition(context.batch(context.split, ids, "anchor"))
         words: list[str] = context.state["words"]
         draw = context.randomness.child("override")
         if how == "random":
@@ -195,15 +212,16 @@ class SFD(Objective[Denoises]):
             known = [judge.labels.index(word) for word in words]
             likely = judge.probabilities(model.images(f_psi))[:, known].double()
             chosen = likely.argmax(dim=1)
-            if how == "drawn":
+            if how == "drawn":  # the first word at which the cumulated probability exceeds a uniform number
                 reached = likely.cumsum(dim=1) / likely.sum(dim=1, keepdim=True)
                 chosen = (reached[:, :-1] <= draw.uniform(ids, (1,), torch.float64)).sum(dim=1)
-        dataset: Any = context.splits[context.split].dataset
-        told = dataset.instead(ids.cpu(), [words[index] for index in chosen.tolist()])
-        return model.condition({key: value.to(ids.device) for key, value in told.items()})  # type: ignore[no-any-return]
+        dataset = context.splits[context.split].dataset
+        assert isinstance(dataset, Conditioned)  # as ``read`` of every denoiser gives it
+        others = dataset.instead(ids.cpu(), [words[index] for index in chosen.tolist()])
+        return model.condition({key: value.to(ids.device) for key, value in others.items()})
 
-    def _judge(self, context: Context) -> Any:
-        def read() -> Any:
+    def _judge(self, context: Context[PipelineDenoiser]) -> Features:
+        def read() -> Features:
             net = features_for(context.splits[context.split].dataset.info, self.judge)
             net.network.float()  # also where the run is in double precision
             return net
@@ -212,7 +230,7 @@ class SFD(Objective[Denoises]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeScore(Objective):
+class FakeScore(Objective[PipelineDenoiser]):
     """The fake score's own loss on what the generator draws; it leaves the drawn items for the generator's loss.
 
     Args:
@@ -221,9 +239,12 @@ class FakeScore(Objective):
 
     term: SFD
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    @typing_extensions.override
+    def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the mean over values of (eps - eps_psi(x_t, t, c))^2, (B,)."""
-        term, fake, ids = self.term, context.beside(), batch["id"]
+        fake: PipelineDenoiser = context.beside()
+        term, ids = self.term, batch["id"]
+        # with gradient only where the generator's step, which follows, uses the same items; none follows a warm-up step
         keeps = torch.is_grad_enabled() and not term.redraw and context.step >= 0
         with torch.set_grad_enabled(keeps):
             x0 = term.drawn(model, batch, context)
@@ -235,34 +256,37 @@ class FakeScore(Objective):
         return Values(mean_square(score - noise))
 
 
-def _guided(model: Any, x: Tensor, t: Tensor, told: Condition, dropped: Tensor, guidance: float) -> Tensor:
-    """Return the guided score, (B, C, H, W), of items some of which, ``dropped`` (B,), are told nothing.
+def _guided(
+    model: PipelineDenoiser, x: Tensor, t: Tensor, condition: Condition, dropped: Tensor, guidance: float
+) -> Tensor:
+    """Return the guided score, (B, C, H, W), of items some of which, ``dropped`` (B,), lose their condition.
 
-    For those it is the score at nothing, which is asked for once.
+    For those it is the unconditional score, which all items need once for the guidance anyway.
     """
     null, everyone = model.null(len(x)), torch.arange(len(x), device=x.device)
     if guidance == 1:
-        return model.predict(x, t, Condition.cat([told, null])[everyone + dropped * len(x)])  # type: ignore[no-any-return]
+        return model.predict(x, t, Condition.cat([condition, null])[everyone + dropped * len(x)])
     rows = everyone[~dropped]
-    asked = Condition.cat([null, told[rows]])
-    scores: Tensor = model.predict(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), asked)
+    asked = Condition.cat([null, condition[rows]])
+    scores = model.predict(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), asked)
     empty, full = scores[: len(x)], scores[len(x) :]
     return empty.index_add(0, rows, guidance * (full - empty[rows]))
 
 
 def sid_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:
-    """Return SiD's loss of the generator an item, (B,), of x_0 and both estimates of it, each (B, C, H, W)."""
+    """Return SiD's loss of the generator per item, (B,), from x_0 and both estimates of it, each (B, C, H, W)."""
     gap = f_phi - f_psi
     return (gap * ((f_phi - x0) - alpha * gap)).flatten(1).mean(dim=1) / _distance(f_phi, x0)
 
 
 def diff_instruct_loss(x0: Tensor, f_phi: Tensor, f_psi: Tensor) -> Tensor:
-    """Return, (B,), what has Diff-Instruct's gradient f_psi - f_phi at x_0 over the number of values."""
+    """Return a loss, (B,), whose gradient at x_0 is Diff-Instruct's, f_psi - f_phi, over the number of values."""
     return ((f_phi - f_psi).detach() * (f_psi.detach() - x0)).flatten(1).mean(dim=1)
 
 
-def _copy(network: Any, chosen: Callable[[str, nn.Parameter], bool]) -> Any:
+def _copy(network: N, chosen: Callable[[str, nn.Parameter], bool]) -> N:
     """Return a copy of a network with the chosen parameters of its own; all others are the same tensors."""
+    # deepcopy takes what its memo holds under an object's id for the copy
     return copy.deepcopy(network, {id(p): p for name, p in network.named_parameters() if not chosen(name, p)})
 
 
@@ -271,11 +295,11 @@ def _distance(f_phi: Tensor, x0: Tensor) -> Tensor:
     return (f_phi - x0).abs().flatten(1).mean(dim=1).clamp(min=SMALLEST)
 
 
-def _key(batch: Batch, context: Context) -> tuple[str, str, int]:
-    """Return what finds the items drawn for this very batch in this step."""
+def _key(batch: Batch, context: Context[PipelineDenoiser]) -> tuple[str, str, int]:
+    """Return the key of the items drawn for this very batch in this step."""
     return ("drawn", context.split, id(batch))
 
 
-def _labels(context: Context, split: str) -> set[str]:
+def _labels(context: Context[PipelineDenoiser], split: str) -> set[str]:
     data = context.splits[split]
     return {data.dataset.labels[index] for index in data.ids.tolist()}

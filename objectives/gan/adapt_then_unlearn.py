@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.models.capabilities import HasLatents, TrainsAgainst
+from unlearn.models.capabilities import AdversarialGenerator, TrainsAgainst
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, ParameterObjective, Values, frozen
 from unlearn.objectives.common.ewc import fisher
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptThenUnlearn(ParameterObjective[HasLatents]):
+class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
     """Push the parameters away from those of copies that were trained on the forget items.
 
     First, before the model's first step, ``models`` copies of it are each trained for ``adapt_steps`` against a
     discriminator of their own on the forget images, held by ``adapt_ewc / 2 sum_i F_i (theta_i - theta_target,i)^2``.
-    Then they hold still, and the model goes on training (``retain=training_loss``: the adversarial loss on the retain
+    Then they are frozen, and the model goes on training (``retain=training_loss``: the adversarial loss on the retain
     images) with a repulsion, the mean over copies, of delta^2, the squared distance of its parameters from the copy's:
 
     ``inverse`` gamma / delta^2, ``negative`` -gamma delta^2, ``exponential`` scale exp(-gamma delta^2).
@@ -43,8 +44,8 @@ class AdaptThenUnlearn(ParameterObjective[HasLatents]):
     noise strengths), and with the released scale it ruined samples without fewer of what was to be forgotten. The
     default distance needs no scale for tensors, and only gamma to be chosen.
 
-    Differences: a copy and its discriminator step at once, not by turns; F is that of ``ewc`` for a generator, which
-    asks for no discriminator, and its items are the retain items. A copy's discriminator sees images as they are, also
+    Differences: a copy and its discriminator step together, not in turns; F is that of ``ewc`` for a generator, which
+    needs no discriminator, and its items are the retain items. A copy's discriminator sees images as they are, also
     where the model's sees them augmented, and a copy's path lengths are not penalised.
 
     Args:
@@ -52,11 +53,11 @@ class AdaptThenUnlearn(ParameterObjective[HasLatents]):
         gamma: see above, > 0.
         scale: of the exponential one, > 0.
         distance: ``squared`` Euclidean, or ``released``.
-        models: copies.
-        adapt_steps: of each.
-        adapt_lr: their rate; null takes the model's.
+        models: number of copies.
+        adapt_steps: steps of each.
+        adapt_lr: their learning rate; null takes the model's.
         adapt_ewc: weight of the consolidation of the copies, 0 for none.
-        adapt_items: latents of which F is the mean (the code takes 32).
+        adapt_items: number of latents whose mean is F (the code takes 32).
 
     Reference:
         Tiwary et al., Adapt then Unlearn: Exploring Parameter Space Semantics for Unlearning in Generative Adversarial
@@ -73,12 +74,13 @@ class AdaptThenUnlearn(ParameterObjective[HasLatents]):
     adapt_ewc: float = 1.0
     adapt_items: int = 32
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, models=1, adapt_steps=1, adapt_ewc=0, adapt_items=1)
         above(self, gamma=0, scale=0, adapt_lr=0)
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse items without images: copies are trained on them."""
         check_content(splits[split], f"{split}=adapt_then_unlearn", "Give data with images.")
@@ -86,7 +88,14 @@ class AdaptThenUnlearn(ParameterObjective[HasLatents]):
         if "image" not in dataset.batch(splits[split].ids[:1]):
             raise RecipeError(f"{split}=adapt_then_unlearn trains copies on images, and the {split} items have none.")
 
-    def auxiliary(self, model: Any, teacher: Callable[[], Any], split: str, randomness: Randomness) -> AuxiliaryNetwork:
+    @override
+    def auxiliary(
+        self,
+        model: AdversarialGenerator,
+        teacher: Callable[[], AdversarialGenerator],
+        split: str,
+        randomness: Randomness,
+    ) -> AuxiliaryNetwork:
         """Return the copies and their discriminators."""
         if not isinstance(model, TrainsAgainst):
             raise RecipeError(f"{split}=adapt_then_unlearn asks for a GAN; this is a {type(model).__name__}.")
@@ -103,11 +112,14 @@ class AdaptThenUnlearn(ParameterObjective[HasLatents]):
             rests=True,
         )
 
-    def penalty(self, parameters: Mapping[str, Tensor], context: Context) -> Tensor:
+    @override
+    def penalty(self, parameters: Mapping[str, Tensor], context: Context[AdversarialGenerator]) -> Tensor:
         """Return the repulsion, a scalar."""
         terms = []
-        for pair in context.beside().pairs:
+        adapted: Adapted = context.beside()
+        for pair in adapted:
             other = dict(pair.generator.named_parameters())
+            # over the parameters that are trained, which alone differ from the copy's
             squares = [(value - other[name].detach()).square() for name, value in parameters.items()]
             if self.distance == "released":
                 far = torch.stack([square.mean() for square in squares]).mean()
@@ -118,12 +130,13 @@ class AdaptThenUnlearn(ParameterObjective[HasLatents]):
 
     def _repelled(self, far: Tensor) -> Tensor:
         if self.repulsion == "inverse":
+            # at the copy itself the gradient would be infinite
             return self.gamma / far.clamp(min=torch.finfo(far.dtype).tiny ** 0.5)
         return -self.gamma * far if self.repulsion == "negative" else self.scale * torch.exp(-self.gamma * far)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapts(Objective):
+class Adapts(Objective[AdversarialGenerator]):
     """The copies' own losses and their discriminators', in one sum: each gradient reaches its own network alone.
 
     Args:
@@ -132,7 +145,8 @@ class Adapts(Objective):
 
     term: AdaptThenUnlearn
 
-    def prepare(self, model: Any, context: Context) -> None:
+    @override
+    def prepare(self, model: AdversarialGenerator, context: Context[AdversarialGenerator]) -> None:
         """Compute the Fisher information of the copies, which still are the target."""
         if self.term.adapt_ewc:
             retain = "retain" if "retain" in context.splits else context.split
@@ -142,17 +156,20 @@ class Adapts(Objective):
                 context.state[f"fisher {name}"] = square
                 context.state[f"anchor {name}"] = moving[name].detach().clone()
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    @override
+    def __call__(self, model: AdversarialGenerator, batch: Batch, context: Context[AdversarialGenerator]) -> Values:
         """Return the sum over copies of both losses and the consolidation, (B,)."""
         total = batch["id"].new_zeros(len(batch["id"]), dtype=model.dtype)
-        for number, pair in enumerate(context.beside().pairs):
+        adapted: Adapted = context.beside()
+        for number, pair in enumerate(adapted):
             draw = context.randomness.child(str(number))
             total = total + model_loss(pair, batch, draw) + self._held(pair.generator, context)
             with frozen(pair.generator):
-                total = total + pair.generator.adversary_loss(pair.judge, batch, draw)[0]
+                total = total + pair.generator.adversary_loss(pair.discriminator, batch, draw)[0]
         return Values(total)
 
-    def _held(self, generator: nn.Module, context: Context) -> Tensor | float:
+    def _held(self, generator: AdversarialGenerator, context: Context[AdversarialGenerator]) -> Tensor | float:
+        """Return ``adapt_ewc / 2 sum_i F_i (theta_i - theta_target,i)^2``."""
         if not self.term.adapt_ewc:
             return 0.0
         state = context.state
@@ -165,25 +182,24 @@ class Adapts(Objective):
 
 
 def model_loss(pair: Pair, batch: Batch, draw: Randomness) -> Tensor:
-    """Return a copy's adversarial loss an item, (B,); its discriminator holds still."""
-    with frozen(pair.judge):
-        loss: Tensor = pair.generator.adversarial_loss(pair.judge, batch, draw)[0]
-    return loss
+    """Return a copy's adversarial loss per item, (B,); its discriminator is frozen."""
+    with frozen(pair.discriminator):
+        return pair.generator.adversarial_loss(pair.discriminator, batch, draw)[0]
 
 
 class Pair(nn.Module):
-    """A copy of a generator, of which the same parameters move, and a discriminator.
+    """A copy of a generator, of which the same parameters are trained, and a discriminator.
 
     Args:
         model: what is copied.
         randomness: of the discriminator.
     """
 
-    def __init__(self, model: Any, randomness: Randomness) -> None:
+    def __init__(self, model: AdversarialGenerator, randomness: Randomness) -> None:
         super().__init__()
         self.generator = copy.deepcopy(model)
         self.generator.paths = 0.0
-        self.judge = model.adversary(randomness)
+        self.discriminator = model.adversary(randomness)
 
 
 class Adapted(nn.Module):
@@ -193,6 +209,9 @@ class Adapted(nn.Module):
         pairs: of them.
     """
 
-    def __init__(self, pairs: list[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__()
         self.pairs = nn.ModuleList(pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)  # type: ignore[arg-type]

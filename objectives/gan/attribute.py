@@ -1,4 +1,4 @@
-"""An attribute is forgotten along the normal of the plane that tells latents with it from latents without."""
+"""An attribute is forgotten along the normal of the plane that separates latents with it from latents without."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unlearn.objectives.gan.latent_projection import LatentProjection
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute(LatentProjection):
-    """Draw a latent with the attribute as the target draws it moved across the plane, as far as those without lie.
+    """Draw a latent with the attribute as the target draws it moved across the plane, to where those without lie.
 
     ``latent_projection`` with a direction of w, found by a linear support vector machine on what a classifier says of
     the target's images: w moves along its normal n, w - (n . w - b) n with b the mean projection of latents without.

@@ -1,10 +1,10 @@
-"""A direction among latents along which something appears, found from what the target draws and a classifier."""
+"""A direction in latent space along which something appears, found by a classifier of the target's images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.base import Context
-from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.forget_classifier import ForgetClassifier
 
 Way = Literal["mean_difference", "hyperplane"]
 Space = Literal["z", "w"]
@@ -21,7 +22,7 @@ Space = Literal["z", "w"]
 
 @dataclass(frozen=True)
 class Direction:
-    """A unit vector among latents, and where on it things lie.
+    """A unit vector in latent space, and projections of latents on it.
 
     Args:
         axis: (D,), of length 1.
@@ -34,26 +35,32 @@ class Direction:
     without: float
 
     def beyond(self, latents: Tensor, border: float) -> Tensor:
-        """Return how far latents (B, D) lie beyond a border, (B,), 0 for those that do not."""
+        """Return how far the projections of latents (B, D) lie beyond a border, (B,), 0 for those that do not."""
         return (latents @ self.axis.to(latents) - border).clamp(min=0)
 
 
-def prior(model: Any, numbers: Tensor, space: Space, seed: int) -> Tensor:
+def prior(model: ImageGenerator, numbers: Tensor, space: Space, seed: int) -> Tensor:
     """Return drawn latents, (B, D): z, or w of z."""
-    z: Tensor = model.latent(numbers, Randomness(seed, "direction"))
+    z = model.latent(numbers, Randomness(seed, "direction"))
     return z if space == "z" else model.mapping(z)
 
 
 def find(
-    model: Any, context: Context, judge: Judge, samples: int, way: Way, space: Space, chance: float = 0.5
+    model: ImageGenerator,
+    context: Context[ImageGenerator],
+    judge: ForgetClassifier,
+    samples: int,
+    way: Way,
+    space: Space,
+    chance: float = 0.5,
 ) -> Direction:
-    """Return the direction towards what a judge sees in more than ``chance`` of the images of drawn latents.
+    """Return the direction towards latents whose images show something with a probability above ``chance``.
 
     Args:
         model: the target.
         context: of the term.
         judge: the classifier.
-        samples: images that are judged.
+        samples: number of images that are classified.
         way: ``mean_difference``: from the mean of the latents without to that of those with, the border half-way;
             ``hyperplane``: the normal of a linear support vector machine, and its plane.
         space: of which latents.
@@ -95,13 +102,14 @@ def mean_difference(latents: Tensor, shown: Tensor) -> tuple[Tensor, float]:
 
 
 def hyperplane(latents: Tensor, shown: Tensor) -> tuple[Tensor, float]:
-    """Return the unit normal of a linear support vector machine, towards those with, and its plane's projection."""
+    """Return the unit normal of a linear support vector machine, towards those with, and its plane's place on it."""
     from sklearn.svm import LinearSVC
 
     machine = LinearSVC(class_weight="balanced", dual=False, random_state=0)
     machine.fit(latents.numpy(), shown.numpy())
     normal = np.asarray(machine.coef_)[0]
     length = float(np.linalg.norm(normal))
+    # the plane n . x + b = 0 has the projection -b / |n| on the unit normal
     return torch.from_numpy(normal / length), float(-machine.intercept_[0] / length)
 
 

@@ -1,8 +1,8 @@
-"""Whether an image shows what is to be forgotten: a classifier says so."""
+"""A classifier of whether an image shows what is to be forgotten."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,47 +13,48 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.data.base import Split
 from unlearn.data.identities import IdentityData
 from unlearn.data.splits import forgotten_names
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Attributes, attribute_net
 from unlearn.objectives.base import Context
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A classifier, and which of its labels are meant.
+class ForgetClassifier:
+    """A classifier, and which of its labels are to be forgotten.
 
     Args:
         classifier: by name or path (feature_extractors.embedders.attribute_net); None takes the packaged one that fits.
-        labels: that are meant, by the classifier's names, which are numbers for a TorchScript file; none: those that
-            are forgotten as a whole (1, or the only one, for a TorchScript file). Identities have no labels that a
-            classifier knows, so that these must be given.
+        labels: class names to forget (indices, as strings, for a TorchScript file). Default: the classes that the
+            forget split covers completely; class 1, or the only one, of a TorchScript file. Identities have no labels
+            that a classifier knows, so that they must be given.
     """
 
     classifier: str | None = None
     labels: list[str] = field(default_factory=list)
 
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a classifier that is not there or that knows none of what is meant, with a RecipeError."""
+        """Refuse a classifier that does not exist or that knows none of the labels, with a RecipeError."""
         if "shape" in (info := splits["forget"].dataset.info):
-            self.meant(self.net(info["shape"], info), splits["forget"])
+            self.forgotten(self.net(info["shape"], info), splits["forget"])
 
-    def probability(self, model: Any, images: Tensor, context: Context) -> Tensor:
-        """Return the probability that an image shows what is meant, (B,), of images (B, C, H, W) in [-1, 1].
+    def probability(self, model: ImageGenerator, images: Tensor, context: Context[ImageGenerator]) -> Tensor:
+        """Return the probability that an image shows what is to be forgotten, (B,), of images (B, C, H, W) in [-1, 1].
 
-        Images are judged as they are shown, in grey levels. Of several labels the probabilities are added, up to 1.
+        Images are rounded to grey levels first. The probabilities of several labels are added, up to 1.
         """
         forget = context.splits["forget"]
         net = self.net(images.shape[1:], forget.dataset.info)
-        chosen = [net.labels.index(label) for label in self.meant(net, forget)]
-        with torch.no_grad():
+        chosen = [net.labels.index(label) for label in self.forgotten(net, forget)]
+        with torch.no_grad():  # as a viewer sees them: rounded to grey levels, then in [-1, 1] again
             shown = model.images(images).float() * (2 / (model.levels - 1)) - 1
             return net(shown)[:, chosen].double().sum(dim=1).clamp(max=1)
 
-    def net(self, shape: Any, info: Mapping[str, Any]) -> Attributes:
+    def net(self, shape: Sequence[int], info: Mapping[str, Any]) -> Attributes:
         """Return the classifier of images (C, H, W) of data that ``info`` describes."""
         return attribute_net(self.classifier, tuple(shape), info.get("frame", 0))
 
-    def meant(self, net: Attributes, forget: Split) -> list[str]:
-        """Return the labels that are meant, which the classifier knows; raises RecipeError where there are none."""
+    def forgotten(self, net: Attributes, forget: Split) -> list[str]:
+        """Return the labels to forget, which the classifier knows; raises RecipeError where there are none."""
         for name in self.labels:
             if name not in net.labels:
                 raise RecipeError(f"The classifier {net.name} knows no {name!r}. {did_you_mean(name, net.labels)}")
@@ -70,7 +71,7 @@ class Judge:
         wanted = [name for name in forgotten_names(forget) if name in net.labels]
         if not wanted:
             raise RecipeError(
-                f"Nothing that the classifier {net.name} knows is forgotten as a whole. {known} Type label=[NAME], or "
-                "another classifier."
+                f"The forget split covers no class that the classifier {net.name} knows completely. {known} Type "
+                "label=[NAME], or another classifier."
             )
         return wanted

@@ -1,43 +1,44 @@
-"""GUIDE's global term: what the target draws of other latents stays."""
+"""GUIDE's global term: the images of other latents stay those of the target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import HasLatents
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.forget_classifier import ForgetClassifier
 from unlearn.objectives.gan.latent_cache import key_of, recall_drawings, remember_drawings, remember_latents
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalPreservation(Objective[HasLatents]):
-    """Keep the target's images: T(w_r, w_r), w_r = mapping(z) of one drawn z, or an item's latent, an item.
+class GlobalPreservation(Objective[ImageGenerator]):
+    """Keep the target's images: T(w_r, w_r), w_r = mapping(z) of one drawn z, or the item's own latent, per item.
 
     The paper's term is a sum over two z and has the weight 1; this one is a mean over the batch, so the paper's is
-    ``weight: 2``. At the target itself the gradient is 0. Where the mapping network may move, drawn latents go through
-    it as it is, so that what it makes of z stays as well.
+    ``weight: 2``. At the target itself the gradient is 0. Where the mapping network is trained, drawn latents
+    go through it as it is, so that what it makes of z stays as well.
 
     Args:
         latents: ``drawn``: of the prior, as in the paper, whatever the items are; ``items``: those of the items, found
             once (an image's by ``inversion``).
-        pool: so many z are drawn once, and the target's images of them computed once; null draws them at each step, as
+        pool: number of z sampled once; the target's images of them are computed once. null samples z at each step, as
             the paper does, and holds a second model for their images.
-        judge: classifier (embedders.attribute_net): drawn latents in whose image it sees what is to be
-            forgotten are left out; null leaves none out, which is right for single identities.
-        label: what it is, by the classifier's labels; by default what the forget items have as a whole.
+        judge: classifier (embedders.attribute_net); drawn latents whose image shows what is to be forgotten are left
+            out. null leaves none out, which is right for single identities.
+        label: labels of the classifier to forget; by default the classes that the forget split covers completely.
         likeness: T; the paper's is LPIPS alone.
         inversion: how the latents of images are found.
         encoder: TorchScript file that maps images to latents, in place of the inversion.
@@ -54,22 +55,29 @@ class GlobalPreservation(Objective[HasLatents]):
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, pool=1)
         if self.label and self.judge is None:
             raise ValueError("label is what the judge looks for, and there is none; give judge too, or drop label")
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse nets and encoders that do not look at such images."""
+        """Refuse nets and encoders that do not take such images."""
         self.likeness.check(splits[split].dataset.info)
         check_encoder(self.encoder, splits[split].dataset.info)
         if self.judge is not None:
-            Judge(self.judge, self.label).check(splits)
+            self.classifier.check(splits)
 
-    def prepare(self, model: Any, context: Context) -> None:
-        """Keep the target's images of the latents."""
+    @property
+    def classifier(self) -> ForgetClassifier:
+        """The classifier that ``judge`` and ``label`` name."""
+        return ForgetClassifier(self.judge, self.label)
+
+    @override
+    def prepare(self, model: ImageGenerator, context: Context[ImageGenerator]) -> None:
+        """Precompute the target's images of the latents."""
         context.state["drawn"] = f"global_{key_of(self)}"
         if self.latents == "items":
             context.state["latents"] = name = remember_latents(model, context, self.encoder or self.inversion)
@@ -81,24 +89,23 @@ class GlobalPreservation(Objective[HasLatents]):
             remember_drawings(model, context, context.state["drawn"], ids, self.likeness, found)
         elif self.pool is not None:
             numbers = torch.arange(self.pool)
-            remember_drawings(
-                model,
-                context,
-                context.state["drawn"],
-                numbers,
-                self.likeness,
-                lambda part: model.mapping(self._z(model, part, context)),
-            )
+            name = context.state["drawn"]
+
+            def prior(part: Tensor) -> Tensor:
+                return model.mapping(self._z(model, part, context))
+
+            remember_drawings(model, context, name, numbers, self.likeness, prior)
             context.state["spared"] = numbers
             if self.judge is not None:
                 images = recall_drawings(context, context.state["drawn"], numbers).images
-                spared = numbers[Judge(self.judge, self.label).probability(model, images, context) < 0.5]
+                spared = numbers[self.classifier.probability(model, images, context) < 0.5]
                 if not len(spared):
                     raise RecipeError("global_preservation: the judge leaves no drawn latent. Type judge=null.")
                 context.state["spared"] = spared
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
-        """Return the distance of the two models' images an item, (B,)."""
+    @override
+    def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
+        """Return the distance of the two models' images per item, (B,)."""
         ids = batch["id"]
         keep: Tensor | float = 1.0
         if self.latents == "items":
@@ -117,14 +124,15 @@ class GlobalPreservation(Objective[HasLatents]):
         return Values(values, {"distance": values.detach()})
 
     @torch.no_grad()
-    def _now(self, z: Tensor, context: Context) -> tuple[Seen, Tensor | float]:
+    def _now(self, z: Tensor, context: Context[ImageGenerator]) -> tuple[Seen, Tensor | float]:
         """Return what the target draws of z, and 0 for what is left out, 1 for the others."""
         target = context.reference()
         theirs = self.likeness.seen(target, target.mapping(z))
         if self.judge is None:
             return theirs, 1.0
-        return theirs, (Judge(self.judge, self.label).probability(target, theirs.images, context) < 0.5).to(z)
+        return theirs, (self.classifier.probability(target, theirs.images, context) < 0.5).to(
+            z
+        )
 
-    def _z(self, model: Any, numbers: Tensor, context: Context) -> Tensor:
-        found: Tensor = model.latent(numbers, Randomness(context.randomness.seed, "global"))
-        return found
+    def _z(self, model: ImageGenerator, numbers: Tensor, context: Context[ImageGenerator]) -> Tensor:
+        return model.latent(numbers, Randomness(context.randomness.seed, "global"))

@@ -1,21 +1,24 @@
-"""Identities are drawn as others: local and adjacency-aware terms, around a target latent for each."""
+"""Identities are rendered as others: a local and an adjacency-aware term around a substitute latent for each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
-from unlearn.data.base import Batch
+from unlearn.data.base import Batch, Split
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
-from unlearn.models.gan.latents import layered
-from unlearn.objectives.base import Context, Values
+from unlearn.models.gan.latents import check_encoder, layered
+from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.latent_cache import (
     key_of,
     recall_drawings,
@@ -26,88 +29,118 @@ from unlearn.objectives.gan.latent_cache import (
 )
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
-Aim = Callable[[Tensor, Tensor], Tensor]
-"""Of latents w_u (B, num_ws, w_dim) of identities and steps D from them, alike in shape, to what stands for w_u + D."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Replacing:
-    """The image of w_u becomes the target's image of an aim, and so do the images of latents near w_u.
+class IdentityReplacement(Objective[ImageGenerator]):
+    """Train the generator to render w_u as the original generator renders a substitute, and likewise around w_u.
 
-    L = local T(w_u, w_t) + adjacent sum_i T(w_u + D_i, aim of w_u + D_i), D = a (w_r - w_u) / |w_r - w_u|, a uniform in
-    [0, reach sqrt(num_ws)), w_r drawn, i = 1 ... neighbours, T a ``PerceptualLoss``; lengths are over all layers. The
-    images of the moving model come of one forward pass.
+    L = local T(w_u, aim(w_u)) + adjacent sum_i T(w_u + D_i, aim(w_u + D_i)), D = a (w_r - w_u) / |w_r - w_u|, a uniform
+    in [0, reach sqrt(num_ws)), w_r drawn, i = 1 ... neighbours, T a ``PerceptualLoss``; lengths are over all layers.
+    All images of the trained model come from one forward pass. Subclasses say what the substitute is: ``aim``.
+
+    Several identities are forgotten at once, each with its own aim; the latent of an image is found by ``inversion``.
 
     Args:
-        name: of the method, by which its images are kept.
-        local: weight.
-        adjacent: weight.
-        neighbours: latents near each identity a step.
-        reach: largest length of D, a layer; None for half of |w_u - w_avg|.
-        pool: so many D an identity are drawn once, and the target's images of their aims are computed once, so that no
-            second model is held; None draws them anew at each step, as the paper does.
+        local: weight of the first term.
+        adjacent: weight of the second.
+        neighbours: latents near each identity per step.
+        reach: largest |D_i| per layer; null takes half of |w_u - w_avg|.
+        pool: number of offsets D sampled once per identity; the target's images of their aims are computed once, so
+            that no second model is held. null draws new offsets at each step, as the papers do.
         likeness: T.
-        inversion: how the latents of images are found, or the path of an encoder.
+        inversion: how the latents of images are found.
+        encoder: TorchScript file that maps images to latents, in place of the inversion.
+
+    State, also read by evaluators:
+        mean: w_avg of the target.
+        identity_ids: the split's items, (N,).
+        identity_latents: their latents, (N, num_ws, w_dim).
+        target_latents: the aims of these.
     """
 
-    name: str
     local: float = 1.0
     adjacent: float = 1.0
     neighbours: int = 2
     reach: float | None = None
-    pool: int | None = None
+    pool: int | None = 64
     likeness: PerceptualLoss = field(default_factory=PerceptualLoss)
-    inversion: Inversion | str = field(default_factory=Inversion)
+    inversion: Inversion = field(default_factory=Inversion)
+    encoder: str | None = None
 
+    method: ClassVar[str]
+    """Names the precomputed images and the stream of the offsets."""
+
+    @abstractmethod
+    def aim(self, w: Tensor, steps: Tensor, state: Mapping[str, Any]) -> Tensor:
+        """Return the latents that take the place of w_u + D, (B, num_ws, w_dim).
+
+        Args:
+            w: latents w_u of identities, (B, num_ws, w_dim).
+            steps: offsets D from them, of the same shape; 0 for the identities themselves.
+            state: of the term.
+        """
+
+    def learn(self, model: ImageGenerator, latents: Tensor, context: Context[ImageGenerator]) -> None:
+        """Learn, once and from the target alone, what ``aim`` needs of the identities' latents; write it to the state.
+
+        By default nothing is learned.
+        """
+
+    @override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        super().__post_init__()
         at_least(self, local=0, adjacent=0, neighbours=0, reach=0, pool=1)
         if not (self.local or self.near):
             raise ValueError("local and adjacent are both 0, or adjacent has no neighbours; one of the two must stay")
 
     @property
     def near(self) -> int:
-        """Neighbours of an identity that a step sees."""
+        """Number of neighbours of an identity that enter a step."""
         return self.neighbours if self.adjacent else 0
 
-    def latents(self, model: Any, context: Context) -> Tensor:
-        """Find the latents of the split's items once, and return those of all, (N, num_ws, w_dim)."""
-        context.state["latents"] = remember_latents(model, context, self.inversion)
-        return self._w(context, context.splits[context.split].ids)
+    @override
+    def check(self, splits: Mapping[str, Split], split: str) -> None:
+        """Refuse nets and encoders that do not take such images."""
+        self.likeness.check(splits[split].dataset.info)
+        check_encoder(self.encoder, splits[split].dataset.info)
 
-    def prepare(self, model: Any, context: Context, method: object, aim: Aim) -> None:
-        """Keep the target's images of the aims: of the identities themselves, and of those near them in the pool.
+    @override
+    def prepare(self, model: ImageGenerator, context: Context[ImageGenerator]) -> None:
+        """Find the identities' latents, and precompute the target's images of the aims: theirs and those of the pool.
 
-        ``latents`` comes before it. Terms share what is kept where ``method``, all that aims depend on, is alike.
-        Evaluators find the split's items as ``identity_ids`` in the state, their latents as ``identity_latents``, and
-        their aims as ``target_latents``.
+        Terms share these images where all that the aims depend on is alike.
         """
-        drawn = f"{self.name}_{key_of(method, context.state['latents'])}"
-        context.state["drawn"], context.state["steps"] = drawn, f"{drawn}_steps"
-        stream = Randomness(context.randomness.seed, f"{self.name}/neighbours")
+        state = context.state
+        state["latents"] = remember_latents(model, context, self.encoder or self.inversion)
+        ids = context.splits[context.split].ids
+        w = self._w(context, ids)
+        state["mean"] = model.w_avg.detach().clone()
+        self.learn(model, w.to(model.dtype), context)
+        drawn = f"{self.method}_{key_of(self, state['latents'])}"
+        state["drawn"], state["steps"] = drawn, f"{drawn}_steps"
+        stream = Randomness(context.randomness.seed, f"{self.method}/neighbours")
 
+        # keys of the rows: id * each is the identity itself, id * each + 1 ... id * each + pool are its offsets
         def steps(keys: Tensor) -> Tensor:
-            w = self._w(context, keys // self._each)
-            found = self._steps(model, w, keys.to(w.device), stream)
+            found = self._steps(model, self._w(context, keys // self._each), keys, stream)
             found[keys % self._each == 0] = 0  # the identity itself
             return found
 
         def aims(keys: Tensor) -> Tensor:
             w = self._w(context, keys // self._each)
-            return aim(w, recall_rows(context, context.state["steps"], keys.to(w.device)).to(w.dtype))
+            return self.aim(w, recall_rows(context, state["steps"], keys.to(w.device)).to(w.dtype), state)
 
-        ids = context.splits[context.split].ids
-        w = self._w(context, ids)
-        context.state["identity_ids"], context.state["identity_latents"] = ids, w
+        state["identity_ids"], state["identity_latents"] = ids, w
         with torch.no_grad():
-            context.state["target_latents"] = aim(w, torch.zeros_like(w))
+            state["target_latents"] = self.aim(w, torch.zeros_like(w), state)
         keys = (ids[:, None] * self._each + torch.arange(self._each)).flatten()
-        remember_rows(context, context.state["steps"], keys, steps)
+        remember_rows(context, state["steps"], keys, steps)
         remember_drawings(model, context, drawn, keys, self.likeness, aims)
 
-    def __call__(self, model: Any, batch: Batch, context: Context, aim: Aim) -> Values:
-        """Return the loss an identity, (B,); diagnostics: the values of the two terms."""
-        ids = batch["id"]
+    @override
+    def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
+        """Return the loss per identity, (B,); diagnostics: the values of the two terms."""
+        ids, state = batch["id"], context.state
         n, near = len(ids), self.near
         w = self._w(context, ids).to(model.dtype)
         keys = [ids * self._each] if self.local else []
@@ -116,13 +149,14 @@ class Replacing:
             steps = [self._steps(context.reference(), w, ids, draw) for draw in draws]
         else:
             near_keys = [ids * self._each + 1 + draw.integers(ids, self.pool) for draw in draws]
-            steps = [recall_rows(context, context.state["steps"], chosen).to(w.dtype) for chosen in near_keys]
+            steps = [recall_rows(context, state["steps"], chosen).to(w.dtype) for chosen in near_keys]
             keys += near_keys
+        # one forward pass: the identities first, where they have a weight, then their neighbours
         mine = self.likeness.seen(model, torch.cat([*([w] if self.local else []), *(w + step for step in steps)]))
-        theirs = recall_drawings(context, context.state["drawn"], torch.cat(keys)) if keys else None
+        theirs = recall_drawings(context, state["drawn"], torch.cat(keys)) if keys else None
         if self.pool is None and near:
             with torch.no_grad():
-                aims = torch.cat([aim(w, step) for step in steps])
+                aims = torch.cat([self.aim(w, step, state) for step in steps])
                 fresh = self.likeness.seen(context.reference(), aims)
                 theirs = fresh if theirs is None else theirs.joined(fresh)
         if theirs is None:
@@ -135,25 +169,26 @@ class Replacing:
 
     @property
     def _each(self) -> int:
-        """Latents kept of each identity: its own, and those of the pool."""
+        """Number of latents kept per identity: its own, and those of the pool."""
         return 1 + (self.pool if self.pool is not None and self.near else 0)
 
-    def _w(self, context: Context, ids: Tensor) -> Tensor:
+    def _w(self, context: Context[ImageGenerator], ids: Tensor) -> Tensor:
         return context.recall(context.state["latents"], context.split, ids.to(context.device))
 
     @torch.no_grad()
-    def _steps(self, model: Any, w: Tensor, keys: Tensor, draw: Randomness) -> Tensor:
+    def _steps(self, model: ImageGenerator, w: Tensor, keys: Tensor, draw: Randomness) -> Tensor:
         """Return one D for each of the latents w (B, num_ws, w_dim), drawn by keys (B,)."""
+        keys = keys.to(w.device)
         drawn = layered(model, model.mapping(model.latent(keys, draw))).to(w)
         away = (drawn - w).flatten(1)
-        longest = self.reach_of(model, w)
-        lengths = longest * draw.child("length").uniform(keys, (), w.dtype)
+        lengths = self.longest(model, w) * draw.child("length").uniform(keys, (), w.dtype)
         found: Tensor = away / away.norm(dim=1, keepdim=True) * lengths[:, None]
         return found.view_as(w)
 
-    def reach_of(self, model: Any, w: Tensor) -> Tensor:
+    def longest(self, model: ImageGenerator, w: Tensor) -> Tensor:
         """Return the largest length of D for each identity, (B,)."""
         if self.reach is not None:
+            # a vector of length r in each layer has the length r sqrt(num_ws) over all layers
             return w.new_full((len(w),), self.reach * math.sqrt(w.shape[1]))
         lengths: Tensor = (w - model.w_avg.to(w)).flatten(1).norm(dim=1)
         return lengths / 2

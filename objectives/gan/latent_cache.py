@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of
 from unlearn.objectives.base import Context
@@ -23,7 +23,7 @@ def key_of(*settings: object) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
 
-def remember_latents(model: Any, context: Context, inversion: Inversion | str) -> str:
+def remember_latents(model: ImageGenerator, context: Context[ImageGenerator], inversion: Inversion | str) -> str:
     """Find the latents of the split's items once; return the name for ``context.recall``, rows (n, num_ws, w_dim).
 
     Args:
@@ -42,8 +42,10 @@ def remember_latents(model: Any, context: Context, inversion: Inversion | str) -
     return name
 
 
-def remember_rows(context: Context, name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
-    """Keep one row of values a key, before the first step; ranks share the work.
+def remember_rows(
+    context: Context[ImageGenerator], name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]
+) -> None:
+    """Precompute one row of values per key, before the first step; ranks share the work.
 
     Args:
         context: of the term.
@@ -51,23 +53,28 @@ def remember_rows(context: Context, name: str, keys: Tensor, compute: Callable[[
         keys: (N,) int64, of any meaning.
         compute: keys (b,), on the device -> rows (b, ...).
     """
-    _place(context).put(
+    _cache(context).put(
         f"{context.split}.{name}", keys, lambda part: (compute(part.to(context.device)), torch.ones_like(part))
     )
 
 
-def recall_rows(context: Context, name: str, keys: Tensor) -> Tensor:
+def recall_rows(context: Context[ImageGenerator], name: str, keys: Tensor) -> Tensor:
     """Return the rows of keys (b,), (b, ...), on the device of the keys."""
-    return _place(context).get(f"{context.split}.{name}", keys)
+    return _cache(context).get(f"{context.split}.{name}", keys)
 
 
 def remember_drawings(
-    model: Any, context: Context, name: str, keys: Tensor, likeness: PerceptualLoss, latents: Callable[[Tensor], Tensor]
+    model: ImageGenerator,
+    context: Context[ImageGenerator],
+    name: str,
+    keys: Tensor,
+    likeness: PerceptualLoss,
+    latents: Callable[[Tensor], Tensor],
 ) -> None:
-    """Keep what the target draws of one latent a key, before the first step, while the model still is the target.
+    """Precompute what the target draws of one latent per key, while the model still is the target.
 
     Args:
-        model: that moves.
+        model: that is trained; before the first step it is the target.
         context: of the term; its state gets the shapes.
         name: by which ``recall_drawings`` finds them.
         keys: (N,) int64, of any meaning.
@@ -75,17 +82,17 @@ def remember_drawings(
         latents: keys (b,), on the device -> latents (b, w_dim) or (b, num_ws, w_dim).
     """
     with torch.no_grad():
-        # asked for on every rank, also where another one draws, or where the file is there already
+        # computed on every rank, also where another one draws, or where the file exists already
         context.state["shapes"] = likeness.seen(model, latents(keys[:1].to(context.device))).shapes
     remember_rows(context, name, keys, lambda part: likeness.seen(model, latents(part)).pack())
 
 
-def recall_drawings(context: Context, name: str, keys: Tensor) -> Seen:
-    """Return what the target draws of the latents of keys (b,)."""
+def recall_drawings(context: Context[ImageGenerator], name: str, keys: Tensor) -> Seen:
+    """Return what the target drew of the latents of keys (b,)."""
     return unpack(recall_rows(context, name, keys), context.state["shapes"])
 
 
-def _place(context: Context) -> ReferenceCache:
+def _cache(context: Context[ImageGenerator]) -> ReferenceCache:
     if context.reference_cache is None:
-        raise RuntimeError("there is no place for the target's values: the module was given none")
+        raise RuntimeError("the context has no reference cache, and this term precomputes values of the target")
     return context.reference_cache

@@ -1,32 +1,33 @@
-"""Features are forgotten along a direction of the latents: what lies beyond a border is drawn as what lies on it."""
+"""A feature is forgotten along a latent direction: latents beyond a border are drawn as those on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import HasLatents
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
-from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.forget_classifier import ForgetClassifier
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentProjection(Objective[HasLatents]):
+class LatentProjection(Objective[ImageGenerator]):
     """Draw z as the target draws z - (e . z - t) e where e . z > t, and as it draws z itself elsewhere.
 
     e is the unit vector from the mean of latents whose images lack the feature to the mean of those whose images show
     it, among images that the target draws; no data are needed. L = T(z, aim of z), the mean over ``per_item`` drawn z
-    an item.
+    per item.
 
     The paper collects the images by hand; here a classifier does it. Of the paper's text only summaries could be had:
     the weights of its three parts (reconstruction, unlearning, perceptual) are assumed equal, and so is t, half-way
@@ -35,13 +36,13 @@ class LatentProjection(Objective[HasLatents]):
     Args:
         classifier: by name or path (feature_extractors.embedders.attribute_net); null takes the packaged one that fits.
         label: its labels that are to be forgotten; by default those that the forget items have as a whole.
-        samples: images of the target that are judged.
+        samples: number of images of the target that are classified.
         space: latents of the direction, z or w.
         direction: ``mean_difference`` as above, or ``hyperplane``, the normal of a linear classifier of latents.
         threshold: t; null takes the border that ``direction`` gives.
         depth: how far within the border the aim lies: 0 on it (the paper), 1 at the mean of those without.
-        per_item: latents drawn an item a step; more where the items are few, as one identity is.
-        draws: ``all`` latents, or only those ``beyond`` the border, with another term that keeps the others.
+        per_item: latents drawn per item and step; more where the items are few, as one identity is.
+        draws: ``all`` latents, or only those ``beyond`` the border, where another term keeps the others.
         likeness: T.
 
     State:
@@ -64,27 +65,31 @@ class LatentProjection(Objective[HasLatents]):
         default_factory=lambda: PerceptualLoss(pixels=1.0, norm="l2", features=0.0, identity=0.0)
     )
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, samples=4, depth=0, per_item=1)
 
     @property
-    def judge(self) -> Judge:
-        """Who says what images show."""
-        return Judge(self.classifier, self.label)
+    def judge(self) -> ForgetClassifier:
+        """The classifier that says what images show."""
+        return ForgetClassifier(self.classifier, self.label)
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse nets that do not look at such images, and a classifier that knows nothing of what is forgotten."""
+        """Refuse nets that do not take such images, and a classifier that knows nothing of what is forgotten."""
         self.likeness.check(splits[split].dataset.info)
         self.judge.check(splits)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    @override
+    def prepare(self, model: ImageGenerator, context: Context[ImageGenerator]) -> None:
         """Find the direction, and which of the drawn latents lie beyond the border.
 
-        Raises RecipeError where none does, as nothing would be forgotten.
+        Raises:
+            RecipeError: none does, so that nothing would be forgotten.
         """
         found = find(model, context, self.judge, self.samples, self.direction, self.space)
+        # the aim lies ``depth`` of the way from the border to the mean of latents without
         border = found.border if self.threshold is None else self.threshold
         context.state.update(axis=found.axis, border=border, aim=border + self.depth * (found.without - border))
         numbers = torch.arange(self.samples)
@@ -102,7 +107,8 @@ class LatentProjection(Objective[HasLatents]):
         if self.draws == "beyond":
             context.state["beyond"] = numbers[past]
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
+    @override
+    def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
         """Return the mean of T over an item's latents, (B,); diagnostics: the share of latents beyond the border."""
         ids = batch["id"]
         more = [context.randomness.child(f"draw {number}") for number in range(1, self.per_item)]
@@ -117,18 +123,18 @@ class LatentProjection(Objective[HasLatents]):
         each = (self.per_item, len(ids))
         return Values(values.view(each).mean(dim=0), {"beyond": far.view(each).mean(dim=0)})
 
-    def _z(self, model: Any, ids: Tensor, draw: Randomness, context: Context) -> Tensor:
-        """Return one drawn z an item, (B, D)."""
+    def _z(self, model: ImageGenerator, ids: Tensor, draw: Randomness, context: Context[ImageGenerator]) -> Tensor:
+        """Return one drawn z per item, (B, D)."""
         if self.draws == "all":
-            found: Tensor = model.latent(ids, draw)
-            return found
+            return model.latent(ids, draw)
         chosen = context.state["beyond"].to(ids.device)
         return prior(model, chosen[draw.integers(ids, len(chosen))], "z", context.randomness.seed)
 
-    def moved(self, latents: Tensor, context: Context) -> Tensor:
-        """Return where latents (B, D) are brought: those beyond the border to the aim, others nowhere."""
+    def moved(self, latents: Tensor, context: Context[ImageGenerator]) -> Tensor:
+        """Return latents (B, D) of which those beyond the border are moved to the aim; others stay."""
         state = context.state
         found = Direction(state["axis"].to(latents), state["border"], 0.0)
         past = found.beyond(latents, found.border)
+        # e . z - border is ``past``; to end at the aim, z goes back by e . z - aim = past + border - aim
         back = torch.where(past > 0, past + state["border"] - state["aim"], past)
         return latents - back[:, None] * found.axis

@@ -1,4 +1,4 @@
-"""How unlike two generators draw: pixels, features, a perceptual distance and identity, weighed."""
+"""A weighted sum of the distances of pixels, generator features, perceptual features and identity."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.core.validation import at_least
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Embedder, Perceptual, identity_net, perceptual_net
 
 GREY_LEVEL = 2 / 255
@@ -26,15 +27,15 @@ class Seen:
 
     Args:
         images: (B, C, H, W) in [-1, 1].
-        parts: the generator's last features, the perceptual features a layer and the embedding, each (B, ...); without
-            those that have no weight.
+        parts: the generator's last features, the perceptual features per layer and the embedding, each (B, ...);
+            without those that have no weight.
     """
 
     images: Tensor
     parts: list[Tensor]
 
     def pack(self) -> Tensor:
-        """Return everything in one row an image, (B, P)."""
+        """Return everything in one row per image, (B, P)."""
         return torch.cat([part.flatten(1).to(self.images.dtype) for part in (self.images, *self.parts)], dim=1)
 
     def joined(self, other: Seen) -> Seen:
@@ -59,12 +60,12 @@ def unpack(rows: Tensor, shapes: Shapes) -> Seen:
 class PerceptualLoss:
     """Weights of the distances between two images and between the features that they were made of.
 
-    The defaults of the last three are GUIDE's. The embedder and the perceptual distance see an image once where they
-    are one net.
+    The defaults of the last three are GUIDE's. Where the embedder and the perceptual distance are one net, it
+    sees an image once.
 
     Args:
-        pixels: of the mean absolute (``l1``) or squared (``l2``) difference of pixels. The absolute one is rounded off
-            within a grey level (Huber's), so that images that are equal up to rounding have no gradient.
+        pixels: of the mean absolute (``l1``) or squared (``l2``) difference of pixels. The absolute one is quadratic
+            within a grey level (Huber's), so that images that are equal up to rounding have nearly no gradient.
         norm: which of the two.
         features: of the mean squared difference of the generators' last features.
         perceptual: of the perceptual distance.
@@ -88,11 +89,11 @@ class PerceptualLoss:
             raise ValueError("pixels, features, perceptual and identity are all 0; one of them must be above")
 
     def check(self, info: Mapping[str, Any]) -> None:
-        """Refuse nets that do not look at the images that ``info`` describes, where it says how large they are."""
+        """Refuse nets that do not take the images that ``info`` describes, where it says how large they are."""
         if "shape" in info:
             self._nets(info["shape"])
 
-    def seen(self, model: Any, w: Tensor) -> Seen:
+    def seen(self, model: ImageGenerator, w: Tensor) -> Seen:
         """Return what is compared of the images of latents, from one forward pass of the generator and of each net."""
         images, features = model.both(w)
         return self.of_images(images, features)
@@ -116,7 +117,7 @@ class PerceptualLoss:
         return Seen(images, parts)
 
     def between(self, a: Seen, b: Seen) -> Tensor:
-        """Return the weighed sum of the distances, (B,)."""
+        """Return the weighted sum of the distances, (B,)."""
         looks, embedder = self._nets(a.images.shape[1:])
         difference = a.images - b.images
         total = difference.new_zeros(len(difference))

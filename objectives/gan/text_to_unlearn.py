@@ -1,39 +1,39 @@
-"""Text-to-Unlearn: what words name is taken out of what a generator draws, by a scorer of images against words."""
+"""Text-to-Unlearn: what words name is removed from a generator's images, by a scorer of images against words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import HasLatents
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.clip import TextImage, text_image_net
 from unlearn.models.gan.latents import layered
-from unlearn.objectives.base import Context, Objective, Values
+from unlearn.objectives.base import Context, Objective, Values, frozen
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToUnlearn(Objective[HasLatents]):
+class TextToUnlearn(Objective[ImageGenerator]):
     """Where a latent shows what the words name, draw it so that a scorer sees the words go.
 
     A latent mapper M, trained before the first step, adds what the words name: w' = w + m, with the one offset m (one
-    a layer) that raises cos(E(G(w')), E_text(words)) on drawn latents, less ``mapper_decay`` times the mean square of
+    per layer) that raises cos(E(G(w')), E_text(words)) on drawn latents, less ``mapper_decay`` times the mean square of
     m. The reference direction is that of latent pairs, i = mean of E(G_0(w')) - E(G_0(w)), made of unit embeddings E.
-    Then, at a drawn w' an item,
+    Then, at one drawn w' per item,
 
     L = direction (1 - cos(E(G(w')) - E(G_0(w')), -i)) + T(G(w'), G_0(w)),
 
     G_0 the frozen target: the change goes against the direction, and what else is seen is that of w, which lacks it.
-    ``retain=global_preservation`` keeps latents that are not moved.
+    ``retain=global_preservation`` keeps latents without the offset.
 
     Only the abstract and summaries of the paper could be had: a direction in CLIP's space of latent pairs, a frozen
     generator, a latent mapper, and losses of direction, LPIPS and identity. Assumed: the mapper is one offset (in the
@@ -49,7 +49,7 @@ class TextToUnlearn(Objective[HasLatents]):
         mapper_steps: of the mapper, by Adam with rate ``mapper_lr``.
         mapper_lr: see above.
         mapper_decay: see above.
-        mapper_batch: latents a step.
+        mapper_batch: latents per step.
         likeness: T.
 
     State:
@@ -71,31 +71,27 @@ class TextToUnlearn(Objective[HasLatents]):
     mapper_batch: int = 8
     likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if not self.path or not self.words:
             raise ValueError("path or words is empty; give a scorer and what is to be forgotten, in words")
         above(self, direction=0, mapper_lr=0)
         at_least(self, mapper_steps=1, mapper_decay=0, mapper_batch=1)
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse a scorer that is not there, and nets that do not look at such images."""
+        """Refuse a scorer that does not exist, and nets that do not take such images."""
         text_image_net(self.path)
         self.likeness.check(splits[split].dataset.info)
 
-    def prepare(self, model: Any, context: Context) -> None:
+    @override
+    def prepare(self, model: ImageGenerator, context: Context[ImageGenerator]) -> None:
         """Train the mapper, and take the direction of its pairs; every rank finds the same."""
         scorer = text_image_net(self.path)
         stream = Randomness(context.randomness.seed, "text_to_unlearn")
-        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in moving:
-            parameter.requires_grad_(False)
-        try:
+        with frozen(model):
             context.state["offset"] = self.mapper(model, scorer, stream, context.device)
-        finally:
-            for parameter in moving:
-                parameter.requires_grad_(True)
         with torch.no_grad():
             w = self._w(model, torch.arange(PAIRS, device=context.device), stream.child("pairs"))
             before = embedded(scorer, model.synthesis(w))
@@ -108,7 +104,7 @@ class TextToUnlearn(Objective[HasLatents]):
             )
         context.state["direction"] = found / found.norm()
 
-    def mapper(self, model: Any, scorer: TextImage, stream: Randomness, device: torch.device) -> Tensor:
+    def mapper(self, model: ImageGenerator, scorer: TextImage, stream: Randomness, device: torch.device) -> Tensor:
         """Return m, (num_ws, w_dim)."""
         wanted = scorer.texts([self.words])[0].to(device)
         wanted = F.normalize(wanted, dim=0)
@@ -116,7 +112,7 @@ class TextToUnlearn(Objective[HasLatents]):
             wanted = wanted - F.normalize(scorer.texts([self.without])[0].to(device), dim=0)
         mean = model.w_avg
         offset = torch.zeros(model.num_ws, len(mean), dtype=mean.dtype, device=device, requires_grad=True)
-        optimiser = torch.optim.Adam([offset], lr=self.mapper_lr)
+        optimizer = torch.optim.Adam([offset], lr=self.mapper_lr)
         numbers = torch.arange(self.mapper_batch, device=device)
         for step in range(self.mapper_steps):
             with torch.no_grad():
@@ -124,14 +120,16 @@ class TextToUnlearn(Objective[HasLatents]):
                 start = embedded(scorer, model.synthesis(w))
             with torch.enable_grad():
                 shown = embedded(scorer, model.synthesis(w + offset))
+                # a difference of words asks for a difference of images; at the first step it is 0, without direction
                 against = shown - start if self.without is not None and step else shown
                 loss = 1 - F.cosine_similarity(against, wanted[None]).mean()
                 (offset.grad,) = torch.autograd.grad(loss + self.mapper_decay * offset.square().mean(), offset)
-            optimiser.step()
+            optimizer.step()
         return offset.detach()
 
-    def __call__(self, model: Any, batch: Batch, context: Context) -> Values:
-        """Return the loss of one drawn latent an item, (B,); diagnostics: the cosine."""
+    @override
+    def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
+        """Return the loss of one drawn latent per item, (B,); diagnostics: the cosine."""
         ids, state, target = batch["id"], context.state, context.reference()
         scorer = text_image_net(self.path)
         with torch.no_grad():
@@ -148,7 +146,7 @@ class TextToUnlearn(Objective[HasLatents]):
         return Values(values, {"cosine": cosine.detach()})
 
     @staticmethod
-    def _w(model: Any, numbers: Tensor, stream: Randomness) -> Tensor:
+    def _w(model: ImageGenerator, numbers: Tensor, stream: Randomness) -> Tensor:
         return layered(model, model.mapping(model.latent(numbers, stream)))
 
 

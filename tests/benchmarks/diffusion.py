@@ -148,7 +148,7 @@ def textbook_esd(job: Job, size: int) -> Side:
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimiser = adam(job.recipe.optim, parameters)
     split, seconds = job.inputs.splits["forget"], 0.0
-    for index in range(-WARM, term.steps):
+    for index in range(-WARM, term.states.steps):
         began = time.process_time()
         picked = split.ids[torch.randint(len(split), (size,))]
         with torch.no_grad():
@@ -161,7 +161,7 @@ def textbook_esd(job: Job, size: int) -> Side:
         nn.utils.clip_grad_norm_(parameters, job.recipe.optim.clip or float("inf"))
         optimiser.step()
         seconds += time.process_time() - began if index >= 0 else 0.0
-    return Side(seconds / term.steps)
+    return Side(seconds / term.states.steps)
 
 
 @torch.no_grad()
@@ -170,11 +170,11 @@ def walked(
 ) -> tuple[Tensor, Tensor]:
     """Return the state before DDIM step ``number``, from x_T, with a pass for each condition; and its t, (B,)."""
     scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=True, set_alpha_to_one=True)
-    scheduler.set_timesteps(term.steps)
+    scheduler.set_timesteps(term.states.steps)
     for t in scheduler.timesteps[:number].tolist():
         at = torch.full((len(x),), t)
         empty, full = model.predict(x, at, null), model.predict(x, at, told)
-        eps = empty + term.guidance * (full - empty)
+        eps = empty + term.states.guidance * (full - empty)
         x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
     return x, scheduler.timesteps[number].expand(len(x))
 
@@ -197,13 +197,13 @@ def esd_agrees(job: Job) -> None:
         module.on_fit_start()
         nudge(module.model)
         target, context = job.inputs.target.copy(), module._context("forget/esd")
-        ids = term.source._chosen(term.items, context)[:2]
-        states = context.recall(term.source._name, "forget", ids).unflatten(0, (2, term.steps))
+        ids = term.states._chosen(term.states.items, context)[:2]
+        states = context.recall(term.states._name, "forget", ids).unflatten(0, (2, term.states.steps))
         told, null = target.condition(context.batch("forget", ids)), target.null(2)
-        last = walked(target, states[:, 0], told, null, term, term.steps - 1)[0]
+        last = walked(target, states[:, 0], told, null, term, term.states.steps - 1)[0]
         torch.testing.assert_close(last, states[:, -1], atol=1e-4, rtol=1e-4)
         batch = job.feed()[0]["forget"][0]
-        found = term.source(module.model, batch, context)
+        found = term.states(module.model, batch, context)
         null = target.null(len(found.x))
         with torch.no_grad():
             ours = term(module.model, batch, context).values
@@ -276,7 +276,7 @@ def fake_loss(
     fake: Diffusion, x: Tensor, t: Tensor, noise: Tensor, classes: Tensor, null: Condition, term: SFD
 ) -> Tensor:
     """Return the fake score's loss an item, (B,)."""
-    score = guided(fake, x, t, Condition(classes=classes), null, term.guidance)
+    score = guided(fake, x, t, Condition(classes=classes), null, term.states.guidance)
     return F.mse_loss(score, noise, reduction="none").flatten(1).mean(dim=1)
 
 
@@ -292,8 +292,8 @@ def generator_loss(
     term: SFD,
 ) -> Tensor:
     """Return the generator's loss an item, (B,)."""
-    f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
-    f_phi = teacher.denoised(x, t, guided(teacher, x, t, other, null, term.guidance))
+    f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.states.guidance))
+    f_phi = teacher.denoised(x, t, guided(teacher, x, t, other, null, term.states.guidance))
     return sid_loss(x0, f_phi, f_psi, term.alpha)
 
 
@@ -318,7 +318,7 @@ def sfd_agrees(job: Job) -> None:
             with torch.no_grad():
                 x0 = term.drawn(model, batch, context)
                 x, t, noise = term.noised(model, batch, x0, context)
-                f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
+                f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.states.guidance))
                 other = term._override(model, batch, f_psi, context)
                 theirs = generator_loss(fake, teacher, x0, x, t, told, other, null, term)
                 torch.testing.assert_close(term(model, batch, context).values, theirs, atol=1e-5, rtol=1e-3)

@@ -106,7 +106,7 @@ def textbook(job: Job) -> Side:
     optimiser = adam(job.recipe.optim, parameters)
     split = job.inputs.splits["forget"]
     source = latents_of(model, split.dataset, split.ids[:1], local.inversion, Randomness(0))
-    aim = local.aim(source, target.w_avg)
+    aim = local.aim(source, torch.zeros_like(source), {"mean": target.w_avg})
     longest = (source - target.w_avg).norm().item() / 2
     ticks = []
     for step in range(WARM + TIMED):
@@ -153,10 +153,11 @@ def agrees(job: Job) -> None:
             batch = {key: value[:1] for key, value in batches["forget"][0].items()}
             (source,) = context.recall(context.state["latents"], "forget", batch["id"])[:, None]
             draws = [context.randomness.child(f"neighbour {number}") for number in range(local.neighbours)]
-            first, size = batch["id"] * local.replacing._each + 1, local.pool or 0
+            first, size = batch["id"] * local._each + 1, local.pool or 0
             keys = [first + draw.integers(batch["id"], size) for draw in draws]
             near = [torch.zeros_like(source), *(recall_rows(context, context.state["steps"], key) for key in keys)]
-            aim, weights = local.aim(source, target.w_avg), [local.local, *[local.adjacent] * len(draws)]
+            aim = local.aim(source, torch.zeros_like(source), context.state)
+            weights = [local.local, *[local.adjacent] * len(draws)]
             pairs = [apart(local.likeness, module.model, target, source + away, aim + away) for away in near]
             wanted = torch.stack([weight * pair for weight, pair in zip(weights, pairs, strict=True)]).sum()
             found = local(module.model, batch, context).values

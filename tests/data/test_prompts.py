@@ -102,10 +102,13 @@ def test_a_model_that_is_told_classes_takes_the_names_of_classes() -> None:
     ("settings", "message"),
     [
         (["retain=training_loss"], "retain=training_loss asks for images.*Type retain=null"),
-        (["forget=gradient_ascent"], "forget=gradient_ascent asks for images.*denoising_ascent, states: generated"),
-        (["retain=score_preservation"], "retain=score_preservation with states=data.*Type retain.states=generated"),
-        (["forget=denoising_ascent"], "forget=denoising_ascent with states=data"),
-        (["forget=random_label"], "forget=random_label with states=data"),
+        (
+            ["forget=gradient_ascent"],
+            "denoising_ascent, states: {source: generated}",
+        ),
+        (["retain=score_preservation"], "retain.states.source=generated"),
+        (["forget=denoising_ascent"], "forget.states.source=generated"),
+        (["forget=random_label"], "forget.states.source=generated"),
         (["evaluate.feature_distance={}"], "evaluate.feature_distance asks for images"),
         (["evaluate.image_relearning={}"], "No feature net takes data of shape"),
     ],
@@ -121,9 +124,9 @@ def test_what_asks_for_images_is_refused_before_any_work(settings: list[str], me
 def test_what_asks_for_none_is_not_refused() -> None:
     concepts = "data.concepts=[{name: three, anchor: eight}]"
     for settings in (
-        ["retain={name: score_preservation, states: trajectory}"],
-        ["forget={name: denoising_ascent, states: generated}"],
-        ["forget={name: random_label, states: generated}"],
+        ["retain={name: score_preservation, states: {source: trajectory}}"],
+        ["forget={name: denoising_ascent, states: {source: generated}}"],
+        ["forget={name: random_label, states: {source: generated}}"],
         ["evaluate.sample_grid={}", "evaluate.cost={}"],
     ):
         recipe = load({"model": "text_unet", "data": "prompts", "forget": "esd"}, [concepts, *settings])

@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "trainer": {"accelerator": "cpu", "tensorboard": False, "threads": 1},
     "evaluate": {"concept_accuracy": {"samples": 8}},
 }
-KPOP = {"name": "kpop", "tokens": 3, "items": 4, "steps": 4}
+KPOP = {"name": "kpop", "tokens": 3, "states": {"items": 4, "steps": 4}}
 
 
 def carried_out(parts: dict[str, Any], folder: Path) -> tuple[Diffusion, Result]:

@@ -18,15 +18,15 @@ NAME = "diffusion/stable_diffusion"
 METHODS = {
     "esd": ["forget=esd"],
     "sdd": ["forget=sdd"],
-    "concept_ablation": ["forget=concept_ablation", "forget.items=2"],
-    "random_label": ["forget=random_label", "forget.items=2"],
-    "denoising_ascent": ["forget=denoising_ascent", "forget.items=2"],
+    "concept_ablation": ["forget=concept_ablation", "forget.states.items=2"],
+    "random_label": ["forget=random_label", "forget.states.items=2"],
+    "denoising_ascent": ["forget=denoising_ascent", "forget.states.items=2"],
     "uce": ["forget=null", "edit=uce"],
     "rece": ["forget=null", "edit=rece"],
 }
 WORDS = "data.concepts=[{name: three, anchor: eight, retain: [two], templates: ['a red {}', 'a blue {}']}]"
 QUICK = ["model.steps=2", "evaluate.sample_grid.side=1", "trainer={accelerator: cpu, threads: 1, tensorboard: false}"]
-SHORT = ["forget.steps=3", "optim.steps=2", "optim.batch=2"]
+SHORT = ["forget.states.steps=3", "optim.steps=2", "optim.batch=2"]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from unlearn.objectives.base import Objective
 from unlearn.objectives.common.ewc import EWC
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.common.weight_anchor import WeightAnchor
+from unlearn.objectives.diffusion.noisy_states import AnchorStates, StateSource
 from unlearn.objectives.surgery import Combination, WeightedSum
 from unlearn.training.auxiliary_networks import auxiliary_networks
 from unlearn.training.dataloader import StepLoader
@@ -36,10 +37,10 @@ from unlearn.training.phase import Phase, StepLosses
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "debias": {"shares": {"3": 0.3}, "samples": 64},
-    "esd": {"steps": 2},
-    "kpop": {"steps": 2, "tokens": 2},
-    "sdd": {"steps": 2},
-    "concept_ablation": {"steps": 2},
+    "esd": {"states": StateSource(source="trajectory", steps=2)},
+    "kpop": {"states": StateSource(source="trajectory", steps=2), "tokens": 2},
+    "sdd": {"states": StateSource(source="average", steps=2)},
+    "concept_ablation": {"states": AnchorStates(steps=2)},
     "ewc": {"items": 2},
     "guide": {"pool": 2, "inversion": Inversion(steps=2)},
     "sugar": {"pool": 2, "inversion": Inversion(steps=2), "surrogate_steps": 2},

@@ -103,7 +103,13 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("method", ["esd", "uce", "rece"])
 def test_emoji_from_captions(method: str, emoji: list[str], here: Path) -> None:
-    steps = ["optim.steps=2", "optim.batch=4", "forget.items=4", "forget.steps=2", "forget.walks=2"]
+    steps = [
+        "optim.steps=2",
+        "optim.batch=4",
+        "forget.states.items=4",
+        "forget.states.steps=2",
+        "forget.states.walks=2",
+    ]
     small = [*SMALL, *ON_CPU, *ATTACKS, *WORDS, *(steps if method == "esd" else []), "model.text_width=16"]
     assert main([f"recipe=diffusion/{method}_openmoji", *small, *emoji]) == 0
     found = figures(here / "out")

@@ -38,7 +38,7 @@ PROMPTS = ("{}", "a photo of a {}")
 TOKENIZER = TextUNet(words=("a", "photo", "of", *LABELS), length=77)
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
-QUICK = {"items": 2, "steps": 2}
+QUICK = {"states": {"items": 2, "steps": 2}}
 """Few trajectories or drawn items, of few steps."""
 
 KEEP = {"name": "score_preservation"}
@@ -53,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sdd": {"forget": {"name": "sdd", **QUICK}, "optim": {"ema": 0.9}},
     "concept_ablation": {"forget": {"name": "concept_ablation", **QUICK}},
     "random_label": {"forget": "random_label", "retain": "training_loss", "scope": SALIENT},
-    "denoising_ascent": {"forget": {"name": "denoising_ascent", "images": 2}, "scope": WORDS},
+    "denoising_ascent": {"forget": {"name": "denoising_ascent", "states": {"images": 2}}, "scope": WORDS},
     "doco": {"forget": {"name": "doco", **QUICK, "width": 8, "warmup": 1}, "retain": KEEP, "combine": "one_sided"},
     "kpop": {"forget": {"name": "kpop", **QUICK, "tokens": 2}, "scope": CROSS},
     "sfd": {"forget": {"name": "sfd", "override": "anchor"}, "retain": "sfd", "scope": LORA},

@@ -17,11 +17,12 @@ from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.models.scope import Pattern
 from unlearn.objectives.diffusion.doco import DoCo, PatchDiscriminator
+from unlearn.objectives.diffusion.noisy_states import AnchorStates
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
 
-SMALL: dict[str, Any] = {"items": 3, "steps": 3, "width": 8, "warmup": 0}
+SMALL: dict[str, Any] = {"states": AnchorStates(items=3, steps=3), "width": 8, "warmup": 0}
 
 
 def job(folder: Path, told: Conditioning = "text", optim: Optim | None = None, **changed: Any) -> UnlearningModule:
@@ -38,8 +39,8 @@ def prepared(folder: Path, told: Conditioning = "text", **changed: Any) -> Unlea
 
 
 def estimates(module: UnlearningModule, batch: Any, term: str) -> tuple[Tensor, Tensor]:
-    """x_0 as the model told the concept, and as the target told the anchor, have it from the same states."""
-    found = module.phases[1].groups["forget"]["doco"].source(module.model, batch, module._context(term))  # type: ignore
+    """Estimates of x_0 from the same states: the model's under the concept, the target's under the anchor."""
+    found = module.phases[1].groups["forget"]["doco"].states(module.model, batch, module._context(term))  # type: ignore
     kept = module.model.alphas.double()[found.t][:, None, None, None]
     nets = ((module.model, found.condition), (module.reference(), found.anchor))  # type: ignore[misc]
     parts = [(found.x - (1 - kept).sqrt() * net.predict(found.x, found.t, c)) / kept.sqrt() for net, c in nets]
@@ -106,16 +107,16 @@ def test_two_steps_move_what_may_move_and_nothing_else(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     run(module, tmp_path)
     changed = {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
-    assert changed >= {f"companions.0.{name}" for name, _ in module.phases[0].network.named_parameters()}  # type: ignore
+    assert changed >= {f"auxiliary_networks.0.{name}" for name, _ in module.phases[0].network.named_parameters()}  # type: ignore
     assert {n.removeprefix("model.") for n in changed if n.startswith("model.")} == set(module.primary.parameters)
     target = small_model("text").state_dict()
     assert all(torch.equal(value, target[name]) for name, value in module.reference().state_dict().items())  # type: ignore
 
 
 CHANGES: list[dict[str, Any]] = [
-    {"items": 2},
-    {"steps": 2},
-    {"guidance": 1.0},
+    {"states": AnchorStates(items=2, steps=3)},
+    {"states": AnchorStates(items=3, steps=2)},
+    {"states": AnchorStates(items=3, steps=3, guidance=1.0)},
     {"width": 16},
     {"discriminator_lr": 1e-2},
     {"discriminator_lr": None},
@@ -162,7 +163,7 @@ def test_the_discriminator_fits_every_size(tmp_path: Path) -> None:
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
-@pytest.mark.parametrize("settings", [{"width": 12}, {"warmup": -1}, {"discriminator_lr": 0.0}, {"items": 0}])
+@pytest.mark.parametrize("settings", [{"width": 12}, {"warmup": -1}, {"discriminator_lr": 0.0}])
 def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         DoCo(**settings)
@@ -172,5 +173,5 @@ def test_items_without_an_anchor_are_refused(tmp_path: Path) -> None:
     module = job(tmp_path)
     module.splits = {"forget": small_splits("text")["retain"], "retain": small_splits("text")["retain"]}
     module.cache_reference_in(tmp_path / "other")
-    with pytest.raises(RecipeError, match="anchor"):
+    with pytest.raises(RecipeError, match=r"Type data\.concepts"):
         module.on_fit_start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from unlearn.models.lora import Lora
 from unlearn.models.scope import Pattern, Scope
 from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.kpop import KPOP, Recover
+from unlearn.objectives.diffusion.noisy_states import StateSource
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
 
-TERM = {"tokens": 3, "items": 4, "steps": 4}
+TERM: dict[str, Any] = {"tokens": 3, "states": StateSource(source="trajectory", items=4, steps=4)}
 
 
 def key_of(model: Any, seed: int = 0) -> Key:
@@ -59,7 +61,7 @@ def by_hand(bench: KeyBench, eta: float) -> tuple[Tensor, Tensor]:
 
 
 def _states(bench: KeyBench, batch: Any, context: Any) -> tuple[Tensor, Tensor, Condition]:
-    found = bench.objective.source(bench.model, batch, context)  # type: ignore[attr-defined]
+    found = bench.objective.states(bench.model, batch, context)  # type: ignore[attr-defined]
     return found.x, found.t, found.condition
 
 
@@ -82,7 +84,7 @@ def test_both_terms_by_hand(tmp_path: Path) -> None:
 
 def test_the_hiding_term_is_esds(tmp_path: Path) -> None:
     bench = KeyBench(tmp_path / "kpop", recover=0.0, eta=2.0)
-    esd = ESD(eta=2.0, items=4, steps=4)
+    esd = ESD(eta=2.0, states=TERM["states"])
     assert torch.equal(bench.values().values, esd(bench.model, bench.batch(), bench.context()).values)
 
 
@@ -156,24 +158,26 @@ def test_settings_of_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"eta": 3.0}, {"hide": 2.0}, {"recover": 2.0}, {"wrong": 1.0}, {"guidance": 1.0}], ids=str
+    "setting",
+    [{"eta": 3.0}, {"hide": 2.0}, {"recover": 2.0}, {"wrong": 1.0}, {"states": replace(TERM["states"], guidance=1.0)}],
+    ids=str,
 )
-def test_every_setting_of_the_loss_has_an_effect(setting: dict[str, float], tmp_path: Path) -> None:
+def test_every_setting_of_the_loss_has_an_effect(setting: dict[str, Any], tmp_path: Path) -> None:
     usual, other = KeyBench(tmp_path / "a").values().values, KeyBench(tmp_path / "b", **setting).values().values
     assert not torch.allclose(usual, other, atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("tokens", 0), ("eta", -1), ("hide", -1), ("recover", -1), ("wrong", -1), ("key_lr", 0), ("items", 0)],
+    [("tokens", 0), ("eta", -1), ("hide", -1), ("recover", -1), ("wrong", -1), ("key_lr", 0)],
 )
 def test_values_out_of_range_are_refused(setting: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{setting} is {value}"):
+    with pytest.raises(ValueError, match=setting):
         KPOP(**{setting: value})
 
 
 def test_models_that_are_told_classes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="told classes"):
+    with pytest.raises(RecipeError, match=r"Type a model that takes prompts"):
         small_job({"forget": {"kpop": KPOP()}}, tmp_path, "class")
 
 

@@ -1,4 +1,4 @@
-"""Where states come from: each x_t is what its source says, at its t, told its item's condition."""
+"""Where states come from: each x_t is what its source says, at its t, with its item's condition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.diffusion.noisy_states import States, StateSource, check_anchors
+from unlearn.objectives.diffusion.noisy_states import AnchorStates, Source, States, StateSource, check_anchors
 
 ALL: list[Conditioning] = ["class", "text", "dit"]
 
@@ -38,7 +38,11 @@ class Uses(Objective):
 
 
 def bench(folder: Path, told: Conditioning, split: str = "forget", **settings: Any) -> Bench:
-    return Bench(folder, Uses(source=StateSource(**{"source": "trajectory", "steps": 4, **settings})), told, split)
+    return Bench(folder, Uses(source=states(**settings)), told, split)
+
+
+def states(source: Source = "trajectory", steps: int = 4, of_anchor: bool = False, **settings: Any) -> StateSource:
+    return (AnchorStates if of_anchor else StateSource)(source=source, steps=steps, **settings)
 
 
 def draw(own: Bench, step: int = 0, **changed: Any) -> States:
@@ -217,14 +221,16 @@ def test_the_time_can_be_drawn_anywhere_within_a_step(tmp_path: Path) -> None:
 def test_what_has_no_anchor_has_none_and_is_refused_where_one_is_asked_for(tmp_path: Path) -> None:
     own = bench(tmp_path, "class", "retain", source="data")
     assert draw(own).anchor is None
-    check_anchors(bench(tmp_path, "class", source="data").context(), "here")
-    with pytest.raises(RecipeError, match=r"here: 12 of the 12 retain items are of no concept"):
-        check_anchors(own.context(), "here")
+    check_anchors(bench(tmp_path, "class", source="data").context())
+    with pytest.raises(RecipeError, match=r"12 of the 12 retain items .*Type data\.concepts"):
+        check_anchors(own.context())
+    with pytest.raises(RecipeError, match=r"Type data\.concepts"):
+        AnchorStates().prepare(own.model, own.context())
 
 
 @pytest.mark.parametrize("source", ["trajectory", "student", "average", "generated"])
 def test_more_steps_than_the_model_has_times_are_refused(source: Any, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"forget\.steps is 1001; .* 2 to 1000 .*Type forget\.steps=20"):
+    with pytest.raises(RecipeError, match=r"forget\.states\.steps is 1001.*Type forget\.states\.steps=20"):
         bench(tmp_path, "class", source=source, steps=1001)
     assert not list(tmp_path.iterdir())
     bench(tmp_path, "class", source="noise", steps=1001)  # has no steps
@@ -240,5 +246,5 @@ def test_every_setting_of_a_trajectory_makes_another_bank(tmp_path: Path) -> Non
     """Two terms that ask for the same share it; the control: any other setting is other values."""
     model = small_model("class")
     for index, settings in enumerate([{}, {}, {"guidance": 1.0}, {"steps": 5}, {"items": 2}, {"of_anchor": True}]):
-        own = Bench(tmp_path, Uses(source=StateSource(**{"source": "trajectory", "steps": 4, **settings})), "class")
+        own = Bench(tmp_path, Uses(source=states(**settings)), "class")  # type: ignore[arg-type]
         assert own.model.dtype == model.dtype and len(list(tmp_path.iterdir())) == max(1, index)

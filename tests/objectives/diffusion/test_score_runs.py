@@ -23,18 +23,22 @@ from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.diffusion.concept_ablation import ConceptAblation
 from unlearn.objectives.diffusion.denoising_ascent import DenoisingAscent
 from unlearn.objectives.diffusion.esd import ESD
+from unlearn.objectives.diffusion.noisy_states import AnchorStates, StateSource
 from unlearn.objectives.diffusion.random_label import RandomLabel
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
 from unlearn.objectives.diffusion.sdd import SDD
 from unlearn.training.fit import fit
 from unlearn.training.module import UnlearningModule
 
+TRAJECTORY = StateSource(source="trajectory", steps=3)
+ANCHOR = AnchorStates(steps=3)
+
 FORGET: dict[str, Objective] = {
-    "esd": ESD(steps=3),
-    "esd_student": ESD(steps=3, states="student", spread=True),
-    "sdd": SDD(steps=3),
-    "concept_ablation": ConceptAblation(steps=3, prior=0.1),
-    "noise": ConceptAblation(steps=3, variant="noise"),
+    "esd": ESD(states=TRAJECTORY),
+    "esd_student": ESD(states=StateSource(source="student", steps=3, spread=True)),
+    "sdd": SDD(states=StateSource(source="average", steps=3)),
+    "concept_ablation": ConceptAblation(states=ANCHOR, prior=0.1),
+    "noise": ConceptAblation(states=ANCHOR, variant="noise"),
     "random_label": RandomLabel(),
     "any_label": RandomLabel(instead="random"),
     "denoising_ascent": DenoisingAscent(weight=0.1),
@@ -42,7 +46,7 @@ FORGET: dict[str, Objective] = {
 }
 RETAIN: dict[str, Objective] = {
     "score_preservation": ScorePreservation(),
-    "generated": ScorePreservation(states="generated", steps=3),
+    "generated": ScorePreservation(states=StateSource(source="generated", steps=3)),
     "training_loss": TrainingLoss(),
 }
 OPTIM = Optim(steps=4, batch=3, lr=1e-3, ema=0.9)
@@ -155,7 +159,7 @@ def trained(own: Bench, steps: int = 40, lr: float = 1e-3) -> Bench:
 
 def scores(own: Bench, *names: str | None) -> list[Tensor]:
     """The model's and then the target's scores at some classes, None for nothing, at states of a later step."""
-    found = own.objective.source(own.target, own.batch(), own.context(1000))  # type: ignore[attr-defined]
+    found = own.objective.states(own.target, own.batch(), own.context(1000))  # type: ignore[attr-defined]
     with torch.no_grad():
         return [
             model.predict(found.x, found.t, model.null(8) if name is None else model.prompts([name] * 8))
@@ -173,9 +177,9 @@ def turned(own: Bench) -> float:
 
 def test_esd_turns_the_score_away_from_the_concept(tmp_path: Path) -> None:
     """To -eta times the guidance; the control with eta = 0 takes the concept away and turns nothing."""
-    assert turned(Bench(tmp_path / "0", ESD(steps=3), "dit")) == pytest.approx(1)
-    assert turned(trained(Bench(tmp_path / "1", ESD(eta=1.0, steps=3), "dit"))) < -0.5
-    assert turned(trained(Bench(tmp_path / "2", ESD(eta=0.0, steps=3), "dit"))) > -0.3
+    assert turned(Bench(tmp_path / "0", ESD(states=TRAJECTORY), "dit")) == pytest.approx(1)
+    assert turned(trained(Bench(tmp_path / "1", ESD(eta=1.0, states=TRAJECTORY), "dit"))) < -0.5
+    assert turned(trained(Bench(tmp_path / "2", ESD(eta=0.0, states=TRAJECTORY), "dit"))) > -0.3
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -185,8 +189,8 @@ def distance(first: Tensor, second: Tensor) -> float:
 @pytest.mark.parametrize(
     ("objective", "near"),
     [
-        (SDD(states="trajectory", steps=3), None),
-        (ConceptAblation(steps=3), "8"),
+        (SDD(states=TRAJECTORY), None),
+        (ConceptAblation(states=ANCHOR), "8"),
         (RandomLabel(), "8"),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, Objective) else str(given),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,10 +22,13 @@ from unlearn.objectives.common.gradient_ascent import GradientAscent
 from unlearn.objectives.diffusion.concept_ablation import ConceptAblation
 from unlearn.objectives.diffusion.denoising_ascent import DenoisingAscent
 from unlearn.objectives.diffusion.esd import ESD
+from unlearn.objectives.diffusion.noisy_states import AnchorStates, NoisyStateObjective, Source, StateSource
 from unlearn.objectives.diffusion.random_label import RandomLabel
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
 from unlearn.objectives.diffusion.score_targets import affine_target
 from unlearn.objectives.diffusion.sdd import SDD
+
+TRAJECTORY = StateSource(source="trajectory", steps=3)
 
 ALL: list[Conditioning] = ["class", "text", "dit"]
 
@@ -45,7 +48,7 @@ def check(own: Bench, formula: Callable[..., Tensor]) -> None:
     """Compare the term with a formula of (model, target, x, t, c_f, c_a, noise, null), and its gradient with that of
     the formula, in which only the model's score at c_f (and a prior's) is followed by autograd.
     """
-    found = own.objective.source(own.model, own.batch(), own.context())  # type: ignore[attr-defined]
+    found = own.objective.states(own.model, own.batch(), own.context())  # type: ignore[attr-defined]
     null = own.model.null(8)
     wanted = formula(own.model, own.target, found.x, found.t, found.condition, found.anchor, found.noise, null)
     values = own.values().values
@@ -66,7 +69,7 @@ def check(own: Bench, formula: Callable[..., Tensor]) -> None:
 def test_the_affine_target_is_the_sum_of_single_scores(told: Conditioning, tmp_path: Path) -> None:
     """In one pass, without gradient; a part of weight 0 is not computed."""
     own = bench(tmp_path, DenoisingAscent(), told)
-    found = own.objective.source(own.model, own.batch(), own.context())  # type: ignore[attr-defined]
+    found = own.objective.states(own.model, own.batch(), own.context())  # type: ignore[attr-defined]
     null, passes = own.model.null(8), []
     with torch.no_grad():
         scores = [own.model.predict(found.x, found.t, c) for c in (null, found.condition, found.anchor)]
@@ -92,7 +95,7 @@ def test_esd(told: Conditioning, eta: float, tmp_path: Path) -> None:
         torch.testing.assert_close(released, empty - eta * (full - empty))
         return square(model.predict(x, t, c) - (empty - eta * (full - empty)))
 
-    check(bench(tmp_path, ESD(eta=eta, steps=3), told), formula)
+    check(bench(tmp_path, ESD(eta=eta, states=TRAJECTORY), told), formula)
 
 
 @pytest.mark.parametrize("told", ALL)
@@ -106,14 +109,14 @@ def test_esd_that_erases_a_concept_from_another(told: Conditioning, tmp_path: Pa
             empty, full, base = (target.predict(x, t, each) for each in (null, c, other))
         return square(model.predict(x, t, other) - (base - 1.5 * (full - empty)))
 
-    check(bench(tmp_path, ESD(eta=1.5, steps=3, erase_from=name), told), formula)
+    check(bench(tmp_path, ESD(eta=1.5, states=TRAJECTORY, erase_from=name), told), formula)
 
 
 def test_esd_at_the_target_is_the_square_of_one_plus_eta_times_the_guidance(tmp_path: Path) -> None:
     """There the score less its target is (1 + eta) (eps_0(c_f) - eps_0(c_n)): value 0 only at eta = -1."""
     values = {}
     for eta in (0.0, 1.0, 3.0):
-        values[eta] = Bench(tmp_path, ESD(eta=eta, steps=3), "class").values().values
+        values[eta] = Bench(tmp_path, ESD(eta=eta, states=TRAJECTORY), "class").values().values
     torch.testing.assert_close(values[1.0], 4 * values[0.0])
     torch.testing.assert_close(values[3.0], 16 * values[0.0])
     assert values[0.0].min() > 1e-4
@@ -130,7 +133,7 @@ def test_sdd(told: Conditioning, tmp_path: Path) -> None:
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return square(model.predict(x, t, c) - model.predict(x, t, null).detach())
 
-    check(bench(tmp_path, SDD(states="student", steps=3), told), formula)
+    check(bench(tmp_path, SDD(states=StateSource(source="student", steps=3)), told), formula)
 
 
 @pytest.mark.parametrize(("variant", "scores"), [("model", "student"), ("model", "target"), ("noise", "student")])
@@ -144,16 +147,16 @@ def test_concept_ablation(told: Conditioning, variant: Any, scores: Any, prior: 
         wanted = noise if variant == "noise" else aims[scores]
         return square(model.predict(x, t, c) - wanted) + prior * square(at_anchor - noise)
 
-    objective = ConceptAblation(variant=variant, scores=scores, prior=prior, steps=2)
+    objective = ConceptAblation(variant=variant, scores=scores, prior=prior, states=AnchorStates(steps=2))
     check(bench(tmp_path, objective, told), formula)
 
 
 def test_concept_ablation_refuses_what_makes_no_sense(tmp_path: Path) -> None:
-    for wrong in ({"prior": -1.0}, {"variant": "noise", "scores": "target"}, {"steps": 0}):
+    for wrong in ({"prior": -1.0}, {"variant": "noise", "scores": "target"}):
         with pytest.raises(ValueError, match=next(iter(reversed(wrong)))):
             ConceptAblation(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="no concept that has an anchor"):
-        Bench(tmp_path, ConceptAblation(steps=2), "class", "retain")
+    with pytest.raises(RecipeError, match=r"Type data\.concepts"):
+        Bench(tmp_path, ConceptAblation(states=AnchorStates(steps=2)), "class", "retain")
 
 
 @pytest.mark.parametrize("told", ALL)
@@ -173,7 +176,7 @@ def test_random_labels_are_those_of_retain_items_and_new_at_each_step(tmp_path: 
     drawn = []
     for step in range(2):
         context = own.context(step)
-        found = own.objective.source(own.model, own.batch(), context)  # type: ignore[attr-defined]
+        found = own.objective.states(own.model, own.batch(), context)  # type: ignore[attr-defined]
         with torch.no_grad():
             score = own.model.predict(found.x, found.t, found.condition)
             each = {
@@ -185,20 +188,20 @@ def test_random_labels_are_those_of_retain_items_and_new_at_each_step(tmp_path: 
             (number,) = [n for n, wanted in each.items() if abs(float(wanted[row] - values[row])) < 1e-12]
             drawn.append(number)
     assert 3 not in drawn and len(set(drawn)) > 2 and drawn[:8] != drawn[8:]
-    with pytest.raises(RecipeError, match="no concept that has an anchor"):
+    with pytest.raises(RecipeError, match=r"Type data\.concepts"):
         Bench(tmp_path, RandomLabel(), "class", "retain")
     Bench(tmp_path, RandomLabel(instead="random"), "class", "retain")
 
 
-@pytest.mark.parametrize("states", ["data", "generated", "noise"])
+@pytest.mark.parametrize("source", ["data", "generated", "noise"])
 @pytest.mark.parametrize("told", ALL)
-def test_denoising_ascent(told: Conditioning, states: Any, tmp_path: Path) -> None:
+def test_denoising_ascent(told: Conditioning, source: Source, tmp_path: Path) -> None:
     """Minus |eps(c_f) - noise|^2."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return -square(model.predict(x, t, c) - noise)
 
-    own = bench(tmp_path, DenoisingAscent(states=states, steps=3), told)
+    own = bench(tmp_path, DenoisingAscent(states=StateSource(source=source, steps=3)), told)
     check(own, formula)
     torch.testing.assert_close(own.values().diagnostics["denoising_loss"], -own.values().values)
 
@@ -216,20 +219,29 @@ def test_gradient_ascent_differs_from_it_only_where_conditions_are_dropped(tmp_p
         Bench(tmp_path, GradientAscent(reduction="sum"), "class")
 
 
-@pytest.mark.parametrize("states", ["data", "generated", "trajectory"])
+@pytest.mark.parametrize("source", ["data", "generated", "trajectory"])
 @pytest.mark.parametrize("told", ALL)
-def test_score_preservation(told: Conditioning, states: Any, tmp_path: Path) -> None:
+def test_score_preservation(told: Conditioning, source: Source, tmp_path: Path) -> None:
     """eps_0(c_r) of the target; at the target itself both value and gradient are 0."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return square(model.predict(x, t, c) - target.predict(x, t, c).detach())
 
-    own = Bench(tmp_path, ScorePreservation(states=states, steps=3), told, "retain")
+    own = Bench(tmp_path, ScorePreservation(states=StateSource(source=source, steps=3)), told, "retain")
     own.values().values.sum().backward()
     assert own.values().values.max() < 1e-25
     assert max(p.grad.abs().max() for p in own.model.parameters() if p.grad is not None) < 1e-12
     moved(own.model)
     values = own.values(slice(0, 8)).values
-    found = own.objective.source(own.model, own.batch(slice(0, 8)), own.context())  # type: ignore[attr-defined]
+    found = own.objective.states(own.model, own.batch(slice(0, 8)), own.context())  # type: ignore[attr-defined]
     torch.testing.assert_close(values, formula(own.model, own.target, found.x, found.t, found.condition, *[None] * 3))
     assert values.min() > 1e-6
+
+
+@pytest.mark.parametrize("term", [ESD, SDD, ConceptAblation, RandomLabel, DenoisingAscent, ScorePreservation])
+def test_a_source_that_a_term_does_not_take_is_refused(term: type[NoisyStateObjective]) -> None:
+    others = [source for source in get_args(Source) if source not in term.sources]
+    for source in others:
+        with pytest.raises(ValueError, match=r"states\.source"):
+            term(states=StateSource(source=source))
+    assert others

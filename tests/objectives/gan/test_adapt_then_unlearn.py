@@ -23,13 +23,12 @@ from unlearn.training.fit import fit
 KEEP = {"keep": TrainingLoss(warmup=2)}
 
 
-class Beside:
-    """Two copies whose parameters are known."""
-
-    def __init__(self, *values: tuple[float, float]) -> None:
-        self.pairs = [nn.Module() for _ in values]
-        for pair, (a, b) in zip(self.pairs, values, strict=True):
-            pair.generator = nn.ParameterDict({"a": torch.full((3,), a), "b": torch.full((), b)})
+def copies(*values: tuple[float, float]) -> list[nn.Module]:
+    """Pairs whose generators have known parameters."""
+    pairs = [nn.Module() for _ in values]
+    for pair, (a, b) in zip(pairs, values, strict=True):
+        pair.generator = nn.ParameterDict({"a": torch.full((3,), a), "b": torch.full((), b)})
+    return pairs
 
 
 @pytest.mark.parametrize(
@@ -49,8 +48,8 @@ def test_the_repulsions_in_closed_form(settings: dict[str, Any], wanted: float) 
     theta = {"a": torch.zeros(3, requires_grad=True), "b": torch.zeros((), requires_grad=True)}
 
     class Here:
-        def beside(self) -> Beside:
-            return Beside((2.0, 1.0), (0.0, 2.0))
+        def beside(self) -> list[nn.Module]:
+            return copies((2.0, 1.0), (0.0, 2.0))
 
     found = AdaptThenUnlearn(gamma=1.2, **settings).penalty(theta, Here())  # type: ignore[arg-type]
     assert found.item() == pytest.approx(wanted)
@@ -96,12 +95,12 @@ def test_each_loss_of_a_pair_reaches_one_network(tmp_path: Path) -> None:
     batch = first_step(module)["forget"][0]
     term = "forget/" + next(name for name in module.phases[index].groups["forget"])
     draw = module._context(term).randomness.child("0")
-    judge = [p for p in pair.judge.parameters()]
-    alone = torch.autograd.grad(pair.generator.adversary_loss(pair.judge, batch, draw)[0].mean(), judge)
-    for (name, _), wanted in zip(pair.judge.named_parameters(), alone, strict=True):
-        torch.testing.assert_close(found[f"adapted.pairs.0.judge.{name}"], wanted)
+    judge = [p for p in pair.discriminator.parameters()]
+    alone = torch.autograd.grad(pair.generator.adversary_loss(pair.discriminator, batch, draw)[0].mean(), judge)
+    for (name, _), wanted in zip(pair.discriminator.named_parameters(), alone, strict=True):
+        torch.testing.assert_close(found[f"adapted.pairs.0.discriminator.{name}"], wanted)
     moving = {name: p for name, p in pair.generator.named_parameters() if p.requires_grad}
-    loss, _ = pair.generator.adversarial_loss(pair.judge, batch, draw)
+    loss, _ = pair.generator.adversarial_loss(pair.discriminator, batch, draw)
     alone = torch.autograd.grad(loss.mean(), list(moving.values()))
     for name, wanted in zip(moving, alone, strict=True):  # at the target the consolidation has no gradient
         torch.testing.assert_close(found[f"adapted.pairs.0.generator.{name}"], wanted)
@@ -119,8 +118,8 @@ def test_the_recipes_repulsion_is_felt(tmp_path: Path) -> None:
     theta = {"a": torch.zeros(3, requires_grad=True), "b": torch.zeros((), requires_grad=True)}
 
     class Here:
-        def beside(self) -> Beside:
-            return Beside((delta / math.sqrt(3), 0.0))
+        def beside(self) -> list[nn.Module]:
+            return copies((delta / math.sqrt(3), 0.0))
 
     sizes = []
     for each in (term, AdaptThenUnlearn()):

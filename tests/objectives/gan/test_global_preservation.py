@@ -11,7 +11,7 @@ import torch
 from tests.toys.gan import INFO, Bench, digit_splits, rounded
 from unlearn.core.randomness import Randomness
 from unlearn.models.scope import All
-from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.forget_classifier import ForgetClassifier
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
@@ -55,9 +55,9 @@ def test_latents_in_whose_image_the_judge_sees_what_is_forgotten_are_left_out(po
     plain = Bench(tmp_path / "p", GlobalPreservation(pool=64, likeness=PIXELS), split="retain", splits=digit_splits())
     z = plain.target.latent(torch.arange(64), Randomness(0, "global"))
     images = plain.target.synthesis(plain.target.mapping(z))
-    judge = Judge("digitnet8")
+    judge = ForgetClassifier("digitnet8")
     likely = judge.probability(plain.target, images, plain.context())
-    assert judge.meant(judge.net(INFO["shape"], INFO), plain.splits["forget"]) == ["3"] and likely.shape == (64,)
+    assert judge.forgotten(judge.net(INFO["shape"], INFO), plain.splits["forget"]) == ["3"] and likely.shape == (64,)
     term = GlobalPreservation(pool=pool, judge="digitnet8", likeness=PIXELS)
     bench = Bench(tmp_path / "j", term, split="retain", splits=digit_splits()).moved()
     if pool is not None:
@@ -72,7 +72,7 @@ def test_latents_in_whose_image_the_judge_sees_what_is_forgotten_are_left_out(po
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="pool"):
         GlobalPreservation(pool=0)
-    with pytest.raises(ValueError, match="label is what the judge looks for"):
+    with pytest.raises(ValueError, match="give judge too"):
         GlobalPreservation(label=["3"])
 
 
@@ -82,7 +82,7 @@ def test_a_label_says_what_is_left_out(tmp_path: Path) -> None:
     images = bench.target.synthesis(
         bench.target.mapping(bench.target.latent(torch.arange(64), Randomness(0, "global")))
     )
-    likely = Judge("digitnet8", ["5"]).probability(bench.target, images, bench.context())
+    likely = ForgetClassifier("digitnet8", ["5"]).probability(bench.target, images, bench.context())
     term = GlobalPreservation(pool=64, judge="digitnet8", label=["5"], likeness=PIXELS)
     judged = Bench(tmp_path / "j", term, split="retain", splits=digit_splits())
     assert torch.equal(judged.state["spared"], torch.arange(64)[likely < 0.5]) and len(judged.state["spared"]) < 64

@@ -15,7 +15,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.models.feature_extractors.embedders import attribute_net
 from unlearn.objectives.gan.attribute import Attribute
 from unlearn.objectives.gan.directions import hyperplane, mean_difference, prior
-from unlearn.objectives.gan.forget_classifier import Judge
+from unlearn.objectives.gan.forget_classifier import ForgetClassifier
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.latent_projection import LatentProjection
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
@@ -64,7 +64,7 @@ def test_the_direction_tells_what_the_classifier_tells(space: str, way: str, bri
     latents = prior(bench.target, torch.arange(200), space, 0)
     w = bench.target.mapping(latents) if space == "z" else latents
     with torch.no_grad():
-        shown = Judge(bright).probability(bench.target, bench.target.synthesis(w), bench.context()) > 0.5
+        shown = ForgetClassifier(bright).probability(bench.target, bench.target.synthesis(w), bench.context()) > 0.5
     beyond = (latents @ bench.state["axis"] > bench.state["border"]) == shown
     assert 0.4 < shown.double().mean() < 0.6 and beyond.double().mean() > 0.7
     assert bench.state["axis"].norm() == pytest.approx(1.0)
@@ -94,7 +94,7 @@ def test_depth_and_draws_have_an_effect(bright: str, tmp_path: Path) -> None:
     deep = Bench(tmp_path / "a", Attribute(classifier=bright, samples=200, likeness=PIXELS))
     z = prior(deep.target, torch.arange(200), "w", 0).detach()
     with torch.no_grad():
-        shown = Judge(bright).probability(deep.target, deep.target.synthesis(z), deep.context()) > 0.5
+        shown = ForgetClassifier(bright).probability(deep.target, deep.target.synthesis(z), deep.context()) > 0.5
         moved = deep.objective.moved(z, deep.context())
     axis = deep.state["axis"]
     past = z @ axis > deep.state["border"]
@@ -128,7 +128,9 @@ def test_training_takes_the_feature_away(bright: str, tmp_path: Path) -> None:
         with torch.no_grad():
             images = bench.model.synthesis(prior(bench.target, torch.arange(300, 400), "w", 0))
             shares.append(
-                float((Judge(bright).probability(bench.model, images, bench.context()) > 0.5).double().mean())
+                float(
+                    (ForgetClassifier(bright).probability(bench.model, images, bench.context()) > 0.5).double().mean()
+                )
             )
     assert shares[0] < 0.6 * shares[1]
 
@@ -152,7 +154,7 @@ def test_several_latents_an_item(draws: str, bright: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("draws", ["all", "beyond"])
 def test_a_border_that_no_latent_reaches_is_refused(draws: str, bright: str, tmp_path: Path) -> None:
     term = LatentProjection(classifier=bright, samples=40, threshold=1e9, draws=draws, likeness=PIXELS)
-    with pytest.raises(RecipeError, match=r"threshold is 1e\+09, and none of 40 drawn latents.*Type threshold=null"):
+    with pytest.raises(RecipeError, match=r"threshold is 1e\+09.*Type threshold=null"):
         Bench(tmp_path, term)
 
 
@@ -166,11 +168,11 @@ def test_attributes_of_faces_are_judged_by_name(tmp_path: Path) -> None:
         shown = bench.target.images(images).float() * (2 / 255) - 1
         wanted = attribute_net("mobile_face", (3, 64, 64))(shown)
         for place, label in enumerate(("looks_male", "looks_over_40")):
-            found = Judge("mobile_face", [label]).probability(bench.target, images, bench.context())
+            found = ForgetClassifier("mobile_face", [label]).probability(bench.target, images, bench.context())
             torch.testing.assert_close(found, wanted[:, place].double())
     identities = splits_of(lively("dcgan"))
     Attribute(label=["looks_male"], likeness=PIXELS).check(identities, "forget")
-    with pytest.raises(RecipeError, match=r"label is empty.*looks_male, looks_over_40.*Type label=\[looks_male\]"):
+    with pytest.raises(RecipeError, match=r"label is empty.*Type label=\[looks_male\]"):
         Attribute(likeness=PIXELS).check(identities, "forget")
     with pytest.raises(RecipeError, match=r"knows no 'looks_mal'\. Did you mean: looks_male"):
         Attribute(label=["looks_mal"], likeness=PIXELS).check(identities, "forget")
@@ -189,7 +191,7 @@ def test_a_framed_digit_is_judged_inside_of_its_frame() -> None:
 def test_too_few_images_and_wrong_judges_are_refused(bright: str, tmp_path: Path) -> None:
     never = tmp_path / "never.pt"
     write_script(Bright(1e3), never)
-    with pytest.raises(RecipeError, match="0 of 20 images"):
+    with pytest.raises(RecipeError, match=r"0 of 20 images.*Type more samples"):
         Bench(tmp_path / "n", LatentProjection(classifier=str(never), samples=20))
     splits: Any = Bench(tmp_path / "o", LatentProjection(classifier=bright, samples=40)).splits
     with pytest.raises(RecipeError, match="no such file"):
@@ -198,5 +200,5 @@ def test_too_few_images_and_wrong_judges_are_refused(bright: str, tmp_path: Path
         LatentProjection(classifier=bright, label=["red"]).check(splits, "forget")
     with pytest.raises(RecipeError, match="knows"):
         LatentProjection(classifier="digitnet8", label=["thre"]).check(splits, "forget")
-    with pytest.raises(RecipeError, match="forgotten as a whole"):
+    with pytest.raises(RecipeError, match=r"Type label=\[NAME\]"):
         LatentProjection().check(splits, "forget")
