@@ -130,9 +130,7 @@ class GlobalPreservation(Objective[ImageGenerator]):
         theirs = self.likeness.seen(target, target.mapping(z))
         if self.judge is None:
             return theirs, 1.0
-        return theirs, (self.classifier.probability(target, theirs.images, context) < 0.5).to(
-            z
-        )
+        return theirs, (self.classifier.probability(target, theirs.images, context) < 0.5).to(z)
 
     def _z(self, model: ImageGenerator, numbers: Tensor, context: Context[ImageGenerator]) -> Tensor:
         return model.latent(numbers, Randomness(context.randomness.seed, "global"))
