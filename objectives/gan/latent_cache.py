@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import ImageGenerator
+from unlearn.models.capabilities import ImageGenerator, Model
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of
 from unlearn.objectives.base import Context
@@ -23,7 +23,7 @@ def key_of(*settings: object) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
 
-def remember_latents(model: ImageGenerator, context: Context[ImageGenerator], inversion: Inversion | str) -> str:
+def remember_latents(model: ImageGenerator, context: Context[Model], inversion: Inversion | str) -> str:
     """Find the latents of the split's items once; return the name for ``context.recall``, rows (n, num_ws, w_dim).
 
     Args:
@@ -42,9 +42,7 @@ def remember_latents(model: ImageGenerator, context: Context[ImageGenerator], in
     return name
 
 
-def remember_rows(
-    context: Context[ImageGenerator], name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]
-) -> None:
+def remember_rows(context: Context[Model], name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
     """Precompute one row of values per key, before the first step; ranks share the work.
 
     Args:
@@ -58,14 +56,14 @@ def remember_rows(
     )
 
 
-def recall_rows(context: Context[ImageGenerator], name: str, keys: Tensor) -> Tensor:
+def recall_rows(context: Context[Model], name: str, keys: Tensor) -> Tensor:
     """Return the rows of keys (b,), (b, ...), on the device of the keys."""
     return _cache(context).get(f"{context.split}.{name}", keys)
 
 
 def remember_drawings(
     model: ImageGenerator,
-    context: Context[ImageGenerator],
+    context: Context[Model],
     name: str,
     keys: Tensor,
     likeness: PerceptualLoss,
@@ -87,12 +85,12 @@ def remember_drawings(
     remember_rows(context, name, keys, lambda part: likeness.seen(model, latents(part)).pack())
 
 
-def recall_drawings(context: Context[ImageGenerator], name: str, keys: Tensor) -> Seen:
+def recall_drawings(context: Context[Model], name: str, keys: Tensor) -> Seen:
     """Return what the target drew of the latents of keys (b,)."""
     return unpack(recall_rows(context, name, keys), context.state["shapes"])
 
 
-def _cache(context: Context[ImageGenerator]) -> ReferenceCache:
+def _cache(context: Context[Model]) -> ReferenceCache:
     if context.reference_cache is None:
         raise RuntimeError("the context has no reference cache, and this term precomputes values of the target")
     return context.reference_cache
