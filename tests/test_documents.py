@@ -17,6 +17,7 @@ from unlearn.config.recipe import load
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text()
+COMPONENTS = (ROOT / "docs" / "components.md").read_text()
 PAPERS = (ROOT / "docs" / "papers.md").read_text()
 
 
@@ -71,21 +72,35 @@ def test_the_readmes_commands_are_accepted() -> None:
     load(call[1], [f"{call[2]}={call[3]}"])
 
 
-def table(row: str) -> set[str]:
-    """Return the names in code type of a row of the README's table of choices."""
-    (line,) = re.findall(rf"^\| \*\*{row}\*\* \|(.*)\|$", README, re.MULTILINE)
-    return set(re.findall(r"`(\w+)`", line))
+def listed(kind: str) -> set[str]:
+    """Return the names in code type under a kind's heading on the page of components."""
+    _, _, section = COMPONENTS.partition(f"\n## {kind}\n")
+    return set(re.findall(r"`(\w+)`", section.partition("\n## ")[0]))
 
 
-def test_the_readmes_table_names_every_component() -> None:
-    assert table("model") - {"Flow"} == set(registry.COMPONENTS["model"])
-    assert table("forget") | table("retain") == set(registry.COMPONENTS["objective"])
-    assert table("combine") == set(registry.COMPONENTS["combination"])
-    assert table("scope") == set(registry.COMPONENTS["scope"])
-    assert table("edit") == set(registry.COMPONENTS["edit"])
-    assert table("guard") == set(registry.COMPONENTS["guard"])
-    assert table("data") == set(registry.COMPONENTS["data"])
-    assert table("evaluate") == set(registry.COMPONENTS["evaluator"])
+@pytest.mark.parametrize("kind", registry.COMPONENTS)
+def test_the_page_of_components_names_every_one(kind: str) -> None:
+    assert listed(kind) == set(registry.COMPONENTS[kind])
+
+
+PATH = re.compile(r"`((?:unlearn|models|objectives|evaluators|recipes|tests)/[\w./-]*\w/?)`")
+MODULE = re.compile(r"\bunlearn(?:\.[a-z_0-9]+)+")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_and_modules_exist(document: Path) -> None:
+    """A path in code type is a file or folder of the repository, and a dotted name leads to a module."""
+    text = document.read_text()
+    lost = [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    for name in set(MODULE.findall(text)):
+        parts = name.split(".")[1:]
+        place = ROOT if parts[0] in ("models", "objectives", "evaluators") else ROOT / "unlearn"
+        file = place.joinpath(*parts)
+        known = file.is_dir() or file.with_suffix(".py").is_file()
+        inside = file.parent.is_dir() or file.parent.with_suffix(".py").is_file()  # module.attribute
+        if not known and not (inside and len(parts) > 1) and parts[0] not in ("unlearn", *registry.COMPONENTS):
+            lost.append(name)
+    assert not lost
 
 
 def test_the_paper_index_is_complete() -> None:
