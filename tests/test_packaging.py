@@ -21,6 +21,8 @@ from packaging.version import Version
 
 import unlearn
 from tests.toys import ROOT
+from unlearn.core.errors import RecipeError
+from unlearn.data.mnist import Mnist
 
 LINKED = ("models", "objectives", "evaluators", "recipes")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -302,6 +304,17 @@ def test_make_installs_what_is_pinned_and_only_once(tmp_path: Path) -> None:
         (tmp_path / "env" / done).touch()
     again = make("-n", "demo", f"VENV={tmp_path / 'env'}").stdout
     assert "pip install" not in again and "-m unlearn.run recipe=quickstart" in again
+
+
+def test_the_python_entry_is_listed_before_it_is_loaded() -> None:
+    listed = ran(sys.executable, "-c", "import unlearn, sys; print(*dir(unlearn), 'torch' in sys.modules)", cwd=ROOT)
+    assert {"unlearn", "Result", "__version__", "False"} <= set(listed.split())
+
+
+def test_mnist_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearn.data.mnist.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=re.escape("unlearnkit[mnist]")):
+        Mnist().load()
 
 
 def test_documents_agree_on_the_version() -> None:

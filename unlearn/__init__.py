@@ -14,6 +14,10 @@ if not (Path(__file__).parent / "models" / "__init__.py").is_file():  # checkout
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Load the Python entry only when it is asked for, so that the command line starts fast."""
     if name in {"Result", "unlearn"}:
