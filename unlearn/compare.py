@@ -69,7 +69,7 @@ def read_finished(folders: Sequence[Path]) -> list[RunFolder]:
 
 
 def headlines(entries: Sequence[Compared]) -> Table:
-    """Return one line a run: headline figures, time, verdict. A figure that a run lacks is a dash."""
+    """Return one line per run: headline figures, time, verdict; a dash for a figure that a run lacks."""
     rows = {column: row for entry in entries for row in (entry.forget, entry.kept) if row for column in [_column(row)]}
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="unlearned ← target (retrained)", caption_justify="left")
     table.add_column("run", justify="right")

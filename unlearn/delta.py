@@ -1,4 +1,4 @@
-"""Keep what a run changed as one small file, and apply it to a model: python -m unlearn.delta save | apply."""
+"""Save what a run changed as one small file, and apply it to a model: python -m unlearn.delta save | apply."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _misfits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], whose: str, all_of: bool = True) -> str:
-    """Return what is wrong with tensors that are to fit those of a model, in words; nothing where they fit."""
+    """Return in words how tensors differ from those of a model in names and shapes; empty where they fit."""
     lacking = [name for name in given if name not in own]
     beyond = [name for name in own if name not in given] if all_of else []
     others = [

@@ -1,4 +1,4 @@
-"""Strict JSON and whole files: what a run writes is either complete or not there."""
+"""Strict JSON and atomic writes: a file is complete or not there."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def strict(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON (RFC 8259) in one step."""
+    """Write strict JSON (RFC 8259) atomically."""
     write_text(path, json.dumps(strict(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
+    """Write text atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step."""
+    """Write bytes atomically."""
     write_with(path, lambda file: file.write(content))
 
 
 def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file so that a reader sees the old content or the new, never a part."""
+    """Write a file atomically: a reader sees the old content or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         write(file)
@@ -49,12 +49,12 @@ def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def models_cache() -> Path:
-    """Return where trained and converted models are kept: under $UNLEARN_CACHE, or in the user's cache folder."""
+    """Return the folder of trained and converted models, in $UNLEARN_CACHE or the user's cache folder."""
     return _cache() / "models"
 
 
 def data_cache() -> Path:
-    """Return where data is kept that takes time to make: beside the models."""
+    """Return the folder of prepared data, next to the models."""
     return _cache() / "data"
 
 

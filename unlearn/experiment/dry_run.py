@@ -1,4 +1,4 @@
-"""What ``--check`` answers: everything is built, one step is taken, nothing is kept."""
+"""The dry run of ``--check``: everything is built, one step is taken, nothing is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unlearn.training.module import UnlearningModule
 def one_step(
     recipe: Recipe, module: UnlearningModule, splits: Mapping[str, Split], scope: str, callbacks: Sequence[Callback]
 ) -> str:
-    """Take one step in a folder that is thrown away; return sizes, scope, time and memory as text."""
+    """Take one step in a temporary folder; return sizes, scope, time and memory as text."""
     if recipe.guard is not None:
         recipe.guard(module.model, splits)
     trainer = replace(recipe.trainer, devices=1, tensorboard=False, wandb=None)
@@ -55,7 +55,7 @@ def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
 
 
 def _no_training(model: Any, split: str, optim: Optim) -> Any:
-    """Refuse to train for an edit that says it does not ask for it."""
+    """Refuse to train for an edit whose type does not say that it trains."""
     raise RecipeError("The edit trains a copy of the model, and its class does not say so: write Edit[Trains].")
 
 

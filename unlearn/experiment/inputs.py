@@ -38,7 +38,7 @@ class RunInputs:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a resumed run must find again: hashes of the data and of the models."""
+        """Hashes of data and models, which must be the same when the run is resumed."""
         data = " ".join(f"{name} {split.dataset.content(split.ids)}" for name, split in self.splits.items())
         models = {"target model": self.target, "retrained model": self.retrained, "teacher": self.teacher}
         keys = {name: stored.key for name, stored in models.items() if stored is not None and stored.key}
@@ -89,7 +89,7 @@ def _target(recipe: Recipe, dataset: Dataset) -> StoredModel:
 
 
 def _corrupted(recipe: Recipe, clean: StoredModel, dataset: Dataset) -> StoredModel:
-    """Return the clean model, trained further on the items with wrong content."""
+    """Return the clean model, trained further on the corrupted items."""
     ids = torch.empty(0) if dataset.is_corrupt is None else torch.nonzero(dataset.is_corrupt).flatten()
     if recipe.corrupt is None or len(ids) == 0:
         raise RecipeError("corrupt: the data has no corrupted items. Type data.corrupt=[NAME, ...], or corrupt=null.")
@@ -115,12 +115,12 @@ def _without(splits: dict[str, Split]) -> Split:
 
 
 def training_items(recipe: Recipe, dataset: Dataset) -> Split:
-    """Return what the retrained model is trained on, for a recipe whose selections do not ask the target."""
+    """Return the training items of the retrained model, for a recipe whose selections need no target."""
     return _without(make_splits(dataset, recipe.data, Randomness(recipe.seeds[0], "splits")))
 
 
 def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
-    """Draw the splits before any model is there (quantiles unknown), so that wrong data is refused at once."""
+    """Draw the splits without a model (quantiles unknown), so that wrong data is refused at once."""
     splits = _rehearsed(recipe, dataset)
     for evaluator in recipe.evaluate.values():
         evaluator.check(splits)
@@ -132,7 +132,7 @@ def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
 
 
 def remarks(splits: Mapping[str, Split]) -> list[str]:
-    """Return what a user should know of the items that are trained on. Raises RecipeError where they cannot serve."""
+    """Return notes on the items that are trained on. Raises RecipeError where they cannot be used."""
     return [
         f"{name}: {line}" for name in ("forget", "retain") for line in splits[name].dataset.remarks(splits[name].ids)
     ]

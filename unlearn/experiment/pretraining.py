@@ -1,4 +1,4 @@
-"""Finds or trains the models that a run begins from: the target, the retrained model, and what stands before them."""
+"""Finds or trains the target, the retrained model, and the models that the target is made from."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def train(
     start: StoredModel | None,
     by: Mapping[str, Objective] | None = None,
 ) -> StoredModel:
-    """Train a model into the cache; a training that was cut off goes on where it stood."""
+    """Train a model into the cache; an interrupted training resumes at its last checkpoint."""
     folder, working = models_cache() / key, models_cache() / f"{key}.training"
     models_cache().mkdir(parents=True, exist_ok=True)
     with one_process(models_cache() / f"{key}.lock"):
@@ -100,7 +100,7 @@ def train(
 
 
 def new_model(config: ModelConfig, pretrain: Pretrain, split: Split) -> Wrapper:
-    """Return the untrained model, initialised from a first batch where it asks for one."""
+    """Return the untrained model, initialised from a first batch where its class needs one."""
     stream = Randomness(pretrain.seed, "new")
     model = config.build(split.dataset.info, stream)
     if isinstance(model, InitialisesFromData):

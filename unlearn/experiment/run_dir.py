@@ -1,4 +1,4 @@
-"""The run directory: what is written where, and how a run is found again."""
+"""The run directory: its files, its lock and its status."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _new_folder(recipe: Recipe) -> Path:
 
 
 def _probe(folder: Path) -> None:
-    """Refuse a folder that cannot be made: the attempt is made, and taken back."""
+    """Refuse a folder that cannot be made, by making it and removing it again."""
     missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class RunDir:
 
     Args:
         folder: where it is.
-        parent: the folder of a run over several seeds that this is a part of.
+        parent: the folder of the run over several seeds that this one belongs to.
     """
 
     def __init__(self, folder: Path, parent: Path | None = None) -> None:
@@ -112,10 +112,10 @@ class RunDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out of the folder while the body runs, and tidy up after an error.
+        """Lock the folder while the body runs, and clean up after an error.
 
-        A run that a RecipeError ends before its first checkpoint leaves nothing; after any other error it is marked
-        as failed, so that ``resume=auto`` does not take it up again.
+        A run that ends by a RecipeError before its first checkpoint leaves nothing. After any other error it is marked
+        as failed, so that ``resume=auto`` passes over it.
 
         Raises:
             RecipeError: another process works in the folder.
@@ -128,7 +128,7 @@ class RunDir:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise RecipeError(f"{self.folder} is being worked in by another process; wait for it.") from None
+                raise RecipeError(f"{self.folder} is in use by another process; wait for it.") from None
         try:
             yield
         except (Interrupted, GateFailed, KeyboardInterrupt):
@@ -160,7 +160,7 @@ class RunDir:
         return False
 
     def keep(self, facts: Mapping[str, str]) -> None:
-        """Write down what the run works on, or refuse to go on with a run that worked on something else."""
+        """Record the hashes of data and models; refuse to resume a run that began with others."""
         before = self.status().get("works_on")
         if before is not None:
             if changed := [name for name, value in facts.items() if before.get(name) != value]:
@@ -173,7 +173,7 @@ class RunDir:
         barrier()
 
     def begin(self, recipe: Recipe, command: Sequence[str], in_memory: bool) -> None:
-        """Write what is known before the first step; a folder that holds it already stays as it is."""
+        """Write what is known before the first step; a resumed folder stays as it is."""
         if rank() == 0 and not self.status():
             write_text(self.folder / "recipe.yaml", dump(recipe.tree, recipe.origins))
             line = shlex.join(command)
@@ -225,14 +225,14 @@ class RunDir:
             self.say(note)
 
     def end(self, table: Table) -> None:
-        """Show the figures, and mark the run as finished: the last thing that is written."""
+        """Print the figures and mark the run as finished; nothing is written after that."""
         Console(stderr=True).print(table)
         self.say(f"report: {self.folder / 'report.html'}")
         write_json(self.folder / "run.json", {**self.status(), "status": "done"})
 
 
 def header(recipe: Recipe, seed: int, run: RunFacts, seconds: dict[str, float], failed: list[str]) -> dict[str, Any]:
-    """Return what stands beside the records in ``metrics.json``."""
+    """Return the entries of ``metrics.json`` other than records and samples."""
     return {
         "recipe": recipe.name,
         "title": recipe.about.title,
@@ -251,7 +251,7 @@ def header(recipe: Recipe, seed: int, run: RunFacts, seconds: dict[str, float], 
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and machine, for bug reports and for whoever repeats the run."""
+    """Return package versions and the machine, for bug reports and for repeating the run."""
     found = {}
     for package in PACKAGES:
         try:

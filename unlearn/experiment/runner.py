@@ -46,7 +46,7 @@ from unlearn.training.masks import entry_masks, scope_lines
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """The result of a run.
 
     Args:
         folder: the run directory.
@@ -100,7 +100,7 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
 
 
 def resume(folder: Path) -> Result:
-    """Go on with an unfinished run. Raises RecipeError where the folder holds none, or a finished one."""
+    """Resume an unfinished run. Raises RecipeError where the folder holds none, or a finished one."""
     status = RunDir(folder).status()
     if not status:
         raise RecipeError(f"{folder} holds no run (it has no run.json). Type resume=auto, or the folder of a run.")
@@ -141,9 +141,9 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
 
 
 def check(recipe: Recipe) -> str:
-    """Build everything; return what a person wants to know before a run.
+    """Build everything; return sizes, scope, time and memory of the run as text.
 
-    One step is taken on an untrained model; of a model that is given, only its shape is read.
+    One step is taken on an untrained model; of a model given by path, only its configuration is read where possible.
     """
     check_capabilities(recipe, recipe.model.wrapper)
     check_subjects(recipe)
@@ -233,7 +233,7 @@ class SeedRun:
         return Result(self.folder, findings.records, unlearned.model, failed)
 
     def _remedy(self) -> str:
-        """Return what to do after a stop."""
+        """Return what to type after a stop."""
         if self.folder is None:
             return "type the same command again."
         if self.model is not None:
@@ -307,7 +307,7 @@ def _say_how_to_resume(remedy: Callable[[], str]) -> Iterator[None]:
 
 
 def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
-    """Return one sentence for each gate that is missed; a figure that was not measured misses its gate."""
+    """Return one sentence per missed gate; a figure that was not measured misses its gate."""
     goals = check_gates(recipe.gate, records)
     return [f"gate.{goal.name} missed: {goal.text}; found {goal.found}." for goal in goals if not goal.met]
 

@@ -1,4 +1,4 @@
-"""Several seeds of one recipe: mean and 95 % interval of every figure."""
+"""Summary over the seeds of a recipe: mean and 95 % interval of every figure."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _contents(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str
 
 
 def _common(seeds: Sequence[RunFolder], name: str) -> Any:
-    """Return what all seeds agree on, or None."""
+    """Return a fact where it is the same for all seeds, else None."""
     values = [seed.facts.get(name) for seed in seeds]
     return values[0] if values and all(value == values[0] for value in values) else None
 
@@ -91,6 +91,6 @@ def _seed(run: RunFolder) -> int:
 
 
 def _total(seconds: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Add up each stage over the seeds."""
+    """Return the seconds of each stage, summed over seeds."""
     stages = dict.fromkeys(stage for one in seconds for stage in one)
     return {stage: sum(float(one.get(stage) or 0.0) for one in seconds) for stage in stages}

@@ -24,18 +24,18 @@ from unlearn.models.feature_extractors.classifiers import ASSETS, Features, fres
 
 @dataclass(frozen=True)
 class Training:
-    """How a feature net is trained. Blur, tilt and noise make it read samples of a flow as well as clean images.
+    """Training settings of a feature net. Augmentation makes it read samples of a flow as well as clean images.
 
     Args:
         channels: width of each stage of the net.
         features: number of features.
         epochs: passes over the training images.
-        batch: images a step.
+        batch: images per step.
         lr: largest rate of a one-cycle schedule (AdamW).
         shift: largest shift as a share of the height.
         turn: largest rotation in degrees.
         scale: largest relative change of size.
-        noise: largest standard deviation of the noise added to images in [-1, 1]; each image draws its own.
+        noise: largest standard deviation of the noise added to images in [-1, 1], drawn per image.
         seed: of weights, order and augmentation.
     """
 
@@ -66,7 +66,7 @@ def train(
         name: of the net.
         folder: where the files go.
         settings: hyper-parameters.
-        source: what ``config.json`` says of the data.
+        source: origin of the data, for ``config.json``.
         groups: question -> labels and attributes that answer it; by default the labels answer one.
     """
     groups = groups or {"label": tuple(sorted({label for label in dataset.labels if label}))}
@@ -74,7 +74,7 @@ def train(
     shape, levels = tuple(dataset.info["shape"]), dataset.info["levels"]
     if len(labels) < 2 or min(shape[1:]) < 2 ** len(settings.channels):
         raise RecipeError(
-            f"A feature net needs images of two or more labels and {2 ** len(settings.channels)} pixels or more a "
+            f"A feature net needs images of two or more labels and {2 ** len(settings.channels)} pixels or more per "
             f"side; the data has {len(labels)} labels and shape {shape}. Put the images of each label in a subfolder."
         )
     network = fresh(shape, settings.channels, settings.features, len(labels), settings.seed)
@@ -97,13 +97,13 @@ def train(
 
 def _fit(features: Features, dataset: Dataset, ids: Tensor, known: Tensor, settings: Training) -> None:
     network = features.network.train().requires_grad_(True)
-    steps_an_epoch = math.ceil(len(ids) / settings.batch)
+    steps_per_epoch = math.ceil(len(ids) / settings.batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.epochs * steps_an_epoch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.epochs * steps_per_epoch)
     randomness = Randomness(settings.seed, "feature net")
     for epoch in range(settings.epochs):
         order = ids[randomness.child("order").at(epoch).permutation(len(ids))]
-        for part in order.chunk(steps_an_epoch):
+        for part in order.chunk(steps_per_epoch):
             inputs = augment(features.inputs(dataset.batch(part)["image"]), part, randomness.at(epoch), settings)
             logits, loss, start = network(inputs), torch.zeros(()), 0
             for group, answers in zip(features.groups.values(), known[part].unbind(dim=1), strict=True):
@@ -118,7 +118,7 @@ def _fit(features: Features, dataset: Dataset, ids: Tensor, known: Tensor, setti
 
 
 def augment(inputs: Tensor, ids: Tensor, randomness: Randomness, settings: Training) -> Tensor:
-    """Turn, scale, shift and add noise to inputs (B, C, H, W) in [-1, 1]; the outside is as the corner."""
+    """Rotate, scale, shift and add noise to inputs (B, C, H, W) in [-1, 1]; the background is that of the corner."""
     draws = randomness.child("affine").uniform(ids, (5,)) * 2 - 1  # each in [-1, 1)
     angle = draws[:, 0] * math.radians(settings.turn)
     size = 1 + draws[:, 1] * settings.scale
@@ -147,16 +147,16 @@ PACKAGED_NETS: dict[str, tuple[Source, Training, str, Mapping[str, tuple[str, ..
         {"digit": WORDS, "colour": tuple(COLOURS)},
     ),
 }
-"""Data, settings, what ``config.json`` says of the data, and the questions of each net that ships."""
+"""Packaged net -> data, settings, the origin of the data for ``config.json``, and its questions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the packaged nets again, or one on the user's own images, or on the data of a recipe."""
+    """Train the packaged nets, or one on the user's own images or on the data of a recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m unlearn.experiment.train_classifier",
         description="Train the packaged feature nets again; with --images or --recipe, one on other labelled images.",
     )
-    parser.add_argument("--images", help="folder with one subfolder of images a label")
+    parser.add_argument("--images", help="folder with one subfolder of images per label")
     parser.add_argument("--recipe", help="recipe on whose data, with its labels, a net is trained")
     parser.add_argument("settings", nargs="*", help="of the recipe, e.g. data.size=32")
     parser.add_argument("--size", type=int, default=32, help="height and width the images are resized to")
