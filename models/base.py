@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +15,7 @@ from torch import nn
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
+from unlearn.models.capabilities import Model
 
 if TYPE_CHECKING:
     from unlearn.models.lora import Adapter
@@ -131,3 +133,16 @@ class ModelConfig(ABC):
     @abstractmethod
     def build(self, info: dict[str, Any], randomness: Randomness) -> Wrapper:
         """Build the untrained model for data described by ``info`` (see Dataset.info)."""
+
+
+@contextmanager
+def frozen(network: Model) -> Iterator[None]:
+    """Freeze a network while the body runs: no gradient is taken for its parameters."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -122,7 +122,7 @@ class Kind(Scope):
 
 @dataclass(frozen=True)
 class Saliency(Scope):
-    """The entries on which the forget loss's gradient is largest; the others are held, whatever the optimiser does.
+    """The entries on which the forget loss's gradient is largest; the others are held, whatever the optimizer does.
 
     Args:
         share: share of all entries that may move, in (0, 1].

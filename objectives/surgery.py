@@ -28,7 +28,7 @@ class Combination(ABC):
     """Turns two gradients, already reduced over ranks, into one.
 
     Projections are global: inner products run over all moving parameters at once. They hold for the gradient;
-    an adaptive optimiser rescales it afterwards, so that its step need not be orthogonal.
+    an adaptive optimizer rescales it afterwards, so that its step need not be orthogonal.
     """
 
     separate: ClassVar[bool] = True

@@ -44,7 +44,7 @@ class Inversion:
 
     Args:
         space: one w for all layers, or one a layer (w+), which comes nearer and strays further from what is sampled.
-        steps: of the optimiser.
+        steps: of the optimizer.
         lr: largest rate.
         pixels: weight of the mean squared difference of pixels.
         features: weight of the distance that the caller gives, if any.
@@ -85,7 +85,7 @@ class Inversion:
         spread = self._spread(model, mean) if self.explore else 0.0
         shape = (len(mean),) if self.space == "w" else (model.num_ws, len(mean))
         w = mean.expand(len(images), *shape).clone().requires_grad_()
-        optimiser = torch.optim.Adam([w], lr=self.lr)
+        optimizer = torch.optim.Adam([w], lr=self.lr)
         losses = []
         with torch.enable_grad():
             for step in range(self.steps):
@@ -96,8 +96,8 @@ class Inversion:
                 loss = self.loss(model, moved, images, distance)
                 losses.append(loss.detach())
                 (w.grad,) = torch.autograd.grad(loss.sum(), w)
-                optimiser.param_groups[0]["lr"] = self.rate(step)
-                optimiser.step()
+                optimizer.param_groups[0]["lr"] = self.rate(step)
+                optimizer.step()
         with torch.no_grad():
             losses.append(self.loss(model, w, images, distance))
         return Inverted(w.detach(), torch.stack(losses))

@@ -11,9 +11,10 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split, check_content
+from unlearn.models.base import frozen
 from unlearn.models.capabilities import Trains, TrainsAgainst
 from unlearn.models.gan.stylegan2.augment import Augment
-from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 
 DECAY = 0.01
 """Share of a batch in the moving mean of path lengths."""

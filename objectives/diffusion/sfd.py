@@ -16,10 +16,11 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.data.conditioned import Conditioned
+from unlearn.models.base import frozen
 from unlearn.models.capabilities import PipelineDenoiser
 from unlearn.models.conditioning import Condition
 from unlearn.models.feature_extractors.classifiers import Features, features_for
-from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 from unlearn.objectives.diffusion.score_targets import mean_square
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]

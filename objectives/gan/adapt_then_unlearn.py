@@ -15,8 +15,9 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split, check_content
+from unlearn.models.base import frozen
 from unlearn.models.capabilities import AdversarialGenerator, TrainsAgainst
-from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, ParameterObjective, Values, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, ParameterObjective, Values
 from unlearn.objectives.common.ewc import fisher
 
 

@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
+from unlearn.models.base import frozen
 from unlearn.models.capabilities import ImageGenerator
-from unlearn.objectives.base import Context, frozen
+from unlearn.objectives.base import Context
 from unlearn.objectives.gan.identity_replacement import IdentityReplacement
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 

@@ -14,10 +14,11 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch, Split
+from unlearn.models.base import frozen
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.clip import TextImage, text_image_net
 from unlearn.models.gan.latents import layered
-from unlearn.objectives.base import Context, Objective, Values, frozen
+from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
 

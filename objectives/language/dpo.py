@@ -1,4 +1,4 @@
-"""Direct preference optimisation of another answer over the forget answer: IdkDPO and AltPO."""
+"""Direct preference optimization of another answer over the forget answer: IdkDPO and AltPO."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DPO(Objective[HasLikelihood]):
 
     Reference:
         Rafailov et al., Direct Preference Optimization: Your Language Model is Secretly a Reward Model, 2023, eq. 7.
-        arXiv:2305.18290. For unlearning: Maini et al., TOFU, 2024 (preference optimisation), arXiv:2401.06121, and
+        arXiv:2305.18290. For unlearning: Maini et al., TOFU, 2024 (preference optimization), arXiv:2401.06121, and
         Mekala et al., Alternate Preference Optimization for Unlearning Factual Knowledge in Large Language Models,
         2024, arXiv:2409.13474.
     """

@@ -21,7 +21,7 @@ class IdkNLL(Objective[Trains]):
         instead: which other answer, a refusal or an alternate one.
 
     Reference:
-        Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 ("I don't know" optimisation).
+        Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 ("I don't know" optimization).
         arXiv:2401.06121
     """
 

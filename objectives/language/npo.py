@@ -1,4 +1,4 @@
-"""Negative preference optimisation."""
+"""Negative preference optimization."""
 
 from __future__ import annotations
 

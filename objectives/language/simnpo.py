@@ -1,4 +1,4 @@
-"""Simple negative preference optimisation: without a reference, by length."""
+"""Simple negative preference optimization: without a reference, by length."""
 
 from __future__ import annotations
 

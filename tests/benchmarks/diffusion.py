@@ -146,7 +146,7 @@ def textbook_esd(job: Job, size: int) -> Side:
     moving = job.recipe.scope.select(model)
     parameters = [parameter.requires_grad_(name in set(moving)) for name, parameter in model.named_parameters()]
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    optimiser = adam(job.recipe.optim, parameters)
+    optimizer = adam(job.recipe.optim, parameters)
     split, seconds = job.inputs.splits["forget"], 0.0
     for index in range(-WARM, term.states.steps):
         began = time.process_time()
@@ -156,10 +156,10 @@ def textbook_esd(job: Job, size: int) -> Side:
             null = target.encode(target.null(size))
         x, t = walked(target, torch.randn(size, *target.latent_shape), told, null, term, max(0, index))
         loss = esd_loss(model, target, x, t, told, null, term.eta).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, job.recipe.optim.clip or float("inf"))
-        optimiser.step()
+        optimizer.step()
         seconds += time.process_time() - began if index >= 0 else 0.0
     return Side(seconds / term.states.steps)
 
@@ -234,7 +234,7 @@ def textbook_sfd(job: Job) -> Side:
     fake = job.inputs.teacher.copy()
     optim, feed = job.recipe.optim, job.feed()
     sides = [list(generator.parameters()), list(fake.parameters())]
-    optimisers = [adam(optim, parameters) for parameters in sides]
+    optimizers = [adam(optim, parameters) for parameters in sides]
     average = [parameter.detach().clone() for parameter in sides[0]]
     ticks = []
     for step in range(WARM + TIMED):
@@ -257,11 +257,11 @@ def textbook_sfd(job: Job) -> Side:
                     other = told if group == "retain" else others(job, generator, size)
                     values = generator_loss(fake.requires_grad_(False), teacher, x0, x, t, told, other, null, term)
                     loss = loss + term.weight * values.mean()
-            optimisers[turn].zero_grad()
+            optimizers[turn].zero_grad()
             torch.autograd.backward(loss)
             fake.requires_grad_(True)
             clip([parameter.grad for parameter in parameters], optim.clip)  # type: ignore[misc]
-            optimisers[turn].step()
+            optimizers[turn].step()
         torch._foreach_lerp_(average, [parameter.detach() for parameter in sides[0]], 1 - (optim.ema or 0.0))
     return Side(statistics.median(b - a for a, b in pairwise(ticks[WARM:])))
 

@@ -95,16 +95,16 @@ def engine(splits: dict[str, Split], combine: Combination) -> float:
 
 
 def bare_loop(splits: dict[str, Split]) -> float:
-    """Return the seconds a step of the loop that one would write by hand: same data, same noise, same optimiser."""
+    """Return the seconds a step of the loop that one would write by hand: same data, same noise, same optimizer."""
     flow, clock = model(splits).eval(), Clock()
     feed = StepLoader(splits, {"forget": 64, "retain": 64}, Randomness(0, "order"))
-    optimiser = torch.optim.Adam(flow.parameters(), lr=OPTIM.lr)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=OPTIM.lr)
     for step in range(STEPS):
         clock.ticks.append(time.perf_counter())
         batch = feed[step]
         loss: Tensor = -0.1 * bits_per_dim(flow, batch["forget"][0], Randomness(0, "f", step)).mean()
         loss = loss + flow.training_loss(batch["retain"][0], Randomness(0, "r", step)).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
     return clock.step_time()

@@ -103,7 +103,7 @@ def textbook(job: Job) -> Side:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in moving)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = adam(job.recipe.optim, parameters)
+    optimizer = adam(job.recipe.optim, parameters)
     split = job.inputs.splits["forget"]
     source = latents_of(model, split.dataset, split.ids[:1], local.inversion, Randomness(0))
     aim = local.aim(source, torch.zeros_like(source), {"mean": target.w_avg})
@@ -119,10 +119,10 @@ def textbook(job: Job) -> Side:
         for _ in range(job.recipe.optim.batch):
             w = target.mapping(torch.randn(1, target.generator.z_dim))
             loss = loss + rest.weight / job.recipe.optim.batch * apart(rest.likeness, model, target, w, w)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.param_groups[0]["lr"] = learning_rate(job.recipe.optim, step)
-        optimiser.step()
+        optimizer.param_groups[0]["lr"] = learning_rate(job.recipe.optim, step)
+        optimizer.step()
     return Side(statistics.median(b - a for a, b in pairwise(ticks[WARM:])))
 
 

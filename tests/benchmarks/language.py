@@ -177,7 +177,7 @@ def textbook() -> Side:
     student = model().model
     target = copy.deepcopy(student).requires_grad_(False)
     feed = StepLoader(splits(), {"forget": BATCH, "retain": BATCH}, Randomness(0).child("order"))
-    optimiser = torch.optim.AdamW(student.parameters(), lr=OPTIM.lr, weight_decay=OPTIM.weight_decay)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=OPTIM.lr, weight_decay=OPTIM.weight_decay)
     ticks: list[Tick] = []
     losses: dict[str, list[float]] = {"npo": [], "kl": []}
     for step in range(OPTIM.steps):
@@ -194,9 +194,9 @@ def textbook() -> Side:
         own = student(input_ids=batch["retain"]["tokens"]).logits[:, :-1].log_softmax(dim=-1)
         divergence = F.kl_div(own, reference, reduction="none", log_target=True).sum(dim=-1)
         kl = (divergence * batch["retain"]["answer"][:, 1:]).sum(dim=1).div(ANSWER).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(npo + kl)
-        optimiser.step()
+        optimizer.step()
         if step in (0, OPTIM.steps - 1):
             losses["npo"].append(npo.item())
             losses["kl"].append(kl.item())

@@ -18,10 +18,10 @@ def test_closed_values() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])
 def test_onecycle_is_pytorchs(steps: int) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([parameter], lr=0.1)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
         ours = learning_rate(Optim(lr=3e-3, steps=steps, schedule="onecycle"), step)
         assert ours == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
-        optimiser.step()
+        optimizer.step()
         theirs.step()

@@ -65,11 +65,11 @@ def test_held_entries_come_back_after_weight_decay_and_momentum() -> None:
     first = model.weight.detach().clone()
     mask = torch.tensor([[True, False, True, False]])
     held = HeldEntries({"weight": model.weight}, {"weight": mask})
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for _ in range(3):
         model.weight.grad = torch.ones_like(model.weight)
-        optimiser.step()
-        assert not torch.equal(model.weight[~mask], first[~mask])  # the control: the optimiser alone moves them
+        optimizer.step()
+        assert not torch.equal(model.weight[~mask], first[~mask])  # the control: the optimizer alone moves them
         held.restore()
     assert torch.equal(model.weight[~mask], first[~mask])
     assert not torch.isclose(model.weight[mask], first[mask]).any()

@@ -23,8 +23,8 @@ from unlearn.models.scope import Scope
 from unlearn.objectives.base import Objective
 from unlearn.training.build import build_module
 from unlearn.training.dataloader import StepBatches, StepLoader
+from unlearn.training.losses import StepLosses
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import StepLosses
 
 Conditioning = Literal["class", "text", "dit"]
 

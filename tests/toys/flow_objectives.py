@@ -128,11 +128,11 @@ def blob_flow(dataset: Blobs, steps: int) -> Wrapper:
     model = SplineFlowConfig(depth=4, width=16).build(dataset.info, Randomness(0))
     batch = dataset.batch(torch.arange(len(dataset)))
     model.initialise(batch, Randomness(0))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model.training_loss(batch, Randomness(0)).mean().backward()
-        optimiser.step()
+        optimizer.step()
     return model.eval()
 
 
@@ -176,7 +176,7 @@ def run(
     batch: int = 64,
 ) -> int:
     """Take up to ``steps`` Adam steps on the weighted sum of terms, each on the split of its name; return how many."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for name, term in terms.items():
         term.prepare(model, context_at(name, 0))
     for step in range(steps):
@@ -190,7 +190,7 @@ def run(
             items = here[name].batch(name, ids[here[name].randomness.child("order").permutation(len(ids))[:batch]])
             values = term(model, items, here[name]).values
             loss = loss + term.weight * term.reduce(values, term.sample_weight(items))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return steps

@@ -82,12 +82,12 @@ def letters(**splits: list[TextItem]) -> dict[str, Split]:
 def trained(splits: dict[str, Split], names: list[str], seed: int = 0, steps: int = 60) -> Language:
     """Return a tiny Llama, in double precision, that has learnt splits half by heart."""
     model = tiny(seed, width=32, dtype=torch.float64)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     data = splits[names[0]].dataset
     batch: dict[str, Any] = data.batch(torch.cat([splits[name].ids for name in names]))
     with torch.enable_grad():
         for step in range(steps):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             model.training_loss(batch, Randomness(seed, "train", step)).mean().backward()
-            optimiser.step()
+            optimizer.step()
     return model.eval()

@@ -22,8 +22,8 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Batch
 from unlearn.experiment.memory_estimate import of_a_step
-from unlearn.models.base import MetaModel
-from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values, frozen
+from unlearn.models.base import MetaModel, frozen
+from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 from unlearn.objectives.surgery import OneSided
 from unlearn.training.build import build_module
 from unlearn.training.model_selection import trained_weights
@@ -123,7 +123,7 @@ def test_terms_that_name_one_network_share_it() -> None:
 
 
 def test_terms_that_ask_for_different_steps_of_one_network_are_refused() -> None:
-    with pytest.raises(RecipeError, match="forget/up and retain/down train one network, 'scorer'"):
+    with pytest.raises(RecipeError, match="forget/up and retain/down share the network 'scorer'"):
         module_of(forget=Likelihood(lr=0.2))
     with pytest.raises(RecipeError, match="warmup 0 and 3"):
         module_of(retain=Likelihood(warmup=3))
@@ -199,7 +199,7 @@ def test_a_warm_up_moves_the_companion_alone_and_counts_no_step(tmp_path: Path) 
 
 @pytest.mark.parametrize("stop", [-2, 3])
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(stop: int, tmp_path: Path) -> None:
-    """Cut off in the warm-up, and after it; both networks and both optimisers go on where they stood."""
+    """Cut off in the warm-up, and after it; both networks and both optimizers go on where they stood."""
     optim = replace(OPTIM, steps=5, ema=0.9, schedule="cosine")
     warm = Likelihood(warmup=3)
 

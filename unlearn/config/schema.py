@@ -41,7 +41,10 @@ class About:
 
 @dataclass
 class Trainer:
-    """Where and how the run is carried out; nothing here changes the result beyond float tolerance.
+    """Where and how the run is carried out.
+
+    Only ``precision`` changes the result beyond float tolerance, and ``devices`` if a GAN's discriminator is trained:
+    its loss depends on how the batch is shared among ranks.
 
     Args:
         devices: number of processes or GPUs (data parallel).
@@ -74,7 +77,7 @@ class Trainer:
         at_least(self, devices=1, log_every=1, checkpoint_every=1, threads=1, workers=0)
         if self.precision == "16-mixed":
             raise ValueError(
-                "precision is 16-mixed, which scales the loss and unscales inside the optimiser's step; here gradients "
+                "precision is 16-mixed, which scales the loss and unscales inside the optimizer's step; here gradients "
                 "are combined before that, where scaled ones may overflow unnoticed. Take bf16-mixed"
             )
 

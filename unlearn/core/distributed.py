@@ -1,4 +1,4 @@
-"""Ranks: who does which items, and how the parts come together in the same order on every rank."""
+"""Ranks: how work is divided among them, and its parts joined in the same order on every rank."""
 
 import os
 import sys

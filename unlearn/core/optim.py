@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Optim:
-    """How the weights move.
+    """Optimizer settings.
 
     Args:
-        name: optimiser.
+        name: optimizer.
         lr: learning rate, > 0.
-        betas: Adam's averages.
+        betas: Adam's (beta1, beta2).
         weight_decay: decoupled for adamw, added to the gradient otherwise, >= 0.
         momentum: for sgd.
-        steps: number of optimiser steps, >= 1 (an objective may stop earlier).
-        batch: items a step from each split, over all ranks and micro-batches.
-        forget_batch: items a step from forget, where it differs from ``batch``.
-        accumulate: micro-batches a step: less memory, same result.
-        clip: largest gradient norm after combination; null switches clipping off.
+        steps: number of optimizer steps, >= 1 (an objective may stop earlier).
+        batch: items per step from each split, over all ranks and micro-batches.
+        forget_batch: items per step from forget, if it differs from ``batch``.
+        accumulate: micro-batches per step: less memory, same result.
+        clip: largest gradient norm after combination; null disables clipping.
         schedule: constant, cosine to zero, linear to zero, or onecycle.
         warmup: share of the steps over which the rate rises, in [0, 1).
-        ema: decay of an average of the moving weights, which then is the result; null switches it off.
+        ema: EMA decay; if set, the averaged weights are the result. null disables it.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -48,7 +48,7 @@ class Optim:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Raise a ValueError for values out of range."""
         at_least(self, steps=1, batch=1, forget_batch=1, accumulate=1, weight_decay=0)
         above(self, lr=0, clip=0)
         _share(momentum=self.momentum, warmup=self.warmup)
@@ -61,7 +61,7 @@ class Optim:
 
 
 def learning_rate(optim: Optim, step: int) -> float:
-    """Return the rate of a step, counted from 0; ``lr`` itself in steps below 0, in which a network warms up.
+    """Return the learning rate of a step, counted from 0; steps below 0, of a warm-up, have ``lr`` itself.
 
     ``onecycle`` rises by a cosine from lr / 25 over the first 30 % (or ``warmup``) and falls by a cosine to
     lr / 250,000 (Smith and Topin, Super-Convergence, 2018; rates as in PyTorch's OneCycleLR).
@@ -85,7 +85,7 @@ def learning_rate(optim: Optim, step: int) -> float:
 
 
 def make_optimizer(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
-    """Return the optimiser that a recipe's ``optim`` names."""
+    """Return the optimizer that a recipe's ``optim`` names."""
     import torch  # only here: a recipe is read without torch
 
     if optim.name == "sgd":

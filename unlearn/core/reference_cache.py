@@ -20,10 +20,10 @@ Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ReferenceCache:
-    """Rows by item, in one file a name; a resumed run reads what the first part computed.
+    """Rows by item, one file per name; a resumed run reads what its first part computed.
 
     Args:
-        folder: where the files are.
+        folder: of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class ReferenceCache:
 
     @torch.no_grad()
     def put(self, name: str, ids: Tensor, compute: Compute, batch_size: int = 16) -> None:
-        """Compute the rows of ``ids`` (N,), shared among ranks; nothing is done where they are there already."""
+        """Compute the rows of ``ids`` (N,), divided among ranks; if the file exists, nothing is done."""
         if self._path(name).is_file():
             return
         mine = ids[rank() :: world_size()]
@@ -58,13 +58,14 @@ class ReferenceCache:
         barrier()
 
     def get(self, name: str, ids: Tensor) -> Tensor:
-        """Return the rows of ``ids``, one after the other, where ``ids`` lives."""
+        """Return the rows of ``ids``, concatenated, on the device of ``ids``."""
         if name not in self._open:
             try:
                 content = load_file(self._path(name))
             except (OSError, SafetensorError) as error:
                 raise RecipeError(
-                    f"{self._path(name)}, which holds values of the target, cannot be read. Start the recipe anew."
+                    f"{self._path(name)}, which holds values of the target, cannot be read. "
+                    "Delete the run's folder and start the recipe again."
                 ) from error
             ends = content["counts"].cumsum(0)
             place = {item: index for index, item in enumerate(content["ids"].tolist())}
@@ -75,11 +76,11 @@ class ReferenceCache:
         return (torch.cat(pieces) if pieces else rows[:0]).to(ids.device)
 
     def drop(self, name: str) -> None:
-        """Free the memory of rows that are read no more; the file stays."""
+        """Free the memory of rows that are no longer read; the file stays."""
         self._open.pop(name, None)
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
-        """Return what ``make`` gave when first asked for ``name``; it lives as long as the run, in no checkpoint."""
+        """Call ``make`` at the first request for ``name`` and return its result at each; no checkpoint holds it."""
         if name not in self._made:
             self._made[name] = make()
         made: Made = self._made[name]

@@ -18,18 +18,18 @@ from unlearn.training.phase import Phase
 def auxiliary_networks(
     phase: Phase, model: nn.Module, teacher: Callable[[], Any], randomness: Randomness
 ) -> list[Phase]:
-    """Return a phase for each network that a term of ``phase`` trains beside the model; each steps before it.
+    """Return a phase for each network that a term of ``phase`` trains beside the model; their steps come before its.
 
-    Companions of one name are one network: the first builds it, and each brings its own terms.
+    Terms that bring a network of one name share it: the first builds it, and each brings its own losses.
 
     Args:
         phase: of the model.
-        model: that moves.
+        model: that is trained.
         teacher: see Context.teacher.
-        randomness: of the networks' first weights.
+        randomness: of the networks' initial weights.
 
     Raises:
-        RecipeError: two terms bring a network of one name and differ in how it moves.
+        RecipeError: two terms share a network and differ in how it is trained.
     """
     found: dict[str, Phase] = {}
     for group, name, objective in phase.terms():
@@ -45,8 +45,8 @@ def auxiliary_networks(
             other = {**asdict(optim), "warmup": brought.warmup, "rests": brought.rests}
             apart = [f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]]
             raise RecipeError(
-                f"{beside.owners[0]} and {group}/{name} train one network, {brought.name!r}, and differ in how it "
-                f"moves: {', '.join(apart)}. Give both the same."
+                f"{beside.owners[0]} and {group}/{name} share the network {brought.name!r} and differ in how it is "
+                f"trained: {', '.join(apart)}. Give both the same."
             )
         beside.owners = (*beside.owners, f"{group}/{name}")
         for split, terms in brought.groups.items():

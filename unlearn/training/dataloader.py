@@ -19,13 +19,13 @@ class StepLoader(Dataset[StepBatches]):
     """Maps a step to this rank's micro-batches of every split.
 
     Each pass over a split is a fresh random order cut into full batches; a split smaller than a batch is taken
-    whole, so one forget image is a legal split. A rank or micro-batch may be left without an item.
+    whole, so one forget image is a legal split. A rank or micro-batch may get no item.
 
     Args:
         splits: the data by split name.
-        sizes: items a step by split name, over all ranks and micro-batches.
+        sizes: items per step by split name, over all ranks and micro-batches.
         randomness: stream of the sample order.
-        accumulate: micro-batches a step.
+        accumulate: micro-batches per step.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class StepLoader(Dataset[StepBatches]):
         self.sizes = {name: min(size, len(splits[name])) for name, size in sizes.items()}
         self.randomness = randomness
         self.accumulate = accumulate
-        self.rank, self.ranks = rank(), world_size()  # asked here, as a data worker does not know them
+        self.rank, self.ranks = rank(), world_size()  # read here: a data worker is in no process group
 
     def ids(self, name: str, step: int) -> Tensor:
         """Return the ids of a step's global batch."""

@@ -1,4 +1,4 @@
-"""The one LightningModule: every family's unlearning, and the training of targets, runs through it."""
+"""The one LightningModule: unlearning of every family, and the training of targets."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ from unlearn.data.base import Split
 from unlearn.objectives.base import Context, Objective
 from unlearn.training.average import WeightAverage
 from unlearn.training.dataloader import StepBatches
-from unlearn.training.gradients import LazyLoss, fresh_gradients, norm, take_gradients, watched
-from unlearn.training.phase import Phase, StepLosses
+from unlearn.training.gradients import fresh_gradients, norm, take_gradients, watched
+from unlearn.training.losses import StepLog, StepLosses, TermValues
+from unlearn.training.phase import Phase
 
 
 class UnlearningModule(lightning.LightningModule):
-    """Steps the phases of a method in manual optimisation.
+    """Takes the steps of a method's phases, in manual optimization.
 
     Args:
-        model: the wrapper that moves. It stays in eval mode: dropout off, batch statistics still.
-        phases: in the order in which they step; exactly one is primary.
+        model: the wrapper that is trained. It stays in eval mode: dropout off, batch statistics fixed.
+        phases: in the order of their steps; exactly one is primary.
         splits: the data by split name.
         seed: the run's seed.
         reference: the frozen target.
         log_every: steps between measurements of losses, diagnostics and the conflict cosine.
-        distilled_from: the frozen model that the target was distilled from, where it was.
+        distilled_from: the frozen model that the target was distilled from, if it was.
+        remedy: last sentence of the error for a gradient that is not finite.
 
     Attributes:
-        step_count: primary steps taken; below 0 while a companion warms up.
-        goal: the term that ended the run by reaching its goal, or None.
+        step_count: primary steps taken; below 0 during the warm-up of another network.
+        goal: the term that reached its goal and thereby ended the run, or None.
         row: the last measured row of the training curves.
     """
 
@@ -93,7 +95,7 @@ class UnlearningModule(lightning.LightningModule):
         self.step_count, self._checkpoint = checkpoint["step"], checkpoint
 
     def add_phase(self, phase: Phase) -> None:
-        """Let another network step, after those that are there."""
+        """Add a phase, whose steps come after those of the present ones."""
         self.phases.append(phase)
         self.combine_states.append({})
         self.states |= {f"{group}/{name}": {} for group, name, _ in phase.terms()}
@@ -103,7 +105,7 @@ class UnlearningModule(lightning.LightningModule):
         return [make_optimizer(phase.optim, list(phase.parameters.values())) for phase in self.phases]
 
     def on_fit_start(self) -> None:
-        """Take up a restored state, or prepare the terms before the first step."""
+        """Restore the checkpoint, or prepare the terms before the first step."""
         for frozen in (self.reference, self.distilled_from):
             if frozen is not None:
                 frozen.to(next(self.model.parameters()))
@@ -117,7 +119,7 @@ class UnlearningModule(lightning.LightningModule):
             self.average.start()
 
     def _precision(self) -> AbstractContextManager[None]:
-        """Return the context of the steps' precision, so that the target's values are those of equal models."""
+        """Return the context of the steps' precision: values of the target must be those that equal weights give."""
         attached = self._trainer is not None
         return self.trainer.precision_plugin.train_step_context() if attached else nullcontext()
 
@@ -169,7 +171,7 @@ class UnlearningModule(lightning.LightningModule):
                 self._objective(term).after_step(measured, self._context(term))
             if measure:
                 prefix = "" if phase.primary else f"{phase.name}/"
-                row = {**losses.reduced_log(), "grad_norm": float(size), "lr": rate}
+                row = {**losses.log.reduced(), "grad_norm": float(size), "lr": rate}
                 self.row |= {prefix + key: value for key, value in row.items()}
         if step >= 0:
             self.average.update(step)
@@ -182,10 +184,10 @@ class UnlearningModule(lightning.LightningModule):
     ) -> dict[str, Tensor]:
         """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
 
-        What the terms measure before a step is measured on a copy of their states, so that the run starts unmoved.
+        What the terms measure before a step changes a copy of their states only.
 
         Args:
-            batches: of these steps.
+            batches: of the steps.
             terms: in place of the phase's own forget terms.
         """
         kept, self.states = self.states, copy.deepcopy(self.states)
@@ -200,7 +202,7 @@ class UnlearningModule(lightning.LightningModule):
         for batch in batches:
             self.shared = {}
             moved = self.transfer_batch_to_device(batch, self.device, 0)
-            lazy: list[LazyLoss] = StepLosses(phase, self.model, moved, self._context).group("forget")
+            lazy = TermValues(phase, self.model, moved, self._context, StepLog()).lazy("forget")
             torch._foreach_add_(total, fresh_gradients(lazy, parameters))
         take_gradients(parameters)
         self.states = kept
@@ -277,14 +279,14 @@ class UnlearningModule(lightning.LightningModule):
 
 
 def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
-    """Refuse parameters that may move but that no loss reaches on any rank: a run would leave them silently."""
+    """Raise a RecipeError for parameters that no loss reaches on any rank: a run would leave them as they are."""
     everywhere = set[str]().union(*gather_objects(reached))
     if lost := [name for name in phase.parameters if name not in everywhere]:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise RecipeError(
-            f"Phase {phase.name!r}: no loss reaches {len(lost)} of {len(phase.parameters)} parameters that may move: "
-            f"{shown}. Narrow the scope (scope.exclude=[...], with scope.name=pattern in place of all), or add a loss "
-            "that reaches them."
+            f"Phase {phase.name!r}: no loss reaches {len(lost)} of {len(phase.parameters)} trained "
+            f"parameters: {shown}. Narrow the scope (scope.exclude=[...], with scope.name=pattern in place of all), or "
+            "add a loss that reaches them."
         )
 
 

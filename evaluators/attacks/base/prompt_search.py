@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -19,6 +19,7 @@ from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.concept_classifier import Judge, judge_of
 from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.models.base import frozen
 from unlearn.models.capabilities import ImageDenoiser
 
 
@@ -76,7 +77,7 @@ class DrawingAttack(Evaluator[ImageDenoiser]):
         for subject, model in evaluation.models.items():
             if model.settings.one_step is not None:
                 continue
-            with still(model), self.finds(evaluation, judge, subject, items) as (told, budget):
+            with frozen(model), self.finds(evaluation, judge, subject, items) as (told, budget):
                 images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, told)
             seen = judge.seen(images, items)
             findings.records.append(seen_record(evaluation, self.metrics[0], subject, seen, budget, judge))
@@ -89,19 +90,6 @@ def seen_record(
     """Return the share of samples (n,) bool in which the concept is seen."""
     about, detector = {"score": "accuracy", "budget": budget}, judge.net.detector
     return evaluation.record(metric, subject, "forget", seen, about=about, detector=detector)
-
-
-@contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Keep no gradient of a model's own weights while an attack searches for words."""
-    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in moving:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in moving:
-            parameter.requires_grad_(True)
 
 
 def told_data(splits: Mapping[str, Split]) -> Conditioned:

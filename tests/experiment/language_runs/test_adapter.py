@@ -16,8 +16,8 @@ from unlearn.models.lora import Lora
 from unlearn.objectives.language.kl import KL
 from unlearn.objectives.language.npo import NPO
 from unlearn.training.build import build_module
+from unlearn.training.losses import StepLosses
 from unlearn.training.module import UnlearningModule
-from unlearn.training.phase import StepLosses
 
 SCOPE = Lora(rank=2)
 

@@ -149,11 +149,11 @@ def test_an_adapters_first_loss_is_that_of_the_model_without_one(told: Condition
 
 
 def trained(own: Bench, steps: int = 40, lr: float = 1e-3) -> Bench:
-    optimiser = torch.optim.Adam(own.model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(own.model.parameters(), lr=lr)
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         own.values(step=step).values.mean().backward()
-        optimiser.step()
+        optimizer.step()
     return own
 
 

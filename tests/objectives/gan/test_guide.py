@@ -177,14 +177,14 @@ def trained(folder: Path, guide: Guide, keep: float = 0.0, steps: int = 60) -> B
     """The model after Adam on GUIDE, and on the global term with weight ``keep``."""
     bench = Bench(folder / "forget", guide)
     other = Bench(folder / "keep", GlobalPreservation(pool=None), split="retain")
-    optimiser = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=5e-3)
+    optimizer = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=5e-3)
     for step in range(steps):
         loss = bench.values(step=step).values.mean()
         if keep:
             loss = loss + keep * other.objective(bench.model, other.batch(), other.context(step)).values.mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return bench
 
 

@@ -119,12 +119,12 @@ def test_training_takes_the_feature_away(bright: str, tmp_path: Path) -> None:
             likeness=PIXELS,
         )
         bench = Bench(tmp_path / str(number), term)
-        optimiser = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=5e-3)
+        optimizer = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=5e-3)
         for step in range(steps):
             loss = term(bench.model, {"id": torch.arange(8)}, bench.context(step)).values.mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
             images = bench.model.synthesis(prior(bench.target, torch.arange(300, 400), "w", 0))
             shares.append(

@@ -29,14 +29,14 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> str:
         level = images.mean(dim=(1, 2, 3))
         labels = (level > level.median()).long()
         net = Words()
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for _ in range(150):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         cosine = (
             F.normalize(net.embed_images(images), dim=1) @ F.normalize(net.embed_texts(["dark", "bright"]), dim=1).T
         )
         F.cross_entropy(10 * cosine, labels).backward()
-        optimiser.step()
+        optimizer.step()
     path = tmp_path_factory.mktemp("scorer") / "words.pt"
     write_script(net, path)
     return str(path)
@@ -92,12 +92,12 @@ def test_the_first_step_has_a_gradient_and_training_takes_the_words_away(scorer:
     for words in ("bright", "dark"):
         bench = Bench(tmp_path / words, term(scorer, words=words, mapper_steps=10))
         shown = Bench(tmp_path / f"{words}s", term(scorer, mapper_steps=10)).state["offset"]
-        optimiser = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.Adam([p for p in bench.model.parameters() if p.requires_grad], lr=1e-2)
         for step in range(60):
             loss = bench.objective(bench.model, {"id": torch.arange(6)}, bench.context(step)).values.mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         w = bench.target.mapping(bench.target.latent(torch.arange(30, 50), Randomness(0, "check")))[:, None]
         with torch.no_grad():
             after, before = (embedded(net, one.synthesis(w + shown)) @ wanted for one in (bench.model, bench.target))

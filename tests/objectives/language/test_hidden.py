@@ -44,11 +44,11 @@ def test_rmu_drives_the_hidden_norm_to_c_and_the_direction_to_u(tmp_path: Path) 
         own = Bench(tmp_path, model, tiny_dataset(), RMU(coefficient=c, layer=1))
         before = own.values([0, 1]).diagnostics["norm"]
         assert (before - c).abs().min() > 0.3
-        optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
         for _ in range(150):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             own.values([0, 1]).values.mean().backward()
-            optimiser.step()
+            optimizer.step()
         assert own.values([0, 1]).diagnostics["norm"].tolist() == pytest.approx([c, c], rel=0.03)
         batch = own.dataset.batch(torch.tensor([0, 1]))
         hidden = model.hidden(batch, 1)[batch["answer"]]
