@@ -250,7 +250,7 @@ def test_the_estimate_counts_the_companion() -> None:
     recipe = load(ROOT / "tests" / "toys" / "recipes" / "small.yaml")
     module = module_of()
     meta_model = MetaModel(module.model, lambda split, items: 0, "none")  # type: ignore[arg-type]
-    assert of_a_step(recipe, meta_model, module)["scorer, which is trained beside it"] == 8 * (65 + 3 * 64)
+    assert of_a_step(recipe, meta_model, module)["scorer, which is trained with it"] == 8 * (65 + 3 * 64)
 
 
 def test_a_companion_goes_where_the_model_goes() -> None:
