@@ -67,7 +67,7 @@ def kept_numbers(model: Diffusion) -> int:
         return value
 
     with saved_tensors_hooks(keep, lambda value: value), _FusedAttention():
-        model._network(x, t, condition)
+        model.raw(x, t, condition)
     return sum(value.numel() for value in kept.values())
 
 

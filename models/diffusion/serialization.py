@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from unlearn.core.errors import RecipeError
+from unlearn.models.diffusion.denoiser import Denoiser
 from unlearn.models.diffusion.hub import ABOUT, variant
 from unlearn.models.diffusion.schedule import NoiseSchedule
 from unlearn.models.diffusion.settings import DiffusionSettings, check_steps
@@ -49,8 +50,6 @@ NAMES = "id2label"
 
 ZEROS = "force_zeros_for_empty_prompt"
 """Setting of a pipeline, kept in ``extras``: the null condition is zeros, not the encoded empty prompt (SDXL)."""
-
-Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
 
 _DENOISERS = {
     "UNet2DModel": UNet2DModel,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
@@ -19,11 +18,11 @@ from unlearn.data.base import Batch, Dataset
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.models.base import Wrapper
 from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
 from unlearn.models.diffusion.parameter_kinds import parameter_kinds
 from unlearn.models.diffusion.schedule import NoiseSchedule
 from unlearn.models.diffusion.serialization import (
     ZEROS,
-    Denoiser,
     DiffusionParts,
     read_parts,
     write_adapter,
@@ -122,8 +121,6 @@ class Diffusion(Wrapper):
         height, width = self.settings.shape[1:]
         return (self.vae.config.latent_channels, height // factor, width // factor)
 
-    # conditions
-
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data with the condition of each item, as this model takes it."""
         if self.text is not None:
@@ -184,17 +181,13 @@ class Diffusion(Wrapper):
             return [encoder.get_input_embeddings() for encoder in self.text.encoders]  # type: ignore[operator]
         return [module for module in self.denoiser.modules() if isinstance(module, nn.Embedding)]
 
-    # scores
-
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return eps(x_t, t, c), (B, C, H, W).
+        """Return eps(x_t, t, c), (B, C, H, W), of x_t (B, C, H, W), t (B,) int64 and B conditions."""
+        return self.schedule.eps(self.raw(x, t, self.encode(condition)), x, t)
 
-        Args:
-            x: noisy items x_t, (B, C, H, W).
-            t: timesteps, (B,) int64.
-            condition: of B items.
-        """
-        return self.schedule.eps(self._network(x, t, self.encode(condition)), x, t)
+    def raw(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return what the network predicts, (B, C, H, W), for encoded conditions: noise, image or velocity."""
+        return call_denoiser(self.denoiser, x, t, condition, self.settings.shape[1:])
 
     def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
         """Return the guided eps, (B, C, H, W): eps(c_n) + g (eps(c) - eps(c_n)) of one forward pass.
@@ -222,21 +215,6 @@ class Diffusion(Wrapper):
     def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Return the x_0 that ``eps`` implies, (B, C, H, W)."""
         return self.schedule.denoised(x, t, eps)
-
-    def _network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        network: Any = self.denoiser
-        if isinstance(self.denoiser, UNet2DConditionModel):
-            added = None
-            if condition.pooled is not None:
-                height, width = self.settings.shape[1:]
-                times = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
-                added = {"text_embeds": condition.pooled, "time_ids": times}
-            found: Tensor = network(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
-        else:
-            found = network(x, timestep=t, class_labels=condition.classes, return_dict=False)[0]
-        return found[:, : x.shape[1]]  # DiT predicts a variance too
-
-    # data
 
     def latents(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Return the clean items x_0 of a batch of images, (B, C, H, W)."""
@@ -274,8 +252,6 @@ class Diffusion(Wrapper):
         found = self.predict(self.noised(x0, noise, t), t, both[rows])
         return (found - noise).square().flatten(1).mean(dim=1)
 
-    # samples
-
     def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return x_T ~ N(0, 1), one an id, (B, C, H, W); the same id and randomness give the same in every model."""
         return randomness.child("latents").normal(ids, self.latent_shape, self.dtype)
@@ -284,10 +260,7 @@ class Diffusion(Wrapper):
     def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
         """Draw one image an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8.
 
-        Args:
-            ids: which latents.
-            randomness: of the latents.
-            like: items whose conditions the images are to have; by default each image is told nothing.
+        They have the conditions of ``like``, by default the null condition.
         """
         told = self.condition(like) if like is not None else self.null(len(ids))
         return {"id": ids, "image": self.draw(self.noise(ids, randomness), told)}
@@ -328,20 +301,13 @@ class Diffusion(Wrapper):
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of the step, x after it) of deterministic DDIM; stop asking, and nothing more is computed.
 
-        Args:
-            x: x_T, or the state before step ``first``, (B, C, H, W).
-            condition: of B items.
-            guidance: by default that of the settings.
-            steps: of the whole trajectory, by default those of the settings.
-            first: step to begin with.
+        ``guidance`` and ``steps`` are by default those of the settings; x is the state before step ``first``.
         """
         encoded = self.encode(condition)  # once for the whole trajectory
         steer = self.steering(self.settings.guidance if guidance is None else guidance)
         steps = steps or self.settings.steps
         clip = self.vae is None  # latents have no fixed range
         yield from self.schedule.trajectory(x, lambda n, x, t: steer(n, x, t, encoded), steps, first, clip)
-
-    # scope
 
     def parameter_kinds(self) -> dict[str, list[str]]:
         """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
@@ -352,8 +318,6 @@ class Diffusion(Wrapper):
         kinds = self.parameter_kinds()
         reached = {*kinds["denoiser"], *kinds["text_encoder"]}
         return [name for name, _ in self.named_parameters() if name in reached]
-
-    # files
 
     def beside_weights(self) -> dict[str, Any]:
         """Return the settings that unlearning may change."""
@@ -377,11 +341,6 @@ class Diffusion(Wrapper):
     @override
     @classmethod
     def from_pretrained(cls, folder: Path, weights: bool = True) -> Self:
-        """Read what ``save_pretrained`` wrote, or a pipeline of diffusers.
-
-        Args:
-            folder: see ``read_parts``.
-            weights: whether to read them; otherwise the model is on the meta device, and has no guard.
-        """
+        """Read what ``save_pretrained`` wrote, or a pipeline of diffusers; without its guard where not the weights."""
         parts = read_parts(folder, weights)
         return cls(**vars(parts), guard=read_guard(folder) if weights else None)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.models.feature_extractors.embedders import scripted
+from unlearn.models.feature_extractors.networks import scripted
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the images that CLIP was trained on, where the folder does not say otherwise (Radford et al. 2021)."""

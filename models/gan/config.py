@@ -20,11 +20,12 @@ from unlearn.data.base import Dataset
 from unlearn.data.identities import IdentityData
 from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.gan.dcgan import DCGAN
+from unlearn.models.gan.serialization import DISCRIMINATOR
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 from unlearn.models.gan.stylegan2.public import read_networks
 from unlearn.models.gan.synthetic_images import drawn
-from unlearn.models.gan.wrapper import DISCRIMINATOR, R1, LatentGenerator
+from unlearn.models.gan.wrapper import R1, LatentGenerator
 
 __all__ = ["FaceDCGAN", "LatentGenerator", "StyleGAN2"]
 

@@ -12,7 +12,8 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset
 from unlearn.data.identities import fits
-from unlearn.models.feature_extractors.embedders import BLANK, Perceptual, answer, perceptual_net, scripted
+from unlearn.models.feature_extractors.embedders import Perceptual, perceptual_net
+from unlearn.models.feature_extractors.networks import BLANK, answer, scripted
 from unlearn.models.gan.inversion import Inversion
 
 SEEDS = Randomness(0, "identities")

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.identities import IdentityData
 from unlearn.models.base import Wrapper
 from unlearn.models.gan.dcgan import DCGAN
+from unlearn.models.gan.parameter_kinds import parameter_kinds
+from unlearn.models.gan.serialization import DISCRIMINATOR, read_generator, read_judge, write_generator
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
-from unlearn.models.gan.stylegan2.generator import Generator, Noise, Shape, StyledConv, ToRGB
+from unlearn.models.gan.stylegan2.generator import Generator, Noise, StyledConv, ToRGB
 from unlearn.models.gan.stylegan2.layers import Linear
 
 LAZY = 16
@@ -35,25 +32,8 @@ LAZY_PATHS = 8
 R1 = 1.0
 """Weight of the penalty on the adversary's gradient where none is given."""
 
-DISCRIMINATOR = "discriminator.safetensors"
-"""Beside the generator's own files, where the file that it came from had one; its group size is in the metadata."""
-
 MEAN_OF = 4096
 """Latents whose w is averaged into the ``w_avg`` of a generator that was trained here."""
-
-
-def stylegan2(settings: Mapping[str, Any]) -> Generator:
-    """Return a StyleGAN2 generator of a shape with fresh weights."""
-    return Generator(Shape(**settings))
-
-
-def dcgan(settings: Mapping[str, Any]) -> DCGAN:
-    """Return a DCGAN generator with fresh weights."""
-    return DCGAN(**settings)
-
-
-BACKENDS = {"stylegan2": stylegan2, "dcgan": dcgan}
-"""Kind in ``config.json`` -> what builds the network of its settings."""
 
 
 class LatentGenerator(Wrapper):
@@ -93,11 +73,6 @@ class LatentGenerator(Wrapper):
         self.r1, self.mixing, self.paths, self.augment = r1, mixing, paths, augment
         self.trained_against = trained_against
         self.eval()
-
-    @property
-    def kind(self) -> str:
-        """Name of the backend."""
-        return "stylegan2" if isinstance(self.generator, Generator) else "dcgan"
 
     @property
     def num_ws(self) -> int:
@@ -329,21 +304,7 @@ class LatentGenerator(Wrapper):
 
     def parameter_kinds(self) -> dict[str, list[str]]:
         """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
-        kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        convolutions = [place for place, module in self.named_modules() if isinstance(module, StyledConv)]
-        for name, _ in self.named_parameters():
-            kinds["mapping" if ".mapping." in name else "synthesis"].append(name)
-            if ".torgb." in name:
-                kinds["to_rgb"].append(name)
-            if ".affine." in name:
-                kinds["affine"].append(name)
-            if name.rpartition(".")[0] in convolutions and not name.endswith("noise_strength"):
-                kinds["style_convolution"].append(name)
-            if name.endswith("noise_strength"):
-                kinds["noise"].append(name)
-            if name.endswith(".const"):
-                kinds["constant"].append(name)
-        return kinds
+        return parameter_kinds(self)
 
     # files
 
@@ -351,62 +312,11 @@ class LatentGenerator(Wrapper):
         """Write ``model.safetensors``, by the networks' own names, and ``config.json`` into an existing folder."""
         if self.fresh:
             self._measure_mean()
-        weights = {
-            name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
-            for name, value in self.generator.state_dict().items()
-        }
-        about = {
-            "kind": self.kind,
-            "settings": self.generator.settings(),
-            "levels": self.levels,
-            "truncation": self.truncation,
-        }
-        folder = Path(folder)
-        (folder / "model.safetensors").write_bytes(save(weights))
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        write_generator(self.generator, self.levels, self.truncation, Path(folder), dtype)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
         """Read what ``save_pretrained`` wrote, as float32 or float64."""
-        path = Path(folder) / "config.json"
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            kind = str(about["kind"])
-            if kind not in BACKENDS:
-                raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, BACKENDS)}")
-            generator: Any = BACKENDS[kind](about["settings"])
-            levels, truncation = int(about["levels"]), float(about["truncation"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"{path} does not describe a generator ({error}). {_REMEDY}") from error
-        path = Path(folder) / "model.safetensors"
-        try:
-            weights = load_file(path)
-            if any(value.dtype == torch.float64 for value in weights.values()):
-                generator.double()
-            generator.load_state_dict(weights)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {_REMEDY}") from error
+        generator, levels, truncation = read_generator(Path(folder))
         judge = Path(folder) / DISCRIMINATOR
         return cls(generator, levels, truncation, trained_against=judge if judge.is_file() else None)
-
-
-def read_judge(file: Path, shape: Shape) -> Discriminator:
-    """Read the discriminator of a generator's shape. Raises RecipeError where the file is broken or of another."""
-    try:
-        with safe_open(file, framework="pt") as content:
-            group = int((content.metadata() or {}).get("group", shape.group))
-            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        judge = Discriminator(replace(shape, group=group))
-        judge.load_state_dict(weights)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise RecipeError(
-            f"{file} is no discriminator of the generator beside it ({str(error)[:300]}). Copy it again, or remove it, "
-            "to begin with a new one."
-        ) from error
-    return judge
-
-
-KINDS = ("mapping", "synthesis", "to_rgb", "affine", "style_convolution", "noise", "constant")
-"""Kinds of parameters that a recipe's ``scope.kinds`` may name, beside the kinds of layer of every model."""
-
-_REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."

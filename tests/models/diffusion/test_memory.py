@@ -86,6 +86,6 @@ def test_what_a_pass_keeps_is_what_it_keeps_of_a_real_model(told: Conditioning, 
     x, t = torch.zeros(1, *model.latent_shape, requires_grad=True), torch.zeros(1, dtype=torch.int64)
     condition = Condition(states=torch.zeros(1, 8, 16)) if told == "text" else Condition(classes=t)
     with saved_tensors_hooks(keep, lambda value: value):
-        model._network(x, t, condition)
+        model.raw(x, t, condition)
     real = sum(value.numel() for value in kept.values())
     assert kept_numbers(empty) == pytest.approx(real, rel=0.05)

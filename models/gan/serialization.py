@@ -1,0 +1,94 @@
+"""Reads and writes GANs: ``config.json``, the generator's weights, and a discriminator beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.models.gan.dcgan import DCGAN
+from unlearn.models.gan.stylegan2.discriminator import Discriminator
+from unlearn.models.gan.stylegan2.generator import Generator, Shape
+
+DISCRIMINATOR = "discriminator.safetensors"
+"""Beside the generator's own files, where the file that it came from had one; its group size is in the metadata."""
+
+_REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."
+
+
+def stylegan2(settings: Mapping[str, Any]) -> Generator:
+    """Return a StyleGAN2 generator of a shape with fresh weights."""
+    return Generator(Shape(**settings))
+
+
+def dcgan(settings: Mapping[str, Any]) -> DCGAN:
+    """Return a DCGAN generator with fresh weights."""
+    return DCGAN(**settings)
+
+
+BACKENDS = {"stylegan2": stylegan2, "dcgan": dcgan}
+"""Kind in ``config.json`` -> what builds the network of its settings."""
+
+
+def write_generator(
+    generator: Generator | DCGAN, levels: int, truncation: float, folder: Path, dtype: torch.dtype | None
+) -> None:
+    """Write ``model.safetensors``, by the network's own names, and ``config.json`` into an existing folder."""
+    weights = {
+        name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in generator.state_dict().items()
+    }
+    about = {
+        "kind": "stylegan2" if isinstance(generator, Generator) else "dcgan",
+        "settings": generator.settings(),
+        "levels": levels,
+        "truncation": truncation,
+    }
+    (folder / "model.safetensors").write_bytes(save(weights))
+    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def read_generator(folder: Path) -> tuple[Any, int, float]:
+    """Return the generator that ``write_generator`` wrote, its number of grey levels and its truncation."""
+    path = folder / "config.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(about["kind"])
+        if kind not in BACKENDS:
+            raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, BACKENDS)}")
+        generator: Any = BACKENDS[kind](about["settings"])
+        levels, truncation = int(about["levels"]), float(about["truncation"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path} does not describe a generator ({error}). {_REMEDY}") from error
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+        if any(value.dtype == torch.float64 for value in weights.values()):
+            generator.double()
+        generator.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {_REMEDY}") from error
+    return generator, levels, truncation
+
+
+def read_judge(file: Path, shape: Shape) -> Discriminator:
+    """Read the discriminator of a generator's shape. Raises RecipeError where the file is broken or of another."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            group = int((content.metadata() or {}).get("group", shape.group))
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        judge = Discriminator(replace(shape, group=group))
+        judge.load_state_dict(weights)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise RecipeError(
+            f"{file} is no discriminator of the generator beside it ({str(error)[:300]}). Copy it again, or remove it, "
+            "to begin with a new one."
+        ) from error
+    return judge
