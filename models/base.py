@@ -1,4 +1,4 @@
-"""What the engine asks of a model: a small core, and capabilities by name."""
+"""The core of every model: its wrapper, its settings, and its stand-in on the meta device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Wrapper(nn.Module, ABC):
-    """A trained generator of one backend. Subclasses add capabilities: the protocols below.
+    """A generative model of one family. Subclasses add capabilities: protocols of ``models/capabilities.py``.
 
     Attributes:
         family: flow, gan, diffusion or language.
@@ -57,7 +57,7 @@ class Wrapper(nn.Module, ABC):
         return [name for name, _ in self.named_parameters()]
 
     def beside_weights(self) -> dict[str, Any]:
-        """Return what unlearning may change beside the weights; a file of changed weights cannot hold it."""
+        """Return settings that unlearning may change besides weights; a file of changed weights cannot hold them."""
         return {}
 
     def check_fits(self, info: dict[str, Any]) -> None:
@@ -71,13 +71,13 @@ class Wrapper(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A model without its weights, from which a run's needs can be told before anything large is read.
+    """The model on the meta device, used to estimate memory before any weights are loaded.
 
     Args:
         model: the wrapper on the meta device.
-        activations: (split, items) -> bytes that the backward pass of a micro-batch of so many of the split's largest
-            items asks for, beyond the weights.
-        estimate: in words, how ``activations`` comes about.
+        activations: (split, items) -> bytes that the backward pass of a micro-batch needs beyond the weights, for so
+            many of the split's largest items.
+        estimate: how ``activations`` is estimated, in words.
         head: bytes of the copy of the last layer that terms comparing distributions keep of the target.
     """
 
@@ -89,7 +89,7 @@ class MetaModel:
 
 @dataclass
 class ModelConfig(ABC):
-    """Everything that shapes a model before training. One subclass beside each wrapper.
+    """Settings that shape a model before training; one subclass per kind of model, in its family's ``config.py``.
 
     Args:
         pretrained: folder of the target model, or hub id where the backend has a hub; by default the recipe trains

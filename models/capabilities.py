@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args, runtime_checkable
 
 import torch
@@ -13,6 +12,7 @@ from typing_extensions import TypeVar
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.conditioning import Condition
+from unlearn.models.language.answers import Answers
 
 if TYPE_CHECKING:
     from unlearn.models.gan.stylegan2.augment import Augment
@@ -54,7 +54,7 @@ class Trains(Model, Protocol):
     """Has a training loss."""
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return the loss an item, (B,), in the unit that the wrapper states."""
+        """Return the loss per item, (B,), in the unit that the wrapper states."""
 
 
 @runtime_checkable
@@ -71,12 +71,12 @@ class TrainsAgainst(Model, Protocol):
     paths: float
 
     def adversary(self, randomness: Randomness) -> nn.Module:
-        """Return the adversary as it begins: new, or as the model's file has it."""
+        """Return the initial adversary: new, or read from the model's file."""
 
     def adversary_loss(
         self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Return the adversary's loss an item, (B,), whose gradient does not reach the model, and its real logits."""
+        """Return the adversary's loss per item, (B,), whose gradient does not reach the model, and its real logits."""
 
     def adversarial_loss(
         self,
@@ -86,7 +86,7 @@ class TrainsAgainst(Model, Protocol):
         augmented: float = 0.0,
         length: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the model's loss an item, (B,), and, in a step that penalises path lengths, those, (B,).
+        """Return the model's loss per item, (B,), and, in a step that penalises path lengths, those, (B,).
 
         The adversary holds still. ``length`` is the mean of the lengths of earlier steps, None where there were none.
         """
@@ -97,10 +97,10 @@ class HasLikelihood(Model, Protocol):
     """Gives the likelihood of an item."""
 
     def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return log p(x) an item, (B,), in nats; noise for dequantisation comes from ``randomness``."""
+        """Return log p(x) per item, (B,), in nats; noise for dequantisation comes from ``randomness``."""
 
     def dimensions(self, batch: Batch) -> Tensor:
-        """Return the number of dimensions (values, tokens) an item, (B,); bits/dim divides by it."""
+        """Return the number of dimensions (values, tokens) per item, (B,); bits/dim divides by it."""
 
 
 @runtime_checkable
@@ -108,7 +108,7 @@ class Samples(Model, Protocol):
     """Draws samples."""
 
     def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
-        """Draw one item an id, (B,) int64; the same id and randomness give the same latent in every model.
+        """Draw one item per id, (B,) int64; the same id and randomness give the same latent in every model.
 
         Args:
             ids: which latents.
@@ -167,7 +167,7 @@ class Denoises(Model, Protocol):
         """Return x_0 as eps has it."""
 
     def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return x_T ~ N(0, 1), one an id."""
+        """Return x_T ~ N(0, 1), one per id."""
 
     def times(self, steps: int | None = None) -> Tensor:
         """Return the timesteps of a trajectory, (S,) int64, falling."""
@@ -176,47 +176,6 @@ class Denoises(Model, Protocol):
         self, x: Tensor, condition: Condition, guidance: float | None = None, steps: int | None = None, first: int = 0
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of the step, x after it) of deterministic DDIM from x before step ``first``."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a language model says of the answer tokens of a batch, N of them in all.
-
-    Args:
-        logits: (N, V), in single precision or better, with gradient: of the position before each answer token.
-        targets: (N,) int64, the answer tokens.
-        row: (N,) int64, ascending: which item of the batch each belongs to.
-        size: number of items, B; an item without answer tokens has no row.
-    """
-
-    logits: Tensor
-    targets: Tensor
-    row: Tensor
-    size: int
-
-    def log_probs(self) -> Tensor:
-        """Return log p of each answer token, (N,), in nats."""
-        chosen: Tensor = self.logits.gather(1, self.targets[:, None]).squeeze(1)
-        return chosen - self.logits.logsumexp(dim=1)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Return the number of answer tokens an item, (B,) int64."""
-        return torch.bincount(self.row, minlength=self.size)
-
-    @property
-    def places(self) -> Tensor:
-        """Return the place of each answer token in its answer, (N,) int64, from 0."""
-        starts = self.lengths.cumsum(0) - self.lengths
-        return torch.arange(len(self.row), device=self.row.device) - starts[self.row]
-
-    def sums(self, values: Tensor) -> Tensor:
-        """Return the sum of values (N,) an item, (B,)."""
-        return values.new_zeros(self.size).index_add(0, self.row, values)
-
-    def means(self, values: Tensor) -> Tensor:
-        """Return the mean of values (N,) an item, (B,); 0 for an item without answer tokens."""
-        return self.sums(values) / self.lengths.clamp(min=1)
 
 
 @runtime_checkable
@@ -236,12 +195,12 @@ class Continues(Model, Protocol):
         """Continue each prompt (form ``prompt``) greedily: (B, new_tokens) int64, -1 after the end."""
 
     def text(self, tokens: Tensor) -> list[str]:
-        """Return generated tokens, (B, T), as text without special tokens, one an item."""
+        """Return generated tokens, (B, T), as text without special tokens, one per item."""
 
 
 @runtime_checkable
 class HasHiddenStates(Model, Protocol):
-    """Shows what a layer hands on."""
+    """Exposes a layer's hidden states."""
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
         """Return the hidden states after a layer (1 is the first, -1 the last), (B, T, D); 0 gives the embeddings."""
@@ -252,13 +211,13 @@ class HasLatents(Model, Protocol):
     """Makes images of latents, in two stages: a GAN."""
 
     def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return z, (B, z_dim), one an id; the same id and randomness give the same in every model."""
+        """Return z, (B, z_dim), one per id; the same id and randomness give the same in every model."""
 
     def mapping(self, z: Tensor) -> Tensor:
         """Map z to w, (B, w_dim)."""
 
     def synthesis(self, w: Tensor, noise: Any = "const") -> Tensor:
-        """Map w, (B, w_dim) or one a layer (B, num_ws, w_dim), to images (B, C, H, W) in about [-1, 1]."""
+        """Map w, (B, w_dim) or one per layer (B, num_ws, w_dim), to images (B, C, H, W) in about [-1, 1]."""
 
     def features(self, w: Tensor, noise: Any = "const") -> Tensor:
         """Return the last features, (B, D, h, w), that become the images of w."""

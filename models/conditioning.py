@@ -18,7 +18,7 @@ class Condition:
         classes: (B,) int64.
         tokens: (B, E, L) int64, the prompt in the tokens of each of E text encoders.
         states: (B, L, D), encoded prompts.
-        pooled: (B, P), one vector a prompt beside ``states``, for models that take it (SDXL).
+        pooled: (B, P), one vector per prompt beside ``states``, for models that take it (SDXL).
     """
 
     classes: Tensor | None = None

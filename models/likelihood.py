@@ -17,7 +17,7 @@ from unlearn.models.capabilities import HasLikelihood
 
 
 def bits_per_dim(model: HasLikelihood, batch: Batch, randomness: Randomness, draws: int = 1) -> Tensor:
-    """Return -log2 p(x) / dimensions an item, (B,), with gradient.
+    """Return -log2 p(x) / dimensions per item, (B,), with gradient.
 
     Args:
         model: gives log p(x) in nats and the number of dimensions.

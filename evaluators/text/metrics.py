@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.models.capabilities import Answers
+from unlearn.models.language.answers import Answers
 
 _TOKENS_AT_ONCE = 1024  # of log-probabilities over the whole vocabulary, held several times
 

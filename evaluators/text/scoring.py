@@ -13,7 +13,7 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength, lowest_mean, token_measures
-from unlearn.models.capabilities import Answers
+from unlearn.models.language.answers import Answers
 
 
 class AnswerScores(NamedTuple):

@@ -37,7 +37,7 @@ class DiffusionConfig(ModelConfig):
     """What all diffusion models share.
 
     Args:
-        steps: DDIM steps a sample, from 2 to the model's timesteps; null takes the stored value, or 20.
+        steps: DDIM steps per sample, from 2 to the model's timesteps; null takes the stored value, or 20.
         guidance: classifier-free guidance of samples, 1 for none; null takes the stored value, or 2.
     """
 
@@ -109,8 +109,8 @@ class NewDiffusionConfig(DiffusionConfig):
 
     Args:
         channels: width of each level; every level but the last halves the sides.
-        layers: residual blocks a level, >= 1.
-        head_dim: channels an attention head.
+        layers: residual blocks per level, >= 1.
+        head_dim: channels per attention head.
         timesteps: T.
         prediction: what the network predicts: the noise, the clean image or the velocity.
     """
@@ -158,7 +158,7 @@ class NewDiffusionConfig(DiffusionConfig):
 
 @dataclass
 class UNet(NewDiffusionConfig):
-    """A U-Net that is told a class (Ho et al. 2020, with attention at the lowest level)."""
+    """A U-Net that is conditioned on a class (Ho et al. 2020, with attention at the lowest level)."""
 
     def network(self, info: dict[str, Any]) -> Diffusion:
         """Return the model with fresh weights."""
@@ -187,7 +187,7 @@ class TextUNet(NewDiffusionConfig):
         words: that the tokenizer knows; null takes those of the data's captions, sorted.
         text_width: size of the encoded words; 4 heads divide it.
         text_layers: layers of the text encoder, >= 1.
-        length: tokens a prompt, with those that begin and end it.
+        length: tokens per prompt, with those that begin and end it.
     """
 
     words: tuple[str, ...] | None = ("a", *COLOURS, *WORDS)
@@ -259,7 +259,7 @@ class TextUNet(NewDiffusionConfig):
 
 @dataclass
 class DiT(NewDiffusionConfig):
-    """A diffusion transformer that is told a class (Peebles and Xie 2023), on pixels.
+    """A diffusion transformer that is conditioned on a class (Peebles and Xie 2023), on pixels.
 
     Args:
         width: size of the hidden states; ``head_dim`` divides it.

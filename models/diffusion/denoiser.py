@@ -32,5 +32,6 @@ def call_denoiser(network: Any, x: Tensor, t: Tensor, condition: Condition, side
         # original size, crop corner and target size (Podell et al., SDXL, 2023, section 2.2): whole, uncropped images
         times = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
         added = {"text_embeds": condition.pooled, "time_ids": times}
-    found = network(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
+    unet: Any = network
+    found = unet(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
     return found[:, : x.shape[1]]

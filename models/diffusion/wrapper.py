@@ -176,7 +176,7 @@ class Diffusion(Wrapper):
         return (encoded.blank(nothing) if nothing.any() else encoded)[where]
 
     def tables(self) -> list[nn.Embedding]:
-        """Return the tables in which it looks up words (one a text encoder) or classes (one, or one a block)."""
+        """Return the tables in which it looks up words (one per text encoder) or classes (one, or one per block)."""
         if self.text is not None:
             return [encoder.get_input_embeddings() for encoder in self.text.encoders]  # type: ignore[operator]
         return [module for module in self.denoiser.modules() if isinstance(module, nn.Embedding)]
@@ -237,7 +237,7 @@ class Diffusion(Wrapper):
         return torch.nan_to_num(grey).to(torch.uint8)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return the mean over values of (eps - eps(x_t, t, c))^2 an item, (B,), at a t drawn for each.
+        """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), at a t drawn for each.
 
         A share ``drop`` of items is told nothing. Ho et al., DDPM, 2020, eq. 14; the drop is of Ho and Salimans, 2022.
         """
@@ -253,12 +253,12 @@ class Diffusion(Wrapper):
         return (found - noise).square().flatten(1).mean(dim=1)
 
     def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return x_T ~ N(0, 1), one an id, (B, C, H, W); the same id and randomness give the same in every model."""
+        """Return x_T ~ N(0, 1), one per id, (B, C, H, W); the same id and randomness give the same in every model."""
         return randomness.child("latents").normal(ids, self.latent_shape, self.dtype)
 
     @torch.no_grad()
     def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
-        """Draw one image an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8.
+        """Draw one image per id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8.
 
         They have the conditions of ``like``, by default the null condition.
         """

@@ -101,7 +101,7 @@ class Perceptual:
         return self.between(self.features(a), self.features(b))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return what ``between`` compares, with gradient: (B, D, h, w) of unit length over D, one a layer."""
+        """Return what ``between`` compares, with gradient: (B, D, h, w) of unit length over D, one per layer."""
         network = on_device_of(self.network, images)
         if isinstance(network, torch.jit.ScriptModule):
             return [images.float()]

@@ -102,18 +102,18 @@ class Flow(Wrapper):
         return self.log_prob(batch, randomness)
 
     def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return log p(x) an item, (B,), in nats: of discrete images (a lower bound), or the density of vectors."""
+        """Return log p(x) per item, (B,), in nats: of discrete images (a lower bound), or the density of vectors."""
         inputs = self.dequantise(batch, randomness)
         if len(inputs) == 0:  # nflows cannot reshape an empty batch; this keeps the graph, with gradients of zero
             return self._density(inputs.new_full((1, *self.shape), 0.5))[:0]
         return self._density(inputs) - math.prod(self.shape) * math.log(self.levels or 1)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return -log p(x) an item, (B,), in bits per dimension."""
+        """Return -log p(x) per item, (B,), in bits per dimension."""
         return bits_per_dim(self, batch, randomness)
 
     def dimensions(self, batch: Batch) -> Tensor:
-        """Return the number of values an item, (B,) int64."""
+        """Return the number of values per item, (B,) int64."""
         return torch.full_like(batch["id"], math.prod(self.shape))
 
     def dequantise(self, batch: Batch, randomness: Randomness) -> Tensor:
@@ -132,7 +132,7 @@ class Flow(Wrapper):
 
     @torch.no_grad()
     def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
-        """Draw one item an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, or ``vector`` (B, D)."""
+        """Draw one item per id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, or ``vector`` (B, D)."""
         outputs = self.decode(self.latents(ids, randomness))
         if self.levels is None:
             return {"id": ids, "vector": outputs}
@@ -142,7 +142,7 @@ class Flow(Wrapper):
         return {"id": ids, "image": torch.nan_to_num(grey).to(torch.uint8)}
 
     def latents(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Draw z ~ N(0, temperature^2), one an id, in the shape of the base distribution."""
+        """Draw z ~ N(0, temperature^2), one per id, in the shape of the base distribution."""
         base = self.flow._distribution
         if any(isinstance(module, transforms.NaiveLinear) for module in self.modules()):
             raise RecipeError("nflows' NaiveLinear has no inverse with this PyTorch. Use nflows.transforms.LULinear.")

@@ -22,7 +22,7 @@ class Inverted:
     """What an inversion found.
 
     Args:
-        latents: (B, w_dim), or one a layer (B, num_ws, w_dim).
+        latents: (B, w_dim), or one per layer (B, num_ws, w_dim).
         losses: distance of every image at each step, of the latent with its noise, and after the last, (steps + 1, B).
     """
 
@@ -43,7 +43,7 @@ class Inversion:
     distance is one of pixels and features, where the paper's is a perceptual one.
 
     Args:
-        space: one w for all layers, or one a layer (w+), which comes nearer and strays further from what is sampled.
+        space: one w for all layers, or one per layer (w+), which comes nearer and strays further from what is sampled.
         steps: of the optimizer.
         lr: largest rate.
         pixels: weight of the mean squared difference of pixels.

@@ -24,7 +24,7 @@ AT_ONCE = 16
 
 
 def latents_of(model: Any, dataset: Dataset, ids: Tensor, inversion: Inversion | str, randomness: Randomness) -> Tensor:
-    """Return the latents of items, (n, num_ws, w_dim), one a layer, without gradient, in the model's float type.
+    """Return the latents of items, (n, num_ws, w_dim), one per layer, without gradient, in the model's float type.
 
     The same for the same arguments, whoever asks, and, up to rounding, however the items are grouped.
 
@@ -59,7 +59,7 @@ def latents_of_seeds(model: Any, seeds: Tensor) -> Tensor:
 
 
 def layered(model: Any, w: Tensor) -> Tensor:
-    """Return w (B, w_dim), (B, 1, w_dim) or (B, num_ws, w_dim) as one a layer, (B, num_ws, w_dim)."""
+    """Return w (B, w_dim), (B, 1, w_dim) or (B, num_ws, w_dim) as one per layer, (B, num_ws, w_dim)."""
     w = w if w.dim() == 3 else w[:, None]
     if not fits(w.shape[1:], (model.num_ws, model.w_dim)):
         raise RecipeError(

@@ -123,7 +123,7 @@ class LatentGenerator(Wrapper):
     # latents
 
     def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return z ~ N(0, 1), (B, z_dim), one an id (B,) int64."""
+        """Return z ~ N(0, 1), (B, z_dim), one per id (B,) int64."""
         return randomness.child("latents").normal(ids, (self.generator.z_dim,), self.dtype)
 
     def mapping(self, z: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class LatentGenerator(Wrapper):
         return self.generator.mapping(z)
 
     def noises(self, ids: Tensor, randomness: Randomness) -> list[Tensor]:
-        """Return normal noise for every layer, (B, 1, r, r) each, one an id; none for a DCGAN."""
+        """Return normal noise for every layer, (B, 1, r, r) each, one per id; none for a DCGAN."""
         stream = randomness.child("noise")
         sides = self.generator.noise_sides()
         return [stream.child(str(k)).normal(ids, (1, side, side), self.dtype) for k, side in enumerate(sides)]
@@ -140,7 +140,7 @@ class LatentGenerator(Wrapper):
         """Return images (B, C, H, W), about in [-1, 1], with gradient.
 
         Args:
-            w: (B, w_dim), or one a layer (B, num_ws, w_dim).
+            w: (B, w_dim), or one per layer (B, num_ws, w_dim).
             noise: the layers' own constant noise, none, or what ``noises`` gave.
         """
         return self.both(w, noise)[0]
@@ -175,7 +175,7 @@ class LatentGenerator(Wrapper):
 
     @torch.no_grad()
     def sample(self, ids: Tensor, randomness: Randomness, like: Batch | None = None) -> Batch:
-        """Draw one image an id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, with constant noise."""
+        """Draw one image per id, (B,) int64: ``id`` and ``image`` (B, C, H, W) uint8, with constant noise."""
         w = self.mapping(self.latent(ids, randomness))
         return {"id": ids, "image": self.images(self.synthesis(self.truncated(w)))}
 
@@ -196,11 +196,11 @@ class LatentGenerator(Wrapper):
         return judge.to(next(self.generator.parameters()))
 
     def drawn(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return new images, (B, C, H, W), one an id, with noise of their own and with gradient."""
+        """Return new images, (B, C, H, W), one per id, with noise of their own and with gradient."""
         return self.synthesis(self.mixed(ids, randomness), self.noises(ids, randomness))
 
     def mixed(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return new latents, (B, num_ws, w_dim), one an id: a share ``mixing`` of them of two w.
+        """Return new latents, (B, num_ws, w_dim), one per id: a share ``mixing`` of them of two w.
 
         The first of the layers that are told the second w is drawn evenly from all but the first layer (style mixing:
         Karras et al., StyleGAN, 2019, section 3.1, arXiv:1812.04948).
@@ -232,7 +232,7 @@ class LatentGenerator(Wrapper):
         augmented: float = 0.0,
         length: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return -log D(G(z)) an item, (B,), in nats, and at every 8th step the path lengths |J^T y|, (B,).
+        """Return -log D(G(z)) per item, (B,), in nats, and at every 8th step the path lengths |J^T y|, (B,).
 
         The loss is the non-saturating one of Goodfellow et al. 2014, section 3. At every 8th step it has the penalty
         8 gamma (|J^T y| - a)^2 of the same images (lazy, as StyleGAN2 has it in section 3.1), which are not augmented
@@ -260,7 +260,7 @@ class LatentGenerator(Wrapper):
         return loss, lengths.detach()
 
     def path_lengths(self, ids: Tensor, randomness: Randomness, ws: Tensor, drawn: Tensor) -> Tensor:
-        """Return |J^T y| an item, (B,), with gradient.
+        """Return |J^T y| per item, (B,), with gradient.
 
         J is the derivative of the image by w, y an image of normal noise over sqrt(H W), |J^T y| the root of the mean
         over layers of the squared length; with these scales the paper's gamma is 2 (StyleGAN2, appendix B).
@@ -281,7 +281,7 @@ class LatentGenerator(Wrapper):
     def adversary_loss(
         self, adversary: nn.Module, batch: Batch, randomness: Randomness, augmented: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Return -log D(x) - log(1 - D(G(z))) in nats, and the logits of D(x), an item, (B,) each.
+        """Return -log D(x) - log(1 - D(G(z))) in nats, and the logits of D(x), per item, (B,) each.
 
         Every 16th step adds the penalty 16 gamma / 2 |grad D(x)|^2 (R1 of Mescheder et al. 2018, eq. 9,
         arXiv:1801.04406, made lazy as in StyleGAN2, section 3.1), by x before it is augmented. Drawn and real images

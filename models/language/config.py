@@ -33,7 +33,7 @@ class LanguageConfig(ModelConfig):
 
     Args:
         template: text with ``{question}`` in it, or ``chat``; null takes the model's own.
-        max_length: tokens an item at most; null takes the stored value, or 512.
+        max_length: tokens per item at most; null takes the stored value, or 512.
         checkpointing: compute activations again in the backward pass: about a third slower, far less memory.
         dtype: precision in which the weights are held and stepped; bfloat16 halves the memory, and loses small steps.
     """

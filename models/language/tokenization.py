@@ -31,7 +31,7 @@ class TextEncoder:
         tokenizer: of the model.
         template: text with ``{question}`` in it, or ``chat`` for the tokenizer's chat template; None takes the chat
             template where there is one, and else ``PLAIN``.
-        max_length: tokens an item at most; what is longer is cut at the end.
+        max_length: tokens per item at most; what is longer is cut at the end.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, max_length: int = 512) -> None:

@@ -18,7 +18,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.text import TextDataset
 from unlearn.models.base import Wrapper
-from unlearn.models.capabilities import Answers
+from unlearn.models.language.answers import Answers
 from unlearn.models.language.tokenization import TextEncoder
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ class Language(Wrapper):
         return self.encoder.tokenizer
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; transformers checkpoints only layers that train, so those do, but nothing inside of them."""
+        """Set train or eval mode.
+
+        transformers applies gradient checkpointing only to layers with ``training=True``, so only the layer objects
+        themselves are put in train mode; dropout inside them stays off.
+        """
         super().train(mode)
         if self.checkpointing:
             for layer in self.layers:
@@ -109,16 +113,16 @@ class Language(Wrapper):
         return Answers(wide, batch["tokens"][batch["answer"]], row, len(batch["tokens"]))
 
     def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return log p(answer | prompt) an item, (B,), in nats, summed over the answer tokens."""
+        """Return log p(answer | prompt) per item, (B,), in nats, summed over the answer tokens."""
         answers = self.answers(batch)
         return answers.sums(answers.log_probs())
 
     def dimensions(self, batch: Batch) -> Tensor:
-        """Return the number of answer tokens an item, (B,) int64."""
+        """Return the number of answer tokens per item, (B,) int64."""
         return batch["answer"].sum(dim=1)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return the mean of -log p over the answer tokens of an item, (B,), in nats a token."""
+        """Return the mean of -log p over the answer tokens of per item, (B,), in nats a token."""
         return -self.log_prob(batch, randomness) / self.dimensions(batch).clamp(min=1)
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import Answers, Continues
+from unlearn.models.capabilities import Continues
+from unlearn.models.language.answers import Answers
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.target_logits import (
     bucketed,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split
-from unlearn.models.capabilities import Answers, HasLikelihood
+from unlearn.models.capabilities import HasLikelihood
+from unlearn.models.language.answers import Answers
 from unlearn.objectives.base import Context
 
 Reduction = Literal["mean", "sum"]

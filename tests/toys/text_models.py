@@ -12,7 +12,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.models.base import Wrapper
-from unlearn.models.capabilities import Answers
+from unlearn.models.language.answers import Answers
 from unlearn.models.language.config import Language
 
 

@@ -117,7 +117,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random values, one an item, each of which is taken with a probability and is else a value without effect.
+    """Random values, one per item, each of which is taken with a probability and is else a value without effect.
 
     Args:
         ids: (B,).

@@ -131,7 +131,7 @@ class StyledConv(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, fused: bool) -> Tensor:
-        """Map x (B, C, H, W) to (B, D, side, side), told w (B, w_dim); noise of shape (side, side) or one an item."""
+        """Map x (B, C, H, W) to (B, D, side, side), told w (B, w_dim); noise of shape (side, side) or one per item."""
         up = self.resample_filter if self.up else None
         x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused, gain=GAIN)
         if noise is not None:

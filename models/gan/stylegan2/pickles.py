@@ -126,7 +126,7 @@ class _Name:
 
 # The unpickler in Python, not the one in C: its table of instructions can be cut down, and its memo is a dict, so that
 # a large index takes no memory. The one in C would also hash any key, which takes for ever for tuples in tuples.
-class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
+class _Reader(pickle._Unpickler):
     """Reads the next pickle of a file.
 
     Args:
@@ -136,10 +136,15 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
             no other names.
     """
 
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    stack: list[Any]
+
     def __init__(self, file: io.BytesIO, budget: list[int], in_storage: bool = False) -> None:
         super().__init__(file)
         self.budget, self.names = budget, STORAGES if in_storage else ALLOWED
-        self.dispatch = _Instructions(_TABLE | _OF_STORAGES if in_storage else _TABLE, budget)
+        table = _TABLE | _OF_STORAGES if in_storage else _TABLE
+        self.dispatch = _Instructions(table, budget)  # type: ignore[misc]  # hides the class's table, which has all
 
     def load(self) -> Any:
         """Return the object that the pickle describes. Raises Refused."""
@@ -167,9 +172,9 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
 
     def fill(self, kind: type, items: list[Any]) -> None:
         """Run APPEND, APPENDS, ADDITEMS, SETITEM and SETITEMS."""
-        owner: Any = self.stack[-1]
-        if type(owner) is not kind:
-            raise Refused(f"it fills a {type(owner).__name__} like a {kind.__name__}")
+        if (given := type(self.stack[-1])) is not kind:
+            raise Refused(f"it fills a {given.__name__} like a {kind.__name__}")
+        owner = self.stack[-1]
         if kind is list:
             owner.extend(items)
         elif kind is set:
@@ -207,7 +212,8 @@ class _Instructions(dict[int, Callable[[Any], None]]):
     def __getitem__(self, code: int) -> Callable[[Any], None]:
         _spend(self.budget, 1)
         if code not in self:
-            raise Refused(f"it has the instruction {pickletools.code2op[chr(code)].name}, which is not on the list")
+            name = next((name for name, known in _CODES.items() if known == code), f"of code {code}")
+            raise Refused(f"it has the instruction {name}, which is not on the list")
         return super().__getitem__(code)
 
 
@@ -256,7 +262,8 @@ def _persistent(reader: _Reader, meta: Any) -> Persistent:
 
 
 def _strided(reader: _Reader, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Strided:
-    whole = Strided(_is(Storage, storage), *_whole((offset,)), _whole(size), _whole(stride))
+    _whole((offset,))
+    whole = Strided(_is(Storage, storage), offset, _whole(size), _whole(stride))
     if len(size) != len(stride) or len(rest) > 3:
         raise ValueError("a shape and strides that differ, or more than it takes")
     if 0 in size and size != (0,):
@@ -338,6 +345,6 @@ _OWN: dict[str, Callable[[Any], None]] = {
     "NEWOBJ": lambda reader: reader.call("NEWOBJ", _MAPPINGS),
     "BUILD": _Reader.set_state,
 }
-_READS: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
+_READS: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 _TABLE = {_CODES[name]: _READS[_CODES[name]] for name in _STANDARD.split()} | {_CODES[n]: _OWN[n] for n in _OWN}
 _OF_STORAGES = {_CODES["BINPERSID"]: _READS[_CODES["BINPERSID"]]}
