@@ -29,11 +29,11 @@ def measure(
 ) -> list[Record]:
     """Return one record a subject, with an interval of +-half."""
     about, unit, n = more.get("about", {}), more.get("unit", ""), more.get("n", 2000)
-    evaluator, seed = more.get("evaluator", metric), more.get("seed", 0)
+    evaluator, seed, label = more.get("evaluator", metric), more.get("seed", 0), more.get("label", "")
     return [
         Record(
             evaluator=evaluator, metric=metric, subject=subject, value=value, split=split, about=about, seed=seed,
-            ci95=(value - half, value + half) if half else None, n=n, direction=direction, unit=unit,
+            ci95=(value - half, value + half) if half else None, n=n, direction=direction, unit=unit, label=label,
         )
         for subject, value in values.items()
     ]  # fmt: skip
@@ -45,7 +45,8 @@ def flow_records(seed: int = 0, category: str = "3", shift: float = 0.0) -> list
     for split, rise in (("forget", 0.9), ("retain", 0.0), ("holdout", 0.95), ("test", 0.14)):
         values = {name: value + rise + shift * (name == "unlearned") for name, value in BITS.items()}
         direction: Direction = "none" if split in ("forget", "holdout") else "lower"
-        found += measure("bits_per_dim", split, values, 0.011, direction, unit="bits/dim", n=1297, seed=seed)
+        more = {"unit": "bits/dim", "n": 1297, "seed": seed, "label": "bits per dimension"}
+        found += measure("bits_per_dim", split, values, 0.011, direction, **more)
     z = {"target": -0.05, "unlearned": 4.06, "retrained": 1.4}
     found += measure("likelihood_z", "forget", z, 0.2, "higher", evaluator="likelihood_rank", n=146, seed=seed)
     drop = {"unlearned": 0.486, "retrained": 0.21}

@@ -24,7 +24,7 @@ def test_json_is_strict(tmp_path, read_strict):
 
 
 def test_records_come_back_as_they_were(make_run):
-    more = {"split": "test", "about": {"x": "1"}, "seed": 3, "n": 7, "direction": "zero", "unit": "s"}
+    more = {"split": "test", "about": {"x": "1"}, "seed": 3, "n": 7, "direction": "zero", "unit": "s", "label": "B"}
     records = [
         Record(evaluator="a", metric="b", subject="unlearned", value=0.1 + 0.2, ci95=(0.1, 0.5), **more),
         Record(evaluator="a", metric="c", subject="target", value=math.nan, ci95=(math.nan, 1.0)),

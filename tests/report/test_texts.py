@@ -1,6 +1,7 @@
 """Texts that models wrote: shown, cut, marked, and never markup; language figures in words."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from unlearn.experiment.run_dir import RunDir
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
 from unlearn.report.formatting import figure
-from unlearn.report.labels import about_text, metric_label, phrase
+from unlearn.report.labels import about_text, phrase
 from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
 from unlearn.report.table import measurements, metrics_table
@@ -119,7 +120,8 @@ def record(metric: str, subject: str, value: float, split: str = "forget", **mor
 def attack(name: str, budget: str, unlearned: float, retrained: float, **about: str) -> list[Record]:
     said = {"score": "exact_memorization", "budget": budget, **about}
     values = {"target": 1.0, "unlearned": unlearned, "retrained": retrained}
-    return [record(f"attack_{name}", s, v, about=said, direction="retrained") for s, v in values.items()]
+    label = {"quantization": "attack by rounding the weights"}.get(name, "")
+    return [record(f"attack_{name}", s, v, about=said, direction="retrained", label=label) for s, v in values.items()]
 
 
 def test_the_strongest_attack_is_named(make_run):
@@ -154,12 +156,12 @@ def test_memorization_is_the_headline_and_the_wrong_way_is_said(make_run):
 
 
 def test_language_figures_in_words():
-    assert metric_label("rouge_l_recall") == "ROUGE-L recall" and metric_label("privleak") == "PrivLeak"
     about = {"score": "min_k_plus_plus", "budget": "4 bit", "category": "others", "concept": "x"}
     assert about_text(about) == "Min-K++ · 4 bit · other items · concept x"
     assert figure(200.0, "", "steps") == "200" and figure(5.0, "", "steps") == "5" and figure(5.0) == "5.000"
     asked = record("attack_relearning", "unlearned", math.nan, about={"budget": "4 items, 9 steps"})
-    assert phrase(asked) == "attack by relearning on the forget data (4 items, 9 steps)"
+    assert phrase(asked) == "attack relearning on the forget data (4 items, 9 steps)"
+    assert phrase(replace(asked, label="attack by relearning")).startswith("attack by relearning on")
 
 
 def test_the_terminal_shows_an_attacks_first_score():

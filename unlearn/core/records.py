@@ -27,6 +27,7 @@ class Record:
         unit: e.g. ``bits/dim``, ``share``, ``s``; empty for a pure number.
         detector: where a classifier or detector is behind the figure, its ``name``, the ``sha256`` of its files (or
             its ``version``), its ``labels`` and, where it has one, its ``threshold``.
+        label: the metric in words, as its evaluator declares it; empty for its name.
     """
 
     evaluator: str
@@ -41,14 +42,13 @@ class Record:
     direction: Direction = "none"
     unit: str = ""
     detector: dict[str, str] = field(default_factory=dict)
+    label: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as it stands in ``metrics.json``."""
         row = asdict(self)
         row["ci95"] = None if self.ci95 is None else list(self.ci95)
-        if not self.detector:
-            del row["detector"]
-        return row
+        return {key: value for key, value in row.items() if value or key not in ("detector", "label")}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
@@ -60,7 +60,7 @@ class Record:
         value = math.nan if row.get("value", "") is None else row.get("value")
         low, high = row.get("ci95") or (None, None)
         record = cls(**{**row, "value": value, "ci95": None if low is None or high is None else (low, high)})
-        texts = (record.evaluator, record.metric, record.subject, record.split, record.unit)
+        texts = (record.evaluator, record.metric, record.subject, record.split, record.unit, record.label)
         numbers = (record.value, record.seed, record.n, *(record.ci95 or ()))
         tags = (*record.about.items(), *record.detector.items())
         if not (
@@ -119,13 +119,13 @@ def find(
     metric: str,
     subject: str = "unlearned",
     split: str | None = None,
-    *,
-    evaluator: str = "",
+    evaluator: str | None = None,
     **about: str,
 ) -> Record | None:
-    """Return the first record of a metric, or None; no split, evaluator or ``about`` stands for any."""
+    """Return the first record of a metric, or None; any split and any evaluator count where none is given."""
     for record in records:
-        if record.metric == metric and record.subject == subject and split in (None, record.split):
-            if evaluator in ("", record.evaluator) and about.items() <= record.about.items():
-                return record
+        same = record.metric == metric and record.subject == subject
+        same = same and split in (None, record.split) and evaluator in (None, record.evaluator)
+        if same and all(record.about.get(key) == value for key, value in about.items()):
+            return record
     return None

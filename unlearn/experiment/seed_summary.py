@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,12 @@ def summarise(records_by_seed: Sequence[Sequence[Record]]) -> list[Record]:
 def _summary(same: Sequence[Record]) -> Record:
     first = same[0]
     values = [record.value for record in same if math.isfinite(record.value)]
-    return Record(
-        evaluator=first.evaluator,
-        metric=first.metric,
-        subject=first.subject,
+    return replace(
+        first,
         value=statistics.fmean(values) if values else math.nan,
-        split=first.split,
-        about=first.about,
         seed=OVER_SEEDS,
         ci95=None if first.metric in YES_NO else t_interval(values),
         n=len(values),
-        direction=first.direction,
-        unit=first.unit,
-        detector=first.detector,
     )
 
 

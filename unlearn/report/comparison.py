@@ -139,7 +139,7 @@ def aligned(entries: Sequence[Compared]) -> dict[Section, list[AlignedLine]]:
     sections: dict[Section, list[AlignedLine]] = {name: [] for name in SECTIONS}
     for (evaluator, metric, split, about), cells in found.items():
         first = next(row for row in cells if row is not None)
-        label = metric_label(metric) + (f" ({evaluator})" if metric in several else "")
+        label = metric_label(first.first) + (f" ({evaluator})" if metric in several else "")
         where = first.where if about or not first.about else split
         sections[section(first)].append(AlignedLine(label, where, cells, _best(entries, cells)))
     return {name: lines for name, lines in sections.items() if lines}

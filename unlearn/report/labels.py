@@ -20,35 +20,6 @@ DIRECTIONS = {
 COST_METRICS = ("cost_seconds", "cost_share", "peak_memory", "storage", "steps")
 """What unlearning cost; these say nothing about what is forgotten or kept."""
 
-_LABELS = {
-    "bits_per_dim": "bits per dimension",
-    "likelihood_z": "likelihood z-score",
-    "membership_auc": "membership inference AUC",
-    "cost_seconds": "time of unlearning",
-    "cost_share": "time relative to training",
-    "reached": "goal of the method reached",
-    "probability": "probability of the answer",
-    "rouge_l_recall": "ROUGE-L recall",
-    "forget_quality": "forget quality",
-    "privleak": "PrivLeak",
-    "attack_relearning": "attack by relearning",
-    "attack_concept_inversion": "attack by concept inversion",
-    "attack_unlearn_diff_atk": "attack by words in front (UnlearnDiffAtk)",
-    "attack_ring_a_bell": "attack by other words (Ring-A-Bell)",
-    "attack_reinversion": "attack by re-inversion",
-    "accuracy": "accuracy on samples",
-    "attack_quantization": "attack by rounding the weights",
-    "attack_in_context": "attack by examples in context",
-    "attack_stepwise": "attack by step-by-step questions",
-    "attack_prefix": "attack by a prefix of the answer",
-    "attack_paraphrase": "attack by paraphrased questions",
-    "attack_traps": "attack by copyright traps (AUC)",
-    "codes_changed": "weights whose code changed",
-    "fact_accuracy": "accuracy on contradicted facts",
-    "corruption_forgetting": "corruption forgotten",
-    "lm_eval_acc": "accuracy (lm-eval)",
-    "lm_eval_acc_norm": "accuracy by length (lm-eval)",
-}
 _VALUES = {
     ("score", "exact_memorization"): "exact memorization",
     ("score", "extraction_strength"): "extraction strength",
@@ -76,7 +47,6 @@ _PHRASES = {
     ("sample_share", "category"): "share of ‘{}’ in the samples",
     ("reached", "score"): "goal of {} reached",
 }
-_STATISTICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
 _SPLITS = {
     "": "",
     "forget": "the forget data",
@@ -102,12 +72,9 @@ def entry_value(key: str, value: str) -> str:
     return _VALUES.get((key, value), value)
 
 
-def metric_label(metric: str) -> str:
-    """Return a metric's name in words; that of an unknown metric with spaces for underscores."""
-    start, _, features = metric.partition("_")
-    if start in _STATISTICS and features:
-        return f"{_STATISTICS[start]} ({features})"
-    return _LABELS.get(metric, metric.replace("_", " "))
+def metric_label(record: Record) -> str:
+    """Return a metric in words: as its evaluator declares it, else its name with spaces for underscores."""
+    return record.label or record.metric.replace("_", " ")
 
 
 def phrase(record: Record, entry: str = "") -> str:
@@ -117,7 +84,7 @@ def phrase(record: Record, entry: str = "") -> str:
         if record.metric == metric and key in record.about:
             return pattern.format(record.about[key]) + (f" ({entry})" if entry else "")
     where = _SPLITS.get(record.split, record.split.replace("_", " "))
-    return metric_label(record.metric) + (f" on {where}" if where else "") + (f" ({more})" if more else "")
+    return metric_label(record) + (f" on {where}" if where else "") + (f" ({more})" if more else "")
 
 
 def about_text(about: Mapping[str, str]) -> str:

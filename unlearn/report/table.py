@@ -58,7 +58,7 @@ class Measurement:
     @property
     def label(self) -> str:
         """The metric in words, and whose it is where several entries of the recipe measure it."""
-        return metric_label(self.metric) + (f" ({self.entry})" if self.entry else "")
+        return metric_label(self.first) + (f" ({self.entry})" if self.entry else "")
 
     @property
     def where(self) -> str:

@@ -11,7 +11,7 @@ from unlearn.config.schema import Gate
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Record, find
 from unlearn.report.formatting import YES_NO, duration, figure, with_unit
-from unlearn.report.labels import COST_METRICS, metric_label, phrase
+from unlearn.report.labels import COST_METRICS, phrase
 from unlearn.report.read_run import RunFolder
 from unlearn.report.table import Measurement, cell_text, measurements
 
@@ -91,7 +91,7 @@ def check_gates(gates: Mapping[str, Gate], records: Sequence[Record]) -> list[Go
 
 def _check(name: str, gate: Gate, records: Sequence[Record]) -> GoalResult:
     def measured(subject: str) -> Record | None:
-        return find(records, gate.metric, subject, gate.split or None, evaluator=gate.evaluator, **gate.about)
+        return find(records, gate.metric, subject, gate.split or None, gate.evaluator or None, **gate.about)
 
     record, base = measured(gate.subject), measured(gate.minus) if gate.minus else None
     asked = record or Record(
@@ -213,7 +213,7 @@ def _attacked(measured: Sequence[Measurement]) -> str:
     worst = max(attacks, key=excess)
     values = [figure(worst.value(subject), worst.unit, worst.metric) for subject in ("unlearned", "retrained")]
     budget = worst.about.get("budget", "")
-    way = metric_label(worst.metric).removeprefix("attack ") + (f" ({budget})" if budget else "")
+    way = worst.label.removeprefix("attack ") + (f" ({budget})" if budget else "")
     return (
         f"The strongest attack that was run, {way}, finds {FOUND_BY_ATTACKS[worst.about['score']].format(values[0])} "
         f"(retrained without it: {values[1]})."

@@ -8,13 +8,13 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.files import write_text
 from unlearn.core.intervals import t_interval
-from unlearn.core.records import Record, find
+from unlearn.core.records import Direction, Record, find
 from unlearn.report.card import plain
 from unlearn.report.formatting import YES_NO, figure, interval
 from unlearn.report.labels import ARROWS, DIRECTIONS
@@ -59,20 +59,10 @@ def _of_seed(column: Column, records: Sequence[Record], subject: str) -> Record 
     return _like(record, abs(difference) if column.absolute else difference, None, 1, "zero")
 
 
-def _like(record: Record, value: float, ci95: tuple[float, float] | None, n: int, direction: str = "") -> Record:
-    return Record(
-        evaluator=record.evaluator,
-        metric=record.metric,
-        subject=record.subject,
-        split=record.split,
-        about=record.about,
-        value=value,
-        ci95=ci95,
-        n=n,
-        direction=direction or record.direction,  # type: ignore[arg-type]
-        unit=record.unit,
-        detector=record.detector,
-    )
+def _like(
+    record: Record, value: float, ci95: tuple[float, float] | None, n: int, direction: Direction | None = None
+) -> Record:
+    return replace(record, value=value, ci95=ci95, n=n, direction=direction or record.direction, seed=0)
 
 
 def ordered(study: Study, lines: Sequence[Line]) -> list[Line]:
