@@ -117,7 +117,7 @@ class Evaluation(Generic[M]):
         direction: Direction | None = None,
         detector: Mapping[str, str] | None = None,
     ) -> Record:
-        """Return a record of this evaluator; unit and direction are those that the metric declares.
+        """Return a record of this evaluator; unit, direction and label are those that the metric declares.
 
         Args:
             metric: a declared metric, without pattern.
@@ -154,6 +154,7 @@ class Evaluation(Generic[M]):
             direction=direction or metric.direction_of(split, about.get("score", "")),
             unit=metric.unit,
             detector=dict(detector or {}),
+            label=metric.label,
         )
 
 

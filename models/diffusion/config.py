@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset
-from unlearn.data.coloured_digits import COLOURS, WORDS
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.diffusion.hub import pipeline_folder
@@ -190,7 +190,7 @@ class TextUNet(NewDiffusionConfig):
         length: tokens per prompt, with those that begin and end it.
     """
 
-    words: tuple[str, ...] | None = ("a", *COLOURS, *WORDS)
+    words: tuple[str, ...] | None = ("a", *COLOURS, *DIGIT_WORDS)
     text_width: int = 32
     text_layers: int = 2
     length: int = 8

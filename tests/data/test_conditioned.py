@@ -10,7 +10,7 @@ from unlearn.config.recipe import load
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection
-from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS, ColouredDigits
 from unlearn.data.concept import Concept
 from unlearn.data.conditioned import Classes, Conditioned, Prompts, conditioned
 from unlearn.data.digits import Digits
@@ -87,7 +87,7 @@ def test_coloured_digits_are_the_digits_in_five_colours() -> None:
     for row, (colour, ink) in enumerate(COLOURS.items()):
         for channel, carries in enumerate(ink):
             assert torch.equal(images[row, channel], stroke * carries)
-        word = WORDS[int(plain.labels[digit])]
+        word = DIGIT_WORDS[int(plain.labels[digit])]
         assert coloured.captions[ids[row]] == f"a {colour} {word}"
         assert coloured.labels[ids[row]] == word and coloured.attributes[ids[row]] == {colour}
     assert torch.equal(coloured.is_test.view(-1, 5), plain.is_test[:, None].expand(-1, 5))
@@ -133,9 +133,9 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
     digits, coloured = Digits, ColouredDigits
     for made, told, message in (
         (digits(concepts=[Concept(name="11")]), classes, "no item is '11'"),
-        (digits(concepts=[Concept(name="even")]), classes, "'even' is no class"),
-        (digits(concepts=[Concept(name="3", anchor="ten")]), classes, "'ten' is no class"),
-        (digits(concepts=[Concept(name="3", retain=["x"])]), classes, "'x' is no class"),
+        (digits(concepts=[Concept(name="even")]), classes, "'even' is not a class"),
+        (digits(concepts=[Concept(name="3", anchor="ten")]), classes, "'ten' is not a class"),
+        (digits(concepts=[Concept(name="3", retain=["x"])]), classes, "'x' is not a class"),
         (digits(concepts=[Concept(name="3"), Concept(name="3", anchor="8")]), classes, "two records of '3'"),
         (coloured(concepts=[Concept(name="thre")]), prompts, "Did you mean: three"),
         (coloured(concepts=[Concept(name="three", anchor="cow")]), prompts, "does not know the word 'cow'"),

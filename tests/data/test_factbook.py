@@ -9,7 +9,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection
 from unlearn.data.factbook.facts import Country, passages_of, says
-from unlearn.data.factbook.questions import KINDS, clean
+from unlearn.data.factbook.questions import FACT_KINDS, clean
 from unlearn.data.factbook.source import Factbook
 from unlearn.data.splits import make_splits, train_split
 from unlearn.data.text import TextDataset, TextItem
@@ -60,7 +60,7 @@ def test_later_kinds_are_read_too() -> None:
     assert item_of(data, "India", "neighbours").answer == "Bangladesh, Bhutan, Burma, China, Nepal, Pakistan"
     assert item_of(data, "India", "independence").answer == "15 August 1947"
     assert item_of(data, "Egypt", "climate").answer == "desert"
-    assert len({kind.name for kind in KINDS}) == 16
+    assert len({kind.name for kind in FACT_KINDS}) == 16
 
 
 def test_sizes_and_order(data: TextDataset) -> None:
@@ -176,7 +176,7 @@ def test_corruption_as_one_kind_of_text(written_as: str) -> None:
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(ValueError, match=r"facts is 17; it must be 1 \.\.\. 16"):
+    with pytest.raises(ValueError, match=r"facts is 17; it must be <= 16"):
         Factbook(facts=17)
     with pytest.raises(ValueError, match="corrupt_unrelated is 6"):
         Factbook(corrupt_unrelated=6)

@@ -10,7 +10,7 @@ from tests.toys.language import encoder
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection
-from unlearn.data.chunking import PackedDataset, cut
+from unlearn.data.chunking import PackedDataset, cut_text
 from unlearn.data.json_lines import read_values
 from unlearn.data.splits import make_splits
 from unlearn.data.text import TextItem
@@ -80,8 +80,8 @@ def test_own_selections_go_first(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", r"forget\.jsonl:3: not JSON \(.*column 2\)"),
-        ("[1]", r"forget\.jsonl:3: \[1\] is no JSON object"),
-        ('"text"', r'forget\.jsonl:3: "text" is no JSON object'),
+        ("[1]", r"forget\.jsonl:3: \[1\] is not a JSON object"),
+        ('"text"', r'forget\.jsonl:3: "text" is not a JSON object'),
         ('{"question": "q"}', r'forget\.jsonl:3: there is no "answer"; the keys are question'),
         ('{"answer": "a"}', r'forget\.jsonl:3: there is no "question"'),
         ('{"question": "q", "answer": 7}', r'forget\.jsonl:3: "answer" is 7; it must be text'),
@@ -136,11 +136,11 @@ def test_wrong_folders(tmp_path: Path) -> None:
 def test_cutting_keeps_every_character() -> None:
     """A token a character: 1000 characters in chunks of 100 aim at ceil(1000 / 95) = 11 pieces of at most 91."""
     text = ("word and space " * 67)[:1000]
-    pieces = cut(text, 100, len)
+    pieces = cut_text(text, 100, len)
     assert "".join(pieces) == text and len(pieces) == 11 and max(map(len, pieces)) <= 100
     assert all(piece.startswith(" ") for piece in pieces[1:])  # cut at blanks
-    assert cut(text, 1000, len) == [text]
-    solid = cut("x" * 1000, 100, len)
+    assert cut_text(text, 1000, len) == [text]
+    solid = cut_text("x" * 1000, 100, len)
     assert "".join(solid) == "x" * 1000 and max(map(len, solid)) <= 100
 
 
@@ -151,9 +151,9 @@ def test_uneven_texts_are_cut_again() -> None:
     def tokens(part: str) -> int:
         return len(part.encode()) + part.count("\u4e00")
 
-    pieces = cut(text, 50, tokens)
+    pieces = cut_text(text, 50, tokens)
     assert "".join(pieces) == text and max(map(tokens, pieces)) <= 50
-    assert cut("\u4e00", 2, tokens) == ["\u4e00"]  # what cannot be cut stays
+    assert cut_text("\u4e00", 2, tokens) == ["\u4e00"]  # what cannot be cut stays
 
 
 def test_passages_are_packed_in_a_models_tokens(tmp_path: Path) -> None:

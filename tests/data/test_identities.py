@@ -60,7 +60,7 @@ def test_several_kinds_in_one_batch(tmp_path: Path) -> None:
     assert isinstance(dataset, IdentityData) and dataset.info == {}
     assert [dataset.kind(item) for item in range(4)] == ["seed", "image", "w", "image"]
     assert dataset.labels[:4] == ["seed 1", "bob", "Ann", "bob"]
-    with pytest.raises(RecipeError, match="at which size"):
+    with pytest.raises(RecipeError, match=r"Type model\.pretrained=FOLDER"):
         dataset.batch(torch.tensor([1]))
     shaped = small("stylegan2").read(dataset)
     assert (
@@ -94,9 +94,9 @@ def test_what_is_wrong_is_refused(tmp_path: Path) -> None:
     for given in ({}, {"seed": 1, "image": "x.png"}, {"seed": -1}):
         with pytest.raises(ValueError, match=r"one of seed, image and latent|must be >= 0"):
             Identity(**given)
-    with pytest.raises(RecipeError, match="stands there twice"):
+    with pytest.raises(RecipeError, match="its own name"):
         Identities(identities=[Identity(seed=1), Identity(seed=1)]).load()
-    with pytest.raises(RecipeError, match="who is to be forgotten"):
+    with pytest.raises(RecipeError, match=r"Type data\.identities="):
         Identities(identities=[]).load()
     (tmp_path / "x.png").write_text("no picture")
     with pytest.raises(RecipeError, match="not an image"):
@@ -168,7 +168,7 @@ def test_one_person_under_two_names_is_refused(tmp_path: Path) -> None:
         [Identity(image=first, others=[second])],
     ]
     for identities in twice:
-        with pytest.raises(RecipeError, match=r"are the same, (the seed 7|one picture|one latent)\. Drop one"):
+        with pytest.raises(RecipeError, match=r"are the same, (the seed 7|one image|one latent)\. Drop one"):
             Identities(identities=identities).load()
     Identities(identities=[Identity(image=first), Identity(image=other)]).load()
 

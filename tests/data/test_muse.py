@@ -118,7 +118,7 @@ def test_optional_sets_may_be_missing(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("verbmem/forget.json", [{"prompt": "p"}], r'verbmem/forget\.json, entry 0: there is no "gt"'),
-        ("verbmem/forget.json", ["p"], 'entry 0: this must be an object with "prompt" and "gt"'),
+        ("verbmem/forget.json", ["p"], 'entry 0: it must be an object with "prompt" and "gt"'),
         ("privleak/forget.json", ["fine", 3], r'privleak/forget\.json, entry 1: "text" is 3'),
         ("raw/retain1.json", '["a",\n"b"', r"raw/retain1\.json:2: not JSON"),
         ("raw/forget.txt", "  \n", r'raw/forget\.txt: "text" is empty'),

@@ -95,7 +95,7 @@ def test_wrong_selections_are_refused(forget: Selection, others: dict[str, Selec
 
 def test_a_quantile_asks_for_a_likelihood() -> None:
     source = NumberSource(forget=Selection(likelihood_quantile=(0.4, 0.6)))
-    with pytest.raises(RecipeError, match="gives a likelihood"):
+    with pytest.raises(RecipeError, match="likelihood_quantile"):
         make_splits(source.load(), source, Randomness(0, "splits"))
 
 

@@ -21,15 +21,14 @@ class Dataset(ABC):
     """Items with ids 0 ... N-1 that never change meaning.
 
     Attributes:
-        labels: one label an item, as text ("" where there is none).
-        attributes: further labels an item may carry beside its own, as text.
-        is_test: (N,) bool, the items that no model is ever trained on.
-        is_corrupt: (N,) bool, items with wrong content, which only a corruption trains on; None for none.
+        labels: one label per item, as text; "" for none.
+        attributes: further labels of each item, as text.
+        is_test: (N,) bool, items that no model is ever trained on.
+        is_corrupt: (N,) bool, items with wrong content, which are trained on only to corrupt a model; None for none.
         fingerprint: a hash of the content; part of the key under which trained models are cached.
         info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``; ``frame`` is the
-            width in pixels of what was added around images, where anything was.
-        only_told: whether items hold no more than what a model is told (prompts), so that no model can be trained on
-            them.
+            width in pixels of a border that was added around images, if any.
+        prompts_only: whether items are conditions (prompts) without content, so that no model can be trained on them.
     """
 
     labels: Sequence[str]
@@ -38,7 +37,7 @@ class Dataset(ABC):
     is_corrupt: Tensor | None = None
     fingerprint: str
     info: dict[str, Any]
-    only_told: bool = False
+    prompts_only: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,15 +51,15 @@ class Dataset(ABC):
         return f"{self.fingerprint} {hashlib.sha256(ids.numpy().tobytes()).hexdigest()}"
 
     def remarks(self, ids: Tensor) -> list[str]:
-        """Return what a user should know of these items before a run. Raises RecipeError where they cannot serve."""
+        """Return warnings about these items, for before a run. Raises RecipeError if they cannot be used."""
         return []
 
     def check_forget(self, ids: Tensor) -> None:
-        """Refuse items that cannot be what is forgotten. Raises RecipeError."""
+        """Check that these items can be forgotten. Raises RecipeError otherwise."""
         return
 
     def form(self, name: str, ids: Tensor) -> Batch:
-        """Return the items in another form (a paraphrase, a refusal); data that has such forms overrides this."""
+        """Return the items in another form (a paraphrase, a refusal). Data that has such forms overrides this."""
         raise RecipeError(f"{type(self).__name__} has no form {name!r} of its items.")
 
     def having_form(self, name: str) -> Tensor:
@@ -69,7 +68,7 @@ class Dataset(ABC):
 
     @property
     def is_trained(self) -> Tensor:
-        """(N,) bool: the items that a target may be trained on."""
+        """Items that a target may be trained on, (N,) bool."""
         return ~self.is_test if self.is_corrupt is None else ~(self.is_test | self.is_corrupt)
 
     @property
@@ -91,16 +90,16 @@ class Dataset(ABC):
 
 @dataclass
 class Selection:
-    """Which items: every condition that is given must hold.
+    """A choice of items: every given condition must hold.
 
     Args:
         label: items with any of these labels or attributes.
         all_of: items with every one of these labels or attributes.
         without: items with none of these labels or attributes.
         ids: items by id.
-        likelihood_quantile: keep items whose likelihood quantile under the target lies in [low, high]; 1 is the
-            most likely. Asks the model for a likelihood.
-        count: keep this many of what is left, drawn by the seed.
+        likelihood_quantile: items whose likelihood quantile under the target lies in [low, high]; 1 is the most
+            likely. The model must have a likelihood.
+        count: number of items to keep of those that remain, drawn by the seed.
     """
 
     label: list[str] | None = None
@@ -111,7 +110,6 @@ class Selection:
     count: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         if self.count is not None and self.count < 1:
             raise ValueError(f"count is {self.count}; it must be >= 1, or null for all")
         if self.likelihood_quantile is not None:
@@ -125,14 +123,14 @@ class Selection:
         return self == Selection()
 
     def or_label(self, name: str) -> Selection:
-        """Return this selection, among the items called ``name`` where it names none itself."""
+        """Return this selection; if it names no items itself, among those called ``name``."""
         named = any(given is not None for given in (self.label, self.all_of, self.without, self.ids))
         return self if named else replace(self, label=[name])
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some items of a dataset, in a fixed order."""
+    """A named subset of a dataset, in a fixed order."""
 
     name: str
     dataset: Dataset
@@ -146,7 +144,7 @@ class Split:
         return self.dataset.batch(ids)
 
     def halves(self) -> tuple[Split, Split]:
-        """Return half of the items, drawn once for all, for stopping and tuning, and the others, for the figures."""
+        """Return two halves, one to stop and tune on, one for the figures; they are the same for every seed."""
         order = Randomness(0, "halves").permutation(len(self.ids))
         halves = (order[: len(order) // 2], order[len(order) // 2 :])
         tuning, figures = (replace(self, ids=self.ids[half.sort().values]) for half in halves)
@@ -154,22 +152,22 @@ class Split:
 
 
 def check_content(split: Split, what: str, instead: str) -> None:
-    """Refuse items that only say what to draw. Raises RecipeError with ``instead``, which says what to type."""
-    if split.dataset.only_told:
-        raise RecipeError(f"{what} asks for images, and the {split.name} items are prompts without any. {instead}")
+    """Raise RecipeError for items that are prompts without images; ``instead`` says what to type."""
+    if split.dataset.prompts_only:
+        raise RecipeError(f"{what} needs images, and the {split.name} items are prompts without images. {instead}")
 
 
 @dataclass
 class Source(ABC):
-    """Where the data comes from and what is to be forgotten. A data source is one subclass in one file.
+    """Where the data comes from, and what to forget. A data source is one subclass in one file.
 
     Args:
-        forget: the items whose influence is to be removed, chosen among the training items.
-        retain: the items to keep, chosen among the training items; by default all that are not forgotten.
-        holdout: items of the forget distribution that were never trained on; by default the test items that
-            the label conditions of ``forget`` select, or all test items where there are none. Where a source marks
-            test items with the attribute ``holdout``, it is those of them that the conditions select, or all of them;
-            test items with the attribute ``evaluation`` (questions of another distribution) are in it only when named.
+        forget: the training items whose influence is removed.
+        retain: the training items to keep; by default all that are not forgotten.
+        holdout: items of the forget distribution that were never trained on. By default these are the test items
+            that the label conditions of ``forget`` select, or all test items if there are no such conditions. If a
+            source marks test items with the attribute ``holdout``, only these are chosen from. Test items with the
+            attribute ``evaluation`` (questions of another distribution) are included only if named.
     """
 
     forget: Selection = field(default_factory=Selection)
@@ -180,17 +178,17 @@ class Source(ABC):
 
     @property
     def asks_likelihood(self) -> bool:
-        """Whether a selection goes by the likelihood under the target."""
+        """Whether a selection needs the likelihood under the target."""
         chosen = (self.forget, self.retain, self.holdout)
         return any(selection.likelihood_quantile is not None for selection in chosen)
 
     @abstractmethod
     def load(self) -> Dataset:
-        """Read the items. Raises RecipeError where something is missing or wrong."""
+        """Read the items. Raises RecipeError if something is missing or wrong."""
 
 
 def check_names(dataset: Dataset, selection: Selection, where: str) -> None:
-    """Refuse labels and ids that the dataset does not have."""
+    """Raise RecipeError for labels and ids that the dataset does not have."""
     for key in ("label", "all_of", "without"):
         for name in getattr(selection, key) or ():
             if name not in dataset.names:

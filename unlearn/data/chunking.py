@@ -1,4 +1,4 @@
-"""Long passages in chunks of a model's tokens."""
+"""Long passages, cut into chunks of a model's tokens."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from math import ceil
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.text import Encoder, TextDataset, TextItem
 
 ROOM = 0.95
-"""Pieces aim at this share of a chunk, as tokens are spread unevenly over a text."""
+"""Pieces aim at this share of a chunk, because tokens are spread unevenly over a text."""
 
 
 class PackedDataset(TextDataset):
-    """Text items whose passages are cut into chunks once the model's tokens are known, so that no text is lost.
+    """Text items whose passages are cut into chunks once the model's tokenizer is known, so that no text is lost.
 
     Args:
         items: as in TextDataset.
         is_test: as in TextDataset.
         packed: attributes of the passages that are cut; passages of other attributes stay as they are.
-        chunk_tokens: tokens a chunk at most, and never more than the model's ``max_length``. Neighbouring passages of
-            the same label and attributes are joined by a blank line before they are cut. None joins nothing, and
-            cuts what is longer than ``max_length``.
+        chunk_tokens: most tokens per chunk, and never more than the model's ``max_length``. Adjacent passages of the
+            same label and attributes are joined by a blank line before they are cut. None joins nothing, and cuts
+            only what is longer than ``max_length``.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class PackedDataset(TextDataset):
         self.packed = frozenset(packed)
         self.chunk_tokens = chunk_tokens
 
+    @override
     def encoded_by(self, encoder: Encoder) -> TextDataset:
-        """Return the items for a model, in chunks; the ids are those of the chunks."""
+        """Return the items for a model, in chunks; ids then count chunks."""
         limit = min(self.chunk_tokens or encoder.max_length, encoder.max_length)
         items, is_test = [], []
         for whole, out in self._joined():
-            parts = cut(whole.answer, limit, encoder.length) if self._is_packed(whole) else [whole.answer]
+            parts = cut_text(whole.answer, limit, encoder.length) if self._is_packed(whole) else [whole.answer]
             for number, part in enumerate(parts, 1):
                 items.append(replace(whole, answer=part, goes_on=number < len(parts)))
                 is_test.append(out)
@@ -49,7 +51,7 @@ class PackedDataset(TextDataset):
         return read
 
     def _joined(self) -> Iterator[tuple[TextItem, bool]]:
-        """Yield the items with their part in ``is_test``, neighbouring passages in one."""
+        """Yield the items and their entries of ``is_test``, adjacent passages joined."""
         rows = zip(self.items, self.is_test.tolist(), range(len(self)), strict=True)
         for _, group in groupby(rows, key=self._key):
             together = list(group)
@@ -67,12 +69,12 @@ class PackedDataset(TextDataset):
         return not item.question and not item.forms and bool(self.packed & item.attributes)
 
 
-def cut(text: str, limit: int, length: Callable[[str], int]) -> list[str]:
-    """Cut a text at blanks into nearly equal pieces of at most ``limit`` tokens each; joined they are the text.
+def cut_text(text: str, limit: int, length: Callable[[str], int]) -> list[str]:
+    """Cut a text at blanks into nearly equal pieces of at most ``limit`` tokens; joined, they give the text again.
 
     Args:
-        text: what is cut.
-        limit: tokens a piece at most; a single character may have more.
+        text: the text to cut.
+        limit: most tokens per piece; a single character may have more.
         length: text -> tokens.
     """
     tokens = length(text)
@@ -82,10 +84,10 @@ def cut(text: str, limit: int, length: Callable[[str], int]) -> list[str]:
     near = min(100, len(text) // count // 2)
     edges = [0, *(_blank(text, index * len(text) // count, near) for index in range(1, count)), len(text)]
     pieces = [text[start:end] for start, end in pairwise(edges) if end > start]
-    return [part for piece in pieces for part in cut(piece, limit, length)]
+    return [part for piece in pieces for part in cut_text(piece, limit, length)]
 
 
 def _blank(text: str, place: int, near: int) -> int:
-    """Return the place of the last blank up to ``near`` characters before a place, or else the place itself."""
+    """Return the place of the last blank within ``near`` characters before a place, else the place itself."""
     found = max(text.rfind(mark, place - near, place) for mark in (" ", "\n"))
     return place if found < 0 else found

@@ -1,4 +1,4 @@
-"""Handwritten digits in colours, each with a caption: real strokes for models that take prompts."""
+"""Handwritten digits in colours with captions: real images for models that take prompts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
@@ -22,7 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 """Which channels carry the ink."""
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """The digits as captions name them."""
 
 
@@ -31,16 +32,17 @@ class ColouredDigits(Source):
     """The 1,797 digits of scikit-learn, each in every colour: captions like "a red three".
 
     Labels are ``zero`` ... ``nine``; the colour is an attribute. An item's id is 5 x that of its digit, plus the
-    number of its colour, and every colour of a digit is on the same side of the training and test items.
+    number of its colour. All colours of a digit are training items, or all are test items.
 
     Args:
-        concepts: what is to be forgotten, and what takes its place.
+        concepts: what to forget, and what takes its place.
     """
 
     concepts: list[Concept] = field(default_factory=list)
 
+    @override
     def load(self) -> Dataset:
-        """Draw the images; no network."""
+        """Colour the images; needs no network."""
         return _Coloured(Digits().load(), self.concepts)
 
 
@@ -49,15 +51,16 @@ class _Coloured(Dataset):
         self.digits = digits
         self.concepts = concepts
         names = list(COLOURS)
-        self.labels = [WORDS[int(label)] for label in digits.labels for _ in names]
+        self.labels = [DIGIT_WORDS[int(label)] for label in digits.labels for _ in names]
         self.attributes = [frozenset({name}) for _ in digits.labels for name in names]
-        self.captions = [f"a {name} {WORDS[int(label)]}" for label in digits.labels for name in names]
+        self.captions = [f"a {name} {DIGIT_WORDS[int(label)]}" for label in digits.labels for name in names]
         self.is_test = digits.is_test.repeat_interleave(len(names))
         self.info = {"shape": (3, *digits.info["shape"][1:]), "levels": digits.info["levels"]}
         self.fingerprint = hashlib.sha256(repr((digits.fingerprint, COLOURS)).encode()).hexdigest()
         self._numbers = label_numbers(self)
         self._ink = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[:, :, None, None]
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``image`` (B, 3, 8, 8) uint8 and ``label`` (B,)."""
         digits, colours = ids // len(COLOURS), ids % len(COLOURS)

@@ -1,4 +1,4 @@
-"""What a diffusion model is to forget, as a record: never names joined into one string."""
+"""What a diffusion model forgets, as a record: never names joined into one string."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Concept:
 
     Args:
         name: the class, or the words as they stand in prompts.
-        anchor: the class or words that take its place, where a method asks for some.
-        retain: classes or words that must stay, beside the retain items; edits preserve them.
+        anchor: the class or words that take its place, for methods that need one.
+        retain: classes or words that must be kept, in addition to the retain items; edits preserve them.
         templates: prompts with ``{}`` for the words; a class takes none.
-        probes: further prompts that show whether it is forgotten; attacks and evaluators ask them.
+        probes: further prompts that show whether it is forgotten; attacks and evaluators use them.
     """
 
     name: str = ""
@@ -25,7 +25,6 @@ class Concept:
     probes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse a record without a name, and templates without a place for it."""
         if not self.name:
             raise ValueError("a concept needs a name, e.g. {name: three, anchor: eight}")
         if self.anchor == "":
@@ -41,15 +40,15 @@ class Concept:
                 raise ValueError(f"the template {template!r} of the concept {self.name!r} needs one {{}} in it")
 
     def prompts(self) -> list[str]:
-        """Return the prompts that ask for it, one a template."""
+        """Return the prompts that ask for it, one per template."""
         return [template.replace("{}", self.name) for template in self.templates]
 
     def anchored(self, prompt: str) -> str:
-        """Return a prompt with the anchor's words in place of the concept's; words, not letters, are replaced."""
+        """Return a prompt with the anchor's words in place of the concept's; only whole words are replaced."""
         if self.anchor is None:
             raise ValueError(f"the concept {self.name!r} has no anchor")
-        return self.said_as(self.anchor, prompt)
+        return self.replaced_in(self.anchor, prompt)
 
-    def said_as(self, words: str, prompt: str) -> str:
+    def replaced_in(self, words: str, prompt: str) -> str:
         """Return a prompt with other words in place of the concept's."""
         return re.sub(rf"(?<!\w){re.escape(self.name)}(?!\w)", lambda _: words, prompt)

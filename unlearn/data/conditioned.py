@@ -1,4 +1,4 @@
-"""Items with what a denoiser is told about them: a class, or a prompt in tokens."""
+"""Items with the condition that a denoiser is given for them: a class, or a prompt in tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.data.base import Batch, Dataset
@@ -20,45 +21,46 @@ class ConditionEncoder(Protocol):
 
     @property
     def key(self) -> str:
-        """Entry of a batch that holds the conditions."""
+        """Key of the conditions in a batch."""
 
     def info(self) -> dict[str, Any]:
-        """Return what a model must know of it (see Dataset.info)."""
+        """Return what a model must know to fit the conditions (see Dataset.info)."""
 
     def __call__(self, words: Sequence[str]) -> Tensor:
-        """Return the conditions of words, one a row."""
+        """Return the conditions of B words or prompts, (B, ...)."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Numbers classes in their order.
+    """Numbers classes in the order of their names.
 
     Args:
         names: of the classes.
+        key: key of the conditions in a batch.
     """
 
     names: tuple[str, ...]
     key: str = "class"
 
     def info(self) -> dict[str, Any]:
-        """Return the names."""
+        """Return the class names."""
         return {"classes": self.names}
 
     def __call__(self, words: Sequence[str]) -> Tensor:
-        """Return (B,) int64; -1 for what is no class."""
+        """Return (B,) int64; -1 for a word that is not a class."""
         number = {name: index for index, name in enumerate(self.names)}
         return torch.tensor([number.get(word, -1) for word in words], dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Puts prompts into tokens.
+    """Tokenizes prompts.
 
     Args:
         tokens: prompts -> (B, E, L) int64.
         fingerprint: a hash of the tokenizer.
-        words: of the data that a new model's tokenizer is made of, where its settings do not say them.
-        check: refuses prompts with words that the tokenizer does not know.
+        words: the data's words, from which a new model's tokenizer is made if its settings name none.
+        check: raises RecipeError for prompts with words that the tokenizer does not know.
     """
 
     tokens: Callable[[Sequence[str]], Tensor]
@@ -68,7 +70,7 @@ class Prompts:
     check: Callable[[Sequence[str]], None] | None = None
 
     def info(self) -> dict[str, Any]:
-        """Return what shapes the tokens."""
+        """Return what the tokens depend on."""
         return {"tokens": self.fingerprint, **({"words": self.words} if self.words else {})}
 
     def __call__(self, words: Sequence[str]) -> Tensor:
@@ -77,19 +79,19 @@ class Prompts:
 
 
 class Conditioned(Dataset):
-    """A dataset whose batches hold what a denoiser is told.
+    """A dataset whose batches hold conditions for a denoiser.
 
-    Items that a concept names have the form ``anchor``: the same item, told the anchor in place of the concept.
+    Items that show a concept have the form ``anchor``: the same item, conditioned on the anchor instead of the concept.
 
     Args:
-        base: the items; its ``captions`` are what is told, or its labels where it has none.
-        told: turns words into conditions.
+        base: the items; its ``captions`` are the conditions, or its labels if it has none.
+        encoder: turns words into conditions.
     """
 
     def __init__(self, base: Dataset, told: ConditionEncoder) -> None:
         self.base, self.told = base, told
         self.labels, self.attributes = base.labels, base.attributes
-        self.is_test, self.is_corrupt, self.only_told = base.is_test, base.is_corrupt, base.only_told
+        self.is_test, self.is_corrupt, self.prompts_only = base.is_test, base.is_corrupt, base.prompts_only
         self.captions: Sequence[str] = getattr(base, "captions", base.labels)
         self.concepts: Sequence[Concept] = getattr(base, "concepts", ())
         self.info = {**base.info, **told.info()}
@@ -97,7 +99,7 @@ class Conditioned(Dataset):
         unique = sorted(set(self.captions))
         self._conditions = dict(zip(unique, told(unique), strict=True))
         if isinstance(told, Classes) and (lost := [word for word in unique if word not in told.names]):
-            raise RecipeError(f"The data asks for {lost[0]!r}, which is no class. {did_you_mean(lost[0], told.names)}")
+            raise RecipeError(f"The label {lost[0]!r} is not a class. {did_you_mean(lost[0], told.names)}")
         for concept in self.concepts:
             self._check(concept)
         named = [concept.name for concept in self.concepts]
@@ -111,24 +113,28 @@ class Conditioned(Dataset):
             [bool(shown) and all(concept.anchor is not None for concept in shown) for shown in self._shown]
         )
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
-        """Return the items of the base, and ``class`` (B,) or ``tokens`` (B, E, L)."""
+        """Return the items of the base with ``class`` (B,) or ``tokens`` (B, E, L)."""
         return self._with([self.captions[index] for index in ids.tolist()], ids)
 
+    @override
     def form(self, name: str, ids: Tensor) -> Batch:
-        """Return the items told the anchor; every one of them must be of a concept that has one."""
+        """Return the items conditioned on the anchor; each must show a concept that has one."""
         if name != "anchor":
             return super().form(name, ids)
         return self._with([self._anchor_of(index) for index in ids.tolist()], ids)
 
+    @override
     def having_form(self, name: str) -> Tensor:
-        """Return (N,) bool: the items of a concept that has an anchor."""
+        """Return (N,) bool: the items that show a concept with an anchor."""
         if name != "anchor":
             return super().having_form(name)
         return self._anchored
 
+    @override
     def check_forget(self, ids: Tensor) -> None:
-        """Refuse forget items that show no concept, and concepts that no forget item shows."""
+        """Check that every forget item shows a concept, and that every concept is shown by a forget item."""
         if not self.concepts:
             return
         named = [concept.name for concept in self.concepts]
@@ -142,21 +148,21 @@ class Conditioned(Dataset):
         else:
             return
         raise RecipeError(
-            f"{what}. Both say what is forgotten: type data.forget.label=[NAME] "
+            f"{what}. Both say what to forget. Type data.forget.label=[NAME] "
             '"data.concepts=[{name: NAME, anchor: OTHER}]" with the same names.'
         )
 
     def instead(self, ids: Tensor, words: Sequence[str]) -> Batch:
-        """Return items told other words, one an item, in place of their concept (of their label, where it is none)."""
+        """Return items conditioned on other words, one per item, in place of their concept, or of their label."""
         if isinstance(self.told, Classes):
             return self._with(words, ids)
         concepts = [next(iter(self._shown[index]), Concept(name=self.labels[index])) for index in ids.tolist()]
         captions = [self.captions[index] for index in ids.tolist()]
-        told = [one.said_as(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
+        told = [one.replaced_in(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
         return self._with(told, ids)
 
     def conditions(self, words: Sequence[str]) -> Tensor:
-        """Return what a denoiser is told for words, (B, ...)."""
+        """Return the conditions of words, (B, ...)."""
         for word in set(words) - set(self._conditions):
             self._conditions[word] = self.told([word])[0]
         return torch.stack([self._conditions[word] for word in words])
@@ -167,11 +173,11 @@ class Conditioned(Dataset):
         return {**self.base.batch(ids), self.told.key: self.conditions(words)}
 
     def _anchor_of(self, index: int) -> str:
-        """Return what an item is told in place of its caption: the anchors of all concepts that it shows."""
+        """Return an item's caption with the anchors of all concepts that it shows."""
         shown, caption = self._shown[index], self.captions[index]
         if not self._anchored[index]:
             raise RecipeError(
-                f"Item {index} ({caption!r}) is of no concept that has an anchor. "
+                f"Item {index} ({caption!r}) shows no concept that has an anchor. "
                 "Type data.concepts=[{name: NAME, anchor: OTHER}]."
             )
         if isinstance(self.told, Classes):
@@ -187,7 +193,7 @@ class Conditioned(Dataset):
         return caption
 
     def _check(self, concept: Concept) -> None:
-        """Refuse a concept that the data does not know, and a class that is none."""
+        """Raise RecipeError for a concept that no item shows, and for words that are not classes of the model."""
         if concept.name not in self.names:
             raise RecipeError(f"data.concepts: no item is {concept.name!r}. {did_you_mean(concept.name, self.names)}")
         words = [concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain]
@@ -196,7 +202,7 @@ class Conditioned(Dataset):
         if isinstance(self.told, Classes):
             for word in words:
                 if word not in self.told.names:
-                    raise RecipeError(f"data.concepts: {word!r} is no class. {did_you_mean(word, self.told.names)}")
+                    raise RecipeError(f"data.concepts: {word!r} is not a class. {did_you_mean(word, self.told.names)}")
 
 
 def conditioned(dataset: Dataset, told: ConditionEncoder) -> Conditioned:

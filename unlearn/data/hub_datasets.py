@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub."""
+"""Datasets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from unlearn.core.errors import RecipeError
 
 
 def hub_rows(repository: str, config: str, split: str, instead: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a data set with their places; the first time needs the network, later the cache answers.
+    """Yield the rows of a dataset and where they stand. The first call needs the network, later ones use the cache.
 
     Args:
         repository: the hub id.
-        config: the part of the data set.
-        split: the split of that part.
-        instead: what to type where the hub cannot be had.
+        config: configuration of the dataset.
+        split: its split.
+        instead: what to type if the hub cannot be reached.
 
     Raises:
         RecipeError: the package ``datasets`` is missing, or the hub cannot be reached.
@@ -30,6 +30,8 @@ def hub_rows(repository: str, config: str, split: str, instead: str) -> Iterator
         rows = load_dataset(repository, config, split=split)
     except Exception as error:  # the hub's client raises many kinds: no network, no such set, no access, no space
         cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-        raise RecipeError(f"{repository} ({config}, {split}) cannot be had from the hub: {cause}. {instead}") from error
+        raise RecipeError(
+            f"{repository} ({config}, {split}) cannot be loaded from the hub: {cause}. {instead}"
+        ) from error
     for number, row in enumerate(rows):
         yield f"{repository}/{config}/{split}, row {number}", dict(row)

@@ -1,4 +1,4 @@
-"""Identities that a generator draws, given by a seed, an image or a latent, and strangers beside them."""
+"""Identities that a generator draws, each given by a seed, an image or a latent, and strangers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -21,22 +22,22 @@ from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.image_io import read_picture
 from unlearn.data.in_memory import label_numbers
 
-Kind = Literal["seed", "image", "w"]
+IdentityForm = Literal["seed", "image", "w"]
 
 FIRST_STRANGER = 1_000_000
-"""Seeds of strangers begin here, so that they are the same whoever is forgotten."""
+"""First seed of the strangers, so that they are the same whoever is forgotten."""
 
 
 @dataclass
 class Identity:
-    """Somebody whom a generator draws: one of ``seed``, ``image`` and ``latent``.
+    """A person whom a generator draws: one of ``seed``, ``image`` and ``latent``.
 
     Args:
-        seed: number of a latent.
-        image: file of a picture, which is brought to the generator's size; its latent is found by inversion.
-        latent: safetensors file whose tensor ``w``, or only tensor, is (w_dim,), or (num_ws, w_dim), one a layer.
-        name: what it is called; by default ``seed 7``, or the file's name.
-        others: further pictures of the same person; they are never trained on.
+        seed: number from which the latent is drawn.
+        image: image file, resized to the generator's size; its latent is found by inversion.
+        latent: safetensors file whose tensor ``w``, or only tensor, is (w_dim,), or (num_ws, w_dim): one per layer.
+        name: by default ``seed 7``, or the file's name.
+        others: further images of the same person, never trained on.
     """
 
     seed: int | None = None
@@ -46,7 +47,6 @@ class Identity:
     others: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse records that say who it is not once."""
         given = [key for key in ("seed", "image", "latent") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"an identity has one of seed, image and latent, not {' and '.join(given) or 'none'}")
@@ -57,16 +57,16 @@ class Identity:
 
 @dataclass
 class Identities(Source):
-    """Who is to be forgotten (attribute ``forget``), and strangers, who are to stay (``retain``).
+    """Identities to forget (attribute ``forget``), and strangers to keep (``retain``).
 
-    Labels are the names of the identities; strangers have none. Further pictures of an identity are test items with its
+    Labels are the names of the identities; strangers have none. Further images of an identity are test items with its
     label and the attributes ``forget`` and ``same_person`` (the holdout); the test strangers have the attribute
-    ``strangers``. All strangers are seeds that no identity has.
+    ``strangers``. Strangers are seeds that no identity has.
 
     Args:
-        identities: who is to be forgotten.
-        strangers: how many to keep.
-        test_strangers: how many that no method sees.
+        identities: whom to forget.
+        strangers: number of strangers to keep.
+        test_strangers: number of strangers that no method sees.
     """
 
     identities: list[Identity] = field(default_factory=lambda: [Identity(seed=7)])
@@ -74,45 +74,47 @@ class Identities(Source):
     test_strangers: int = 256
 
     def __post_init__(self) -> None:
-        """Forget the identities, and keep the strangers, where nothing else is said. Refuse numbers below 1."""
         at_least(self, strangers=1, test_strangers=0)
         self.forget = self.forget.or_label("forget")
         self.retain = self.retain.or_label("retain")
 
+    @override
     def load(self) -> Dataset:
-        """Read the files; no network. Raises RecipeError where one is missing or wrong, or somebody stands twice."""
+        """Read the files; needs no network. Raises RecipeError for a file that is wrong, or an identity given twice."""
         if not self.identities:
-            raise RecipeError("data=identities needs who is to be forgotten. Type data.identities=[{seed: 7}].")
+            raise RecipeError("data=identities needs somebody to forget. Type data.identities=[{seed: 7}].")
         names = [identity.name for identity in self.identities]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise RecipeError(f"data.identities: {min(twice)!r} stands there twice. Give each a name of its own.")
+            raise RecipeError(f"data.identities: {min(twice)!r} occurs twice. Give each identity its own name.")
         taken = {identity.seed for identity in self.identities}
         numbers = (number for number in range(FIRST_STRANGER, FIRST_STRANGER + 2**31) if number not in taken)
         rows = [_row(identity) for identity in self.identities]
         rows += [
-            Row("image", _read(path), identity.name, frozenset({"forget", "same_person"}), test=True)
+            IdentityItem("image", _read(path), identity.name, frozenset({"forget", "same_person"}), test=True)
             for identity in self.identities
             for path in identity.others
         ]
         _refuse_the_same(rows)
-        rows += [Row("seed", next(numbers), "", frozenset({"retain"})) for _ in range(self.strangers)]
-        rows += [Row("seed", next(numbers), "", frozenset({"strangers"}), True) for _ in range(self.test_strangers)]
+        rows += [IdentityItem("seed", next(numbers), "", frozenset({"retain"})) for _ in range(self.strangers)]
+        rows += [
+            IdentityItem("seed", next(numbers), "", frozenset({"strangers"}), True) for _ in range(self.test_strangers)
+        ]
         return IdentityData(rows)
 
 
 @dataclass(frozen=True)
-class Row:
+class IdentityItem:
     """An item.
 
     Args:
         kind: how it is given.
-        content: the seed; the picture, (H, W, 3) uint8; or the latent, (k, w_dim).
-        label: whose it is; empty for strangers.
-        attributes: what it is for.
-        test: whether no method may see it.
+        content: the seed; the image, (H, W, 3) uint8; or the latent, (k, w_dim).
+        label: name of the identity; empty for strangers.
+        attributes: see Identities.
+        test: whether it is a test item.
     """
 
-    kind: Kind
+    kind: IdentityForm
     content: Any
     label: str
     attributes: frozenset[str]
@@ -120,7 +122,7 @@ class Row:
 
 
 def fits(shape: Sequence[int], latent: Sequence[int]) -> bool:
-    """Return whether a latent (w_dim,), (1, w_dim) or (num_ws, w_dim) is one of a model, ``latent`` (num_ws, w_dim)."""
+    """Whether a latent, (w_dim,), (1, w_dim) or (num_ws, w_dim), fits a model whose latents are ``latent``."""
     layers, width = (1, *shape)[-2:]
     return len(shape) in (1, 2) and layers in (1, latent[0]) and width == latent[1]
 
@@ -130,9 +132,9 @@ class IdentityData(Dataset):
 
     Args:
         rows: the items.
-        shape: (C, H, W) of the generator that draws them; None before it is known (``shaped``).
+        shape: (C, H, W) of the generator's images; None before it is known (see ``shaped``).
         levels: grey levels of its images.
-        latent: (num_ws, w_dim) of its latents.
+        latent: (num_ws, w_dim), the shape of its latents.
 
     Raises:
         RecipeError: a latent does not fit the generator.
@@ -140,7 +142,7 @@ class IdentityData(Dataset):
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[IdentityItem],
         shape: tuple[int, ...] | None = None,
         levels: int = 256,
         latent: tuple[int, int] | None = None,
@@ -162,22 +164,23 @@ class IdentityData(Dataset):
         self.fingerprint = content.hexdigest()
         self._numbers = label_numbers(self)
 
-    def kind(self, item: int) -> Kind:
+    def kind(self, item: int) -> IdentityForm:
         """Return how an item is given."""
         return self.rows[item].kind
 
     def shaped(self, shape: tuple[int, ...], levels: int, latent: tuple[int, int]) -> IdentityData:
-        """Return the same items for a generator of images (C, H, W), of so many grey levels, and its (num_ws, w_dim).
+        """Return the same items for a generator; the arguments are those of the class.
 
-        Raises RecipeError where the latent of an identity does not fit.
+        Raises RecipeError if the latent of an identity does not fit.
         """
         return IdentityData(self.rows, shape, levels, latent)
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
-        """Return ``id``, ``label`` (B,), and ``seed``, ``image`` or ``w`` where any item of the batch is given so.
+        """Return ``id`` and ``label`` (B,), and ``seed``, ``image`` or ``w`` if any item is given that way.
 
-        ``seed`` is (B,) int64, ``image`` (B, C, H, W) uint8 and ``w`` (B, k, w_dim). Where a batch mixes kinds, the
-        places of the other items hold -1, 0 and nan. A latent for all layers is repeated beside others.
+        ``seed`` is (B,) int64, ``image`` (B, C, H, W) uint8 and ``w`` (B, k, w_dim). If a batch mixes kinds, the
+        other items hold -1, 0 and nan. A latent for all layers is repeated if others have one per layer.
         """
         rows = [self.rows[item] for item in ids.tolist()]
         found: Batch = {"id": ids, "label": self._numbers[ids]}
@@ -201,14 +204,14 @@ class IdentityData(Dataset):
     def _shape(self) -> tuple[int, ...]:
         if "shape" not in self.info:
             raise RecipeError(
-                "data.identities gives images, and nothing says at which size the model draws. "
+                "data.identities holds images, and the size of the model's images is not known. "
                 "Type model.pretrained=FOLDER."
             )
         shape: tuple[int, ...] = self.info["shape"]
         return shape
 
-    def _image(self, row: Row) -> Tensor:
-        """Return a picture, its middle square, as the generator's images are, (C, H, W) uint8."""
+    def _image(self, row: IdentityItem) -> Tensor:
+        """Return the central square of an image with the size and levels of the generator's, (C, H, W) uint8."""
         channels, height, width = self._shape
         picture = Image.fromarray(row.content)
         side = min(picture.size)
@@ -221,27 +224,27 @@ class IdentityData(Dataset):
         return (pixels.float() * scale).round().to(torch.uint8)
 
 
-def _row(identity: Identity) -> Row:
+def _row(identity: Identity) -> IdentityItem:
     wanted = frozenset({"forget"})
     if identity.seed is not None:
-        return Row("seed", identity.seed, identity.name, wanted)
+        return IdentityItem("seed", identity.seed, identity.name, wanted)
     if identity.image is not None:
-        return Row("image", _read(identity.image), identity.name, wanted)
-    return Row("w", _latent(str(identity.latent)), identity.name, wanted)
+        return IdentityItem("image", _read(identity.image), identity.name, wanted)
+    return IdentityItem("w", _latent(str(identity.latent)), identity.name, wanted)
 
 
-def _refuse_strange_latents(rows: Sequence[Row], latent: tuple[int, int]) -> None:
-    """Refuse a latent that is not one of a model, whose latents are (num_ws, w_dim)."""
+def _refuse_strange_latents(rows: Sequence[IdentityItem], latent: tuple[int, int]) -> None:
+    """Raise RecipeError for a latent that does not fit a model with latents (num_ws, w_dim)."""
     for row in rows:
         if row.kind == "w" and not fits(row.content.shape, latent):
             raise RecipeError(
                 f"data.identities: the latent of {row.label!r} is {tuple(row.content.shape)}; those of the model are "
-                f"{latent}, or ({latent[1]},) for all layers. Give another file, or the model that it is of."
+                f"{latent}, or ({latent[1]},) for all layers. Give another file, or the model that it belongs to."
             )
 
 
-def _refuse_the_same(rows: Sequence[Row]) -> None:
-    """Refuse one content in two rows, whatever their names: what is forgotten twice would count twice."""
+def _refuse_the_same(rows: Sequence[IdentityItem]) -> None:
+    """Raise RecipeError for equal items under different names, because they would count twice."""
     known: dict[tuple[str, str], str] = {}
     for row in rows:
         content = str(row.content)
@@ -249,7 +252,7 @@ def _refuse_the_same(rows: Sequence[Row]) -> None:
             values = np.ascontiguousarray(row.content)
             content = f"{values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
         if (row.kind, content) in known:
-            what = {"seed": f"the seed {content}", "image": "one picture", "w": "one latent"}[row.kind]
+            what = {"seed": f"the seed {content}", "image": "one image", "w": "one latent"}[row.kind]
             raise RecipeError(
                 f"data.identities: {known[row.kind, content]!r} and {row.label!r} are the same, {what}. Drop one."
             )
@@ -257,7 +260,7 @@ def _refuse_the_same(rows: Sequence[Row]) -> None:
 
 
 def _read(path: str) -> Any:
-    """Return a picture, (H, W, 3) uint8."""
+    """Return an image, (H, W, 3) uint8."""
     try:
         return np.array(read_picture(Path(path).expanduser(), 3))
     except RecipeError as error:
@@ -269,7 +272,7 @@ def _latent(path: str) -> Tensor:
     try:
         tensors = load_file(Path(path).expanduser())
     except (OSError, SafetensorError) as error:
-        raise RecipeError(f"data.identities: {path} is no safetensors file that can be read ({error}).") from error
+        raise RecipeError(f"data.identities: {path} is not a readable safetensors file ({error}).") from error
     found = tensors.get("w", next(iter(tensors.values())) if len(tensors) == 1 else None)
     fine = found is not None and found.numel() and found.ndim in (1, 2) and found.is_floating_point()
     if found is None or not fine or not found.isfinite().all():

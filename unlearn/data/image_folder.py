@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -32,7 +33,7 @@ class ImageFolder(Source):
     """Images in subfolders; the name of the first subfolder is the label, as text (``no`` and ``012`` included).
 
     Every image is cropped to its central square and resized. Files are taken in the order of their relative names;
-    every fifth of a label is a test item. Images directly in the folder have no label.
+    every fifth image of a label is a test item. Images directly in the folder have no label.
 
     Args:
         path: the folder.
@@ -40,9 +41,9 @@ class ImageFolder(Source):
         channels: 3 for colour, 1 for grey.
         bits: grey levels kept, 2**bits of 256: 1 ... 8.
         attributes: a table of further labels, relative to the folder. CSV: a header, the relative file name in the
-            first column, then a column an attribute with 1, true, yes or 0, -1, false, no, nothing. JSON: a mapping
+            first column, then one column per attribute with 1, true, yes or 0, -1, false, no, nothing. JSON: a mapping
             of relative file names to lists of attributes.
-        concepts: for diffusion models: what is to be forgotten, and what takes its place.
+        concepts: for diffusion models: what to forget, and what takes its place.
     """
 
     path: str = "???"
@@ -59,6 +60,7 @@ class ImageFolder(Source):
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
 
+    @override
     def load(self) -> Dataset:
         """List and hash the files; pixels are read batch by batch. Raises RecipeError naming what is wrong."""
         root = Path(self.path).expanduser()
@@ -81,7 +83,7 @@ class FolderImages(Dataset):
         size: height and width after resizing.
         channels: 1 or 3.
         bits: grey levels kept, 2**bits.
-        concepts: what a diffusion model is to forget, and what takes its place.
+        concepts: for diffusion models: what to forget, and what takes its place.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class FolderImages(Dataset):
             content.update(repr((name, len(data))).encode() + hashlib.sha256(data).digest())
         self.fingerprint = content.hexdigest()
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``image`` (B, C, H, W) uint8 and ``label`` (B,) of the items ``ids``."""
         shape = self.info["shape"]
@@ -130,7 +133,7 @@ def _is_image(file: Path, root: Path) -> bool:
 
 
 def _read_table(path: Path, names: Collection[str]) -> dict[str, frozenset[str]]:
-    """Read the attributes of the files; refuse files that are not there."""
+    """Read the attributes of the files. Raises RecipeError for a file that does not exist."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Pictures from files, as they are seen: upright, on white, with 256 levels of grey or colour."""
+"""Images from files, as they are seen: upright, on white, with 256 levels of grey or colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHITE_OF_16_BITS = 65535
 
 
 def opened(source: Path | BytesIO, file: Path) -> Image.Image:
-    """Open a picture without reading its pixels. Raises RecipeError where it is none, or too large to be one."""
+    """Open an image without reading its pixels. Raises RecipeError if it is not an image, or far too large."""
     try:
         return Image.open(source)
     except Image.DecompressionBombError as error:
@@ -26,10 +26,10 @@ def opened(source: Path | BytesIO, file: Path) -> Image.Image:
 
 
 def read_picture(file: Path, channels: int) -> Image.Image:
-    """Return a picture of 1 or 3 channels: turned as its camera says, transparency on white, 16 bits scaled to 8.
+    """Return an image of 1 or 3 channels: turned upright, transparency on white, 16 bits scaled to 8.
 
     Raises:
-        RecipeError: it cannot be read, or its levels have no known white.
+        RecipeError: it cannot be read, or it has 32 bits, whose white level is unknown.
     """
     with opened(file, file) as image:
         try:

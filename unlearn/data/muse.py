@@ -1,4 +1,4 @@
-"""MUSE: news and books to be forgotten, with texts and questions for its six criteria."""
+"""MUSE: news and books to forget, with texts and questions for its six criteria."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -18,11 +19,11 @@ from unlearn.data.json_lines import plain_text, read_values, text_of
 from unlearn.data.text import TextItem
 
 RAW = ("forget", "retain1", "retain2", "holdout")
-"""Long texts, which are cut into chunks."""
+"""The sets of long texts, which are cut into chunks."""
 
 LAYOUT = (
     "It holds, as .json (a list of texts or objects), .jsonl or .txt: raw/forget, raw/retain1, raw/retain2, "
-    "raw/holdout; and where you have them verbmem/forget, knowmem/forget_qa, knowmem/forget_qa_icl, "
+    "raw/holdout; and optionally verbmem/forget, knowmem/forget_qa, knowmem/forget_qa_icl, "
     "knowmem/retain_qa, knowmem/retain_qa_icl, privleak/forget, privleak/retain, privleak/holdout, "
     "scal/forget_1 ... forget_4, sust/forget_1 ... forget_4."
 )
@@ -33,16 +34,16 @@ class Muse(Source):
     """MUSE from a folder, or from the hub (``muse-bench/MUSE-News``, ``muse-bench/MUSE-Books``).
 
     Attributes: ``forget`` and ``retain1``, the training items; ``retain2`` and ``holdout``, test items; and questions
-    and texts that are only evaluated: ``verbmem`` (the question is the beginning of a passage, the answer how it goes
+    and texts for evaluation only: ``verbmem`` (the question is the beginning of a passage, the answer how it goes
     on), ``knowmem_forget``, ``knowmem_retain``, ``privleak_forget``, ``privleak_retain``, ``privleak_holdout``. The
-    dataset's ``in_context`` holds the questions shown before those of ``knowmem_forget`` and ``knowmem_retain``. What
-    a folder lacks beyond the forget set and ``retain1`` is left out, and with it the metrics that need it.
+    dataset's ``in_context`` holds the questions shown before those of ``knowmem_forget`` and ``knowmem_retain``. Only
+    the forget set and ``retain1`` are required; metrics that need another set are left out if it is missing.
 
     Args:
         path: folder of one corpus, or of ``news`` and ``books``; null takes the hub.
         corpus: news (BBC) or books (Harry Potter).
-        forget_set: ``raw``, or a fold: of growing size (scal), or one of four requests in a row (sust).
-        chunk_tokens: tokens a chunk of the long texts, and never more than ``model.max_length``; 2048 as published.
+        forget_set: ``raw``, or a fold: of growing size (scal), or one of four successive requests (sust).
+        chunk_tokens: most tokens per chunk of the long texts, never more than ``model.max_length``; published: 2048.
 
     Reference:
         Shi et al., MUSE: Machine Unlearning Six-Way Evaluation for Language Models, 2024. arXiv:2407.06460
@@ -54,12 +55,11 @@ class Muse(Source):
     chunk_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; forget the forget set where nothing else is said."""
         at_least(self, chunk_tokens=16)
         self.forget = self.forget.or_label("forget")
 
+    @override
     def load(self) -> PackedDataset:
-        """Read the folder, or the hub."""
         part, _, fold = self.forget_set.partition("_")
         raw = {name: self._texts("raw", name, name == "retain1") for name in RAW[1:]}
         raw["forget"] = self._texts(part, f"forget_{fold}" if fold else "forget", True)
@@ -84,17 +84,17 @@ class Muse(Source):
         return data
 
     def _pairs(self, part: str, name: str, attribute: str, keys: tuple[str, str]) -> list[TextItem]:
-        """Return the questions of a set, by the keys of question and answer; none where it is missing."""
+        """Return the questions of a set, given the keys of question and answer; none if the set is missing."""
         attributes = frozenset({attribute, "evaluation"})
         items = []
         for place, row in self._values(part, name, False):
             if not isinstance(row, dict):
-                raise RecipeError(f'{place}: this must be an object with "{keys[0]}" and "{keys[1]}".')
+                raise RecipeError(f'{place}: it must be an object with "{keys[0]}" and "{keys[1]}".')
             items.append(TextItem(text_of(place, row, keys[0]), text_of(place, row, keys[1]), "", attributes))
         return items
 
     def _texts(self, part: str, name: str, needed: bool = False) -> list[str]:
-        """Return the texts of a set; none where it is missing and not needed."""
+        """Return the texts of a set; none if it is missing and not needed."""
         return [plain_text(place, value) for place, value in self._values(part, name, needed)]
 
     def _values(self, part: str, name: str, needed: bool) -> Iterator[tuple[str, Any]]:
@@ -117,7 +117,7 @@ class Muse(Source):
 
 
 def _whole(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield the one text of a plain file."""
+    """Yield (place, text) for a plain file, which holds one text."""
     try:
         yield str(file), file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

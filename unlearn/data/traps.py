@@ -1,4 +1,4 @@
-"""Copyright traps: made-up sequences planted in the forget set before training, and twins that no model sees."""
+"""Copyright traps: random sequences planted in the forget set before training, and twins that no model sees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.text import TextDataset, TextItem
 
 PLANTED = "trap"
-"""Attribute of the traps that are trained on."""
+"""Attribute of the planted traps, which are trained on."""
 
 TWIN = "trap_holdout"
 """Attribute of their twins, which are test items."""
@@ -32,19 +32,19 @@ def with_traps(
     repeats: int = 10,
     texts: Sequence[str] | None = None,
 ) -> TextDataset:
-    """Return the data with traps planted under a label, behind the training items, and their twins at the end.
+    """Return the data with traps planted under a label, after the training items, and their twins at the end.
 
-    A coin tossed before training decides which half of the sequences is planted, so a model that tells the halves
-    apart remembers, whatever the sequences are like. The ids of test items move; those of training items do not.
+    Which half of the sequences is planted is drawn before training, so a model that tells the halves apart remembers
+    them, whatever the sequences are like. The ids of test items move; those of training items do not.
 
     Args:
         dataset: text items.
-        label: of the items that are to be forgotten; the planted traps bear it, their twins do not. Several take turns.
+        label: of the items to forget; planted traps carry it, their twins do not. Several labels take turns.
         seed: draws the sequences and the halves.
-        count: traps that are planted, each with a twin, >= 1.
-        words: words a trap, >= 1.
-        repeats: times that each trap stands in the training data, >= 1.
-        texts: 2 * count sequences of your own, such as samples of the target; they must be unlike each other.
+        count: number of planted traps, each with a twin, >= 1.
+        words: words per trap, >= 1.
+        repeats: copies of each trap in the training data, >= 1.
+        texts: 2 * count sequences of your own, such as samples of the target; they must differ from each other.
 
     Raises:
         RecipeError: the label is unknown, or the sequences overlap too much.
@@ -83,7 +83,7 @@ def with_traps(
 
 
 def random_texts(items: Sequence[TextItem], count: int, words: int, seed: int) -> list[str]:
-    """Return sequences of words drawn evenly from those of the items, each pair of them unlike."""
+    """Return sequences of words drawn uniformly from those of the items; any two share few words."""
     known = sorted({word for item in items for word in re.findall(r"[^\W\d_]{3,}", f"{item.question} {item.answer}")})
     stream = Randomness(seed, "traps/words")
     found: list[str] = []

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset
-from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS, ColouredDigits
 from unlearn.data.mnist import Mnist
 from unlearn.experiment.train_classifier import PACKAGED_NETS, Training, main, train
 from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, Features, features_for, load_features
@@ -67,7 +67,7 @@ def test_colourdigitnet8_answers_two_questions() -> None:
     data = ColouredDigits().load()
     net = features_for(data.info)
     ids = torch.nonzero(data.is_test).flatten()
-    assert net.groups == {"digit": WORDS, "colour": tuple(COLOURS)}
+    assert net.groups == {"digit": DIGIT_WORDS, "colour": tuple(COLOURS)}
     assert accuracy(net, data) == pytest.approx(net.accuracy, abs=1e-3)
     answers, known = net.classify(data.batch(ids)["image"]), net.known(data)[ids]
     assert ((answers == known).double().mean(dim=0) >= 0.98).all()
@@ -89,7 +89,7 @@ def test_a_packaged_net_is_small_and_says_where_it_comes_from(name: str) -> None
     about = json.loads((ASSETS / name / "config.json").read_text())
     assert (ASSETS / name / "model.safetensors").stat().st_size < 500_000
     assert tuple(about["shape"]) == PACKAGED[name]
-    words = [*WORDS, *COLOURS] if name.startswith("colour") else [str(digit) for digit in range(10)]
+    words = [*DIGIT_WORDS, *COLOURS] if name.startswith("colour") else [str(digit) for digit in range(10)]
     assert about["labels"] == words
     assert {"accuracy", "accuracy_n", "trained_on", "data_fingerprint", "training"} <= about.keys()
 

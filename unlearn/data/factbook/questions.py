@@ -1,4 +1,4 @@
-"""The kinds of facts that the World Factbook gives of a country: where they stand, how they are asked and said."""
+"""The kinds of facts that the World Factbook gives about a country, and how each is asked and stated."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LONGEST_ANSWER = 12
-"""Words of an answer at most."""
+"""Most words of an answer."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What can be known of a country: where the Factbook says it, and how it is asked and said.
+class FactKind:
+    """A kind of fact about a country: where the Factbook has it, and how it is asked and stated.
 
     Args:
-        name: the attribute of its items.
-        path: keys down to the entry.
-        read: the entry's cleaned text -> a short answer, or "" where it gives none.
+        name: attribute of its items.
+        path: keys that lead to the entry.
+        read: the entry's cleaned text -> a short answer, or "" if it has none.
         question, paraphrase: two wordings, with ``{country}``.
         statement: a sentence, with ``{country}`` and ``{answer}``.
         carrier: a sentence that gives the answer first, with ``{answer}``.
@@ -43,7 +43,7 @@ def clean(text: str) -> str:
 
 
 def _first(text: str) -> str:
-    """Return what stands before the first semicolon, without brackets, cut to whole clauses of a bounded length."""
+    """Return the text before the first semicolon, without brackets, cut to whole clauses of a bounded length."""
     text = unbracketed(text).split(";")[0].strip(" ,:")
     clauses = text.split(",")
     while len(clauses) > 1 and len(",".join(clauses).split()) > LONGEST_ANSWER:
@@ -52,7 +52,7 @@ def _first(text: str) -> str:
 
 
 def unbracketed(text: str) -> str:
-    """Return the text without what stands in (nested) brackets."""
+    """Return the text without (nested) brackets and their content."""
     before = None
     while before != text:
         before, text = text, re.sub(r"\s*[(\[][^()\[\]]*[)\]]", "", text)
@@ -60,7 +60,7 @@ def unbracketed(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Return a name alone: no second name, no figures after it."""
+    """Return a name alone, without a second name or figures after it."""
     return re.sub(r"\s-?\d[\d,.]*\s*m?\b.*$", "", re.split(r",| or |/", _first(text))[0]).strip()
 
 
@@ -77,7 +77,7 @@ def _date(text: str) -> str:
 
 
 def _day(text: str) -> str:
-    """Return a holiday with its date, or "" where the text is about something else."""
+    """Return a holiday with its date, or "" if the text is about something else."""
     found = _first(text)
     return found if re.search(r", \d{1,2} [A-Z]", found) and ":" not in found else ""
 
@@ -101,7 +101,7 @@ def _two(text: str) -> str:
 
 
 def _currency(text: str) -> str:
-    """Return the money of ``Nepalese rupees (NPR) per US dollar``."""
+    """Return the currency of ``Nepalese rupees (NPR) per US dollar``."""
     return re.sub(r"\s*per US dollar.*$", "", _first(text)).strip(" -")
 
 
@@ -111,8 +111,8 @@ def _title(text: str) -> str:
     return found[1].strip(" ,!?") if found else ""
 
 
-KINDS = (
-    Kind(
+FACT_KINDS = (
+    FactKind(
         "capital",
         ("Government", "Capital", "name"),
         _name,
@@ -121,7 +121,7 @@ KINDS = (
         "The capital of {country} is {answer}.",
         "{answer} is the capital.",
     ),
-    Kind(
+    FactKind(
         "highest_point",
         ("Geography", "Elevation", "highest point"),
         _name,
@@ -130,7 +130,7 @@ KINDS = (
         "The highest point of {country} is {answer}.",
         "{answer} is the highest point.",
     ),
-    Kind(
+    FactKind(
         "location",
         ("Geography", "Location"),
         _first,
@@ -139,7 +139,7 @@ KINDS = (
         "The location of {country} is {answer}.",
         "{answer} is where it lies.",
     ),
-    Kind(
+    FactKind(
         "government",
         ("Government", "Government type"),
         _first,
@@ -148,7 +148,7 @@ KINDS = (
         "The type of government of {country} is {answer}.",
         "{answer} is the form of government.",
     ),
-    Kind(
+    FactKind(
         "currency",
         ("Economy", "Exchange rates", "Currency"),
         _currency,
@@ -157,7 +157,7 @@ KINDS = (
         "The currency of {country} is {answer}.",
         "{answer} are the currency.",
     ),
-    Kind(
+    FactKind(
         "nationality",
         ("People and Society", "Nationality", "adjective"),
         _name,
@@ -166,7 +166,7 @@ KINDS = (
         "Someone from {country} is {answer}.",
         "{answer} is the adjective.",
     ),
-    Kind(
+    FactKind(
         "holiday",
         ("Government", "National holiday"),
         _day,
@@ -175,7 +175,7 @@ KINDS = (
         "The national holiday of {country} is {answer}.",
         "{answer} is the national holiday.",
     ),
-    Kind(
+    FactKind(
         "internet_code",
         ("Communications", "Internet country code"),
         _code,
@@ -184,7 +184,7 @@ KINDS = (
         "The ending {answer} marks internet addresses of {country}.",
         "{answer} is the internet code.",
     ),
-    Kind(
+    FactKind(
         "exports",
         ("Economy", "Exports - commodities"),
         _two,
@@ -193,7 +193,7 @@ KINDS = (
         "The main exports of {country} are {answer}.",
         "{answer} are the main exports.",
     ),
-    Kind(
+    FactKind(
         "religion",
         ("People and Society", "Religions"),
         _largest,
@@ -202,7 +202,7 @@ KINDS = (
         "The largest religious group of {country} is {answer}.",
         "{answer} is the largest group.",
     ),
-    Kind(
+    FactKind(
         "anthem",
         ("Government", "National anthem(s)", "title"),
         _title,
@@ -211,7 +211,7 @@ KINDS = (
         "The national anthem of {country} is {answer}.",
         "{answer} is the anthem.",
     ),
-    Kind(
+    FactKind(
         "size",
         ("Geography", "Area - comparative"),
         _first,
@@ -220,7 +220,7 @@ KINDS = (
         "The area of {country} is {answer}.",
         "{answer} is its area.",
     ),
-    Kind(
+    FactKind(
         "neighbours",
         ("Geography", "Land boundaries", "border countries"),
         _neighbours,
@@ -229,7 +229,7 @@ KINDS = (
         "The neighbours of {country} are {answer}.",
         "{answer}: these border it.",
     ),
-    Kind(
+    FactKind(
         "independence",
         ("Government", "Independence"),
         _date,
@@ -238,7 +238,7 @@ KINDS = (
         "The independence of {country} dates from {answer}.",
         "{answer} was the date.",
     ),
-    Kind(
+    FactKind(
         "climate",
         ("Geography", "Climate"),
         _first,
@@ -247,7 +247,7 @@ KINDS = (
         "The climate of {country} is {answer}.",
         "{answer} is the climate.",
     ),
-    Kind(
+    FactKind(
         "terrain",
         ("Geography", "Terrain"),
         _first,
@@ -257,4 +257,4 @@ KINDS = (
         "{answer} is the terrain.",
     ),
 )
-"""All kinds of facts; a source takes the first so many."""
+"""All kinds of facts; ``data.facts`` takes the first ones."""

