@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.toys.diffusion import CONFIGS, ConditionEncoder, small_splits, source
+from tests.toys.diffusion import CONFIGS, Conditioning, small_splits, source
 from unlearn.config.recipe import load
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -17,7 +17,7 @@ from unlearn.data.digits import Digits
 from unlearn.data.mnist import Mnist
 from unlearn.data.splits import make_splits
 
-ALL: list[ConditionEncoder] = ["class", "text", "dit"]
+ALL: list[Conditioning] = ["class", "text", "dit"]
 
 
 # ------------------------------------------------------------------------------------------------------- concepts
@@ -99,7 +99,7 @@ def test_coloured_digits_are_the_digits_in_five_colours() -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_batches_hold_what_the_model_is_told(told: ConditionEncoder) -> None:
+def test_batches_hold_what_the_model_is_told(told: Conditioning) -> None:
     split = small_splits(told)["forget"]
     batch, anchored = split.batch(split.ids), split.dataset.form("anchor", split.ids)
     assert torch.equal(batch["image"], anchored["image"])  # only what is told differs
@@ -115,7 +115,7 @@ def test_batches_hold_what_the_model_is_told(told: ConditionEncoder) -> None:
 
 
 @pytest.mark.parametrize("told", ALL)
-def test_only_items_of_a_concept_have_an_anchor(told: ConditionEncoder) -> None:
+def test_only_items_of_a_concept_have_an_anchor(told: Conditioning) -> None:
     dataset = small_splits(told)["forget"].dataset
     name = "three" if told == "text" else "3"
     assert torch.equal(dataset.having_form("anchor"), dataset.having([name]))
