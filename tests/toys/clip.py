@@ -9,12 +9,14 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from unlearn.data.coloured_digits import COLOURS, WORDS
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS
 
 
 def small_clip(path: Path) -> Path:
     """Write the model and its tokenizer into a folder, and return it."""
-    vocabulary = {word: number for number, word in enumerate(("<start>", "<end>", "<unknown>", "a", *COLOURS, *WORDS))}
+    vocabulary = {
+        word: number for number, word in enumerate(("<start>", "<end>", "<unknown>", "a", *COLOURS, *DIGIT_WORDS))
+    }
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     special = [("<start>", 0), ("<end>", 1)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Selection, Split
-from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS, ColouredDigits
 from unlearn.data.splits import make_splits
 from unlearn.models.diffusion.config import TextUNet
 from unlearn.models.feature_extractors.classifiers import features_for
@@ -41,10 +41,11 @@ def another_digit(items: Tensor) -> Tensor:
     """Return an item of the next digit in the same colour for each item."""
     data, found = coloured(), []
     first = {
-        word: next(i for i in range(0, len(data), 5) if data.labels[i] == word and readable()[i]) for word in WORDS
+        word: next(i for i in range(0, len(data), 5) if data.labels[i] == word and readable()[i])
+        for word in DIGIT_WORDS
     }
     for item in items.tolist():
-        word = WORDS[(WORDS.index(data.labels[item]) + 1) % 10]
+        word = DIGIT_WORDS[(DIGIT_WORDS.index(data.labels[item]) + 1) % 10]
         found.append(first[word] + item % 5)
     return torch.tensor(found)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Source
-from unlearn.data.coloured_digits import COLOURS, WORDS, ColouredDigits
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS, ColouredDigits
 from unlearn.data.digits import Digits
 from unlearn.data.image_folder import ImageFolder
 from unlearn.data.mnist import Mnist
@@ -144,7 +144,7 @@ PACKAGED_NETS: dict[str, tuple[Source, Training, str, Mapping[str, tuple[str, ..
         ColouredDigits(),
         Training(epochs=20),  # every digit comes in five colours
         "scikit-learn's handwritten digits in five colours, training items",
-        {"digit": WORDS, "colour": tuple(COLOURS)},
+        {"digit": DIGIT_WORDS, "colour": tuple(COLOURS)},
     ),
 }
 """Packaged net -> data, settings, the origin of the data for ``config.json``, and its questions."""

@@ -13,7 +13,7 @@ from tests.toys.scripted import Obedient, evaluation_of, value
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection
-from unlearn.data.coloured_digits import COLOURS, WORDS
+from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.evaluators.image.clip_score import MEAN, STD, ClipScore
@@ -35,7 +35,7 @@ def test_the_score_is_the_cosine_of_image_and_caption(folder: Path) -> None:
         data.batch(items)["image"].float() / 16, size=(16, 16), mode="bicubic", antialias=True
     ).clamp(0, 1)
     pixels = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    words = ["<start>", "<end>", "<unknown>", "a", *COLOURS, *WORDS]
+    words = ["<start>", "<end>", "<unknown>", "a", *COLOURS, *DIGIT_WORDS]
     tokens = torch.tensor([[0, *(words.index(word) for word in data.captions[i].split()), 1] for i in items.tolist()])
     image = model.visual_projection(model.vision_model(pixels).pooler_output)
     text = model.text_projection(model.text_model(tokens).pooler_output)
