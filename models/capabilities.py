@@ -333,13 +333,19 @@ CAPABILITIES: dict[str, type] = {
 protocol here; a plugin does so when its module is imported."""
 
 
+def protocol_of(component: type) -> type | None:
+    """Return what a component's class asks of a model: its type argument, None for a bare ``Objective``."""
+    for base in (base for cls in component.__mro__ for base in cls.__dict__.get("__orig_bases__", ())):
+        for argument in get_args(base):
+            if isinstance(argument, type):
+                return argument
+    return None
+
+
 def capabilities_of(component: type) -> tuple[str, ...]:
     """Return the names of the capabilities that a component's class asks for: those of its type argument.
 
     ``class NPO(Objective[HasLikelihood])`` asks for ``likelihood``; a bare ``Objective`` asks for none.
     """
-    for base in (base for cls in component.__mro__ for base in cls.__dict__.get("__orig_bases__", ())):
-        for argument in get_args(base):
-            if isinstance(argument, type):
-                return tuple(name for name, protocol in CAPABILITIES.items() if protocol in argument.__mro__)
-    return ()
+    asked = protocol_of(component)
+    return tuple(name for name, protocol in CAPABILITIES.items() if asked and protocol in asked.__mro__)

@@ -59,6 +59,7 @@ class Diffusion(Wrapper):
 
     denoiser: Any
     vae: Any
+    settings: DiffusionSettings
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
 """Whether a backend has the capabilities that a recipe's objectives and evaluators ask for."""
 
-from collections.abc import Sequence
+from typing_extensions import get_protocol_members
 
 from unlearn.config.registry import names, resolve
 from unlearn.config.schema import Recipe
-from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.models.capabilities import CAPABILITIES, capabilities_of
+from unlearn.core.errors import RecipeError
+from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, protocol_of
 from unlearn.models.scope import All
 from unlearn.objectives.base import ParameterObjective
 
@@ -24,9 +24,10 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
             f"{recipe.tree['scope']['name']} would have no effect. Type scope=all."
         )
     if recipe.data.asks_likelihood:
-        _require("data: likelihood_quantile", ("likelihood",), wrapper)
+        _require("data: likelihood_quantile", HasLikelihood, wrapper)
     for part, component in parts:
-        _require(part, capabilities_of(type(component)), wrapper)
+        if protocol := protocol_of(type(component)):
+            _require(part, protocol, wrapper)
     if recipe.combine.per_sample:
         _check_samples(recipe)
 
@@ -82,30 +83,34 @@ def _check_samples(recipe: Recipe) -> None:
 
 
 def has(wrapper: type, capability: str) -> bool:
-    """Return whether a wrapper class has every method of a capability."""
-    protocol = CAPABILITIES[capability]
-    methods = [name for name, member in vars(protocol).items() if callable(member) and not name.startswith("_")]
-    return all(callable(getattr(wrapper, name, None)) for name in methods)
+    """Return whether a wrapper class has every method and attribute of a capability."""
+    return not _lacking(wrapper, CAPABILITIES[capability])
 
 
-def _backend_has(name: str, capability: str) -> bool:
-    """Return whether a registered backend has a capability; not where its packages are not installed."""
+def _lacking(wrapper: type, protocol: type) -> list[str]:
+    """Return the members of a protocol, inherited ones included, that a wrapper class neither has nor annotates."""
+    annotated = {name for cls in wrapper.__mro__ for name in cls.__dict__.get("__annotations__", {})}
+    return sorted(name for name in get_protocol_members(protocol) if name not in annotated and not hasattr(wrapper, name))
+
+
+def _backend_has(name: str, protocol: type) -> bool:
+    """Return whether a registered backend has what a protocol asks for; not where its packages are not installed."""
     try:
-        return has(resolve("model", name).wrapper, capability)
+        return not _lacking(resolve("model", name).wrapper, protocol)
     except RecipeError:
         return False
 
 
-def _require(part: str, needs: Sequence[str], wrapper: type) -> None:
-    for capability in needs:
-        if capability not in CAPABILITIES:
-            raise RecipeError(
-                f"{part} asks for the unknown capability {capability!r}. {did_you_mean(capability, CAPABILITIES)}"
-            )
-        if not has(wrapper, capability):
-            backends = [name for name in names("model") if _backend_has(name, capability)]
-            raise RecipeError(
-                f"{part} asks for the capability {capability!r}, which {wrapper.__name__} lacks. "
-                f"Backends that have it: {', '.join(backends) or 'none'}. Type model=NAME with one of them, or take "
-                f"{part} out."
-            )
+def _require(part: str, protocol: type, wrapper: type) -> None:
+    """Refuse a wrapper that lacks a member of the protocol, naming the capability it belongs to."""
+    lacking = _lacking(wrapper, protocol)
+    if not lacking:
+        return
+    named = (name for name, known in CAPABILITIES.items() if known in protocol.__mro__ and not has(wrapper, name))
+    capability = next(named, None)
+    what = f"the capability {capability!r}" if capability else ", ".join(lacking)
+    backends = [name for name in names("model") if _backend_has(name, protocol)]
+    raise RecipeError(
+        f"{part} asks for {what}, which {wrapper.__name__} lacks. "
+        f"Backends that have it: {', '.join(backends) or 'none'}. Type model=NAME with one of them, or take {part} out."
+    )

@@ -73,7 +73,6 @@ class Trainer:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, devices=1, log_every=1, checkpoint_every=1, threads=1, workers=0)
         if self.precision == "16-mixed":
             raise ValueError(
@@ -97,7 +96,6 @@ class Pretrain:
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}; it must lie in 0 ... {2**31 - 1}")
 
@@ -127,7 +125,6 @@ class Gate:
     evaluator: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a threshold that nothing or everything would pass."""
         if self.min is None and self.max is None:
             raise ValueError("neither min nor max is given; give one of them")
         for name, allowed in (("split", ("", *SPLITS)), ("subject", SUBJECTS), ("minus", (None, *SUBJECTS))):
@@ -166,7 +163,6 @@ class Select:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, every=1, patience=1)
         if bool(self.evaluator) != bool(self.metric):
             raise ValueError("evaluator and metric go together, e.g. memorization and exact_memorization")
