@@ -1,10 +1,14 @@
 """Whether a backend has the capabilities that a recipe's objectives and evaluators ask for."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from typing_extensions import get_protocol_members
 
 from unlearn.config.registry import names, resolve
 from unlearn.config.schema import Recipe
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.evaluators.base import Evaluator
 from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, protocol_of
 from unlearn.models.scope import All
 from unlearn.objectives.base import ParameterObjective
@@ -68,6 +72,26 @@ def check_subjects(recipe: Recipe, in_memory: bool = False) -> None:
                     f"evaluate.{name} compares with the {subject} model, and the run has none. {remedy}, or drop it: "
                     f"evaluate.{name}=null."
                 )
+
+
+def measured_by(figure: str, metric: str, evaluator: str, evaluate: Mapping[str, Evaluator[Any]]) -> str:
+    """Return the entry of ``evaluate`` that gives a figure, empty where any may; refuse an ambiguous or unknown one.
+
+    Args:
+        figure: key of what asks for it, such as ``gate.NAME``, for messages.
+        metric: the figure's metric.
+        evaluator: the entry asked for, empty for none.
+        evaluate: the recipe's evaluators.
+    """
+    if evaluator and evaluator not in evaluate:
+        raise RecipeError(f"{figure}.evaluator is {evaluator!r}. {did_you_mean(evaluator, evaluate)}")
+    able = [key for key, entry in evaluate.items() if any(one.matches(metric) for one in type(entry).metrics)]
+    if not evaluator and len(able) > 1:
+        raise RecipeError(
+            f"{figure}.metric is {metric}, and several entries of evaluate give it; write {figure}.evaluator=NAME. "
+            f"Allowed: {', '.join(able)}."
+        )
+    return evaluator or next(iter(able), "")
 
 
 def _check_samples(recipe: Recipe) -> None:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from unlearn.config import compose, registry
 from unlearn.config.compose import Given, Node, bare
+from unlearn.config.compatibility import measured_by
 from unlearn.config.interpolation import escape, interpolate
 from unlearn.config.presets import settle
 from unlearn.config.schema import About, Corrupt, Distil, Gate, Pretrain, Recipe, Select, Trainer
@@ -78,7 +79,7 @@ def _unknown(key: str, part: Node) -> RecipeError:
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuse parts that do not go together."""
+    """Refuse parts that do not go together; give ``select`` its evaluator."""
     forget, edit = recipe.forget, recipe.edit
     if (forget and edit) or not (forget or edit or recipe.guard):
         what = "both a forget and an edit part; take one, and write null for the other" if edit else "no forget part"
@@ -87,11 +88,16 @@ def _check(recipe: Recipe) -> None:
     if recipe.combine.separate and forget and not recipe.retain:
         name = recipe.tree["combine"]["name"]
         raise RecipeError(f"combine={name} takes two gradients, and there is no retain part. Type combine=sum.")
-    if recipe.select is not None and recipe.select.evaluator not in recipe.evaluate:
-        raise RecipeError(
-            f"select.evaluator is {recipe.select.evaluator!r}; it must be an entry of evaluate: "
-            f"{', '.join(recipe.evaluate)}."
-        )
+    for name, gate in recipe.gate.items():
+        measured_by(f"gate.{name}", gate.metric, gate.evaluator, recipe.evaluate)
+    if select := recipe.select:
+        evaluator = measured_by("select", select.metric, select.evaluator, recipe.evaluate)
+        if not evaluator:
+            raise RecipeError(
+                f"select.metric is {select.metric!r}; write select.metric=NAME and select.evaluator=ENTRY, an entry of "
+                f"evaluate. Allowed: {', '.join(recipe.evaluate)}."
+            )
+        recipe.select = replace(select, evaluator=evaluator)
 
 
 def _part(node: dict[str, Node], key: str) -> Node:

@@ -142,7 +142,7 @@ class Select:
     With an edit there is nothing to keep, and the figures are of that half all the same.
 
     Args:
-        evaluator: entry of ``evaluate`` that measures.
+        evaluator: entry of ``evaluate`` that measures; may be left out where only one gives the metric.
         metric: its figure on forget.
         about: required entries of the record's ``about``.
         aim: lower, higher, or retrained: as near as possible to the retrained model's.
@@ -164,8 +164,8 @@ class Select:
 
     def __post_init__(self) -> None:
         at_least(self, every=1, patience=1)
-        if bool(self.evaluator) != bool(self.metric):
-            raise ValueError("evaluator and metric go together, e.g. memorization and exact_memorization")
+        if not self.metric:
+            raise ValueError("metric has no value; write the figure to judge by, e.g. exact_memorization")
 
 
 @dataclass

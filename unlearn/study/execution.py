@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from unlearn.config.compatibility import measured_by
 from unlearn.config.recipe import load
 from unlearn.core.errors import Interrupted, RecipeError
 from unlearn.report.read_run import read_run
@@ -86,6 +87,9 @@ def _part(study: Study, row: str, member: Member, seed: int) -> Part:
     recipe = load(member.recipe, [*member.settings, f"seed={seed}"])
     if recipe.output is not None:
         raise RecipeError("a study says itself where its runs go; leave output out of the recipe.")
+    for heading, column in study.spec.columns.items():
+        if column.evaluator in ("", *recipe.evaluate):  # an entry of other runs only leaves a cell empty
+            measured_by(f"columns.{heading}", column.metric, column.evaluator, recipe.evaluate)
     return Part(row, member, seed, recipe.hash, study.folder / slug(row) / f"seed-{seed}-{recipe.hash[:6]}")
 
 

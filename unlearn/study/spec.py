@@ -43,6 +43,7 @@ class Column:
         about: required entries of the record's ``about``.
         minus: subject whose value is subtracted, seed by seed.
         absolute: whether the difference counts without its sign.
+        evaluator: key of the evaluator in the recipes, where several entries give the metric; "" for any.
     """
 
     metric: str = "???"
@@ -51,6 +52,7 @@ class Column:
     about: dict[str, str] = field(default_factory=dict)
     minus: str | None = None
     absolute: bool = False
+    evaluator: str = ""
 
     def __post_init__(self) -> None:
         for name, subject in (("subject", self.subject), ("minus", self.minus)):
