@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,10 @@ class Metric:
     def named(self, **names: str) -> Metric:
         """Return the metric with its pattern filled in, e.g. ``named(net="digitnet8")``."""
         return replace(self, name=self.name.format(**names), label=self.label.format(**names))
+
+    def matches(self, name: str) -> bool:
+        """Whether a record of this name may be one of this metric, its pattern filled in."""
+        return re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(self.name)), name) is not None
 
     def direction_of(self, split: str, score: str = "") -> Direction:
         """Return where a better value lies on a split, or of a score that has its own direction."""

@@ -580,3 +580,29 @@ def test_values_at_the_edge_are_taken() -> None:
 def test_scaled_half_precision_is_refused_with_the_reason() -> None:
     assert "Take bf16-mixed" in refused(SMALL, "trainer.precision=16-mixed")
     assert load(SMALL, ["trainer.precision=bf16-mixed"]).trainer.precision == "bf16-mixed"
+
+
+# ------------------------------------------------------------------------------------- whose figure is meant
+
+
+TWO = {**SMALL, "evaluate": {"a": {"name": "bits_per_dim", "draws": 1}, "b": {"name": "bits_per_dim"}, "cost": {}}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gate.x={metric: bits_per_dim, max: 1}"], "write gate.x.evaluator=NAME. Allowed: a, b."),
+        (["select={metric: bits_per_dim}"], "write select.evaluator=NAME. Allowed: a, b."),
+        (["gate.x={metric: bits_per_dim, max: 1, evaluator: aa}"], "gate.x.evaluator is 'aa'. Did you mean: a?"),
+        (["select={metric: nothing}"], "select.metric is 'nothing'"),
+        (["select={every: 3}"], "select.metric has no value"),
+    ],
+)
+def test_a_figure_of_several_entries_is_refused_with_their_keys(arguments: list[str], message: str) -> None:
+    assert message in refused(TWO, *arguments)
+
+
+def test_a_figure_of_one_entry_needs_no_key() -> None:
+    recipe = load(TWO, ["evaluate.b=null", "gate.x={metric: bits_per_dim, max: 1}", "select={metric: bits_per_dim}"])
+    assert recipe.select is not None and recipe.select.evaluator == "a" and same(recipe, load(recipe.tree))
+    assert load(TWO, ["gate.x={metric: bits_per_dim, max: 1, evaluator: b}"]).gate["x"].evaluator == "b"

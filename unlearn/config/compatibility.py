@@ -1,6 +1,7 @@
 """Whether a backend has the capabilities that a recipe's objectives and evaluators ask for."""
 
 from collections.abc import Mapping
+from inspect import get_annotations
 from typing import Any
 
 from typing_extensions import get_protocol_members
@@ -113,8 +114,10 @@ def has(wrapper: type, capability: str) -> bool:
 
 def _lacking(wrapper: type, protocol: type) -> list[str]:
     """Return the members of a protocol, inherited ones included, that a wrapper class neither has nor annotates."""
-    annotated = {name for cls in wrapper.__mro__ for name in cls.__dict__.get("__annotations__", {})}
-    return sorted(name for name in get_protocol_members(protocol) if name not in annotated and not hasattr(wrapper, name))
+    annotated = {name for cls in wrapper.__mro__ for name in get_annotations(cls)}
+    return sorted(
+        name for name in get_protocol_members(protocol) if name not in annotated and not hasattr(wrapper, name)
+    )
 
 
 def _backend_has(name: str, protocol: type) -> bool:

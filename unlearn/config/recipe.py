@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config import compose, registry
-from unlearn.config.compose import Given, Node, bare
 from unlearn.config.compatibility import measured_by
+from unlearn.config.compose import Given, Node, bare
 from unlearn.config.interpolation import escape, interpolate
 from unlearn.config.presets import settle
 from unlearn.config.schema import About, Corrupt, Distil, Gate, Pretrain, Recipe, Select, Trainer
