@@ -63,15 +63,17 @@ def _component(kind: registry.Kind, found: Schema) -> Schema:
     """Define every component of a kind, and return the schema of a part that is one: a name, or a mapping with it."""
     names = registry.names(kind)
     for name in names:
-        cls = registry.resolve(kind, name)
-        found[f"{kind}.{name}"] = {**_object(cls, found), "title": name}
-    name = {"anyOf": [{"enum": names}, {"type": "string", "pattern": rf"^[A-Za-z_]\w*([.:]\w+)+$|{REFERENCE}"}]}
+        made = _object(registry.resolve(kind, name), found)
+        found[f"{kind}.{name}"] = {**made, "title": name, "properties": {"name": {}, **made["properties"]}}
+    named: Schema = {
+        "anyOf": [{"enum": names}, {"type": "string", "pattern": rf"^[A-Za-z_]\w*([.:]\w+)+$|{REFERENCE}"}]
+    }
     chosen = [
         {"if": {"properties": {"name": {"const": one}}, "required": ["name"]}, "then": _ref(f"{kind}.{one}")}
         for one in names
     ]
-    found[kind] = {"type": "object", "properties": {"name": {**name, "description": f"the {kind}"}}, "allOf": chosen}
-    return {"anyOf": [name, _ref(kind), _type(NoneType, found)]}
+    found[kind] = {"type": "object", "properties": {"name": {**named, "description": f"the {kind}"}}, "allOf": chosen}
+    return {"anyOf": [named, _ref(kind), _type(NoneType, found)]}
 
 
 def _entry(kind: registry.Kind, name: str) -> Schema:
@@ -117,8 +119,8 @@ def _object(cls: type[Any], found: Schema) -> Schema:
     """Return the schema of a dataclass: its fields with types, defaults and what its docstring says of them."""
     from unlearn.config.structured import MISSING, default, hints
 
-    meant, told = hints(cls), descriptions(cls)
-    properties: Schema = {"name": {}} if cls.__module__ != "unlearn.config.schema" else {}
+    meant, told = hints(cls), descriptions(cls)  # type: ignore[arg-type]
+    properties: Schema = {}
     for field in fields(cls):
         if field.name in meant:
             properties[field.name] = _type(meant[field.name], found)

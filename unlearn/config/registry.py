@@ -12,7 +12,7 @@ from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit", "guard"]
 
-BASES: dict[str, str] = {
+BASES: dict[Kind, str] = {
     "model": "unlearn.models.base:ModelConfig",
     "data": "unlearn.data.base:Source",
     "objective": "unlearn.objectives.base:Objective",
@@ -24,7 +24,7 @@ BASES: dict[str, str] = {
 }
 """The class that every component of a kind extends."""
 
-COMPONENTS: dict[str, dict[str, str]] = {
+COMPONENTS: dict[Kind, dict[str, str]] = {
     "model": {
         "glow": "unlearn.models.flow.config:GlowConfig",
         "coupling_flow": "unlearn.models.flow.config:CouplingFlowConfig",
