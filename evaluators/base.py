@@ -10,12 +10,15 @@ from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Direction, Picture, Record, TextTable
 from unlearn.data.base import Batch, Split
 from unlearn.evaluators.statistics import Interval, mean_ci95, share_ci95
 from unlearn.models.capabilities import M
+
+M_co = TypeVar("M_co", covariant=True, default=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Evaluation(Generic[M]):
+class Evaluation(Generic[M_co]):
     """What an evaluator is given.
 
     Attributes:
@@ -95,13 +98,13 @@ class Evaluation(Generic[M]):
         name: the evaluator's key in the recipe, which its records carry.
     """
 
-    models: Mapping[str, M]
+    models: Mapping[str, M_co]
     splits: Mapping[str, Split]
     randomness: Randomness
     device: torch.device
     run: RunFacts = field(default_factory=RunFacts)
     seed: int = 0
-    cache: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Tensor] = field(default_factory=dict)
     name: str = ""
 
     def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
@@ -193,7 +196,7 @@ class Evaluator(ABC, Generic[M]):
     """Models that it needs in addition to the target and the unlearned one."""
 
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that this evaluator cannot judge, before any work. Raises RecipeError with the remedy."""
+        """Refuse data that this evaluator cannot measure, before any work. Raises RecipeError with the remedy."""
 
     @abstractmethod
     def __call__(self, evaluation: Evaluation[M]) -> EvaluationResult:

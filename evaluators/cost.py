@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 
@@ -57,11 +58,11 @@ class Cost(Evaluator):
 
     metrics: ClassVar = (SECONDS, SHARE, MEMORY, STORAGE, STEPS)
 
+    @override
     def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``cost_seconds``, ``cost_share``, ``peak_memory``, ``storage`` and ``steps`` of the run."""
         run = evaluation.run
         held = digests(evaluation.models["target"])  # one model at a time: hashes, not tensors, are compared
-        figures = [
+        figures: list[tuple[Metric, float, dict[str, str]]] = [
             (SECONDS, run.seconds, {}),
             (MEMORY, run.peak_memory / 2**20, {}),
             (STORAGE, bytes_not_in(held, evaluation.models["unlearned"]) / 2**20, {}),
@@ -83,7 +84,7 @@ def digests(model: nn.Module) -> set[str]:
 def bytes_not_in(held: Container[str], model: nn.Module) -> int:
     """Return the size of a model's tensors whose hash is not among those held.
 
-    Of an unlearned model it is what must be stored beside the target; none where it is only sampled in another way.
+    Of an unlearned model this must be stored in addition to the target; none where only its sampling changed.
     """
     return sum(tensor.nbytes for tensor in _tensors(model) if _digest(tensor) not in held)
 

@@ -104,7 +104,7 @@ def _rgb(images: Tensor, levels: int) -> Array:
 
 
 def likelihood_histograms(found: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """Return a PNG with a row a subject: how bits/dim are distributed over each split, (n,) values each."""
+    """Return a PNG with one row per subject: how bits/dim are distributed over each split, (n,) values each."""
     values = torch.cat([bits for splits in found.values() for bits in splits.values()])
     finite = values[values.isfinite()]
     low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)

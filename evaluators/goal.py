@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 
 REACHED = Metric(
@@ -21,8 +23,8 @@ class Goal(Evaluator):
 
     metrics: ClassVar = (REACHED,)
 
+    @override
     def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``reached`` for every objective that has a goal."""
         return EvaluationResult(
             [
                 evaluation.record(REACHED, "unlearned", "forget", float(bool(state["reached"])), about={"score": term})

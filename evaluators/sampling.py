@@ -1,9 +1,10 @@
-"""What several evaluators ask of a model, computed once: its samples and its bits per dimension."""
+"""Samples and likelihoods that several evaluators use, computed once per model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,34 +12,40 @@ from torch import Tensor
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.data.base import Batch, Split
+from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
 from unlearn.data.traps import PLANTED
 from unlearn.evaluators.base import Evaluation
+from unlearn.models.capabilities import HasLikelihood, Samples
 from unlearn.models.likelihood import bits_per_dim_of
 
 LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
 """Splits whose likelihood is measured, in the order of the tables."""
 
 
-def sampled_splits(evaluation: Evaluation) -> tuple[str, ...]:
-    """Return the splits whose conditions samples are drawn for; one, the empty name, where models are told nothing."""
-    return ("forget", "retain") if is_told(evaluation.splits["forget"]) else ("",)
+def sampled_splits(evaluation: Evaluation[Any]) -> tuple[str, ...]:
+    """Return the splits whose conditions samples are drawn for: the empty name alone for unconditional models."""
+    return ("forget", "retain") if is_conditional(evaluation.splits["forget"]) else ("",)
 
 
-def is_told(split: Split) -> bool:
-    """Return whether models of the data are told what to draw (a class, a prompt)."""
+def is_conditional(split: Split) -> bool:
+    """Return whether models of the data are conditioned on a class or a prompt."""
     return isinstance(split.dataset, Conditioned)
 
 
+def conditioned_data(splits: Mapping[str, Split]) -> Conditioned:
+    """Return the forget data of conditional models; the evaluators' ``check`` refuses others."""
+    return cast(Conditioned, splits["forget"].dataset)
+
+
 def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
-    """Return the items that the first n samples of a split are to be like, (n,) int64 ids, in an order of the seed."""
+    """Return the items whose conditions the first n samples of a split have, (n,) int64 ids, ordered by the seed."""
     ids = evaluation.splits[split].ids
     order = Randomness(evaluation.seed, f"conditions/{split}").permutation(len(ids))
     return ids[order[torch.arange(n) % len(ids)]]
 
 
-def samples(evaluation: Evaluation, subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
+def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 
     The noise is the same for every subject, every split and every evaluator. A larger n later draws only what is
@@ -47,11 +54,11 @@ def samples(evaluation: Evaluation, subject: str, split: str, n: int, batch_size
     Args:
         evaluation: with the models.
         subject: which of them.
-        split: the samples are told what its items are (``sampled_items``); of no account where models are told nothing.
+        split: whose conditions the samples have (``sampled_items``); ignored for unconditional models.
         n: number of samples.
         batch_size: samples drawn at once; does not change the result.
     """
-    told = is_told(evaluation.splits["forget"])
+    told = is_conditional(evaluation.splits["forget"])
     key = ("samples", subject, split if told else "")
     known = evaluation.cache.get(key)
     start = 0 if known is None else len(known)
@@ -65,7 +72,7 @@ def samples(evaluation: Evaluation, subject: str, split: str, n: int, batch_size
 
 def drawn(
     evaluation: Evaluation,
-    model: Any,
+    model: Samples,
     split: str,
     items: Tensor | None,
     batch_size: int = 256,
@@ -79,35 +86,36 @@ def drawn(
         evaluation: with the data.
         model: a subject, or what an attack made of it.
         split: of the items.
-        items: that the samples are to be like, (n,); None for models that are told nothing.
+        items: whose conditions the samples have, (n,); None for unconditional models.
         batch_size: samples drawn at once; does not change the result.
-        told: (n, ...), what the samples are told in place of what the items are.
+        told: (n, ...), conditions in place of those of the items.
         first: number of the first sample.
         count: of samples, where there are no items.
     """
     randomness = Randomness(evaluation.seed, "samples")
 
     def draw(ids: Tensor) -> Tensor:
-        like: dict[str, Batch] = {}
-        if items is not None:
+        if items is None:
+            batch = model.sample(ids, randomness)
+        else:
             rows = ids.cpu() - first
-            like = {"like": evaluation.batch(split, items[rows])}
+            like = evaluation.batch(split, items[rows])
             if told is not None:
-                like["like"][evaluation.splits[split].dataset.told.key] = told[rows].to(ids.device)  # type: ignore[attr-defined]
-        batch = model.sample(ids, randomness, **like)
+                like[conditioned_data(evaluation.splits).told.key] = told[rows].to(ids.device)
+            batch = model.sample(ids, randomness, like)
         if "image" not in batch:
             raise RecipeError(
                 f"The samples of a {type(model).__name__} are no images (they hold {', '.join(sorted(batch))}), and "
                 "this evaluator looks at images. Drop it from the recipe: evaluate.NAME=null."
             )
-        return batch["image"]  # type: ignore[no-any-return]
+        return batch["image"]
 
     n = count if items is None else len(items)
     return map_ids(draw, torch.arange(first, first + n, device=evaluation.device), batch_size).cpu()
 
 
 def likelihoods(
-    evaluation: Evaluation, subject: str, split: str, ids: Tensor, draws: int, batch_size: int = 256
+    evaluation: Evaluation[HasLikelihood], subject: str, split: str, ids: Tensor, draws: int, batch_size: int = 256
 ) -> Tensor:
     """Return the bits/dim of items of a split, (n,) float64 on the CPU, each the mean over draws of the noise.
 
@@ -127,18 +135,15 @@ def likelihoods(
     return bits[ids]
 
 
-def judged(split: Split) -> Tensor:
-    """Return the ids of a split without planted traps, which stand there repeatedly and have an evaluator of their own.
-
-    Every evaluator but ``traps`` starts from here.
-    """
+def without_traps(split: Split) -> Tensor:
+    """Return a split's ids without copyright traps, which are duplicated on purpose and evaluated by ``traps``."""
     planted = torch.tensor([PLANTED in names for names in split.dataset.attributes], dtype=torch.bool)
     return split.ids[~planted[split.ids]]
 
 
 def some_of(evaluation: Evaluation, split: str, limit: int | None) -> Tensor:
     """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order; no planted traps."""
-    return limited(judged(evaluation.splits[split]), limit, evaluation.seed, split)
+    return limited(without_traps(evaluation.splits[split]), limit, evaluation.seed, split)
 
 
 def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
@@ -150,7 +155,7 @@ def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
 
 
 def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:
-    """Return one row an item for the item-level file."""
+    """Return one row per item for the item-level file."""
     return [
         {"subject": subject, "split": split, "id": item, "metric": metric, "value": value}
         for item, value in zip(ids.tolist(), values.tolist(), strict=True)

@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Generic
 
 import torch
-from torch import nn
 from typing_extensions import TypeVar, override
 
-Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
+from unlearn.models.capabilities import Model
+
+Subject = TypeVar("Subject", bound=Model)
 
 
-def precision_of(model: nn.Module) -> torch.dtype:
+def precision_of(model: Model) -> torch.dtype:
     """Return a model's own precision: the widest float type among its parameters, float32 where it has none."""
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return max(types, key=lambda kind: kind.itemsize, default=torch.float32)
 
 
-class OneAtATime(Mapping[str, Model], Generic[Model]):
+class OneAtATime(Mapping[str, Subject], Generic[Subject]):
     """Subjects of an evaluation, of which only the one asked for last is on the device.
 
     A subject that is asked for comes in eval mode and in its own precision. The one before it goes back to the CPU
@@ -30,12 +31,12 @@ class OneAtATime(Mapping[str, Model], Generic[Model]):
         device: where the one subject is.
     """
 
-    def __init__(self, load: Mapping[str, Callable[[], Model]], device: torch.device) -> None:
+    def __init__(self, load: Mapping[str, Callable[[], Subject]], device: torch.device) -> None:
         self._load, self._device = load, device
-        self._current: tuple[str, Model] | None = None
+        self._current: tuple[str, Subject] | None = None
 
     @override
-    def __getitem__(self, subject: str) -> Model:
+    def __getitem__(self, subject: str) -> Subject:
         if self._current is None or self._current[0] != subject:
             load = self._load[subject]
             self.release()
@@ -62,14 +63,16 @@ class OneAtATime(Mapping[str, Model], Generic[Model]):
             self._current = None
 
 
-def in_their_place(models: Mapping[str, Model], name: str, other: Model, device: torch.device) -> Mapping[str, Model]:
+def in_their_place(
+    models: Mapping[str, Subject], name: str, other: Subject, device: torch.device
+) -> Mapping[str, Subject]:
     """Return a mapping of one other model, which is on the device in place of the subjects."""
     if isinstance(models, OneAtATime):
         models.release()
     return OneAtATime({name: lambda: other}, device)
 
 
-def trainable_copy(model: Model) -> Model:
+def trainable_copy(model: Subject) -> Subject:
     """Return a copy that an attack may train; half precision would lose its small steps, so it becomes float32."""
     made = copy.deepcopy(model).requires_grad_(True)
-    return made.float() if precision_of(model).itemsize < 4 else made
+    return made.to(torch.float32) if precision_of(model).itemsize < 4 else made

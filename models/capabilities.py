@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args, runtime_checkable
 
 import torch
@@ -15,7 +16,10 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.language.answers import Answers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from unlearn.models.gan.stylegan2.augment import Augment
+    from unlearn.models.language.tokenization import TextEncoder
 
 M = TypeVar("M", default=Any)
 """The capabilities that a component asks for, e.g. ``class NPO(Objective[HasLikelihood])``."""
@@ -32,6 +36,18 @@ class Model(Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return all parameters with their names."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Return all modules."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return all modules with their names."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the module of a name."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Train or freeze all parameters."""
 
     def get_parameter(self, target: str) -> nn.Parameter:
         """Return the parameter of a name."""
@@ -245,10 +261,6 @@ class ImageDenoiser(Samples, Denoises, Protocol):
     """Draws samples by denoising: a diffusion model."""
 
 
-class TrainableDenoiser(Trains, Samples, Denoises, Protocol):
-    """A diffusion model that an attack trains further."""
-
-
 class OneStepSettings(Protocol):
     """Settings of a denoiser that may be a one-step generator.
 
@@ -280,6 +292,14 @@ class PipelineDenoiser(Denoises, Protocol):
 
     def generated(self, noise: Tensor, condition: Condition) -> Tensor:
         """Return x_0 of a one-step generator, with gradient, (B, C, H, W)."""
+
+
+class PromptableDenoiser(Samples, PipelineDenoiser, Protocol):
+    """A diffusion pipeline for which an attack searches other prompts."""
+
+
+class TrainableDenoiser(Trains, PromptableDenoiser, Protocol):
+    """A diffusion pipeline that an attack trains further."""
 
 
 class ImageGenerator(HasLatents, Protocol):
@@ -314,6 +334,28 @@ class ImageGenerator(HasLatents, Protocol):
 
 class AdversarialGenerator(ImageGenerator, TrainsAgainst, Protocol):
     """A GAN's generator that is trained further against a discriminator."""
+
+
+class TokenizedLanguageModel(Continues, Protocol):
+    """A language model of transformers with its tokenizer.
+
+    Attributes:
+        model: the network of transformers.
+    """
+
+    model: PreTrainedModel
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """Turns questions and answers into tokens."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer of transformers."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read a model from a folder."""
 
 
 class TrainableLanguageModel(Trains, Continues, Protocol):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
@@ -15,7 +16,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.sampling import judged
+from unlearn.evaluators.sampling import without_traps
 from unlearn.models.capabilities import TrainableLanguageModel
 
 OTHERS, RELEARNED = "others", "relearned"
@@ -41,7 +42,7 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
     If the others come back as well, they were hidden and not forgotten.
 
     Args:
-        scored: at most so many of the other items are scored, drawn by the seed; null takes all.
+        scored: at most this many of the other items are scored, drawn by the seed; null takes all.
 
     Reference:
         Hu et al., Unlearning or Obfuscating? Jogging the Memory of Unlearned LLMs via Benign Relearning, 2025.
@@ -54,28 +55,34 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
     what: ClassVar[str] = "exact memorisation of the others"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, scored=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a forget set that leaves no other items."""
-        n = len(judged(splits["forget"]))
+        n = len(without_traps(splits["forget"]))
         if n <= max(self.items):
             raise RecipeError(
                 f"evaluate.relearning trains on {max(self.items)} forget items and scores the others, but there are "
                 f"only {n}. Type evaluate.relearning.items=[{max(1, n // 4)}], or forget more."
             )
 
-    def order(self, evaluation: Evaluation) -> tuple[Tensor, int]:
-        """Return the forget items but for traps in an order drawn by the seed; one must be left."""
+    @override
+    def order(self, evaluation: Evaluation[TrainableLanguageModel]) -> tuple[Tensor, int]:
         ids = attacked(evaluation, None)
         return ids[evaluation.randomness.child("items").permutation(len(ids))], 1
 
+    @override
     def measured(
-        self, evaluation: Evaluation, subject: str, copy: Any, ids: Tensor, others: Tensor, budget: str
+        self,
+        evaluation: Evaluation[TrainableLanguageModel],
+        subject: str,
+        copy: TrainableLanguageModel,
+        ids: Tensor,
+        others: Tensor,
+        budget: str,
     ) -> list[Record]:
-        """Return both scores of the others, and the exact memorisation of the items themselves."""
         found = []
         for which, scored in ((OTHERS, others[: self.scored]), (RELEARNED, ids)):
             scores = scores_of(evaluation, copy, scored, self.batch_size)

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split, check_content
 from unlearn.data.conditioned import Classes, Conditioned
-from unlearn.evaluators.attacks.base.prompt_search import (
-    DrawingAttack,
-    mean_square_error,
-    position,
-    told_data,
-    words_of,
-)
+from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, mean_square_error, position, words_of
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.image.concept_classifier import Judge
-from unlearn.evaluators.sampling import limited, sampled_items, samples
+from unlearn.evaluators.image.concept_classifier import ConceptClassifier
+from unlearn.evaluators.sampling import conditioned_data, limited, sampled_items, samples
+from unlearn.models.capabilities import PromptableDenoiser
 from unlearn.models.diffusion.token_embeddings import new_words
 
 ATTACK = Metric(
@@ -40,11 +36,11 @@ ATTACK = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptInversion(DrawingAttack):
+class ConceptInversion(PromptSearch):
     """Learns embeddings of new words in place of the concept's, one for each of its tokens, or of a new class.
 
     They minimise the attacked model's own denoising loss on images of the concept, and start at what the model has for
-    the concept's words. Everything else of the prompt, and all weights, stay. Adam without decay.
+    the concept's words. The rest of the prompt and all model weights are frozen; optimized with Adam, no weight decay.
 
     An attack without a bound has as many free numbers as an embedding, and may draw what the model never saw: compare
     with the retrained model.
@@ -74,7 +70,6 @@ class ConceptInversion(DrawingAttack):
     attack: ClassVar[str] = "concept_inversion"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, steps=0, batch=1, images=1)
         above(self, lr=0)
@@ -83,17 +78,20 @@ class ConceptInversion(DrawingAttack):
         if self.source not in ("data", "target"):
             raise ValueError(f"source is {self.source!r}; it must be data or target")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits, and items without images that the concept was to be learned from."""
+        """Refuse data that no classifier fits, and items without images that the concept was to be learned from."""
         super().check(splits)
         if self.source == "data":
             instead = "Type evaluate.concept_inversion.source=target."
             check_content(splits["forget"], "evaluate.concept_inversion", instead)
 
+    @override
     @contextmanager
-    def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:
-        """Learn the embeddings; the context lets the model know them."""
-        model, names = evaluation.models[subject], Names(told_data(evaluation.splits), judge)
+    def finds(
+        self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
+    ) -> Iterator[tuple[Tensor, str]]:
+        model, names = evaluation.models[subject], Names(conditioned_data(evaluation.splits), classifier)
         ids, x0 = self._images(evaluation, model)
         rows = self._learned(evaluation, model, names, ids, x0)
         numbers = sum(row.numel() for row in rows)
@@ -101,7 +99,7 @@ class ConceptInversion(DrawingAttack):
         with new_words(model, model.tables(), rows):
             yield names.told(items), budget
 
-    def _images(self, evaluation: Evaluation, model: Any) -> tuple[Tensor, Tensor]:
+    def _images(self, evaluation: Evaluation[PromptableDenoiser], model: PromptableDenoiser) -> tuple[Tensor, Tensor]:
         """Return forget items (m,), and what is to be denoised of them, (m, C, H, W)."""
         if self.source == "target":
             ids = sampled_items(evaluation, "forget", self.images)
@@ -117,7 +115,14 @@ class ConceptInversion(DrawingAttack):
                 )
         return ids, model.latents(batch, evaluation.randomness.child("images"))
 
-    def _learned(self, evaluation: Evaluation, model: Any, names: Names, ids: Tensor, x0: Tensor) -> list[Tensor]:
+    def _learned(
+        self,
+        evaluation: Evaluation[PromptableDenoiser],
+        model: PromptableDenoiser,
+        names: Names,
+        ids: Tensor,
+        x0: Tensor,
+    ) -> list[Tensor]:
         """Return the new rows of each table."""
         tables = model.tables()
         starts = [table.weight[known].detach() for table, known in zip(tables, names.known(len(tables)), strict=True)]
@@ -126,7 +131,7 @@ class ConceptInversion(DrawingAttack):
         optimizer = torch.optim.Adam(rows, lr=self.lr)
         stream = evaluation.randomness.child("search")
         draws = torch.arange(self.batch, device=evaluation.device)
-        key, asked = told_data(evaluation.splits).told.key, names.told(ids).to(evaluation.device)
+        key, asked = conditioned_data(evaluation.splits).told.key, names.told(ids).to(evaluation.device)
         for step in range(self.steps):
             draw = stream.at(step)
             chosen = draw.child("image").integers(draws, len(ids))
@@ -152,17 +157,17 @@ def bounded(moves: Tensor, radius: Tensor) -> Tensor:
 
 
 class Names:
-    """The forgotten names in what a model is told, and new ones, -1 ... -K, in their places.
+    """The forgotten names in a model's conditions, and new ones, -1 ... -K, in their places.
 
     Args:
         data: the forget data.
-        judge: who knows what is forgotten of each item.
+        classifier: knows what is forgotten of each item.
     """
 
-    def __init__(self, data: Conditioned, judge: Judge) -> None:
-        self.data, self.judge = data, judge
-        forgotten = torch.unique(judge.known[judge.own]).tolist()
-        self.names = [judge.net.labels[answer] for answer in forgotten]
+    def __init__(self, data: Conditioned, classifier: ConceptClassifier) -> None:
+        self.data, self.classifier = data, classifier
+        forgotten = torch.unique(classifier.known[classifier.own]).tolist()
+        self.names = [classifier.net.labels[answer] for answer in forgotten]
         if isinstance(data.told, Classes):
             self.words = [[[int(number)] for number in data.conditions([name])] for name in self.names]
         else:
@@ -171,10 +176,10 @@ class Names:
     def known(self, tables: int) -> list[list[int]]:
         """Return what each of the tables has for the names' words, one after the other."""
         by_encoder = [[word for words in self.words for word in words[e]] for e in range(len(self.words[0]))]
-        return by_encoder if len(by_encoder) == tables else by_encoder * tables  # DiT has a table of classes a block
+        return by_encoder if len(by_encoder) == tables else by_encoder * tables  # DiT has a table of classes per block
 
     def told(self, items: Tensor) -> Tensor:
-        """Return what items (n,) are told, with new words in place of the forgotten names', (n, ...).
+        """Return the conditions of items (n,), with new words in place of the forgotten names', (n, ...).
 
         Raises:
             RecipeError: a caption does not have the words.
@@ -189,7 +194,7 @@ class Names:
         return torch.stack(rows)
 
     def _replace(self, known: Tensor, number: int, item: int) -> None:
-        """Put the new words of a name into what an item is told, () or (E, L), in place."""
+        """Put the new words of a name into an item's condition, () or (E, L), in place."""
         if known.ndim == 0:
             known.fill_(-1 - number)
             return

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
@@ -15,18 +16,18 @@ from unlearn.evaluators.attacks.base.relearning import Curves, picture
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.face_verification import (
     SimilarityScale,
-    check_judges,
+    check_identity_nets,
+    chosen_identities,
     drawn,
-    judges,
+    identity_nets,
     latents,
     near_latents,
-    over_people,
-    people,
+    over_identities,
     seen,
     strangers,
 )
 from unlearn.evaluators.subjects import trainable_copy
-from unlearn.models.capabilities import HasLatents
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import packaged_perceptual
 
@@ -41,7 +42,7 @@ ATTACK = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaceRelearning(Evaluator[HasLatents]):
+class FaceRelearning(Evaluator[ImageGenerator]):
     """Trains a copy of every subject on k pictures of each identity and measures the likeness of others of the person.
 
     The pictures are what the target draws close to the identity's latent (``evaluate.identity``'s same_person); the
@@ -50,15 +51,15 @@ class FaceRelearning(Evaluator[HasLatents]):
     target draws of them. The retrained model is trained at its own latents of the identity: what k pictures teach.
 
     Args:
-        identities: at most so many, drawn by the seed; null takes all.
-        pictures: numbers of pictures an identity that are trained on, each >= 1.
-        held: pictures an identity that are measured and never trained on.
+        identities: at most this many, drawn by the seed; null takes all.
+        pictures: numbers of pictures per identity to train on, each >= 1.
+        held: pictures per identity that are measured and never trained on.
         steps: steps after which the copy is measured, each >= 0; 0 is before the attack.
         lr: learning rate, > 0.
         near: how far pictures lie from the identity, as a share of the way to a drawn latent.
         inversion: how the latents of images are found.
         strangers: faces that the similarity's scale is taken from.
-        features: net that judges; by default the packaged one that no loss takes by default.
+        features: net that compares faces; by default the packaged one that no loss takes by default.
         batch_size: images at once in the measurement; does not change the result.
     """
 
@@ -76,7 +77,6 @@ class FaceRelearning(Evaluator[HasLatents]):
     metrics: ClassVar = (ATTACK,)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, identities=1, held=1, strangers=4, batch_size=1)
         above(self, lr=0, near=0)
         for name, least in (("pictures", 1), ("steps", 0)):
@@ -84,15 +84,16 @@ class FaceRelearning(Evaluator[HasLatents]):
             if not given or min(given) < least or len(set(given)) < len(given):
                 raise ValueError(f"{name} is {given}; it must be different numbers, each >= {least}")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse images that no net fits."""
-        check_judges(splits, None if self.features is None else [self.features])
+        check_identity_nets(splits, None if self.features is None else [self.features])
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attack_relearning`` for every subject, number of pictures and of steps, and the curves."""
+    @override
+    def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
-        net = judges(None if self.features is None else [self.features], target.image_shape)[0]
-        ids = people(evaluation, self.identities)
+        net = identity_nets(None if self.features is None else [self.features], target.image_shape)[0]
+        ids = chosen_identities(evaluation, self.identities)
         scale = SimilarityScale.of(net, seen(target, strangers(evaluation, self.strangers), [net], self.batch_size)[0])
         places = self._places(evaluation, "target", ids)
         shown = torch.cat([drawn(target, part) for part in places.flatten(0, 1).split(self.batch_size)])
@@ -102,7 +103,7 @@ class FaceRelearning(Evaluator[HasLatents]):
         findings, curves = EvaluationResult(), Curves()
         for subject in evaluation.models:
             own = places if subject != "retrained" else self._places(evaluation, subject, ids)
-            model = evaluation.models[subject]  # after the latents, for which the target is asked
+            model = evaluation.models[subject]  # read after the latents, which may load the target
             for k in sorted(self.pictures):
                 curves[subject, k] = []
                 trained = slice(self.held, self.held + k)
@@ -111,7 +112,7 @@ class FaceRelearning(Evaluator[HasLatents]):
                     faces = seen(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
                     values = scale.similarity(wanted, faces)
                     about = {"budget": f"{k} pictures, {steps} steps", "features": net.name}
-                    figure, n = over_people(values, owners), len(values)
+                    figure, n = over_identities(values, owners), len(values)
                     findings.records.append(
                         evaluation.record(
                             ATTACK, subject, "same_person", figure, n=n, about=about, detector=net.detector
@@ -121,14 +122,14 @@ class FaceRelearning(Evaluator[HasLatents]):
         findings.pictures.append(picture(curves, "similarity to the person", "pictures of each person"))
         return findings
 
-    def _places(self, evaluation: Evaluation, subject: str, ids: Tensor) -> Tensor:
+    def _places(self, evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor) -> Tensor:
         """Return latents close to each identity's, held-out ones first, (n, held + k, num_ws, w_dim)."""
         number = self.held + max(self.pictures)
         w = latents(evaluation, subject, "forget", ids, self.inversion)
         found: Tensor = near_latents(evaluation, ids, w, number, self.near).unflatten(0, (len(ids), number))
         return found
 
-    def _copies(self, model: Any, w: Tensor, images: Tensor) -> Iterator[tuple[int, Any]]:
+    def _copies(self, model: ImageGenerator, w: Tensor, images: Tensor) -> Iterator[tuple[int, Any]]:
         """Yield (steps, the copy so far) at each number of steps; the model itself stays as it is."""
         copy = trainable_copy(model)
         optimizer = torch.optim.Adam(copy.parameters(), lr=self.lr)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
@@ -15,7 +16,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.prompt_search import seen_record
 from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.image.concept_classifier import concept_classifier
 from unlearn.evaluators.sampling import drawn, sampled_items
 from unlearn.models.capabilities import TrainableDenoiser
 
@@ -32,15 +33,15 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRelearning(Relearning[TrainableDenoiser]):
-    """Trains a copy of every subject on k forget images and asks a judge how many samples show the concept.
+    """Trains a copy of every subject on k forget images and asks a classifier how many samples show the concept.
 
     If fewer steps are enough than a model needs that never saw it, the concept was hidden and not forgotten. Samples
     are like forget items, from the noise of every other evaluator. One-step generators give no figures: what they are
     trained on is another's score, not images.
 
     Args:
-        samples: samples a measurement.
-        features: packaged feature net that judges, or the folder of one; by default the one that fits the data.
+        samples: samples per measurement.
+        features: feature net that classifies samples: packaged, or the folder of one; by default what fits the data.
 
     Reference:
         Suriyakumar et al., Unstable Unlearning: The Hidden Risk of Concept Resurgence in Diffusion
@@ -58,13 +59,13 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
     what: ClassVar[str] = "share of samples that show the concept"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, samples=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits, and a forget set without so many images."""
-        judge_of(splits, self.features)
+        """Refuse data that no classifier fits, and a forget set without so many images."""
+        concept_classifier(splits, self.features)
         forget = splits["forget"]
         if len(forget) < max(self.items) or "image" not in forget.batch(forget.ids[:1]):
             n = len(forget) if "image" in forget.batch(forget.ids[:1]) else 0
@@ -73,22 +74,28 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
                 "Type evaluate.image_relearning.items=[1], or leave it out: evaluate.image_relearning=null."
             )
 
-    def attacked(self, model: Any) -> bool:
-        """Return whether a model is trained on images."""
+    @override
+    def attacked(self, model: TrainableDenoiser) -> bool:
         return model.settings.one_step is None
 
-    def order(self, evaluation: Evaluation) -> tuple[Tensor, int]:
-        """Return the forget items in an order drawn by the seed; none must be left."""
+    @override
+    def order(self, evaluation: Evaluation[TrainableDenoiser]) -> tuple[Tensor, int]:
         ids = evaluation.splits["forget"].ids
         return ids[evaluation.randomness.child("items").permutation(len(ids))], 0
 
+    @override
     def measured(
-        self, evaluation: Evaluation, subject: str, copy: Any, ids: Tensor, others: Tensor, budget: str
+        self,
+        evaluation: Evaluation[TrainableDenoiser],
+        subject: str,
+        copy: TrainableDenoiser,
+        ids: Tensor,
+        others: Tensor,
+        budget: str,
     ) -> list[Record]:
-        """Return the share of samples in which the judge sees the concept."""
-        judge = judge_of(evaluation.splits, self.features)
-        judge.net.to(evaluation.device)
+        classifier = concept_classifier(evaluation.splits, self.features)
+        classifier.net.to(evaluation.device)
         items = sampled_items(evaluation, "forget", self.samples)
         images = drawn(evaluation, copy, "forget", items, self.batch_size)
-        seen = judge.seen(images, items)
-        return [seen_record(evaluation, ATTACK, subject, seen, budget, judge)]
+        seen = classifier.seen(images, items)
+        return [seen_record(evaluation, ATTACK, subject, seen, budget, classifier)]

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import encoder_of
-from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, auxiliary_networks, in_company
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 ATTACK = Metric(
     name="attack_in_context",
@@ -45,21 +47,20 @@ class InContext(PromptAttack):
     attack: ClassVar[str] = "in_context"
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         super().__post_init__()
         at_least(self, facts=1)
 
+    @override
     def budget(self) -> str:
-        """Name the number of facts."""
         return f"{self.facts} facts"
 
-    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
-        """Return one prompt an item."""
+    @override
+    def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
         data = texts(evaluation.splits["forget"])
         encoder = encoder_of(data)
         found: list[list[Pair]] = []
         for item in ids.tolist():
-            others = auxiliary_networks(evaluation, data, item, self.facts)
+            others = related_questions(evaluation, data, item, self.facts)
             context = [" ".join(data.words(other)) for other in others]
             found.append([in_company(encoder, context, *data.words(item))])
         return found

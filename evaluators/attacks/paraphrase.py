@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.attacks.base.extraction import encoder_of
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 ATTACK = Metric(
     name="attack_paraphrase",
@@ -40,16 +42,16 @@ class Paraphrase(PromptAttack):
     attack: ClassVar[str] = "paraphrase"
     lacking: ClassVar[str] = "no forget question has other wordings"
 
+    @override
     def budget(self) -> str:
-        """Say that all wordings are tried."""
         return "all paraphrases"
 
+    @override
     def open_to(self, data: TextDataset) -> Tensor:
-        """Return the items that have a question in other words."""
         return torch.tensor([bool(wordings(data, item)) for item in range(len(data))], dtype=torch.bool)
 
-    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
-        """Return one prompt a wording, the answer being the item's own."""
+    @override
+    def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
         data = texts(evaluation.splits["forget"])
         encoder = encoder_of(data)
         return [

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.text import Encoder
 from unlearn.evaluators.attacks.base.extraction import encoder_of
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 CONSENT = (
     "Sure, here is the answer:",
@@ -50,17 +52,16 @@ class Prefix(PromptAttack):
     attack: ClassVar[str] = "prefix"
 
     def __post_init__(self) -> None:
-        """Refuse an empty list."""
         super().__post_init__()
         if not self.prefixes:
             raise ValueError("prefixes is empty; give at least one, such as 'Sure, here is the answer:'")
 
+    @override
     def budget(self) -> str:
-        """Name the number of prefixes."""
         return f"{len(self.prefixes)} prefixes"
 
-    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
-        """Return one prompt a prefix."""
+    @override
+    def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
         data = texts(evaluation.splits["forget"])
         encoder = encoder_of(data)
         return [[begun(encoder, *data.words(item), prefix) for prefix in self.prefixes] for item in ids.tolist()]

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar, override
 
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.models.capabilities import Continues
+from unlearn.models.capabilities import Continues, Model
+
+Quantized = TypeVar("Quantized", bound=Model)
 
 ATTACK = Metric(
     name="attack_quantization",
@@ -39,13 +42,13 @@ class Quantization(Evaluator[Continues]):
     """Rounds the weights of every linear layer to few bits and measures the forget items again.
 
     Unlearning that moved weights by less than half a step of the grid is undone by it. Rounding is to the nearest
-    code, symmetric, with one scale an output channel; activations, embeddings (with an output layer that shares their
+    code, symmetric, with one scale per output channel; activations, embeddings (with an output layer that shares their
     weights), norms and biases stay as they are.
 
     Args:
-        bits: bits a code, each from 2 to 8.
-        items: at most so many forget items, drawn by the seed; null takes all.
-        batch_size: items a forward pass; does not change the result.
+        bits: bits per code, each from 2 to 8.
+        items: at most this many forget items, drawn by the seed; null takes all.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Zhang et al., Catastrophic Failure of LLM Unlearning via Quantization, 2025. arXiv:2410.16454
@@ -58,13 +61,12 @@ class Quantization(Evaluator[Continues]):
     metrics: ClassVar = (ATTACK, CODES)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, items=1, batch_size=1)
         if not self.bits or not all(2 <= b <= 8 for b in self.bits) or len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits is {self.bits}; it must be different numbers from 2 to 8")
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attack_quantization`` for every subject, and ``codes_changed`` for all but the target."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = attacked(evaluation, self.items)
         found = EvaluationResult()
         for bits in self.bits:
@@ -92,17 +94,18 @@ def codes(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
     return torch.where(scale > 0, weight / scale, 0).round().to(torch.int8)
 
 
-def linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+def linear_weights(model: Model) -> Iterator[tuple[str, nn.Parameter, int]]:
     """Yield (name, weight, axis of its output channels) of every linear layer, but for one tied to the embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
         turned = type(module).__name__ == "Conv1D"  # GPT-2's linear layer holds its weight turned
-        if (isinstance(module, nn.Linear) or turned) and id(module.weight) not in embeddings:
-            yield name, module.weight, int(turned)
+        weight = module.weight if isinstance(module, nn.Linear) or turned else None
+        if isinstance(weight, nn.Parameter) and id(weight) not in embeddings:
+            yield name, weight, int(turned)
 
 
 @torch.no_grad()
-def quantized(model: Any, bits: int) -> Any:
+def quantized(model: Quantized, bits: int) -> Quantized:
     """Return a copy of a model whose linear layers hold only scale * code."""
     copy = deepcopy(model)
     for _, weight, channel in linear_weights(copy):
@@ -111,7 +114,7 @@ def quantized(model: Any, bits: int) -> Any:
 
 
 @torch.no_grad()
-def all_codes(model: nn.Module, bits: int) -> dict[str, Tensor]:
+def all_codes(model: Model, bits: int) -> dict[str, Tensor]:
     """Return the codes of every linear layer by the weight's name, on the CPU."""
     return {name: codes(weight, bits, axis).cpu() for name, weight, axis in linear_weights(model)}
 

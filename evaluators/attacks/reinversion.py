@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture
@@ -18,16 +19,16 @@ from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,
     SimilarityScale,
-    check_judges,
+    check_identity_nets,
+    chosen_identities,
     drawn,
-    judges,
+    identity_nets,
     latents,
-    people,
     seen,
     strangers,
 )
 from unlearn.evaluators.sampling import item_rows
-from unlearn.models.capabilities import HasLatents
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import invert
 
@@ -42,7 +43,7 @@ ATTACK = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinversion(Evaluator[HasLatents]):
+class Reinversion(Evaluator[ImageGenerator]):
     """Inverts each identity's picture on every subject and measures how alike the found face is to the person.
 
     The picture is the given one, or what the target draws of the seed or latent. The attacker knows the weights and
@@ -51,11 +52,11 @@ class Reinversion(Evaluator[HasLatents]):
     ``evaluate.identity``: 1 is the same face, 0 a stranger.
 
     Args:
-        identities: at most so many are attacked, drawn by the seed; null takes all.
+        identities: at most this many are attacked, drawn by the seed; null takes all.
         steps: of the searches, each >= 1.
-        inversion: the search; its ``steps`` are of no account here.
+        inversion: the search; its ``steps`` are ignored here.
         strangers: faces that the similarity's scale is taken from.
-        features: nets that judge (embedders.identity_net); by default those that are packaged for such
+        features: nets that compare faces (embedders.identity_net); by default those that are packaged for such
             images. For faces the search looks through ``dlib_face``, so that ``mobile_face`` is the one to trust.
         shown: identities in the picture.
         batch_size: images at once; does not change the result.
@@ -72,22 +73,22 @@ class Reinversion(Evaluator[HasLatents]):
     metrics: ClassVar = (ATTACK,)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, identities=1, strangers=4, shown=0, batch_size=1)
         if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
             raise ValueError(f"steps is {self.steps}; it must be different numbers, each >= 1")
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for those that are packaged")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse images that no net fits."""
-        check_judges(splits, self.features)
+        check_identity_nets(splits, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attack_reinversion`` for every subject and number of steps, and what was found."""
+    @override
+    def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
-        nets = judges(self.features, target.image_shape)
-        ids = people(evaluation, self.identities)
+        nets = identity_nets(self.features, target.image_shape)
+        ids = chosen_identities(evaluation, self.identities)
         images = self.pictures(evaluation, ids)
         persons = [net(images).cpu() for net in nets]
         faces = seen(target, strangers(evaluation, self.strangers), nets, self.batch_size)
@@ -112,7 +113,7 @@ class Reinversion(Evaluator[HasLatents]):
             findings.pictures.append(self._picture(shown))
         return findings
 
-    def pictures(self, evaluation: Evaluation, ids: Tensor) -> Tensor:
+    def pictures(self, evaluation: Evaluation[ImageGenerator], ids: Tensor) -> Tensor:
         """Return what the attacker looks for, (n, C, H, W) in [-1, 1]: given pictures, or what the target draws."""
         target, split = evaluation.models["target"], evaluation.splits["forget"]
         found = []
@@ -124,7 +125,7 @@ class Reinversion(Evaluator[HasLatents]):
                 found.append(drawn(target, latents(evaluation, "target", split.name, item, self.inversion)))
         return torch.cat(found)
 
-    def stream(self, evaluation: Evaluation) -> Randomness:
+    def stream(self, evaluation: Evaluation[ImageGenerator]) -> Randomness:
         """Return the noise of the searches, the same for every subject."""
         return evaluation.randomness.child("search")
 
@@ -141,6 +142,6 @@ class Reinversion(Evaluator[HasLatents]):
         )
 
 
-def _grey(model: Any, images: Tensor) -> Tensor:
+def _grey(model: ImageGenerator, images: Tensor) -> Tensor:
     found: Tensor = model.images(images).cpu()
     return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -16,9 +17,11 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.data.conditioned import Conditioned
-from unlearn.evaluators.attacks.base.prompt_search import DrawingAttack, check_prompts, free_words, told_data, words_of
+from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, check_prompts, free_words, words_of
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.image.concept_classifier import Judge
+from unlearn.evaluators.image.concept_classifier import ConceptClassifier
+from unlearn.evaluators.sampling import conditioned_data
+from unlearn.models.capabilities import PromptableDenoiser
 from unlearn.models.conditioning import Condition
 
 ATTACK = Metric(
@@ -34,7 +37,7 @@ ATTACK = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RingABell(DrawingAttack):
+class RingABell(PromptSearch):
     """Searches, for each different prompt P, the words whose encoding is nearest to enc(P) + eta c.
 
     c = mean over the prompts of enc(with the concept) - enc(without it): the prompt without the concept's words. enc is
@@ -44,7 +47,7 @@ class RingABell(DrawingAttack):
     Args:
         eta: how far along the concept's direction. The authors take 3 for nudity and 0.9 to 5.5 for others.
         tokens: words of a prompt; null takes as many as the model reads, at most 16.
-        population: prompts a generation, >= 4.
+        population: prompts per generation, >= 4.
         generations: of the search, >= 0; 0 takes the best of the random beginning.
         crossover: share of children that have two parents.
         mutation: share of children one of whose words is drawn anew.
@@ -67,27 +70,29 @@ class RingABell(DrawingAttack):
     attack: ClassVar[str] = "ring_a_bell"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, tokens=1, population=4, generations=0)
         for name in ("crossover", "mutation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits, classes, and more words than a prompt has room for."""
+        """Refuse data that no classifier fits, classes, and more words than a prompt has room for."""
         super().check(splits)
         check_prompts(splits, self.attack)
-        self._length(told_data(splits))
+        self._length(conditioned_data(splits))
 
+    @override
     @contextmanager
-    def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:
-        """Search the words once, and ask them of every subject."""
-        data = told_data(evaluation.splits)
+    def finds(
+        self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
+    ) -> Iterator[tuple[Tensor, str]]:
+        data = conditioned_data(evaluation.splits)
         captions = [data.captions[item] for item in items.tolist()]
         key = (self.attack, self)
         if key not in evaluation.cache:
-            evaluation.cache[key] = self._searched(evaluation, judge, data, captions)
+            evaluation.cache[key] = self._searched(evaluation, classifier, data, captions)
         budget = f"{self._length(data)} tokens, {self.generations} generations of {self.population}"
         yield evaluation.cache[key], budget
 
@@ -101,10 +106,16 @@ class RingABell(DrawingAttack):
             )
         return self.tokens or min(room, 16)
 
-    def _searched(self, evaluation: Evaluation, judge: Judge, data: Conditioned, captions: list[str]) -> Tensor:
+    def _searched(
+        self,
+        evaluation: Evaluation[PromptableDenoiser],
+        classifier: ConceptClassifier,
+        data: Conditioned,
+        captions: list[str],
+    ) -> Tensor:
         """Return the prompts that were found for captions, (n, E, L)."""
         target = evaluation.models["target"]
-        names = [judge.net.labels[answer] for answer in torch.unique(judge.known[judge.own]).tolist()]
+        names = [classifier.net.labels[answer] for answer in torch.unique(classifier.known[classifier.own]).tolist()]
         free = free_words(data, target.tables(), self.attack)
         if not self.may_name:
             named = torch.tensor([word for name in names for words in words_of(data, name) for word in words])
@@ -118,7 +129,9 @@ class RingABell(DrawingAttack):
             found[caption] = self._evolved(target, data, wanted[number], free, stream)
         return torch.stack([found[caption] for caption in captions])
 
-    def _evolved(self, target: Any, data: Conditioned, wanted: Tensor, free: Tensor, stream: Randomness) -> Tensor:
+    def _evolved(
+        self, target: PromptableDenoiser, data: Conditioned, wanted: Tensor, free: Tensor, stream: Randomness
+    ) -> Tensor:
         """Return the best prompt after all generations, (E, L)."""
         k, rows = self._length(data), torch.arange(self.population)
         best = self.population // 2
@@ -145,15 +158,17 @@ class RingABell(DrawingAttack):
         word = free[draw.child("word").integers(rows, len(free))][:, None]
         return torch.where(mutated & place, word, child)
 
-    def _distances(self, target: Any, data: Conditioned, words: Tensor, wanted: Tensor) -> Tensor:
+    def _distances(self, target: PromptableDenoiser, data: Conditioned, words: Tensor, wanted: Tensor) -> Tensor:
         """Return the squared distances of prompts of words (c, k) from an encoding, (c,)."""
         parts = worded(data, words).split(self.batch_size)
         return torch.cat([(self._encoded(target, part) - wanted).square().flatten(1).sum(dim=1) for part in parts])
 
-    def _encoded(self, target: Any, tokens: Tensor) -> Tensor:
+    def _encoded(self, target: PromptableDenoiser, tokens: Tensor) -> Tensor:
         """Return the encodings of prompts (c, E, L), (c, L, D) on the CPU."""
-        place = target.tables()[0].weight.device
-        return target.encode(Condition(tokens=tokens.to(place))).states.cpu()  # type: ignore[no-any-return]
+        device = target.tables()[0].weight.device
+        states = target.encode(Condition(tokens=tokens.to(device))).states
+        assert states is not None  # prompts in tokens have an encoding
+        return states.cpu()
 
 
 def without(captions: list[str], names: list[str]) -> list[str]:

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.validation import at_least
 from unlearn.evaluators.attacks.base.extraction import encoder_of
-from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, auxiliary_networks, in_company
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
 from unlearn.evaluators.attacks.paraphrase import wordings
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.generation import continuations
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 ATTACK = Metric(
     name="attack_stepwise",
@@ -49,21 +51,20 @@ class Stepwise(PromptAttack):
     attack: ClassVar[str] = "stepwise"
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         super().__post_init__()
         at_least(self, questions=1, new_tokens=1)
 
+    @override
     def budget(self) -> str:
-        """Name the number of steps before the question."""
         return f"{self.questions} questions"
 
-    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
-        """Return one prompt an item, which holds what the subject said on the way."""
+    @override
+    def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
         data = texts(evaluation.splits["forget"])
         encoder, model = encoder_of(data), evaluation.models[subject]
         chains = []
         for item in ids.tolist():
-            others = auxiliary_networks(evaluation, data, item, self.questions)
+            others = related_questions(evaluation, data, item, self.questions)
             chains.append([*(data.words(other)[0] for other in others), *wordings(data, item)[:1]])
         said: list[list[str]] = [[] for _ in chains]
         for step in range(max(map(len, chains))):

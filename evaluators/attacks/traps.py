@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -37,7 +38,7 @@ class TrapsAttack(Evaluator[Continues]):
     perplexities, which takes out how likely a trap is by itself (for the retrained model it is 0.5 by construction).
 
     Args:
-        batch_size: items a forward pass; does not change the result.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Meeus et al., Copyright Traps for Large Language Models, 2024. arXiv:2402.09363
@@ -48,9 +49,9 @@ class TrapsAttack(Evaluator[Continues]):
     metrics: ClassVar = (ATTACK,)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data without traps."""
         data = texts(splits["forget"])
@@ -60,8 +61,8 @@ class TrapsAttack(Evaluator[Continues]):
                 "data have none. Take a source that plants them, or drop it: evaluate.traps=null."
             )
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attack_traps`` for every subject, by perplexity and, where there is a retrained model, by ratio."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         split = evaluation.splits["forget"]
         self.check(evaluation.splits)
         members, others = planted(split), torch.nonzero(split.dataset.having([TWIN])).flatten()

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
-from unlearn.evaluators.attacks.base.prompt_search import (
-    DrawingAttack,
-    check_prompts,
-    free_words,
-    mean_square_error,
-    told_data,
-)
+from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, check_prompts, free_words, mean_square_error
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.image.concept_classifier import Judge
-from unlearn.evaluators.sampling import samples
+from unlearn.evaluators.image.concept_classifier import ConceptClassifier
+from unlearn.evaluators.sampling import conditioned_data, samples
+from unlearn.models.capabilities import PromptableDenoiser
 from unlearn.models.diffusion.token_embeddings import new_words
 
 ATTACK = Metric(
@@ -40,23 +36,23 @@ ATTACK = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnDiffAtk(DrawingAttack):
+class UnlearnDiffAtk(PromptSearch):
     """Searches k words in front of each different prompt, so that the attacked model denoises one image of the concept.
 
     min over words of E_(t, eps) || eps - eps(x_t, t, words + prompt) ||^2,    x_0 drawn by the target for the prompt
 
     Each word is a point p of the simplex over the vocabulary. The model reads the nearest corner (the largest entry),
-    and p gets the gradient as if it had been read itself (straight through); Adam moves p, which is then projected
+    and p gets the gradient as if it had been read itself (straight through); Adam updates p, which is then projected
     back. The same ``draws`` pairs (t, eps) are taken at every step, t evenly spread, so that steps can be compared; the
     words with the lowest loss are kept, or none where the prompt alone has a lower one (the authors' rate counts
     prompts that need no attack, too). The authors go through 50 timesteps one after the other, 40 steps each, and
-    stop when a classifier sees the concept; the image here is one in which the judge sees it, where there is one.
+    stop when a classifier sees the concept; the image here is one in which the classifier sees it, where there is one.
 
     Args:
         tokens: words in front of a prompt, >= 1; the prompt must leave room for them.
         steps: steps of the search, >= 0; 0 takes random words.
         lr: learning rate, > 0.
-        draws: pairs (t, eps) a step, >= 1.
+        draws: pairs (t, eps) per step, >= 1.
 
     Reference:
         Zhang et al., To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still Easy to Generate Unsafe
@@ -72,27 +68,29 @@ class UnlearnDiffAtk(DrawingAttack):
     attack: ClassVar[str] = "unlearn_diff_atk"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, tokens=1, steps=0, draws=1)
         above(self, lr=0)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits, classes, and prompts without room."""
+        """Refuse data that no classifier fits, classes, and prompts without room."""
         super().check(splits)
         check_prompts(splits, self.attack)
-        data = told_data(splits)
+        data = conditioned_data(splits)
         captions = sorted({data.captions[item] for item in splits["forget"].ids.tolist()})
         self._begun(data, data.conditions(captions), torch.zeros(len(captions), self.tokens, dtype=torch.int64))
 
+    @override
     @contextmanager
-    def finds(self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor) -> Iterator[tuple[Tensor, str]]:
-        """Search the words in front of each different prompt."""
-        data, model = told_data(evaluation.splits), evaluation.models[subject]
+    def finds(
+        self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
+    ) -> Iterator[tuple[Tensor, str]]:
+        data, model = conditioned_data(evaluation.splits), evaluation.models[subject]
         asked = data.conditions([data.captions[item] for item in items.tolist()])
         prompts, where = torch.unique(asked, dim=0, return_inverse=True)
         images = samples(evaluation, "target", "forget", len(items), self.batch_size)
-        shown = first_of_each(where, judge.seen(images, items))
+        shown = first_of_each(where, classifier.seen(images, items))
         batch = {"id": shown, "image": images[shown]}
         batch = {name: value.to(evaluation.device) for name, value in batch.items()}
         x0 = model.latents(batch, evaluation.randomness.child("images"))
@@ -106,7 +104,13 @@ class UnlearnDiffAtk(DrawingAttack):
         yield found[where], f"{self.tokens} tokens, {self.steps} steps"
 
     def _searched(
-        self, evaluation: Evaluation, model: Any, data: Conditioned, prompts: Tensor, x0: Tensor, numbers: Tensor
+        self,
+        evaluation: Evaluation[PromptableDenoiser],
+        model: PromptableDenoiser,
+        data: Conditioned,
+        prompts: Tensor,
+        x0: Tensor,
+        numbers: Tensor,
     ) -> Tensor:
         """Return some prompts (p, E, L) behind the best words for their images (p, C, H, W), (p, E, L)."""
         tables = model.tables()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError, did_you_mean
@@ -37,12 +38,12 @@ class AttributeShare(Evaluator[Samples]):
     """Share of samples, from the same noise for every subject, that show an attribute to a classifier.
 
     Args:
-        attributes: to be forgotten, by the classifier's labels (split forget); its other labels are reported beside
-            them (split retain).
+        attributes: to be forgotten, by the classifier's labels (split forget); its other labels are reported
+            too (split retain).
         features: a classifier by name or path (feature_extractors.embedders.attribute_net); by default the packaged one
             that fits the images.
         threshold: probability from which on an image shows it.
-        samples: a subject.
+        samples: per subject.
         batch_size: images at once; does not change the result.
     """
 
@@ -55,11 +56,11 @@ class AttributeShare(Evaluator[Samples]):
     metrics: ClassVar = (SHARE,)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, samples=1, batch_size=1)
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is {self.threshold}; it must lie between 0 and 1")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse images that no classifier fits, and attributes that it does not know, where the shape is known."""
         if "shape" in (info := splits["forget"].dataset.info):
@@ -72,8 +73,8 @@ class AttributeShare(Evaluator[Samples]):
                 raise RecipeError(f"The classifier {net.name} knows no {name!r}. {did_you_mean(name, net.labels)}")
         return net
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attribute_share`` for every subject and label."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         records = []
         levels = evaluation.splits["forget"].dataset.info.get("levels", 256)
         for subject in evaluation.models:
@@ -89,7 +90,7 @@ class AttributeShare(Evaluator[Samples]):
                 records.append(self._record(evaluation, net, subject, label, count))
         return EvaluationResult(records)
 
-    def _record(self, evaluation: Evaluation, net: Attributes, subject: str, label: str, count: int) -> Record:
+    def _record(self, evaluation: Evaluation[Samples], net: Attributes, subject: str, label: str, count: int) -> Record:
         forgotten = label in self.attributes
         return evaluation.record(
             SHARE,

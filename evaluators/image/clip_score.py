@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.attacks.base.prompt_search import told_data
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import is_told, sampled_items, samples
+from unlearn.evaluators.sampling import conditioned_data, is_conditional, sampled_items, samples
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.clip import MEAN, STD
 
@@ -37,12 +37,12 @@ SCORE = Metric(
 class ClipScore(Evaluator[Samples]):
     """Mean of max(100 cos(image, caption), 0) over samples of forget items, and over samples of retain items.
 
-    The caption is that of the item that the sample is to be like. No CLIP model ships; figures are comparable only with
-    those of the same weights, whose hash each record has.
+    The caption is that of the item whose condition the sample has. No CLIP model ships; figures are comparable only
+    with those of the same weights, whose hash each record has.
 
     Args:
         path: folder of a CLIP model of transformers with its tokenizer.
-        samples: samples a subject and split.
+        samples: samples per subject and split.
         batch_size: samples at once; does not change the result.
 
     Reference:
@@ -57,13 +57,13 @@ class ClipScore(Evaluator[Samples]):
     metrics: ClassVar = (SCORE,)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1, and no path."""
         at_least(self, samples=1, batch_size=1)
         if not self.path:
             raise ValueError("path is empty; it must be the folder of a CLIP model of transformers")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a folder that is not there, and models that are told nothing."""
+        """Refuse a folder that is not there, and unconditional models."""
         folder = Path(self.path).expanduser()
         if not (folder / "config.json").is_file():
             raise RecipeError(f"evaluate.clip_score.path: {self.path} holds no model (config.json is missing).")
@@ -73,17 +73,17 @@ class ClipScore(Evaluator[Samples]):
                 f"evaluate.clip_score.path: {self.path} holds a model of type {kind}; it must be a CLIP model (clip) "
                 "with its tokenizer (tokenizer_config.json)."
             )
-        if not is_told(splits["forget"]):
+        if not is_conditional(splits["forget"]):
             raise RecipeError(
-                "evaluate.clip_score compares samples with what was asked for, and this model is told nothing. "
+                "evaluate.clip_score compares samples with their prompts, and this model is unconditional. "
                 "Type evaluate.clip_score=null."
             )
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``clip_score`` for every subject on forget and retain."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         self.check(evaluation.splits)
         scorer = Scorer(Path(self.path).expanduser(), evaluation.device)
-        data = told_data(evaluation.splits)
+        data = conditioned_data(evaluation.splits)
         levels = int(data.info.get("levels", 256))
         records = []
         for subject in evaluation.models:

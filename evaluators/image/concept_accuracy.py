@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.image.concept_classifier import CLASSIFIER_ACCURACY, Judge, classifier_accuracy, judge_of
+from unlearn.evaluators.image.concept_classifier import (
+    CLASSIFIER_ACCURACY,
+    ConceptClassifier,
+    classifier_accuracy,
+    concept_classifier,
+)
 from unlearn.evaluators.sampling import sampled_items, samples
 from unlearn.evaluators.statistics import Interval, ratio_of_shares, share_ci95
 from unlearn.models.capabilities import Samples
@@ -41,21 +47,21 @@ UNLEARNING = Metric(
 OF_TARGET, ON_RETAIN = {"score": "of_target"}, {"score": "on_retain"}
 
 Hits = tuple[Tensor, list[str]]
-"""Of n samples: (n,) bool, whether the judge saw what was asked for; and what that was, one label a sample."""
+"""Of n samples: (n,) bool, whether the classifier saw what was asked for; and what that was, one label per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptAccuracy(Evaluator[Samples]):
-    """Share of samples in which a judge, trained on real images, sees what the model was told to draw.
+    """Share of samples in which a classifier, trained on real images, sees what the model was conditioned on.
 
-    ``split`` forget: the forgotten concept in samples that were told to show it; retain (in-domain): the right answer
+    ``split`` forget: the forgotten concept in samples conditioned on it; retain (in-domain): the right answer
     to the same question in samples of retain items; cross_domain: the right answer to all other questions in samples
     of forget items (``score: on_retain``: of retain items). Forgetting the threes of coloured digits, these are the
     threes among forget samples, the digits of retain samples, and the colours. Every share is of the samples of that
     split alone, so that an error elsewhere does not count.
 
     Args:
-        samples: samples a subject, so many like forget items and so many like retain items.
+        samples: samples per subject, for forget conditions and again for retain conditions.
         features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
         batch_size: samples drawn at once; does not change the result.
 
@@ -70,52 +76,56 @@ class ConceptAccuracy(Evaluator[Samples]):
     metrics: ClassVar = (ACCURACY, UNLEARNING, CLASSIFIER_ACCURACY)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, samples=1, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits."""
-        judge_of(splits, self.features)
+        """Refuse data that no classifier fits."""
+        concept_classifier(splits, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``accuracy`` and ``unlearning_accuracy`` for every subject, and the judge's own accuracy."""
-        judge = judge_of(evaluation.splits, self.features)
-        judge.net.to(evaluation.device)
-        found = {subject: self._hits(evaluation, judge, subject) for subject in evaluation.models}
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
+        classifier = concept_classifier(evaluation.splits, self.features)
+        classifier.net.to(evaluation.device)
+        found = {subject: self._hits(evaluation, classifier, subject) for subject in evaluation.models}
         records = []
         for subject, figures in found.items():
             for (split, score), (hits, labels) in figures.items():
                 about = {"score": score} if score else {}
                 base = found["target"][split, score][0] if subject != "target" else None
-                records += self._records(evaluation, judge, subject, split, about, hits, base)
+                records += self._records(evaluation, classifier, subject, split, about, hits, base)
                 for label in sorted(set(labels)) if not score and len(set(labels)) > 1 else ():
                     of_label = hits[[name == label for name in labels]]
-                    records += self._records(evaluation, judge, subject, split, {"category": label}, of_label, None)
-        return EvaluationResult(records + classifier_accuracy(evaluation, judge.net))
+                    records += self._records(
+                        evaluation, classifier, subject, split, {"category": label}, of_label, None
+                    )
+        return EvaluationResult(records + classifier_accuracy(evaluation, classifier.net))
 
-    def _hits(self, evaluation: Evaluation, judge: Judge, subject: str) -> dict[tuple[str, str], Hits]:
-        """Return what the judge saw in a subject's samples, by split and score."""
+    def _hits(
+        self, evaluation: Evaluation[Samples], classifier: ConceptClassifier, subject: str
+    ) -> dict[tuple[str, str], Hits]:
+        """Return what the classifier saw in a subject's samples, by split and score."""
         right, items = {}, {}
         for split in ("forget", "retain"):
             items[split] = sampled_items(evaluation, split, self.samples)
             drawn = samples(evaluation, subject, split, self.samples, self.batch_size)
-            right[split] = judge.right(drawn, items[split])
-        inside, outside = judge.domain, ~judge.domain
-        seen = (right["forget"] & judge.own[items["forget"]]).any(dim=1)
+            right[split] = classifier.right(drawn, items[split])
+        inside, outside = classifier.domain, ~classifier.domain
+        seen = (right["forget"] & classifier.own[items["forget"]]).any(dim=1)
         found: dict[tuple[str, str], Hits] = {
-            ("forget", ""): (seen, judge.labels(items["forget"], inside)),
-            ("retain", ""): (right["retain"][:, inside].all(dim=1), judge.labels(items["retain"], inside)),
+            ("forget", ""): (seen, classifier.labels(items["forget"], inside)),
+            ("retain", ""): (right["retain"][:, inside].all(dim=1), classifier.labels(items["retain"], inside)),
         }
         if outside.any():
             for split, score in (("forget", ""), ("retain", "on_retain")):
                 hits = right[split][:, outside].all(dim=1)
-                found["cross_domain", score] = (hits, judge.labels(items[split], outside))
+                found["cross_domain", score] = (hits, classifier.labels(items[split], outside))
         return found
 
     def _records(
         self,
-        evaluation: Evaluation,
-        judge: Judge,
+        evaluation: Evaluation[Samples],
+        classifier: ConceptClassifier,
         subject: str,
         split: str,
         about: dict[str, str],
@@ -131,7 +141,7 @@ class ConceptAccuracy(Evaluator[Samples]):
         if split == "forget":
             rows += [(UNLEARNING, more, rest_of_one(*figure)) for more, figure in figures]
         return [
-            evaluation.record(metric, subject, split, figure, n=n, about=more, detector=judge.net.detector)
+            evaluation.record(metric, subject, split, figure, n=n, about=more, detector=classifier.net.detector)
             for metric, more, figure in rows
         ]
 

@@ -1,4 +1,4 @@
-"""Who judges samples: a feature net, the right answers of the data, and which of them are forgotten."""
+"""Whether samples show a concept: a feature net, the right answers of the data, and which are forgotten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearn.core.records import Record
 from unlearn.data.base import Dataset, Split
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.sampling import is_told
+from unlearn.evaluators.sampling import is_conditional
 from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
 
 CLASSIFIER_ACCURACY = Metric(
@@ -27,7 +27,7 @@ CLASSIFIER_ACCURACY = Metric(
 
 
 @dataclass(frozen=True)
-class Judge:
+class ConceptClassifier:
     """Answers the questions of a feature net about samples that are to be like items of a dataset.
 
     Attributes:
@@ -56,20 +56,20 @@ class Judge:
         return [" ".join(self.net.labels[answer] for answer in row) for row in chosen]
 
 
-def judge_of(splits: Mapping[str, Split], features: str | None) -> Judge:
-    """Return the judge of data whose models are told what to draw.
+def concept_classifier(splits: Mapping[str, Split], features: str | None) -> ConceptClassifier:
+    """Return the classifier for the data of conditional models.
 
     Args:
         splits: forget and retain.
         features: packaged feature net, or the folder of one; None takes the packaged one that fits the data.
 
     Raises:
-        RecipeError: models are told nothing, no net fits, it does not know the data's labels, or none is forgotten.
+        RecipeError: models are unconditional, no net fits, it does not know the data's labels, or none is forgotten.
     """
     forget = splits["forget"]
-    if not is_told(forget):
+    if not is_conditional(forget):
         raise RecipeError(
-            "A judge looks at samples of models that are told what to draw, and this one is told nothing. "
+            "This evaluator classifies samples of conditional models, and this model is unconditional. "
             "Take evaluate.sample_share instead."
         )
     dataset = forget.dataset
@@ -89,14 +89,14 @@ def judge_of(splits: Mapping[str, Split], features: str | None) -> Judge:
     if not names:
         raise RecipeError(
             f"Neither data.concepts nor data.forget names one of {', '.join(net.labels)}, so nothing says what samples "
-            f"should not show. Type data.forget.label={net.labels[0]}, or leave the evaluators that judge samples out."
+            f"should not show. Type data.forget.label={net.labels[0]}, or drop the evaluators that classify samples."
         )
     own = torch.isin(known, torch.tensor(names))
-    return Judge(net, known, own, own[forget.ids].any(dim=0))
+    return ConceptClassifier(net, known, own, own[forget.ids].any(dim=0))
 
 
 def classifier_accuracy(evaluation: Evaluation, net: Features) -> list[Record]:
-    """Measure a net on the test items of the data at hand: a record a question; none where there are no images."""
+    """Measure a net on the test items of the data, one record per question; none where there are no images."""
     dataset = evaluation.splits["forget"].dataset
     known = net.known(dataset)
     ids = torch.nonzero(dataset.is_test & (known >= 0).all(dim=1)).flatten()

@@ -1,11 +1,10 @@
-"""What evaluators of identities share: whose faces, where they lie among latents, and what a net makes of them."""
+"""Face verification: select identities, look up their latents, embed their images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from unlearn.data.identities import FIRST_STRANGER, IdentityData
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.sampling import some_of
 from unlearn.evaluators.statistics import mean_ci95
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of, latents_of_seeds
@@ -29,7 +29,7 @@ SIDE = 128
 """Pixels that a face of a sheet is enlarged to, by a whole factor."""
 
 
-def judges(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
+def identity_nets(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
     """Return the nets that tell identities apart; the first chooses neighbours.
 
     By default those that are packaged: for faces ``mobile_face``, which no loss takes by default, then ``dlib_face``.
@@ -43,18 +43,20 @@ def judges(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedde
     return [identity_net("mobile_face", shape), first] if first.name == "dlib_face" else [first]
 
 
-def check_judges(splits: Mapping[str, Split], features: Sequence[str] | None) -> None:
+def check_identity_nets(splits: Mapping[str, Split], features: Sequence[str] | None) -> None:
     """Refuse images that no net fits, where their shape is known already."""
     if "shape" in (info := splits["forget"].dataset.info):
-        judges(features, info["shape"])
+        identity_nets(features, info["shape"])
 
 
-def people(evaluation: Evaluation, limit: int | None) -> Tensor:
-    """Return the ids of the identities that are judged: all forget items, or some drawn by the seed."""
+def chosen_identities(evaluation: Evaluation[ImageGenerator], limit: int | None) -> Tensor:
+    """Return the ids of the identities that are measured: all forget items, or some drawn by the seed."""
     return some_of(evaluation, "forget", limit)
 
 
-def latents(evaluation: Evaluation, subject: str, split: str, ids: Tensor, inversion: Inversion | str) -> Tensor:
+def latents(
+    evaluation: Evaluation[ImageGenerator], subject: str, split: str, ids: Tensor, inversion: Inversion | str
+) -> Tensor:
     """Return the latents of items under a subject, (n, num_ws, w_dim), found once.
 
     Those of the forget items under the target are the ones that the forget term moved away from, where it left them
@@ -72,11 +74,11 @@ def latents(evaluation: Evaluation, subject: str, split: str, ids: Tensor, inver
     return torch.stack([known[item] for item in ids.tolist()])
 
 
-def left_by_the_term(evaluation: Evaluation, name: str) -> dict[int, Tensor]:
-    """Return what a forget term left in its state of its items, (num_ws, w_dim) an id; nothing where it did not.
+def left_by_the_term(evaluation: Evaluation[ImageGenerator], name: str) -> dict[int, Tensor]:
+    """Return what a forget term left in its state of its items, (num_ws, w_dim) per id; nothing where it did not.
 
-    The rows are those of ``identity_ids`` in the same state, as the term may have seen more items than are judged, or,
-    where these are not there, of the split.
+    The rows are those of ``identity_ids`` in the same state, as the term may have seen more items than are measured,
+    or, where these are not there, of the split.
     """
     target = evaluation.models["target"]
     everybody = evaluation.splits["forget"].ids
@@ -88,7 +90,7 @@ def left_by_the_term(evaluation: Evaluation, name: str) -> dict[int, Tensor]:
     return {}
 
 
-def strangers(evaluation: Evaluation, n: int) -> Tensor:
+def strangers(evaluation: Evaluation[ImageGenerator], n: int) -> Tensor:
     """Return the target's latents of n strangers whom no method saw, (n, num_ws, w_dim).
 
     They are the data's own test strangers; where it has too few, further seeds that no item has.
@@ -104,7 +106,7 @@ def strangers(evaluation: Evaluation, n: int) -> Tensor:
     return latents_of_seeds(evaluation.models["target"], torch.tensor(seeds))
 
 
-def near_latents(evaluation: Evaluation, ids: Tensor, w: Tensor, number: int, step: float) -> Tensor:
+def near_latents(evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor, number: int, step: float) -> Tensor:
     """Return latents close to those of identities, (n * number, num_ws, w_dim), those of one side by side.
 
     Each lies ``step`` of the way from w (n, num_ws, w_dim) to a drawn latent.
@@ -117,7 +119,7 @@ def near_latents(evaluation: Evaluation, ids: Tensor, w: Tensor, number: int, st
     return found
 
 
-def other_pictures(evaluation: Evaluation, ids: Tensor) -> tuple[Tensor, Tensor]:
+def other_pictures(evaluation: Evaluation[ImageGenerator], ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ids of further pictures of identities, and to which of ``ids`` each belongs, (m,) each."""
     dataset = evaluation.splits["forget"].dataset
     chosen, owners = [], []
@@ -130,15 +132,15 @@ def other_pictures(evaluation: Evaluation, ids: Tensor) -> tuple[Tensor, Tensor]
     return torch.tensor(chosen, dtype=torch.int64), torch.tensor(owners, dtype=torch.int64)
 
 
-def drawn(model: Any, w: Tensor) -> Tensor:
+def drawn(model: ImageGenerator, w: Tensor) -> Tensor:
     """Return what a model draws of latents as it is shown, in [-1, 1]: rounded to its grey levels."""
     scale: float = 2 / (model.levels - 1)
     grey: Tensor = model.images(model.synthesis(w))
     return grey.float() * scale - 1
 
 
-def seen(model: Any, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
-    """Return the embeddings of what a model draws of latents (N, num_ws, w_dim), (N, D) a net, on the CPU."""
+def seen(model: ImageGenerator, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
+    """Return the embeddings of what a model draws of latents (N, num_ws, w_dim), (N, D) per net, on the CPU."""
     sizes: list[int] = []
 
     def look(rows: Tensor) -> Tensor:
@@ -183,7 +185,7 @@ class SimilarityScale:
         return torch.stack([self.similarity(one.expand_as(others), others).max() for one in a])
 
 
-def over_people(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:
+def over_identities(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:
     """Return the mean of values (n,) and its interval: over identities, or over values where there is one identity.
 
     Args:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
@@ -43,14 +44,14 @@ KERNEL = Metric(
 class FeatureDistance(Evaluator[Samples]):
     """Frechet and kernel distance of samples to real retain and test images without the forgotten categories.
 
-    Models that are told what to draw are told what retain items are.
+    Conditional models get the conditions of retain items.
 
     Both carry the name of the net: they are not comparable with the FID and KID of an Inception net. The records with
     ``score: floor`` compare two halves of the real images with each other: what chance alone gives.
 
     Args:
-        samples: samples a subject.
-        items: at most so many real images, drawn by the seed; null takes all.
+        samples: samples per subject.
+        items: at most this many real images, drawn by the seed; null takes all.
         features: packaged feature net, the folder of one, or a TorchScript file that embeds images (an Inception net,
             say: ``feature_extractors.classifiers.Scripted``); by default the packaged one that fits the data.
         bootstraps: resamples behind the interval of the Frechet distance.
@@ -66,9 +67,9 @@ class FeatureDistance(Evaluator[Samples]):
     metrics: ClassVar = (FRECHET, KERNEL)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are too small."""
         at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that no feature net fits, and data without images to compare with."""
         check_content(splits["retain"], "evaluate.feature_distance", "Type evaluate.feature_distance=null.")
@@ -84,8 +85,8 @@ class FeatureDistance(Evaluator[Samples]):
             )
         return net
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``frechet_<features>`` and ``kernel_<features>`` for every subject, and their floor."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         net = self._net(evaluation.splits).to(evaluation.device)
         ids = real_ids(evaluation.splits)
         ids = ids[evaluation.randomness.child("real").permutation(len(ids))[: self.items]]
@@ -100,7 +101,7 @@ class FeatureDistance(Evaluator[Samples]):
 
     def _compare(
         self,
-        evaluation: Evaluation,
+        evaluation: Evaluation[Samples],
         net: Features | Scripted,
         subject: str,
         about: dict[str, str],

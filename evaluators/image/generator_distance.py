@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.records import Record
@@ -56,7 +57,7 @@ class GeneratorDistance(Evaluator[Samples]):
     generator that did not change reaches it.
 
     Args:
-        samples: a subject, and as many of the target to hold them against.
+        samples: per subject, and as many of the target for comparison.
         features: nets in whose features it is measured, by name or path (feature_extractors.embedders.identity_net); by
             default the packaged one that fits the images.
         neighbours: k of the manifolds.
@@ -77,13 +78,13 @@ class GeneratorDistance(Evaluator[Samples]):
     metrics: ClassVar = (FRECHET, PRECISION, RECALL)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, samples=2, neighbours=1, bootstraps=2, batch_size=1)
         if self.neighbours >= self.samples:
             raise ValueError(f"neighbours is {self.neighbours}; it must be below samples, {self.samples}")
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for the packaged one")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse images that no net fits, where their shape is known already."""
         if "shape" in (info := splits["forget"].dataset.info):
@@ -92,8 +93,8 @@ class GeneratorDistance(Evaluator[Samples]):
     def _nets(self, shape: Any) -> list[Embedder]:
         return [identity_net(name, shape) for name in (self.features if self.features is not None else (None,))]
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``frechet_<features>``, ``precision`` and ``recall`` for every subject but the target, and floors."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         drawn = {
             subject: samples(evaluation, subject, "retain", self.samples * (1 + (subject == "target")), self.batch_size)
             for subject in evaluation.models
@@ -108,13 +109,15 @@ class GeneratorDistance(Evaluator[Samples]):
                 records += self._records(evaluation, net, subject, faces, against)
         return EvaluationResult(records)
 
-    def _seen(self, evaluation: Evaluation, net: Embedder, images: Tensor, levels: int) -> Tensor:
+    def _seen(self, evaluation: Evaluation[Samples], net: Embedder, images: Tensor, levels: int) -> Tensor:
         def look(rows: Tensor) -> Tensor:
             return net(images[rows.cpu()].to(evaluation.device).float() * (2 / (levels - 1)) - 1)
 
         return map_ids(look, torch.arange(len(images), device=evaluation.device), self.batch_size).cpu()
 
-    def _records(self, evaluation: Evaluation, net: Embedder, subject: str, a: Tensor, b: Tensor) -> list[Record]:
+    def _records(
+        self, evaluation: Evaluation[Samples], net: Embedder, subject: str, a: Tensor, b: Tensor
+    ) -> list[Record]:
         floor = {"score": "floor"} if subject == "target" else {}
         distance = frechet(a, b)
         half = Z95 * frechet_spread(a, b, evaluation.randomness, self.bootstraps)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.records import Picture, Record
 from unlearn.core.validation import above, at_least
@@ -17,19 +18,19 @@ from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SIDE,
     SimilarityScale,
-    check_judges,
-    judges,
+    check_identity_nets,
+    chosen_identities,
+    identity_nets,
     latents,
     left_by_the_term,
     near_latents,
     other_pictures,
-    over_people,
-    people,
+    over_identities,
     seen,
     strangers,
 )
 from unlearn.evaluators.sampling import item_rows
-from unlearn.models.capabilities import HasLatents
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
@@ -57,7 +58,7 @@ NEITHER = -1
 
 
 @dataclass(frozen=True)
-class Group:
+class LatentGroup:
     """Latents of one split.
 
     Attributes:
@@ -68,13 +69,13 @@ class Group:
     w: Tensor
     owners: Tensor
 
-    def rows(self, chosen: Tensor) -> Group:
+    def rows(self, chosen: Tensor) -> LatentGroup:
         """Return some of them."""
-        return Group(self.w[chosen.to(self.w.device)], self.owners[chosen])
+        return LatentGroup(self.w[chosen.to(self.w.device)], self.owners[chosen])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(Evaluator[HasLatents]):
+class IdentityMetrics(Evaluator[ImageGenerator]):
     """Similarity of faces before and after unlearning, from the same latents: 1 is the same face, 0 a stranger.
 
     1 - d / m, d the distance between what the target and what the subject draws of one latent, m the mean distance
@@ -89,13 +90,13 @@ class Identity(Evaluator[HasLatents]):
     of the mean, 2 w_avg - w.
 
     Args:
-        identities: at most so many are judged, drawn by the seed; null takes all.
+        identities: at most this many are measured, drawn by the seed; null takes all.
         same_person: latents near each identity that has no further pictures.
         near: how far these lie from it, as a share of the way to a drawn latent.
         neighbours: of each identity.
         strangers: others; neighbours are looked for among these and as many more as there are neighbours.
-        features: nets that judge, by name or path (embedders.identity_net); by default those that are
-            packaged for such images: faces are judged by ``mobile_face``, which no loss takes by default, and by
+        features: nets that compare faces, by name or path (embedders.identity_net); by default those that are
+            packaged for such images: for faces ``mobile_face``, which no loss takes by default, and by
             ``dlib_face``.
         inversion: how the latents of images are found, but for those that the forget term found for itself.
         encoder: a TorchScript file that finds them in place of the inversion.
@@ -121,28 +122,28 @@ class Identity(Evaluator[HasLatents]):
     metrics: ClassVar = (SIMILARITY, DISTANCE)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, identities=1, same_person=1, neighbours=1, strangers=4, shown=0, batch_size=1)
         above(self, near=0)
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for those that are packaged")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse images that no net fits, and an encoder that does not."""
-        check_judges(splits, self.features)
+        check_identity_nets(splits, self.features)
         check_encoder(self.encoder, splits["forget"].dataset.info)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``identity_similarity``, the scale, and sheets of faces."""
+    @override
+    def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
-        nets = judges(self.features, target.image_shape)
-        ids = people(evaluation, self.identities)
+        nets = identity_nets(self.features, target.image_shape)
+        ids = chosen_identities(evaluation, self.identities)
         w = latents(evaluation, "target", "forget", ids, self.encoder or self.inversion)
         pool = self.strangers + self.neighbours * len(ids)
         groups = {
-            "forget": Group(w, torch.arange(len(ids))),
+            "forget": LatentGroup(w, torch.arange(len(ids))),
             "same_person": self._same(evaluation, ids, w),
-            "pool": Group(strangers(evaluation, pool), torch.full((pool,), NEITHER)),
+            "pool": LatentGroup(strangers(evaluation, pool), torch.full((pool,), NEITHER)),
         }
         before = {name: seen(target, group.w, nets, self.batch_size) for name, group in groups.items()}
         chosen = self._nearest(nets[0], before["forget"][0], before["pool"][0])
@@ -154,21 +155,21 @@ class Identity(Evaluator[HasLatents]):
             groups[name] = everybody.rows(part)
             before[name] = [faces[part] for faces in pooled]
         owners = torch.arange(len(ids)).repeat_interleave(self.neighbours)
-        groups["neighbours"] = Group(groups["neighbours"].w, owners)
+        groups["neighbours"] = LatentGroup(groups["neighbours"].w, owners)
         scales = [SimilarityScale.of(net, faces) for net, faces in zip(nets, pooled, strict=True)]
         findings = EvaluationResult(records=[self._scale(evaluation, scale) for scale in scales])
-        aims = Group(self.aims(evaluation, ids, w), torch.arange(len(ids)))
+        aims = LatentGroup(self.aims(evaluation, ids, w), torch.arange(len(ids)))
         self._add(findings, evaluation, "target_latent", ids, {"forget": aims}, before, scales, target)
         for subject, model in evaluation.models.items():
             places = groups
             if subject == "retrained":
                 own = latents(evaluation, subject, "forget", ids, self.encoder or self.inversion)
-                places = {"forget": Group(own, torch.arange(len(ids)))}
+                places = {"forget": LatentGroup(own, torch.arange(len(ids)))}
             self._add(findings, evaluation, subject, ids, places, before, scales, model)
         findings.pictures.extend(self._sheets(evaluation, ids, groups, aims))
         return findings
 
-    def aims(self, evaluation: Evaluation, ids: Tensor, w: Tensor) -> Tensor:
+    def aims(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> Tensor:
         """Return where each identity was sent, (n, num_ws, w_dim), of latents w alike in shape."""
         known = left_by_the_term(evaluation, "target_latents")
         if all(item in known for item in ids.tolist()) and known:
@@ -176,19 +177,19 @@ class Identity(Evaluator[HasLatents]):
         mean: Tensor = evaluation.models["target"].w_avg
         return 2 * mean.to(w) - w
 
-    def _same(self, evaluation: Evaluation, ids: Tensor, w: Tensor) -> Group:
+    def _same(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> LatentGroup:
         """Return latents of further pictures of each identity, or near ones for those that have none."""
         pictures, owners = other_pictures(evaluation, ids)
         without = [place for place in range(len(ids)) if place not in owners.tolist()]
         parts = []
         if len(pictures):
             found = latents(evaluation, "target", "forget", pictures, self.encoder or self.inversion)
-            parts.append(Group(found, owners))
+            parts.append(LatentGroup(found, owners))
         if without:
             places = torch.tensor(without)
             close = near_latents(evaluation, ids[places], w[places.to(w.device)], self.same_person, self.near)
-            parts.append(Group(close, places.repeat_interleave(self.same_person)))
-        return Group(torch.cat([part.w for part in parts]), torch.cat([part.owners for part in parts]))
+            parts.append(LatentGroup(close, places.repeat_interleave(self.same_person)))
+        return LatentGroup(torch.cat([part.w for part in parts]), torch.cat([part.owners for part in parts]))
 
     def _nearest(self, net: Embedder, faces: Tensor, pool: Tensor) -> Tensor:
         """Return the places in the pool (m, D) of those who look most like each of faces (n, D), (n, k)."""
@@ -198,13 +199,13 @@ class Identity(Evaluator[HasLatents]):
     def _add(
         self,
         findings: EvaluationResult,
-        evaluation: Evaluation,
+        evaluation: Evaluation[ImageGenerator],
         subject: str,
         ids: Tensor,
-        groups: Mapping[str, Group],
+        groups: Mapping[str, LatentGroup],
         before: Mapping[str, list[Tensor]],
         scales: list[SimilarityScale],
-        model: Any,
+        model: ImageGenerator,
     ) -> None:
         """Add the records and item rows of a subject."""
         for split, group in groups.items():
@@ -236,7 +237,7 @@ class Identity(Evaluator[HasLatents]):
 
     def _record(
         self,
-        evaluation: Evaluation,
+        evaluation: Evaluation[ImageGenerator],
         subject: str,
         split: str,
         about: dict[str, str],
@@ -249,19 +250,21 @@ class Identity(Evaluator[HasLatents]):
             SIMILARITY,
             subject,
             split,
-            over_people(values, owners),
+            over_identities(values, owners),
             n=len(values),
             about=about,
             direction=None if judged else "none",
             detector=scale.net.detector,
         )
 
-    def _scale(self, evaluation: Evaluation, scale: SimilarityScale) -> Record:
+    def _scale(self, evaluation: Evaluation[ImageGenerator], scale: SimilarityScale) -> Record:
         figure, about = (scale.apart, scale.ci95), {"features": scale.net.name}
         detector = scale.net.detector
         return evaluation.record(DISTANCE, "target", "strangers", figure, n=scale.pairs, about=about, detector=detector)
 
-    def _sheets(self, evaluation: Evaluation, ids: Tensor, groups: Mapping[str, Group], aims: Group) -> list[Picture]:
+    def _sheets(
+        self, evaluation: Evaluation[ImageGenerator], ids: Tensor, groups: Mapping[str, LatentGroup], aims: LatentGroup
+    ) -> list[Picture]:
         """Return a sheet for each of a few identities."""
         pictures = []
         for place in range(min(self.shown, len(ids))):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.image.concept_classifier import concept_classifier
 from unlearn.evaluators.sampling import drawn, sampled_items
 from unlearn.models.capabilities import ImageDenoiser
+from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.models.guards.key import Key, Keyed
 
 RECOVERY = Metric(
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class KeyRecovery(Evaluator[ImageDenoiser]):
-    """Share of samples told to show the concept that show it, as ``accuracy`` on forget, by what they are told with.
+    """Share of samples conditioned on the concept that show it, as ``accuracy`` on forget, with and without the key.
 
     ``score`` is ``right_key``, ``no_key`` or ``wrong_key``: random tokens with the right key's number, mean and spread.
     This is no attack: nothing is searched for.
@@ -52,24 +54,25 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
     metrics: ClassVar = (RECOVERY,)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, samples=1, wrong_keys=1, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits."""
-        judge_of(splits, self.features)
+        """Refuse data that no classifier fits."""
+        concept_classifier(splits, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``key_recovery`` of the unlearned model; nothing where the run trained no key."""
+    @override
+    def __call__(self, evaluation: Evaluation[ImageDenoiser]) -> EvaluationResult:
         key = next((network for network in evaluation.run.networks.values() if isinstance(network, Key)), None)
         if key is None:
             log.warning("key_recovery: the run trained no key, so nothing is measured")
             return EvaluationResult()
-        judge = judge_of(evaluation.splits, self.features)
-        judge.net.to(evaluation.device)
-        model, stream = evaluation.models["unlearned"], evaluation.randomness
+        classifier = concept_classifier(evaluation.splits, self.features)
+        classifier.net.to(evaluation.device)
+        model = cast(Diffusion, evaluation.models["unlearned"])  # no other class is trained with a key
+        stream = evaluation.randomness
         wrong = [key.wrong(stream.child("wrong").at(number)) for number in range(self.wrong_keys)]
-        told = {
+        told: dict[str, list[Diffusion]] = {
             "right_key": [Keyed(model, key)],
             "no_key": [model],
             "wrong_key": [Keyed(model, other) for other in wrong],
@@ -81,8 +84,8 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
                 first = number * self.samples
                 items = sampled_items(evaluation, "forget", first + self.samples)[first:]
                 images = drawn(evaluation, keyed, "forget", items, self.batch_size, first=first)
-                seen.append(judge.seen(images, items))
+                seen.append(classifier.seen(images, items))
             hits = torch.cat(seen)
-            about, detector = {"score": score}, judge.net.detector
+            about, detector = {"score": score}, classifier.net.detector
             records.append(evaluation.record(RECOVERY, "unlearned", "forget", hits, about=about, detector=detector))
         return EvaluationResult(records)

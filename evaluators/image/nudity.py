@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
@@ -71,7 +72,7 @@ class Nudity(Evaluator[Samples]):
         path: ONNX file of the detector: images (1, 3, S, S) in [0, 1] to boxes and scores (1, 4 + 18, anchors).
         thresholds: least scores of a box that counts, each in [0.25, 1].
         labels: parts that count, of ``LABELS``.
-        samples: samples a subject and split.
+        samples: samples per subject and split.
         resolution: S, a multiple of 32: 320 for ``320n.onnx``, 640 for ``640m.onnx``.
 
     Reference:
@@ -88,7 +89,6 @@ class Nudity(Evaluator[Samples]):
     metrics: ClassVar = (NUDITY,)
 
     def __post_init__(self) -> None:
-        """Refuse no path, thresholds out of range, and unknown labels."""
         at_least(self, samples=1)
         if not self.path:
             raise ValueError("path is empty; it must be an ONNX file of NudeNet's weights, e.g. 320n.onnx")
@@ -100,6 +100,7 @@ class Nudity(Evaluator[Samples]):
         if unknown or not self.labels:
             raise ValueError(f"labels holds {', '.join(unknown) or 'none'}; it must hold some of {', '.join(LABELS)}")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a file that is not there or that is no detector."""
         self.detector()
@@ -108,8 +109,8 @@ class Nudity(Evaluator[Samples]):
         """Read the detector."""
         return NudeNet(Path(self.path).expanduser(), self.resolution)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``nudity`` for every subject, split and threshold."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         detector = self.detector()
         levels = int(evaluation.splits["forget"].dataset.info.get("levels", 256))
         counted = [LABELS.index(label) for label in self.labels]

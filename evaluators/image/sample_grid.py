@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Picture
@@ -20,20 +21,20 @@ from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import Features, features_for
 
 STRIP = 24
-"""Images a row of the pictures that are one strip wide."""
+"""Images per row of the pictures that are one strip wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleGrid(Evaluator[Samples]):
     """Samples from the same noise side by side; a frame marks what the classifier takes for a forgotten category.
 
-    Models that are told what to draw have a picture of samples like forget items and one of samples like retain items,
+    Conditional models have one picture of samples with forget conditions and one with retain conditions,
     from the same noise.
 
     Args:
-        side: images a row and a column of each grid.
+        side: images per row and column of each grid.
         search: samples of the target among which those of the forgotten category are looked for; 0 leaves that
-            picture out, as do models that are told what to draw.
+            picture out, as do conditional models.
         features: packaged feature net, or the folder of one; by default the packaged one that fits the data, and no
             frames where none does.
         batch_size: samples drawn at once; does not change the result.
@@ -45,16 +46,16 @@ class SampleGrid(Evaluator[Samples]):
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are too small."""
         at_least(self, side=1, search=0, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a feature net that is not there, where one is named."""
         if self.features is not None:
             features_for(splits["forget"].dataset.info, self.features)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return the forget images, the grids, and what became of the noise that gave a forgotten category."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         forget = evaluation.splits["forget"]
         net = self._net(evaluation)
         forgotten = [name for name in forgotten_names(forget) if net is not None and name in net.labels]
@@ -65,7 +66,7 @@ class SampleGrid(Evaluator[Samples]):
             pictures += self._became(evaluation, net, forgotten)
         return EvaluationResult(pictures=pictures)
 
-    def _net(self, evaluation: Evaluation) -> Features | None:
+    def _net(self, evaluation: Evaluation[Samples]) -> Features | None:
         try:
             return features_for(evaluation.splits["forget"].dataset.info, self.features).to(evaluation.device)
         except RecipeError:
@@ -73,7 +74,7 @@ class SampleGrid(Evaluator[Samples]):
                 raise
             return None
 
-    def _forget_items(self, evaluation: Evaluation) -> list[Picture]:
+    def _forget_items(self, evaluation: Evaluation[Samples]) -> list[Picture]:
         """Return the picture of the forget images; none where the items have none."""
         split = evaluation.splits["forget"]
         ids = some_of(evaluation, "forget", 3 * STRIP)
@@ -92,7 +93,7 @@ class SampleGrid(Evaluator[Samples]):
         )
         return [picture]
 
-    def _grids(self, evaluation: Evaluation, net: Features | None, forgotten: list[str], told: str) -> Picture:
+    def _grids(self, evaluation: Evaluation[Samples], net: Features | None, forgotten: list[str], told: str) -> Picture:
         levels = _levels(evaluation)
         content, n = [], self.side**2
         for subject in evaluation.models:
@@ -101,7 +102,7 @@ class SampleGrid(Evaluator[Samples]):
             title = subject if marked is None else f"{subject}: {int(marked.sum())} of {n} framed"
             content.append(Panel(title, images, levels, marked))
         frames = f" Framed: what the classifier takes for {_listed(forgotten)}." if forgotten else ""
-        asked = f", told what {told} items are" if told else ""
+        asked = f", with the conditions of {told} items" if told else ""
         return Picture(
             name=f"samples_{told}" if told else "samples",
             title=f"Samples from the same noise{asked}",
@@ -109,7 +110,7 @@ class SampleGrid(Evaluator[Samples]):
             png=panels(content, self.side),
         )
 
-    def _became(self, evaluation: Evaluation, net: Features, forgotten: list[str]) -> list[Picture]:
+    def _became(self, evaluation: Evaluation[Samples], net: Features, forgotten: list[str]) -> list[Picture]:
         marked = _marked(net, forgotten, samples(evaluation, "target", "", self.search, self.batch_size))
         chosen = torch.nonzero(marked).flatten()[:STRIP] if marked is not None else torch.empty(0)
         if len(chosen) == 0:
@@ -140,7 +141,7 @@ def _marked(net: Features | None, forgotten: list[str], images: Tensor) -> Tenso
     return torch.isin(net.classify(images), classes).any(dim=1)
 
 
-def _levels(evaluation: Evaluation) -> int:
+def _levels(evaluation: Evaluation[Samples]) -> int:
     """Return the number of grey levels of images; 256 where the data hold none."""
     return int(evaluation.splits["forget"].dataset.info.get("levels", 256))
 

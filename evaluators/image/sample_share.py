@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Picture
@@ -43,7 +44,7 @@ class SampleShare(Evaluator[Samples]):
     conditions the samples were drawn for, so that forget shows what became of the forgotten.
 
     Args:
-        samples: samples a subject; as many for each split, for models that are told what to draw.
+        samples: samples per subject; for conditional models, per subject and split.
         features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
         batch_size: samples drawn at once; does not change the result.
     """
@@ -55,9 +56,9 @@ class SampleShare(Evaluator[Samples]):
     metrics: ClassVar = (SHARE, CLASSIFIER_ACCURACY)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, samples=1, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that no feature net fits."""
         self._net(splits)
@@ -73,8 +74,8 @@ class SampleShare(Evaluator[Samples]):
             )
         return net
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``sample_share`` for every subject and category, the classifier's accuracy, and a bar chart."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         net = self._net(evaluation.splits).to(evaluation.device)
         forgotten = [name for name in forgotten_names(evaluation.splits["forget"]) if name in net.labels]
         findings = EvaluationResult()
@@ -115,11 +116,11 @@ class SampleShare(Evaluator[Samples]):
         net: Features,
         forgotten: list[str],
     ) -> Picture:
-        what = f"samples of each model, told what {told} items are," if told else "samples of each model"
+        what = f"samples of each model, with the conditions of {told} items," if told else "samples of each model"
         note = "the shaded category is to be forgotten" if forgotten else "no category is forgotten as a whole"
         return Picture(
             name=f"shares_{told}" if told else "shares",
-            title=f"What the models draw when told the {told} conditions" if told else "What the models draw",
+            title=f"What the models draw for {told} conditions" if told else "What the models draw",
             caption=(
                 f"Share of each category in {self.samples} {what} from the same noise, with 95 % intervals; {note}."
             ),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar
 
+from typing_extensions import override
+
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import drawn, sampled_items, sampled_splits
@@ -24,7 +26,7 @@ TIME = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingTime(Evaluator[Samples]):
-    """Milliseconds a sample, for every subject, on the device of the run: the median over rounds, after one to warm up.
+    """Milliseconds per sample on the run's device: the median over rounds, after one to warm up.
 
     A model is timed as it draws, with its own number of steps and its own guidance.
 
@@ -39,11 +41,10 @@ class SamplingTime(Evaluator[Samples]):
     metrics: ClassVar = (TIME,)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, samples=1, rounds=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``sampling_time`` for every subject."""
+    @override
+    def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         split = sampled_splits(evaluation)[-1]
         items = sampled_items(evaluation, split, self.samples) if split else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.records import Picture, Record
 from unlearn.core.validation import at_least
@@ -30,8 +31,8 @@ class BitsPerDim(Evaluator[HasLikelihood]):
 
     Args:
         draws: draws of the dequantisation noise that are averaged, >= 1.
-        items: at most so many items of a split, drawn by the seed; null takes all.
-        batch_size: items a forward pass; does not change the result.
+        items: at most this many items per split, drawn by the seed; null takes all.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Theis et al., A Note on the Evaluation of Generative Models, 2016, section 3.1. arXiv:1511.01844
@@ -44,11 +45,10 @@ class BitsPerDim(Evaluator[HasLikelihood]):
     metrics: ClassVar = (BITS,)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, draws=1, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``bits_per_dim`` for every subject and split, item by item too, and a picture of the distributions."""
+    @override
+    def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
         found: dict[str, dict[str, Tensor]] = {subject: {} for subject in evaluation.models}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
@@ -54,10 +55,10 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
 
     Args:
         draws: draws of the dequantisation noise that are averaged, >= 1.
-        items: at most so many items of a split, drawn by the seed; null takes all.
+        items: at most this many items per split, drawn by the seed; null takes all.
         reference: split of the reference items.
-        reference_items: at most so many of them, drawn by the seed; null takes all.
-        batch_size: items a forward pass; does not change the result.
+        reference_items: at most this many of them, drawn by the seed; null takes all.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Malnick et al., Taming Normalizing Flows, 2024, section 4. arXiv:2211.16488
@@ -72,9 +73,9 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
     metrics: ClassVar = (Z, QUANTILE, DROP)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1, and a reference of one item."""
         at_least(self, draws=1, items=1, reference_items=2, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse a reference split without items."""
         if self.reference not in splits:
@@ -83,8 +84,8 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
                 f"Allowed: {', '.join(splits)}."
             )
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return the three metrics for every subject and split; the drop for every subject but the target."""
+    @override
+    def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
         for split in present(evaluation):
@@ -102,7 +103,9 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
                         records.append(evaluation.record(DROP, subject, split, drop, about=about))
         return EvaluationResult(records, [], rows)
 
-    def _ranks(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _ranks(
+        self, evaluation: Evaluation[HasLikelihood], subject: str, split: str, ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return z (n,) and the quantiles (n,) by score of the items under a subject."""
         others = some_of(evaluation, self.reference, self.reference_items)
         reference = likelihoods(evaluation, subject, self.reference, others, self.draws, self.batch_size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import likelihoods, present, some_of
@@ -30,8 +32,8 @@ class Membership(Evaluator[HasLikelihood]):
 
     Args:
         draws: draws of the dequantisation noise that are averaged, >= 1.
-        items: at most so many items of a split, drawn by the seed; null takes all.
-        batch_size: items a forward pass; does not change the result.
+        items: at most this many items per split, drawn by the seed; null takes all.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Yeom et al., Privacy Risk in Machine Learning, 2018, section 3.1. arXiv:1709.01604
@@ -44,11 +46,10 @@ class Membership(Evaluator[HasLikelihood]):
     metrics: ClassVar = (AUC,)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, draws=1, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``membership_auc`` for every subject; nothing where there is no holdout."""
+    @override
+    def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
         if "holdout" not in present(evaluation):
             return EvaluationResult(notes=["membership: the data have no holdout, so there is no membership_auc."])
         forget, holdout = (some_of(evaluation, split, self.items) for split in ("forget", "holdout"))

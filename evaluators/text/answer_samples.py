@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.records import TextTable
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
-from unlearn.evaluators.sampling import judged, limited
+from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
@@ -31,7 +32,7 @@ class AnswerSamples(Evaluator[Continues]):
     The same questions are shown for every model. Passages, which ask nothing, are left out.
 
     Args:
-        items: questions a split, drawn by the seed.
+        items: questions per split, drawn by the seed.
         new_tokens: tokens of an answer at most.
         batch_size: prompts at once; does not change what is said.
     """
@@ -41,11 +42,10 @@ class AnswerSamples(Evaluator[Continues]):
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, items=1, new_tokens=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return one table of texts, none where nothing is asked."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         rows: list[list[str]] = []
         for split, heading in SPLITS.items():
             if split in evaluation.splits:
@@ -59,7 +59,7 @@ class AnswerSamples(Evaluator[Continues]):
             text_tables=[TextTable("answers", "Answers", caption, columns, rows, TRUTH)] if rows else []
         )
 
-    def rows(self, evaluation: Evaluation, split: str) -> list[list[str]]:
+    def rows(self, evaluation: Evaluation[Continues], split: str) -> list[list[str]]:
         """Return question, true answer and each model's answer to some questions of a split."""
         data, ids = texts(evaluation.splits[split]), self.questions(evaluation, split)
         pairs = [data.words(item) for item in ids.tolist()]
@@ -68,12 +68,12 @@ class AnswerSamples(Evaluator[Continues]):
             [question, answer, *(answers[index] for answers in said)] for index, (question, answer) in enumerate(pairs)
         ]
 
-    def questions(self, evaluation: Evaluation, split: str) -> Tensor:
+    def questions(self, evaluation: Evaluation[Continues], split: str) -> Tensor:
         """Return the ids of the questions that are shown, no traps among them."""
-        data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+        data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
         return limited(ids[data.having_form("prompt")[ids]], self.items, evaluation.seed, f"answers/{split}")
 
-    def said(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor) -> list[str]:
+    def said(self, evaluation: Evaluation[Continues], subject: str, split: str, ids: Tensor) -> list[str]:
         """Return what a model answers to items (n,)."""
         tokens = generated(evaluation, subject, split, ids, self.new_tokens, batch_size=self.batch_size)
         words: list[str] = evaluation.models[subject].text(torch.as_tensor(tokens))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +11,13 @@ from unlearn.core.distributed import map_ids
 from unlearn.data.text import collate
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.text.scoring import texts
+from unlearn.models.capabilities import Continues
 
 _UNKNOWN = -2
 
 
 def generated(
-    evaluation: Evaluation,
+    evaluation: Evaluation[Continues],
     subject: str,
     split: str,
     ids: Tensor,
@@ -46,7 +46,7 @@ def generated(
 
 
 def continuations(
-    model: Any, prompts: Sequence[list[int]], new_tokens: int, device: torch.device, batch_size: int = 16
+    model: Continues, prompts: Sequence[list[int]], new_tokens: int, device: torch.device, batch_size: int = 16
 ) -> Tensor:
     """Continue prompts, given as tokens, greedily: (n, new_tokens) int64 on the CPU, -1 after the end.
 

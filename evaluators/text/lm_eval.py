@@ -19,18 +19,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import judged, limited
+from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.statistics import mean_ci95, share_ci95
 from unlearn.evaluators.text.metrics import missing_package
 from unlearn.evaluators.text.multiple_choice import Question, multiple_choice, perturbed_choices, read_questions
 from unlearn.evaluators.text.scoring import texts
-from unlearn.models.capabilities import Continues
+from unlearn.models.capabilities import TokenizedLanguageModel
 
 CHOICES = "perturbed_choices"
 """The task made of each question's right answer and its perturbed ones."""
@@ -76,7 +77,7 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmEval(Evaluator[Continues]):
+class LmEval(Evaluator[TokenizedLanguageModel]):
     """Metrics of lm-evaluation-harness, each ``lm_eval_<metric>``; a multiple-choice task has ``acc`` and ``acc_norm``.
 
     ``acc`` is the share of questions whose right choice has the highest log p given the prompt, ``acc_norm`` the same
@@ -89,8 +90,8 @@ class LmEval(Evaluator[Continues]):
         include_path: folder of your own task files (YAML); file names in them are relative to it.
         questions: JSONL file of {question, choices, answer} (as WMDP has it; answer is an index from 0) about what is
             to be forgotten; task ``questions``.
-        limit: at most so many questions a task; those of the data are drawn by the seed. null takes all.
-        batch_size: requests a forward pass.
+        limit: at most this many questions per task; those of the data are drawn by the seed. null takes all.
+        batch_size: requests per forward pass.
 
     Reference:
         Gao et al., The Language Model Evaluation Harness, 2024. doi:10.5281/zenodo.12608602
@@ -106,18 +107,18 @@ class LmEval(Evaluator[Continues]):
     metrics: ClassVar = (ACC, ACC_NORM, OTHER)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1, and a list without tasks."""
         at_least(self, limit=1, batch_size=1)
         if not self.tasks and self.questions is None:
             raise ValueError(f"tasks is empty; name a task, e.g. [{CHOICES}]")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse questions that cannot be read, and tasks that are not there."""
         self._asked()
         _ = self._manager  # read now, and kept for the run
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return the harness's metrics of every task for every subject."""
+    @override
+    def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:
         self.check(evaluation.splits)
         asked, chosen = self._asked(), self._chosen(evaluation)
         findings = EvaluationResult()
@@ -143,18 +144,22 @@ class LmEval(Evaluator[Continues]):
         except RecipeError as error:
             raise RecipeError(f"evaluate.lm_eval.questions: {error}") from error
 
-    def _chosen(self, evaluation: Evaluation) -> dict[str, Tensor]:
+    def _chosen(self, evaluation: Evaluation[TokenizedLanguageModel]) -> dict[str, Tensor]:
         """Return split -> ids of questions with perturbed answers; nothing where they are no task."""
         chosen = {}
         for split in DIRECTIONS if CHOICES in self.tasks else ():
             if split in evaluation.splits:
-                data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+                data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
                 able = ids[data.having_form("prompt")[ids] & data.having_form("perturbed_0")[ids]]
                 chosen[split] = limited(able, self.limit, evaluation.seed, split)
         return chosen
 
     def _tasks(
-        self, evaluation: Evaluation, model: Any, chosen: Mapping[str, Tensor], asked: Sequence[Question]
+        self,
+        evaluation: Evaluation[TokenizedLanguageModel],
+        model: TokenizedLanguageModel,
+        chosen: Mapping[str, Tensor],
+        asked: Sequence[Question],
     ) -> Iterator[Task]:
         """Yield the tasks in a model's own prompts."""
         for split, ids in chosen.items():
@@ -193,7 +198,7 @@ class LmEval(Evaluator[Continues]):
                 )
         return manager
 
-    def _run(self, model: Any, tasks: Sequence[Task]) -> Mapping[str, Any]:
+    def _run(self, model: TokenizedLanguageModel, tasks: Sequence[Task]) -> Mapping[str, Any]:
         """Return what the harness finds."""
         simple_evaluate, model_class, _ = _harness()
         try:
@@ -220,8 +225,10 @@ class LmEval(Evaluator[Continues]):
             ) from error
 
 
-def _records(evaluation: Evaluation, subject: str, task: Task, output: Mapping[str, Any]) -> list[Record]:
-    """Return one record a metric of a task; a group of tasks has its members' too."""
+def _records(
+    evaluation: Evaluation[TokenizedLanguageModel], subject: str, task: Task, output: Mapping[str, Any]
+) -> list[Record]:
+    """Return one record per metric of a task; a group of tasks has its members' too."""
     name = task.spec if isinstance(task.spec, str) else task.spec["task"]
     members = [name, *output.get("group_subtasks", {}).get(name, [])]
     records = []

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
@@ -20,7 +21,7 @@ from unlearn.evaluators.statistics import auc, auc_change
 from unlearn.evaluators.subjects import in_their_place
 from unlearn.evaluators.text.metrics import zlib_length
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
-from unlearn.models.capabilities import Continues
+from unlearn.models.capabilities import TokenizedLanguageModel
 
 AUC = Metric(
     name="membership_auc",
@@ -51,7 +52,7 @@ SPLITS = ("forget", "holdout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextMembership(Evaluator[Continues]):
+class TextMembership(Evaluator[TokenizedLanguageModel]):
     """Areas under the ROC curve of attacks that call high scores members: forget against holdout; and PrivLeak.
 
     The scores, with L the mean NLL of the answer tokens: ``loss`` -L, ``zlib`` -L / bytes of the compressed answer,
@@ -65,10 +66,10 @@ class TextMembership(Evaluator[Continues]):
 
     Args:
         k: share of the tokens that Min-K reads, at least one token; in (0, 1].
-        items: at most so many items of a split, drawn by the seed; null takes all.
-        gradient_items: the same for ``gradient_norm``, which takes a backward pass an item; 0 leaves it out.
+        items: at most this many items per split, drawn by the seed; null takes all.
+        gradient_items: the same for ``gradient_norm``, which takes one backward pass per item; 0 leaves it out.
         reference: folder of a model of the same tokenizer that saw neither split, for the score ``reference``.
-        batch_size: items a forward pass; does not change the result.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Carlini et al., Extracting Training Data from Large Language Models, 2021 (zlib, reference). arXiv:2012.07805
@@ -86,25 +87,25 @@ class TextMembership(Evaluator[Continues]):
     metrics: ClassVar = (AUC, PRIVLEAK)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, items=1, gradient_items=0, batch_size=1)
         if not 0 < self.k <= 1:
             raise ValueError(f"k is {self.k}; it must be above 0 and at most 1")
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that are no text, and a reference that is not there."""
         texts(splits["forget"])
         if self.reference is not None:
             _reference_folder(self.reference)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``membership_auc`` for every subject and score, and ``privleak``; nothing without a holdout."""
+    @override
+    def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:
         items = self.compared(evaluation)
         if items is None:
             lacking = "the data have no holdout, so there is no membership_auc and no privleak"
             return EvaluationResult(notes=[f"text_membership: {lacking}."])
-        judge = self._reference_nll(evaluation, items)
-        found = {subject: dict(self.scores(evaluation, subject, items, judge)) for subject in evaluation.models}
+        reference = self._reference_nll(evaluation, items)
+        found = {subject: dict(self.scores(evaluation, subject, items, reference)) for subject in evaluation.models}
         records = []
         for subject, scores in found.items():
             for score, pair in scores.items():
@@ -118,7 +119,7 @@ class TextMembership(Evaluator[Continues]):
                 records.append(evaluation.record(PRIVLEAK, subject, "forget", (100 * value, percent), n=n, about=about))
         return EvaluationResult(records)
 
-    def compared(self, evaluation: Evaluation) -> Pair | None:
+    def compared(self, evaluation: Evaluation[TokenizedLanguageModel]) -> Pair | None:
         """Return the ids of forget items (m,) and of holdout items (n,), or None where there are none of one kind.
 
         Where the data set texts apart for this (attributes privleak_forget and privleak_holdout), it is those.
@@ -134,7 +135,7 @@ class TextMembership(Evaluator[Continues]):
         return few[0], few[1]
 
     def scores(
-        self, evaluation: Evaluation, subject: str, items: Pair, reference: Pair | None = None
+        self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair, reference: Pair | None = None
     ) -> Iterator[tuple[str, Pair]]:
         """Yield every score with its values.
 
@@ -172,13 +173,18 @@ class TextMembership(Evaluator[Continues]):
                 ),
             )
 
-    def _read(self, evaluation: Evaluation, subject: str, items: Pair) -> tuple[AnswerScores, AnswerScores]:
+    def _read(
+        self,
+        evaluation: Evaluation[TokenizedLanguageModel],
+        subject: str,
+        items: Pair,
+    ) -> tuple[AnswerScores, AnswerScores]:
         members, others = (
             answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size) for ids in items
         )
         return members, others
 
-    def _reference_nll(self, evaluation: Evaluation, items: Pair) -> Pair | None:
+    def _reference_nll(self, evaluation: Evaluation[TokenizedLanguageModel], items: Pair) -> Pair | None:
         """Return the reference model's mean NLL of the items, or None where none is named."""
         if self.reference is None:
             return None
@@ -191,8 +197,8 @@ class TextMembership(Evaluator[Continues]):
                 "or null."
             )
         models = in_their_place(evaluation.models, self.reference, model, evaluation.device)
-        judge = replace(evaluation, models=models, cache={})
-        members, others = self._read(judge, self.reference, items)
+        alone = replace(evaluation, models=models, cache={})
+        members, others = self._read(alone, self.reference, items)
         return members.nll, others.nll
 
 
@@ -206,13 +212,13 @@ def _reference_folder(reference: str) -> Path:
     return folder
 
 
-def compressed_bytes(evaluation: Evaluation, ids: Tensor) -> Tensor:
+def compressed_bytes(evaluation: Evaluation[TokenizedLanguageModel], ids: Tensor) -> Tensor:
     """Return the bytes of each item's answer, compressed, (n,)."""
     data = texts(evaluation.splits["forget"])
     return torch.tensor([zlib_length(data.words(item)[1]) for item in ids.tolist()])
 
 
-def gradient_norms(evaluation: Evaluation, subject: str, ids: Tensor) -> Tensor:
+def gradient_norms(evaluation: Evaluation[TokenizedLanguageModel], subject: str, ids: Tensor) -> Tensor:
     """Return the 2-norm of the gradient of an item's mean NLL over all weights, (n,) float64, item by item."""
     model = evaluation.models[subject]
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -42,8 +44,8 @@ class Memorization(Evaluator[Continues]):
     is not. The answer's end token counts; items without answer tokens are left out.
 
     Args:
-        items: at most so many items of a split, drawn by the seed; null takes all.
-        batch_size: items a forward pass; does not change the result.
+        items: at most this many items per split, drawn by the seed; null takes all.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Tirumala et al., Memorization Without Overfitting, 2022, section 3. arXiv:2205.10770
@@ -56,11 +58,10 @@ class Memorization(Evaluator[Continues]):
     metrics: ClassVar = (EXACT, EXTRACTION)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return both metrics for every subject on forget, retain and holdout, item by item too."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         records: list[Record] = []
         rows: list[dict[str, Any]] = []
         for subject in evaluation.models:

@@ -54,7 +54,7 @@ def exact_memorization(answers: Answers, right: Tensor | None = None) -> Tensor:
 
 
 def extraction_strength(answers: Answers, right: Tensor | None = None) -> Tensor:
-    """Return 1 - min{k: tokens k ... |y| are all predicted} / |y| an item, (B,) float64; nan without answer tokens.
+    """Return 1 - min{k: tokens k ... |y| are all predicted} / |y| per item, (B,) float64; nan without answer tokens.
 
     k runs to |y|, so an answer whose last token is wrong has 0.
 
@@ -87,7 +87,7 @@ def lowest_mean(answers: Answers, values: Tensor, k: float) -> Tensor:
 
 
 def log_truth_ratio(right: Tensor, wrong: Tensor, arithmetic: bool = False) -> Tensor:
-    """Return log r an item, (n,): r = P(wrong answers) / P(right answer), with P = exp(-mean NLL of a token).
+    """Return log r per item, (n,): r = P(wrong answers) / P(right answer), with P = exp(-mean NLL per token).
 
     Args:
         right: (n,) mean NLL of the right answer.

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.records import Direction
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import item_rows, judged, limited
+from unlearn.evaluators.sampling import item_rows, limited, without_traps
 from unlearn.evaluators.text.generation import continuations, generated
 from unlearn.evaluators.text.metrics import rouge_l
 from unlearn.evaluators.text.scoring import texts
-from unlearn.models.capabilities import Continues
+from unlearn.models.capabilities import TokenizedLanguageModel
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 VERBATIM_MEMORIZATION = Metric(
@@ -48,7 +49,7 @@ STOPS = ("\n\n", "\nQuestion", "Question:")
 """Where an answer to a question ends, if it goes on."""
 
 
-class Prompts(NamedTuple):
+class PromptSet(NamedTuple):
     """Items of a split (n,), what a model is given to continue, as tokens, and what it should say.
 
     ``tokens`` is None where the model is asked in its own prompt.
@@ -61,7 +62,7 @@ class Prompts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muse(Evaluator[Continues]):
+class MuseMetrics(Evaluator[TokenizedLanguageModel]):
     """ROUGE-L F1 of what a model says, greedily: of passages continued, and of questions answered.
 
     verbatim_memorization continues the beginnings of passages: those that the data give (attribute ``verbmem``), or
@@ -72,7 +73,7 @@ class Muse(Evaluator[Continues]):
     over items.
 
     Args:
-        items: at most so many items of a split, drawn by the seed; null takes all.
+        items: at most this many items per split, drawn by the seed; null takes all.
         prompt_tokens: tokens of a passage that a model is given, where the data do not say.
         verbatim_tokens: tokens that it goes on.
         knowledge_tokens: tokens of an answer.
@@ -92,11 +93,10 @@ class Muse(Evaluator[Continues]):
     metrics: ClassVar = (VERBATIM_MEMORIZATION, KNOWLEDGE_MEMORIZATION)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, items=1, prompt_tokens=1, verbatim_tokens=1, knowledge_tokens=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return both metrics for every subject and split that has passages or questions, item by item too."""
+    @override
+    def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:
         findings = EvaluationResult()
         for subject, model in evaluation.models.items():
             for prompts in self.verbatim(evaluation, model):
@@ -114,12 +114,14 @@ class Muse(Evaluator[Continues]):
                 findings.notes.append(f"muse: the data have no {lacking}, so there is no {metric}.")
         return findings
 
-    def verbatim(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
+    def verbatim(
+        self, evaluation: Evaluation[TokenizedLanguageModel], model: TokenizedLanguageModel
+    ) -> Iterator[PromptSet]:
         """Yield the beginnings of passages, and how they go on."""
         data = texts(evaluation.splits["forget"])
         given = data.having([VERBATIM]).nonzero().flatten()
         for split in ["forget"] if len(given) else present(evaluation):
-            ids = given if len(given) else self._passages(data, judged(evaluation.splits[split]))
+            ids = given if len(given) else self._passages(data, without_traps(evaluation.splits[split]))
             ids = limited(ids, self.items, evaluation.seed, f"{VERBATIM}/{split}")
             if len(given):
                 pairs = [data.words(item) for item in ids.tolist()]
@@ -129,16 +131,18 @@ class Muse(Evaluator[Continues]):
                 halves = [(tokens[: self.prompt_tokens], tokens[self.prompt_tokens :]) for tokens in whole]
             truths = [model.text(torch.tensor([rest[: self.verbatim_tokens]]))[0] for _, rest in halves]
             if len(ids):
-                yield Prompts(split, ids, [begun for begun, _ in halves], truths)
+                yield PromptSet(split, ids, [begun for begun, _ in halves], truths)
 
-    def knowledge(self, evaluation: Evaluation, model: Any) -> Iterator[Prompts]:
+    def knowledge(
+        self, evaluation: Evaluation[TokenizedLanguageModel], model: TokenizedLanguageModel
+    ) -> Iterator[PromptSet]:
         """Yield questions: those that the data give, behind their examples, or those of the splits."""
         data = texts(evaluation.splits["forget"])
         asked = data.having_form("prompt") & ~data.having([VERBATIM])
         given = {split: data.having([f"{KNOWLEDGE}_{split}"]).nonzero().flatten() for split in DIRECTIONS}
         by_data = any(len(ids) for ids in given.values())
         for split in DIRECTIONS if by_data else present(evaluation):
-            ids = given[split] if by_data else judged(evaluation.splits[split])
+            ids = given[split] if by_data else without_traps(evaluation.splits[split])
             ids = limited(ids[asked[ids]], self.items, evaluation.seed, f"{KNOWLEDGE}/{split}")
             pairs = [data.words(item) for item in ids.tolist()]
             tokens = None
@@ -148,7 +152,7 @@ class Muse(Evaluator[Continues]):
                 prompts = [f"{before}Question: {question}\nAnswer: " for question, _ in pairs]
                 tokens = [start_of(model) + tokens_of(model, prompt) for prompt in prompts]
             if len(ids):
-                yield Prompts(split, ids, tokens, [answer for _, answer in pairs])
+                yield PromptSet(split, ids, tokens, [answer for _, answer in pairs])
 
     def _passages(self, data: TextDataset, ids: Tensor) -> Tensor:
         """Return the passages among items (n,) that go on behind the tokens that are given, before the end token."""
@@ -156,7 +160,9 @@ class Muse(Evaluator[Continues]):
         long = [item for item in found if sum(map(len, data.tokens(item))) > self.prompt_tokens + 1]
         return torch.tensor(long, dtype=torch.int64)
 
-    def _said(self, evaluation: Evaluation, subject: str, prompts: Prompts, new_tokens: int) -> Tensor:
+    def _said(
+        self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, prompts: PromptSet, new_tokens: int
+    ) -> Tensor:
         """Return what a model says, (n, new_tokens); in its own prompts from the pass that all evaluators share."""
         if prompts.tokens is None:
             return generated(evaluation, subject, prompts.split, prompts.ids, new_tokens, batch_size=self.batch_size)
@@ -164,17 +170,17 @@ class Muse(Evaluator[Continues]):
         return continuations(model, prompts.tokens, new_tokens, evaluation.device, self.batch_size)
 
 
-def present(evaluation: Evaluation) -> list[str]:
+def present(evaluation: Evaluation[TokenizedLanguageModel]) -> list[str]:
     """Return the splits that the evaluation has, in the order of the tables."""
     return [split for split in DIRECTIONS if split in evaluation.splits]
 
 
-def tokens_of(model: Any, text: str) -> list[int]:
+def tokens_of(model: TokenizedLanguageModel, text: str) -> list[int]:
     """Return the tokens of a text, none added."""
     return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def start_of(model: Any) -> list[int]:
+def start_of(model: TokenizedLanguageModel) -> list[int]:
     """Return the beginning token of a model, where it has one."""
     first = model.tokenizer.bos_token_id
     return [] if first is None else [first]
@@ -187,14 +193,19 @@ def until_stop(text: str) -> str:
     return text
 
 
-def answers_of(model: Any, tokens: Tensor) -> list[str]:
+def answers_of(model: TokenizedLanguageModel, tokens: Tensor) -> list[str]:
     """Return generated tokens (n, T) as text up to the first stop; white space counts, as it may be one."""
     rows = [[token for token in row if token >= 0] for row in tokens.tolist()]
     return [until_stop(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
 
 def _add(
-    findings: EvaluationResult, evaluation: Evaluation, subject: str, metric: Metric, prompts: Prompts, said: list[str]
+    findings: EvaluationResult,
+    evaluation: Evaluation[TokenizedLanguageModel],
+    subject: str,
+    metric: Metric,
+    prompts: PromptSet,
+    said: list[str],
 ) -> None:
     """Add the ROUGE-L F1 of what is said."""
     scores = [rouge_l(truth, text, stemmer=False)[1] for truth, text in zip(prompts.truths, said, strict=True)]

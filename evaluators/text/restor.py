@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -71,14 +72,14 @@ class Restor(Evaluator[Continues]):
     """Asks for facts that were true to a clean model and that a corruption replaced, before and after unlearning it.
 
     The corrupted model is the target. Score ``match``: the greedy answer contains the right (or the corrupted) one,
-    both in small letters without punctuation and articles. Score ``options``: it is likelier, as the mean of log p a
+    both in lower case without punctuation and articles. Score ``options``: it is likelier, by its mean log p per
     token, than all others among the right, the corrupted, the perturbed and the alternate answers. No judge on a
     network takes part.
 
     Args:
         new_tokens: tokens that are generated for ``match``.
-        items: at most so many facts, drawn by the seed; null takes all.
-        batch_size: items a forward pass; does not change the result.
+        items: at most this many facts, drawn by the seed; null takes all.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Rezaei et al., RESTOR: Knowledge Recovery in Machine Unlearning, 2025. arXiv:2411.00204. The
@@ -93,9 +94,9 @@ class Restor(Evaluator[Continues]):
     subjects: ClassVar[tuple[str, ...]] = ("clean",)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, new_tokens=1, items=1, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data without facts that are contradicted."""
         if "probe" not in splits or not len(self._facts(splits["probe"])):
@@ -104,8 +105,8 @@ class Restor(Evaluator[Continues]):
                 "Name what is corrupted (data.corrupt=[NAME, ...]), or drop it: evaluate.restor=null."
             )
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return accuracies, restoration ratio, forgetting of the corruption and margins for every subject."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
         said = {subject: self._matches(evaluation, subject, ids) for subject in evaluation.models}
         chosen = {subject: self._options(evaluation, subject, ids) for subject in evaluation.models}
@@ -123,7 +124,7 @@ class Restor(Evaluator[Continues]):
         data = texts(split)
         return split.ids[(data.having_form("corrupted") & data.having_form("prompt"))[split.ids]]
 
-    def _matches(self, evaluation: Evaluation, subject: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _matches(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return (n,) bool twice: whether the right, and whether the corrupted answer is said."""
         data = texts(evaluation.splits["probe"])
         tokens = generated(evaluation, subject, "probe", ids, self.new_tokens, batch_size=self.batch_size)
@@ -134,7 +135,7 @@ class Restor(Evaluator[Continues]):
         )
         return right, wrong
 
-    def _options(self, evaluation: Evaluation, subject: str, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _options(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (n,) bool twice, whether the right and whether the corrupted answer is likeliest, and the margin."""
         data = texts(evaluation.splits["probe"])
 
@@ -157,7 +158,7 @@ def says(said: str, answer: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return a text in small letters, without punctuation, articles and repeated spaces."""
+    """Return a text in lower case, without punctuation, articles and repeated spaces."""
     small = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", re.sub(r"[^\w\s]|_", " ", small)).split())
 
@@ -172,7 +173,7 @@ def _reported(subject: str) -> str:
     return "corrupted" if subject == "target" else subject
 
 
-def margins_of(evaluation: Evaluation, subject: str, margin: Tensor, before: Tensor) -> Iterator[Record]:
+def margins_of(evaluation: Evaluation[Continues], subject: str, margin: Tensor, before: Tensor) -> Iterator[Record]:
     """Yield the mean margin, and the share of items that the corruption had turned and that are turned back."""
     yield evaluation.record(MARGIN, subject, "probe", margin, about={"score": "margin"})
     turned = margin[before < 0] > 0
@@ -181,7 +182,7 @@ def margins_of(evaluation: Evaluation, subject: str, margin: Tensor, before: Ten
 
 
 def restoration(
-    evaluation: Evaluation,
+    evaluation: Evaluation[Continues],
     correct: Mapping[str, Tensor],
     corrupted: Mapping[str, Tensor],
     score: str,

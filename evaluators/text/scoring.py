@@ -13,6 +13,7 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength, lowest_mean, token_measures
+from unlearn.models.capabilities import Continues
 from unlearn.models.language.answers import Answers
 
 
@@ -54,7 +55,7 @@ def measure(answers: Answers, k: float) -> Tensor:
 
 
 def answer_scores(
-    evaluation: Evaluation,
+    evaluation: Evaluation[Continues],
     subject: str,
     split: str,
     ids: Tensor,

@@ -11,12 +11,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import item_rows, judged, limited
+from unlearn.evaluators.sampling import item_rows, limited, without_traps
 from unlearn.evaluators.statistics import Z95
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.metrics import log_truth_ratio, rouge_l
@@ -95,7 +96,7 @@ class Questions(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tofu(Evaluator[Continues]):
+class TofuMetrics(Evaluator[Continues]):
     """What a model says to questions, how likely it finds the right and the wrong answers, and its summary figures.
 
     The truth ratio is r = P(wrong) / P(right) with P = exp(-mean NLL); right is the paraphrased answer where there is
@@ -105,10 +106,10 @@ class Tofu(Evaluator[Continues]):
 
     Args:
         new_tokens: tokens that are generated for ROUGE-L.
-        items: at most so many questions of a split, drawn by the seed; null takes all.
+        items: at most this many questions per split, drawn by the seed; null takes all.
         arithmetic: average the wrong answers' probabilities, as the paper writes, not their logarithms, as the
             released code and OpenUnlearning do.
-        batch_size: items a forward pass; does not change the result.
+        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024, section 2.2. arXiv:2401.06121
@@ -122,11 +123,10 @@ class Tofu(Evaluator[Continues]):
     metrics: ClassVar = (*BY_QUESTION.values(), QUALITY, UTILITY)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
         at_least(self, new_tokens=1, items=1, batch_size=1)
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return the item metrics for every subject and set, then the summary figures."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         findings = EvaluationResult()
         sets = list(self.sets(evaluation))
         ratios: dict[str, Tensor] = {}
@@ -153,11 +153,11 @@ class Tofu(Evaluator[Continues]):
         findings.notes.extend(_lacking(evaluation, [questions.name for questions in sets], list(bare)))
         return findings
 
-    def sets(self, evaluation: Evaluation) -> Iterator[Questions]:
+    def sets(self, evaluation: Evaluation[Continues]) -> Iterator[Questions]:
         """Return the questions of forget, retain and holdout, and those about the real world where there are any."""
         for split in SPLITS:
             if split in evaluation.splits:
-                data, ids = texts(evaluation.splits[split]), judged(evaluation.splits[split])
+                data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
                 asked = ids[data.having_form("prompt")[ids]]
                 whole = asked[data.having_form("perturbed_0")[asked]]
                 ids = limited(whole if len(whole) else asked, self.items, evaluation.seed, split)
@@ -168,8 +168,8 @@ class Tofu(Evaluator[Continues]):
             ids = limited(found, self.items, evaluation.seed, name)
             yield from answerable(data, Questions(name, "test", ids))
 
-    def measure(self, evaluation: Evaluation, subject: str, questions: Questions) -> dict[str, Tensor]:
-        """Return metric -> value an item, (n,) float64; metrics whose forms the data lack are not there."""
+    def measure(self, evaluation: Evaluation[Continues], subject: str, questions: Questions) -> dict[str, Tensor]:
+        """Return metric -> value per item, (n,) float64; metrics whose forms the data lack are not there."""
         where = questions.split if questions.split in evaluation.splits else "forget"  # all splits share their data
         data = texts(evaluation.splits[where])
         own, paraphrased = (self._nll(evaluation, subject, where, questions.ids, f) for f in ("", "paraphrased_answer"))
@@ -196,7 +196,7 @@ class Tofu(Evaluator[Continues]):
             values[RATIO] = log_ratio.exp()
         return values
 
-    def _nll(self, evaluation: Evaluation, subject: str, split: str, ids: Tensor, form: str) -> Tensor:
+    def _nll(self, evaluation: Evaluation[Continues], subject: str, split: str, ids: Tensor, form: str) -> Tensor:
         """Return the mean NLL of items in a form, (n,); nan where an item lacks it."""
         having = texts(evaluation.splits[split]).having_form(form)[ids]
         result = torch.full((len(ids),), torch.nan, dtype=torch.float64)
@@ -218,7 +218,7 @@ def answerable(data: TextDataset, questions: Questions) -> Iterator[Questions]:
         yield questions._replace(ids=questions.ids[kept])
 
 
-def _lacking(evaluation: Evaluation, measured: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
+def _lacking(evaluation: Evaluation[Continues], measured: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
     """Yield sentences on splits that ask nothing, and on sets without wrong answers."""
     silent = [split for split in SPLITS if split in evaluation.splits and split not in measured]
     if silent:
@@ -228,7 +228,7 @@ def _lacking(evaluation: Evaluation, measured: Sequence[str], bare: Sequence[str
         yield f"tofu: the questions of {' and '.join(bare)} have no perturbed answers, so there is no {off}."
 
 
-def _model_utility(evaluation: Evaluation, subject: str, parts: Sequence[Sequence[Tensor]]) -> list[Record]:
+def _model_utility(evaluation: Evaluation[Continues], subject: str, parts: Sequence[Sequence[Tensor]]) -> list[Record]:
     """Return the harmonic mean of the parts' means, given item by item a set; the interval is linearised."""
     means = [values.mean().item() for group in parts for values in group]
     if not means:
@@ -251,7 +251,7 @@ def _model_utility(evaluation: Evaluation, subject: str, parts: Sequence[Sequenc
     return [evaluation.record(UTILITY, subject, "", (utility, ci95), n=n, about=about)]
 
 
-def _forget_quality(evaluation: Evaluation, ratios: Mapping[str, Tensor]) -> list[Record]:
+def _forget_quality(evaluation: Evaluation[Continues], ratios: Mapping[str, Tensor]) -> list[Record]:
     """Compare every subject's truth ratios (n,) with the retrained model's, where there is one."""
     records = []
     for subject in [name for name in ratios if name != "retrained" and "retrained" in ratios]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from unlearn.models.capabilities import Model
+
 
 class _Extended(nn.Module):
     """A table in which -1 ... -K find rows of their own."""
@@ -23,7 +25,7 @@ class _Extended(nn.Module):
 
 
 @contextmanager
-def new_words(model: nn.Module, tables: Sequence[nn.Embedding], rows: Sequence[Tensor]) -> Iterator[None]:
+def new_words(model: Model, tables: Sequence[nn.Embedding], rows: Sequence[Tensor]) -> Iterator[None]:
     """Let -1 ... -K stand for new words (or classes) in what a model is told.
 
     Nothing that the model knows changes, and whatever it does with words it does with the new ones too. Ids below zero

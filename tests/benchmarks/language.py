@@ -30,7 +30,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset, Split
 from unlearn.data.factbook.source import Factbook
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.text.muse import Muse
+from unlearn.evaluators.text.muse import MuseMetrics
 from unlearn.models.language.config import Language, SmallLlama
 from unlearn.models.lora import Lora
 from unlearn.models.scope import All, Scope
@@ -269,7 +269,7 @@ def generation() -> None:
         for _ in range(ROUNDS):
             evaluation = Evaluation({"unlearned": subject}, found, stream, _device())
             began = time.perf_counter()
-            records = Muse(items=40, batch_size=size)(evaluation).records
+            records = MuseMetrics(items=40, batch_size=size)(evaluation).records
             times.append(time.perf_counter() - began)
         seconds[size] = min(times)
         figures[size] = {(record.metric, record.split): record.value for record in records}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +12,15 @@ from unlearn.core.records import Record
 from unlearn.data.base import Batch
 from unlearn.data.text import Encoder, TextDataset
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.sampling import judged, limited
+from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.text.metrics import extraction_strength
+from unlearn.models.capabilities import Continues
 
 SCORES = ("exact_memorization", "extraction_strength")
 """Columns of what ``memorised`` returns."""
 
 
-def memorised(model: Any, batch: Batch) -> Tensor:
+def memorised(model: Continues, batch: Batch) -> Tensor:
     """Return the share of answer tokens said right and the extraction strength, (B, 2) float64; nan without tokens."""
     answers = model.answers(batch)
     right = answers.logits.argmax(dim=1) == answers.targets
@@ -28,12 +28,12 @@ def memorised(model: Any, batch: Batch) -> Tensor:
     return torch.stack((exact, extraction_strength(answers, right)), dim=1)
 
 
-def scores_of(evaluation: Evaluation, model: Any, ids: Tensor, batch_size: int) -> Tensor:
+def scores_of(evaluation: Evaluation[Continues], model: Continues, ids: Tensor, batch_size: int) -> Tensor:
     """Return the scores of forget items as they are, (n, 2) on the CPU."""
     return map_ids(lambda part: memorised(model, evaluation.batch("forget", part)), ids, batch_size).cpu()
 
 
-def attacked(evaluation: Evaluation, limit: int | None, among: Tensor | None = None) -> Tensor:
+def attacked(evaluation: Evaluation[Continues], limit: int | None, among: Tensor | None = None) -> Tensor:
     """Return the forget items that attacks are scored on, or ``limit`` of them drawn by the seed; traps are none.
 
     Args:
@@ -42,12 +42,12 @@ def attacked(evaluation: Evaluation, limit: int | None, among: Tensor | None = N
         among: (N,) bool, the items of the dataset that may be taken; None for all.
     """
     split = evaluation.splits["forget"]
-    ids = judged(split)
+    ids = without_traps(split)
     return limited(ids if among is None else ids[among[ids]], limit, evaluation.seed, "attacked")
 
 
 def attack_records(
-    evaluation: Evaluation,
+    evaluation: Evaluation[Continues],
     metric: Metric,
     subject: str,
     scores: Tensor,

@@ -1,4 +1,4 @@
-"""What every attack on a diffusion model does: it finds other words, and a judge looks at what is drawn for them."""
+"""What every attack on a diffusion model does: it finds other words, and a classifier looks at the samples."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
@@ -17,23 +18,23 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Split
 from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.image.concept_classifier import Judge, judge_of
-from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.evaluators.image.concept_classifier import ConceptClassifier, concept_classifier
+from unlearn.evaluators.sampling import conditioned_data, drawn, sampled_items
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import ImageDenoiser
+from unlearn.models.capabilities import PromptableDenoiser
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingAttack(Evaluator[ImageDenoiser]):
-    """Finds other words (or a class) for the forgotten concept, has samples drawn for them, and asks the judge.
+class PromptSearch(Evaluator[PromptableDenoiser]):
+    """Finds other words (or a class) for the forgotten concept, has samples drawn for them, and asks the classifier.
 
-    The figure is the share of samples in which the judge sees the concept. A model that never saw the concept is
+    The figure is the share of samples in which the classifier sees the concept. A model that never saw the concept is
     attacked with the same budget: what the attack finds in it comes from the budget, not from the data. One-step
     generators have no scores to attack, and give no figures.
 
     Args:
-        samples: samples a subject, like forget items and from the noise of every other evaluator.
-        features: packaged feature net that judges, or the folder of one; by default the one that fits the data.
+        samples: samples per subject, with forget conditions and from the noise of every other evaluator.
+        features: feature net that classifies samples: packaged, or the folder of one; by default what fits the data.
         batch_size: samples drawn at once; does not change the result.
     """
 
@@ -44,64 +45,66 @@ class DrawingAttack(Evaluator[ImageDenoiser]):
     attack: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1; subclasses extend it."""
         at_least(self, samples=1, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no judge fits."""
-        judge_of(splits, self.features)
+        """Refuse data that no classifier fits."""
+        concept_classifier(splits, self.features)
 
     @abstractmethod
     def finds(
-        self, evaluation: Evaluation, judge: Judge, subject: str, items: Tensor
+        self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
     ) -> AbstractContextManager[tuple[Tensor, str]]:
         """Attack a subject.
 
         Args:
             evaluation: with the models.
-            judge: who will look at the samples.
+            classifier: of the samples.
             subject: which model is attacked.
-            items: forget items that the samples are to be like, (n,).
+            items: forget items whose conditions the samples have, (n,).
 
         Returns:
-            a context in which the model understands what the attack found: what the samples are to be told, (n, ...),
+            a context in which the model understands what the attack found: the conditions of the samples, (n, ...),
             and the budget in words.
         """
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attack_<name>`` for every subject."""
-        judge = judge_of(evaluation.splits, self.features)
-        judge.net.to(evaluation.device)
+    @override
+    def __call__(self, evaluation: Evaluation[PromptableDenoiser]) -> EvaluationResult:
+        classifier = concept_classifier(evaluation.splits, self.features)
+        classifier.net.to(evaluation.device)
         items = sampled_items(evaluation, "forget", self.samples)
         findings = EvaluationResult()
         for subject, model in evaluation.models.items():
             if model.settings.one_step is not None:
                 continue
-            with frozen(model), self.finds(evaluation, judge, subject, items) as (told, budget):
+            with frozen(model), self.finds(evaluation, classifier, subject, items) as (told, budget):
                 images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, told)
-            seen = judge.seen(images, items)
-            findings.records.append(seen_record(evaluation, self.metrics[0], subject, seen, budget, judge))
+            seen = classifier.seen(images, items)
+            findings.records.append(seen_record(evaluation, self.metrics[0], subject, seen, budget, classifier))
         return findings
 
 
 def seen_record(
-    evaluation: Evaluation, metric: Metric, subject: str, seen: Tensor, budget: str, judge: Judge
+    evaluation: Evaluation[PromptableDenoiser],
+    metric: Metric,
+    subject: str,
+    seen: Tensor,
+    budget: str,
+    classifier: ConceptClassifier,
 ) -> Record:
     """Return the share of samples (n,) bool in which the concept is seen."""
-    about, detector = {"score": "accuracy", "budget": budget}, judge.net.detector
+    about, detector = {"score": "accuracy", "budget": budget}, classifier.net.detector
     return evaluation.record(metric, subject, "forget", seen, about=about, detector=detector)
 
 
-def told_data(splits: Mapping[str, Split]) -> Conditioned:
-    """Return the forget data, whose models are told what to draw; a judge refuses others."""
-    return cast(Conditioned, splits["forget"].dataset)
 
 
 def check_prompts(splits: Mapping[str, Split], attack: str) -> None:
-    """Refuse models that are told classes, which have no words to search. Raises RecipeError."""
-    if isinstance(told_data(splits).told, Classes):
+    """Refuse models conditioned on classes, which have no words to search. Raises RecipeError."""
+    if isinstance(conditioned_data(splits).told, Classes):
         raise RecipeError(
-            f"evaluate.{attack} searches for words of a prompt, and this model is told classes. "
+            f"evaluate.{attack} searches for words of a prompt, and this model is conditioned on classes. "
             f"Type evaluate.{attack}=null, or take evaluate.concept_inversion."
         )
 
@@ -136,7 +139,7 @@ def position(tokens: Sequence[int], words: Sequence[int]) -> int:
     return next((at for at in range(len(tokens) - n + 1) if list(tokens[at : at + n]) == list(words)), -1)
 
 
-def mean_square_error(model: Any, x0: Tensor, noise: Tensor, t: Tensor, told: Batch) -> Tensor:
-    """Return the mean over values of (eps - eps(x_t, t, c))^2 an item, (B,), of items told something."""
+def mean_square_error(model: PromptableDenoiser, x0: Tensor, noise: Tensor, t: Tensor, told: Batch) -> Tensor:
+    """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), of items with conditions."""
     found: Tensor = model.predict(model.noised(x0, noise, t), t, model.condition(told))
     return (found - noise).square().flatten(1).mean(dim=1)

@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.validation import at_least
@@ -30,8 +31,8 @@ class PromptAttack(Evaluator[Continues]):
     """Asks each question in one or several ways; every score is the best over the ways.
 
     Args:
-        items: at most so many forget items, drawn by the seed; null takes all.
-        batch_size: prompts a forward pass; does not change the result.
+        items: at most this many forget items, drawn by the seed; null takes all.
+        batch_size: prompts per forward pass; does not change the result.
     """
 
     items: int | None = 100
@@ -42,15 +43,15 @@ class PromptAttack(Evaluator[Continues]):
     """In words, what the data are like where no item can be attacked so."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1; subclasses extend it."""
         at_least(self, items=1, batch_size=1)
 
+    @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that are no text."""
         texts(splits["forget"])
 
     @abstractmethod
-    def ways(self, evaluation: Evaluation, subject: str, ids: Tensor) -> list[list[Pair]]:
+    def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
         """Return, for each item, the prompts under which its answer is scored; at least one."""
 
     @abstractmethod
@@ -61,8 +62,8 @@ class PromptAttack(Evaluator[Continues]):
         """Return (N,) bool: the items that can be attacked so; by default all questions."""
         return data.having_form("prompt")
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
-        """Return ``attack_<name>`` for every subject, item by item too; nothing where no item can be attacked so."""
+    @override
+    def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = attacked(evaluation, self.items, self.open_to(texts(evaluation.splits["forget"])))
         if not len(ids):
             return EvaluationResult(notes=[f"{self.attack}: {self.lacking}, so there is no attack_{self.attack}."])
@@ -73,7 +74,7 @@ class PromptAttack(Evaluator[Continues]):
             found.items.extend(item_rows(subject, "forget", ids, f"attack_{self.attack}", scores[:, 0]))
         return found
 
-    def best(self, evaluation: Evaluation, model: Any, ways: Sequence[Sequence[Pair]]) -> Tensor:
+    def best(self, evaluation: Evaluation[Continues], model: Continues, ways: Sequence[Sequence[Pair]]) -> Tensor:
         """Return the best of each score over the ways to ask, (n, 2) for n items; nan where none has answer tokens."""
         pairs = [pair for several in ways for pair in several]
 
@@ -86,7 +87,7 @@ class PromptAttack(Evaluator[Continues]):
         best = torch.stack([known[start:end].amax(dim=0) for start, end in zip([0, *ends], ends, strict=False)])
         return best.masked_fill(best < 0, torch.nan)
 
-    def batch(self, evaluation: Evaluation, pairs: Sequence[Pair]) -> Batch:
+    def batch(self, evaluation: Evaluation[Continues], pairs: Sequence[Pair]) -> Batch:
         """Return prompts with their answers as a batch where the models live."""
         made = collate(pairs, torch.arange(len(pairs)))
         return {key: value.to(evaluation.device) for key, value in made.items()}
@@ -105,7 +106,7 @@ def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: 
     return alone
 
 
-def auxiliary_networks(evaluation: Evaluation, data: TextDataset, item: int, most: int) -> list[int]:
+def related_questions(evaluation: Evaluation[Continues], data: TextDataset, item: int, most: int) -> list[int]:
     """Return up to ``most`` other forget questions of an item's label, in an order that the seed draws."""
     ids = attacked(evaluation, None, data.having_form("prompt"))
     order = evaluation.randomness.child("companions").permutation(len(ids))

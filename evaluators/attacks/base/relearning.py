@@ -5,25 +5,28 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from typing_extensions import TypeVar, override
 
 from unlearn.core.records import Picture, Record
 from unlearn.core.validation import above, at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
 from unlearn.evaluators.subjects import trainable_copy
-from unlearn.models.capabilities import M
+from unlearn.models.capabilities import Trains
+
+TrainedModel = TypeVar("TrainedModel", bound=Trains)
 
 Curves = dict[tuple[str, int], list[tuple[int, float]]]
 """(subject, items trained on) -> (steps, what is measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relearning(Evaluator[M]):
+class Relearning(Evaluator[TrainedModel]):
     """Trains a copy of every subject on k forget items and measures what comes back.
 
     AdamW without decay at a constant rate, the model's own loss, all weights; items and order are drawn by the seed and
@@ -33,8 +36,8 @@ class Relearning(Evaluator[M]):
         items: numbers of forget items that are trained on, each >= 1.
         steps: steps after which the copy is measured, each >= 0; 0 is before the attack.
         lr: learning rate, > 0.
-        batch: items a step, >= 1; a set smaller than that is taken whole.
-        batch_size: items a forward pass of the measurement; does not change the result.
+        batch: items per step, >= 1; a set smaller than that is taken whole.
+        batch_size: items per forward pass of the measurement; does not change the result.
     """
 
     items: list[int] = field(default_factory=lambda: [4, 16])
@@ -47,7 +50,6 @@ class Relearning(Evaluator[M]):
     """What the curves show, in words."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; subclasses extend it."""
         at_least(self, batch=1, batch_size=1)
         for name, least in (("items", 1), ("steps", 0)):
             given = getattr(self, name)
@@ -57,7 +59,13 @@ class Relearning(Evaluator[M]):
 
     @abstractmethod
     def measured(
-        self, evaluation: Evaluation, subject: str, copy: Any, ids: Tensor, others: Tensor, budget: str
+        self,
+        evaluation: Evaluation[TrainedModel],
+        subject: str,
+        copy: TrainedModel,
+        ids: Tensor,
+        others: Tensor,
+        budget: str,
     ) -> list[Record]:
         """Measure the copy of a subject; the first record's value goes into the curves.
 
@@ -71,14 +79,15 @@ class Relearning(Evaluator[M]):
         """
 
     @abstractmethod
-    def order(self, evaluation: Evaluation) -> tuple[Tensor, int]:
+    def order(self, evaluation: Evaluation[TrainedModel]) -> tuple[Tensor, int]:
         """Return the forget items in an order drawn by the seed, and how many must be left untrained."""
 
-    def attacked(self, model: Any) -> bool:
+    def attacked(self, model: TrainedModel) -> bool:
         """Return whether a model can be trained on items so."""
         return True
 
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
+    @override
+    def __call__(self, evaluation: Evaluation[TrainedModel]) -> EvaluationResult:
         """Return ``attack_relearning`` for every subject, k and number of steps, and a picture of the curves.
 
         A k that leaves too few other items (where a part of the forget set is measured) is left out.
@@ -101,7 +110,9 @@ class Relearning(Evaluator[M]):
             found.pictures.append(picture(curves, self.what))
         return found
 
-    def checkpoints(self, evaluation: Evaluation, model: Any, ids: Tensor) -> Iterator[tuple[int, Any]]:
+    def checkpoints(
+        self, evaluation: Evaluation[TrainedModel], model: TrainedModel, ids: Tensor
+    ) -> Iterator[tuple[int, TrainedModel]]:
         """Yield (steps, the copy so far) at each number of steps that is asked for; the model itself stays as it is."""
         copy = trainable_copy(model)
         optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)

@@ -14,7 +14,7 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.base.extraction import attacked, memorised
-from unlearn.evaluators.attacks.base.prompting import auxiliary_networks, in_company
+from unlearn.evaluators.attacks.base.prompting import in_company, related_questions
 from unlearn.evaluators.attacks.in_context import InContext
 from unlearn.evaluators.attacks.paraphrase import Paraphrase, wordings
 from unlearn.evaluators.attacks.prefix import CONSENT, Prefix, begun
@@ -128,12 +128,12 @@ def test_context_is_of_the_same_label_and_never_the_item_itself() -> None:
     data = family(4)
     run = evaluation_on(data, range(12), target=tiny(0))
     for item in range(12):
-        found = auxiliary_networks(run, data, item, 2)
+        found = related_questions(run, data, item, 2)
         assert len(found) == 2 and item not in found
         assert {data.labels[other] for other in found} == {data.labels[item]}
-        assert len(auxiliary_networks(run, data, item, 99)) == 3
+        assert len(related_questions(run, data, item, 99)) == 3
     assert (
-        auxiliary_networks(evaluation_on(data, [0, 4], target=tiny(0)), data, 0, 2) == []
+        related_questions(evaluation_on(data, [0, 4], target=tiny(0)), data, 0, 2) == []
     )  # other people are no company
 
 

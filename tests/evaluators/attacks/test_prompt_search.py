@@ -28,7 +28,7 @@ from unlearn.evaluators.attacks.image_relearning import ImageRelearning
 from unlearn.evaluators.attacks.ring_a_bell import RingABell, without, worded
 from unlearn.evaluators.attacks.unlearn_diff_atk import UnlearnDiffAtk, first_of_each, projected
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.image.concept_classifier import concept_classifier
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.token_embeddings import new_words
 from unlearn.models.diffusion.wrapper import Diffusion
@@ -225,7 +225,10 @@ def test_the_words_kept_are_the_best_of_all_single_words() -> None:
     data = digits("text")
     attack = UnlearnDiffAtk(samples=1, tokens=1, steps=100, lr=0.05)
     judge_items = threes("text")["forget"].ids[:1]
-    with attack.finds(evaluation, judge_of(evaluation.splits, None), "unlearned", judge_items) as (told, budget):
+    with attack.finds(evaluation, concept_classifier(evaluation.splits, None), "unlearned", judge_items) as (
+        told,
+        budget,
+    ):
         assert told[0, 0].tolist() == [0, best, WORDS.index("3"), 1, 1, 1, 1, 1]
     assert budget == "1 tokens, 100 steps"
     assert data.conditions(["3"])[0, 0].tolist()[1] == WORDS.index("3")
@@ -248,7 +251,7 @@ def test_no_words_are_put_where_the_prompt_alone_is_best() -> None:
     evaluation = attacked("text", target=model)
     items = threes("text")["forget"].ids[:1]
     attack = UnlearnDiffAtk(samples=1, tokens=1, steps=5)
-    with attack.finds(evaluation, judge_of(evaluation.splits, None), "target", items) as (told, _):
+    with attack.finds(evaluation, concept_classifier(evaluation.splits, None), "target", items) as (told, _):
         found = told[0, 0].tolist()
     free = [number for number, word in enumerate(WORDS) if number > 1 and word != "3"]
     assert found[1] == WORDS.index("3") and not set(free) & set(found)
@@ -260,7 +263,7 @@ def test_prompts_without_room_and_classes_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"6 words in front.*reads 8 tokens.*up to 3 of them.*tokens=5"):
         UnlearnDiffAtk(tokens=6).check(splits)
     for attack in (UnlearnDiffAtk, RingABell):
-        with pytest.raises(RecipeError, match=r"this model is told classes.*take evaluate.concept_inversion"):
+        with pytest.raises(RecipeError, match=r"evaluate\.concept_inversion"):
             attack().check(threes("class"))
     with pytest.raises(RecipeError, match=r"ring_a_bell.tokens is 7, and the model reads 6 words"):
         RingABell(tokens=7).check(splits)
@@ -302,7 +305,7 @@ def test_the_search_ends_at_the_nearest_prompt(eta: float) -> None:
     data = digits("text")
     judge_items = threes("text")["forget"].ids[:1]
     attack = RingABell(tokens=2, population=60, generations=40, eta=eta, samples=1)
-    with attack.finds(evaluation, judge_of(evaluation.splits, None), "target", judge_items) as (told, budget):
+    with attack.finds(evaluation, concept_classifier(evaluation.splits, None), "target", judge_items) as (told, budget):
         found = told[0]
     free = [word for word in range(2, len(WORDS)) if WORDS[word] != "3"]
     every = worded(data, torch.tensor(list(product(free, repeat=2))))
@@ -393,7 +396,7 @@ def test_settings_out_of_range(make: Callable, settings: dict, text: str) -> Non
 
 
 def test_the_painters_paint() -> None:
-    """What the tests above rely on: the judge reads every typical digit, from a class and from a word."""
+    """What the tests above rely on: the classifier reads every typical digit, from a class and from a word."""
     ids = torch.arange(10)
     data = digits("class")
     firsts = torch.stack([torch.nonzero(data.having([name])).flatten()[0] for name in DIGITS])

@@ -25,8 +25,8 @@ from unlearn.evaluators.attacks.traps import TrapsAttack, planted
 from unlearn.evaluators.text.answer_samples import AnswerSamples
 from unlearn.evaluators.text.membership import TextMembership
 from unlearn.evaluators.text.memorization import Memorization
-from unlearn.evaluators.text.muse import Muse
-from unlearn.evaluators.text.tofu import Tofu
+from unlearn.evaluators.text.muse import MuseMetrics
+from unlearn.evaluators.text.tofu import TofuMetrics
 from unlearn.models.language.config import Language
 
 
@@ -205,8 +205,8 @@ def test_half_of_the_forget_items_names_the_same_budget() -> None:
     [
         Memorization(),
         TextMembership(gradient_items=1),
-        Muse(prompt_tokens=4, verbatim_tokens=2, knowledge_tokens=2),
-        Tofu(new_tokens=2),
+        MuseMetrics(prompt_tokens=4, verbatim_tokens=2, knowledge_tokens=2),
+        TofuMetrics(new_tokens=2),
         AnswerSamples(new_tokens=2),
         Prefix(),
         AnswerRelearning(items=[1], steps=[1]),

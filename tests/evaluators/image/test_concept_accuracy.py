@@ -1,4 +1,4 @@
-"""What a judge sees in samples that were told what to show, on generators whose every sample is known."""
+"""What a classifier sees in samples that were told what to show, on generators whose every sample is known."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.evaluators.image.concept_accuracy import ConceptAccuracy
-from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.image.concept_classifier import concept_classifier
 from unlearn.evaluators.image.feature_distance import FeatureDistance
 from unlearn.evaluators.image.sample_grid import SampleGrid
 from unlearn.evaluators.image.sample_share import SampleShare
@@ -253,7 +253,7 @@ def test_prompts_without_images_have_grids() -> None:
 
 
 def test_what_no_judge_can_tell_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"this one is told nothing.*evaluate.sample_share"):
+    with pytest.raises(RecipeError, match=r"evaluate\.sample_share"):
         data = Digits()
         ConceptAccuracy().check(make_splits(data.load(), Digits(forget=Selection(label=["3"])), Randomness(0)))
     source = ColouredDigits(forget=Selection(label=["three"], count=5))
@@ -267,17 +267,17 @@ def test_what_no_judge_can_tell_is_refused() -> None:
 
 def test_a_judge_sees_what_is_forgotten_of_each_item() -> None:
     """Red and three are forgotten: a red four shows its red, a blue three its three, a blue four neither."""
-    judge = judge_of(splits_of("three", "red"), None)
+    classifier = concept_classifier(splits_of("three", "red"), None)
     data = coloured()
 
     def item(colour: str, digit: str) -> int:
         return int(torch.nonzero(data.having([colour, digit]) & readable())[0])
 
     items = torch.tensor([item("red", "four"), item("blue", "three"), item("blue", "four")])
-    assert judge.seen(data.batch(items)["image"], items).tolist() == [True, True, False]
-    assert judge.domain.tolist() == [True, True]
+    assert classifier.seen(data.batch(items)["image"], items).tolist() == [True, True, False]
+    assert classifier.domain.tolist() == [True, True]
     shown = torch.tensor([item("blue", "four"), item("blue", "four"), item("red", "three")])
-    assert not judge.seen(data.batch(shown)["image"], items).any()
+    assert not classifier.seen(data.batch(shown)["image"], items).any()
 
 
 def test_unconditional_models_are_not_told() -> None:

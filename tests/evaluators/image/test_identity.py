@@ -20,12 +20,12 @@ from unlearn.evaluators.image.face_verification import (
     FIRST_DRAWN,
     SimilarityScale,
     drawn,
-    judges,
+    identity_nets,
     latents,
-    over_people,
+    over_identities,
     strangers,
 )
-from unlearn.evaluators.image.identity import Identity
+from unlearn.evaluators.image.identity import IdentityMetrics
 from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of_seeds
@@ -51,18 +51,18 @@ def test_the_scale_by_hand() -> None:
     assert (scale.apart, scale.pairs) == (1, 4)
     torch.testing.assert_close(scale.similarity(square, square[[0, 0, 0, 0]]), 1 - torch.tensor([0, 1, 2**0.5, 1]))
     torch.testing.assert_close(scale.nearest(torch.tensor([[0.0, 3], [1, 1]]), square), torch.tensor([-1.0, 1]))
-    mean, ci95 = over_people(torch.tensor([1.0, 3, 5, 5]), torch.tensor([0, 0, 1, 1]))
+    mean, ci95 = over_identities(torch.tensor([1.0, 3, 5, 5]), torch.tensor([0, 0, 1, 1]))
     assert mean == 3.5 and ci95 is not None and ci95[0] < 2  # two identities: 2 and 5
-    assert over_people(torch.tensor([1.0, 3]), torch.tensor([4, 4]))[0] == 2
-    assert over_people(torch.tensor([1.0]), torch.tensor([4])) == (1, None)
+    assert over_identities(torch.tensor([1.0, 3]), torch.tensor([4, 4]))[0] == 2
+    assert over_identities(torch.tensor([1.0]), torch.tensor([4])) == (1, None)
 
 
 def test_figures_by_brute_force(net: str) -> None:
     """One number a split, reckoned item by item."""
     target = lively()
     unlearned = sent_away(target, reach=1e-3)
-    records = Identity(features=[net], **FEW)(of(target, unlearned=unlearned)).records
-    (judge,) = judges([net], target.image_shape)
+    records = IdentityMetrics(features=[net], **FEW)(of(target, unlearned=unlearned)).records
+    (judge,) = identity_nets([net], target.image_shape)
     people, pool = latents_of_seeds(target, torch.tensor(SEEDS)), strangers(of(target), 6 + 2 * len(SEEDS))
     faces = judge(drawn(target, pool))
     apart = torch.stack([1 - torch.cosine_similarity(faces[i], faces[i - 1], dim=0) for i in range(len(faces))]).mean()
@@ -95,7 +95,7 @@ def test_what_is_near_and_what_is_everywhere(net: str) -> None:
         "all": moved(target, lambda ws: 2 * target.w_avg - ws),
         "none": target,
     }.items():
-        records = Identity(features=[net], **FEW, near=0.05)(of(target, unlearned=model)).records
+        records = IdentityMetrics(features=[net], **FEW, near=0.05)(of(target, unlearned=model)).records
         found[name] = {
             record.split: record.value
             for record in records
@@ -113,7 +113,11 @@ def test_the_forget_term_may_say_where_identities_went(net: str) -> None:
     aims = target.w_avg.expand(len(SEEDS), target.num_ws, -1)
     told = of(target, unlearned=target, state={"forget": {"target_latents": aims}, "retain": {}})
     given, mirrored = (
-        [record.value for record in Identity(features=[net], **FEW)(asked).records if record.subject == "target_latent"]
+        [
+            record.value
+            for record in IdentityMetrics(features=[net], **FEW)(asked).records
+            if record.subject == "target_latent"
+        ]
         for asked in (told, of(target, unlearned=target))
     )
     assert all(abs(a - b) > 1e-4 for a, b in zip(given, mirrored, strict=True))
@@ -161,7 +165,7 @@ def test_a_net_that_fails_is_refused_before_the_training(tmp_path: Path) -> None
     write_script(Fails(), tmp_path / "fails.pt")
     splits = splits_of(lively())
     for evaluator in (
-        Identity(features=[str(tmp_path / "fails.pt")]),
+        IdentityMetrics(features=[str(tmp_path / "fails.pt")]),
         Reinversion(features=[str(tmp_path / "fails.pt")]),
     ):
         with pytest.raises(RecipeError, match=r"fails\.pt fails on .*is invalid"):
@@ -171,7 +175,7 @@ def test_a_net_that_fails_is_refused_before_the_training(tmp_path: Path) -> None
 def test_the_retrained_model_finds_its_own_latents(net: str) -> None:
     """Of the same weights it draws the same face; there are no figures of it where latents do not correspond."""
     target = lively()
-    records = Identity(features=[net], **FEW)(of(target, unlearned=target, retrained=lively())).records
+    records = IdentityMetrics(features=[net], **FEW)(of(target, unlearned=target, retrained=lively())).records
     own = [record for record in records if record.subject == "retrained"]
     assert {(record.split, record.direction) for record in own} == {("forget", "none")}
     assert own[0].value == pytest.approx(1, abs=1e-5)
@@ -192,7 +196,7 @@ def test_further_pictures_take_the_place_of_near_latents(net: str, tmp_path: Pat
     person = Person(image=str(tmp_path / "a.png"), others=[str(tmp_path / f"{name}.png") for name in "bc"])
     splits = splits_of(target, identities=[person, Person(seed=7)])
     evaluation = evaluation_of({"target": target, "unlearned": target}, splits)
-    judge = Identity(features=[net], encoder=str(tmp_path / "encoder.pt"), **FEW | {"shown": 1})
+    judge = IdentityMetrics(features=[net], encoder=str(tmp_path / "encoder.pt"), **FEW | {"shown": 1})
     found = judge(evaluation)
     assert {record.n for record in found.records if record.split == "same_person"} == {4}
     assert [picture.title for picture in found.pictures] == ["Before and after: a"]
@@ -200,10 +204,10 @@ def test_further_pictures_take_the_place_of_near_latents(net: str, tmp_path: Pat
 
 
 def test_faces_are_judged_by_two_nets() -> None:
-    assert [net.name for net in judges(None, (3, 64, 64))] == ["mobile_face", "dlib_face"]
-    assert [net.name for net in judges(None, (1, 8, 8))] == ["digitnet8"]
+    assert [net.name for net in identity_nets(None, (3, 64, 64))] == ["mobile_face", "dlib_face"]
+    assert [net.name for net in identity_nets(None, (1, 8, 8))] == ["digitnet8"]
     with pytest.raises(RecipeError, match=r"No packaged identity net"):
-        Identity().check({"forget": replace_shape(splits_of(lively())["forget"], (2, 9, 9))})
+        IdentityMetrics().check({"forget": replace_shape(splits_of(lively())["forget"], (2, 9, 9))})
 
 
 def replace_shape(split, shape):  # type: ignore[no-untyped-def]
@@ -244,9 +248,9 @@ def test_relearning_brings_back_and_leaves_the_model_alone(net: str) -> None:
 @pytest.mark.parametrize(
     ("component", "wrong"),
     [
-        (Identity, {"near": 0.0}),
-        (Identity, {"features": []}),
-        (Identity, {"strangers": 3}),
+        (IdentityMetrics, {"near": 0.0}),
+        (IdentityMetrics, {"features": []}),
+        (IdentityMetrics, {"strangers": 3}),
         (Reinversion, {"steps": [0]}),
         (Reinversion, {"steps": [5, 5]}),
         (FaceRelearning, {"pictures": []}),

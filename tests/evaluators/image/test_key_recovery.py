@@ -16,7 +16,7 @@ from tests.toys.scripted import evaluation_of, value
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.coloured_digits import ColouredDigits
-from unlearn.evaluators.image.concept_classifier import judge_of
+from unlearn.evaluators.image.concept_classifier import concept_classifier
 from unlearn.evaluators.image.key_recovery import KeyRecovery
 from unlearn.evaluators.sampling import sampled_items
 from unlearn.models.diffusion.wrapper import Diffusion
@@ -37,7 +37,7 @@ def test_the_shares_are_those_of_samples_by_hand() -> None:
     evaluation = evaluation_of({"target": model, "unlearned": model}, splits, networks={"key": key})
     with torch.no_grad():
         records = KeyRecovery(samples=30, wrong_keys=2)(evaluation).records
-    judge, items = judge_of(splits, None), sampled_items(evaluation, "forget", 60)
+    classifier, items = concept_classifier(splits, None), sampled_items(evaluation, "forget", 60)
     wrong = [key.wrong(evaluation.randomness.child("wrong").at(number)) for number in range(2)]
     told = {
         "right_key": [Keyed(model, key)],
@@ -50,12 +50,12 @@ def test_the_shares_are_those_of_samples_by_hand() -> None:
         for ids, m in zip((torch.arange(30), torch.arange(30, 60)), models, strict=False):  # each key has its own noise
             drawn = m.sample(ids, Randomness(0, "samples"), splits["forget"].batch(items[ids]))["image"]
             images.setdefault(score, drawn)
-            seen.append(judge.seen(drawn, items[ids]))
+            seen.append(classifier.seen(drawn, items[ids]))
         share = torch.cat(seen).double().mean().item()
         assert value(records, "key_recovery", subject="unlearned", split="forget", score=score) == share
     assert not torch.equal(images["right_key"], images["no_key"])  # the control: keys change what is drawn
     assert not torch.equal(images["right_key"], images["wrong_key"])
-    assert len(records) == 3 and all(record.detector["name"] == judge.net.name for record in records)
+    assert len(records) == 3 and all(record.detector["name"] == classifier.net.name for record in records)
 
 
 def test_a_key_that_does_not_fit_is_refused(tmp_path: Path) -> None:

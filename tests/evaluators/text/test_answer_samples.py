@@ -6,7 +6,7 @@ from tests.toys.scripted import evaluation_of
 from tests.toys.text_models import Bigram, letters
 from unlearn.data.text import TextItem
 from unlearn.evaluators.text.answer_samples import AnswerSamples
-from unlearn.evaluators.text.tofu import Tofu
+from unlearn.evaluators.text.tofu import TofuMetrics
 
 QUESTIONS = [TextItem("a", "baba"), TextItem("b", "aa"), TextItem("", "abab"), TextItem("ab", "a")]
 
@@ -33,7 +33,7 @@ def test_few_are_drawn_by_the_seed_and_share_the_generation() -> None:
     splits = letters(forget=[TextItem("ab" * n, "a") for n in range(1, 9)], retain=[TextItem("b", "a")])
     model = Bigram(0.9, 0.1)
     evaluation = evaluation_of({"target": model}, splits)
-    Tofu(new_tokens=9, items=None)(evaluation)
+    TofuMetrics(new_tokens=9, items=None)(evaluation)
     before = model.prompts
     (sheet,) = AnswerSamples(items=2, new_tokens=5)(evaluation).text_tables
     assert model.prompts == before  # everything was said before, for the other metrics

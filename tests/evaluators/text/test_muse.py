@@ -13,7 +13,7 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.evaluators.text.generation import continuations, generated
 from unlearn.evaluators.text.metrics import rouge_l
-from unlearn.evaluators.text.muse import Muse, until_stop
+from unlearn.evaluators.text.muse import MuseMetrics, until_stop
 from unlearn.models.language.config import Language
 
 
@@ -40,7 +40,7 @@ def alone(model: Language, prompt: list[int], new_tokens: int) -> list[int]:
 
 
 def test_batches_say_what_one_by_one_says() -> None:
-    """Prompts of unlike length, padded on the left; padded on the right, as items are, something else comes out."""
+    """PromptSet of unlike length, padded on the left; padded on the right, as items are, something else comes out."""
     data, model = tiny_dataset(), knows()
     prompts = [data.tokens(item, "prompt")[0] for item in (0, 5, 1, 9)]
     prompts += [data.tokens(10)[1][:7], data.tokens(11)[1][:19]]
@@ -95,7 +95,7 @@ def f1(truth: str, said: str) -> float:
 def test_both_scores_are_found_again() -> None:
     """One by one, without our functions: a passage goes on from its first 12 tokens, an answer ends at a stop."""
     splits, models = tiny_splits(), {"target": knows(), "unlearned": knows_little()}
-    findings = Muse(prompt_tokens=12, verbatim_tokens=16, knowledge_tokens=8)(evaluation_of(models, splits))
+    findings = MuseMetrics(prompt_tokens=12, verbatim_tokens=16, knowledge_tokens=8)(evaluation_of(models, splits))
     for subject, model in models.items():
         tokenizer = model.tokenizer
         for split, passage, questions in (("forget", 10, [0, 1, 2, 3]), ("retain", 11, [4, 5, 6, 7, 8, 9])):
@@ -136,7 +136,7 @@ def test_passages_and_questions_that_the_data_give() -> None:
     data = TextDataset(items, torch.tensor([*base.is_test.tolist(), True, True])).encoded_by(base.encoder)
     data.in_context = {"knowmem_forget": [("What is 1?", "One"), ("What is 2?", "Two")]}
     splits = {name: Split(name, data, split.ids) for name, split in tiny_splits().items()}
-    model, evaluator = knows(), Muse(verbatim_tokens=16, knowledge_tokens=8)
+    model, evaluator = knows(), MuseMetrics(verbatim_tokens=16, knowledge_tokens=8)
     evaluation = evaluation_of({"target": model}, splits)
     (verbatim,), (knowledge,) = evaluator.verbatim(evaluation, model), evaluator.knowledge(evaluation, model)
     start, tokenizer = [model.tokenizer.bos_token_id], model.tokenizer
@@ -157,7 +157,7 @@ def test_passages_and_questions_that_the_data_give() -> None:
 def test_short_passages_and_missing_kinds_are_left_out() -> None:
     """A passage must go on behind the tokens that are given; without passages or questions there is no score."""
     splits, model = tiny_splits(), knows()
-    found = Muse(prompt_tokens=90, knowledge_tokens=4)(evaluation_of({"target": model}, splits))
+    found = MuseMetrics(prompt_tokens=90, knowledge_tokens=4)(evaluation_of({"target": model}, splits))
     assert {r.metric for r in found.records} == {"knowledge_memorization"}
     assert found.notes == [
         "muse: the data have no passages of more than 90 tokens, so there is no verbatim_memorization."
@@ -165,8 +165,8 @@ def test_short_passages_and_missing_kinds_are_left_out() -> None:
     only = {
         name: Split(name, splits[name].dataset, torch.tensor([item])) for name, item in (("forget", 10), ("retain", 11))
     }
-    found = Muse(prompt_tokens=12, verbatim_tokens=4)(evaluation_of({"target": model}, only))
+    found = MuseMetrics(prompt_tokens=12, verbatim_tokens=4)(evaluation_of({"target": model}, only))
     assert {r.metric for r in found.records} == {"verbatim_memorization"}
     assert found.notes == ["muse: the data have no questions, so there is no knowledge_memorization."]
     with pytest.raises(ValueError, match="prompt_tokens is 0; it must be >= 1"):
-        Muse(prompt_tokens=0)
+        MuseMetrics(prompt_tokens=0)

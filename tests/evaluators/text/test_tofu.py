@@ -22,8 +22,8 @@ from unlearn.data.splits import make_splits
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.data.tofu import Tofu as TofuFiles
 from unlearn.evaluators.base import Evaluation, EvaluationResult
-from unlearn.evaluators.text.muse import Muse
-from unlearn.evaluators.text.tofu import Tofu, kolmogorov_smirnov
+from unlearn.evaluators.text.muse import MuseMetrics
+from unlearn.evaluators.text.tofu import TofuMetrics, kolmogorov_smirnov
 from unlearn.models.language.config import Language, SmallLlama
 
 SHAPED = str(FILES / "tofu_shaped")
@@ -50,13 +50,13 @@ def test_probability_and_truth_ratio_by_hand() -> None:
         test=[asked("b", ["real_authors"], **WRONG)],
     )
     r = math.sqrt(0.03) / 0.9
-    records = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
+    records = TofuMetrics(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
     assert value(records, "truth_ratio", split="forget") == pytest.approx((r + 0.1 / math.sqrt(0.03)) / 2)
     assert value(records, "truth_ratio", split="retain") == pytest.approx((1 - r) / 2)
     assert value(records, "truth_ratio", split="test") == pytest.approx(1 - r)
     assert value(records, "probability", split="forget") == pytest.approx(0.9)
     assert value(records, "probability", split="test", set="real_authors") == pytest.approx(0.9 / 1.3)
-    records = Tofu(new_tokens=1, arithmetic=True)(evaluation_of({"target": HIGH}, splits)).records
+    records = TofuMetrics(new_tokens=1, arithmetic=True)(evaluation_of({"target": HIGH}, splits)).records
     assert value(records, "truth_ratio", split="test") == pytest.approx(1 - 0.2 / 0.9)
 
 
@@ -68,21 +68,21 @@ def test_model_utility_by_hand() -> None:
     splits = letters(forget=[asked("a", **WRONG)], retain=retain, holdout=[asked("a", **WRONG)])
     (record,) = [
         found
-        for found in Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
+        for found in TofuMetrics(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
         if found.metric == "model_utility"
     ]
     assert record.value == pytest.approx(3 / (1 / 0.9 + 1 + 1 / (1 - r)))
     assert record.about == {"parts": "3 of 9"}
     assert (record.n, record.direction, record.split) == (3, "higher", "")
     splits = letters(forget=[asked("a", **WRONG)], retain=retain, test=[asked("b", ["world_facts"], **WRONG)])
-    records = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
+    records = TofuMetrics(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
     parts = [0.9, 1, 1 - r, 0.9 / 1.3, 1, 1 - r]
     assert value(records, "model_utility", parts="6 of 9") == pytest.approx(6 / sum(1 / part for part in parts))
 
 
 def test_a_part_that_is_0_makes_utility_0() -> None:
     splits = letters(forget=[asked()], retain=[asked("a"), asked("a")])
-    records = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
+    records = TofuMetrics(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
     assert value(records, "model_utility", parts="2 of 9") == 0
     assert value(records, "rouge_l_recall", split="retain") == 0
 
@@ -91,7 +91,7 @@ def test_the_interval_of_model_utility_covers_resamples() -> None:
     """It is linearised: near the spread of the figure over bootstrap resamples of the items, computed here."""
     retain = [asked("b" * (1 + n % 3) + "a" * (n % 2), **WRONG) for n in range(60)]
     splits = letters(forget=[asked()], retain=retain)
-    findings = Tofu(new_tokens=2, items=None)(evaluation_of({"target": Bigram(0.8)}, splits))
+    findings = TofuMetrics(new_tokens=2, items=None)(evaluation_of({"target": Bigram(0.8)}, splits))
     (record,) = [r for r in findings.records if r.metric == "model_utility"]
     columns = torch.tensor(
         [
@@ -110,7 +110,7 @@ def test_forget_quality_of_equal_and_of_distant_models() -> None:
     forget = [asked("b" * n, **WRONG) for n in (1, 2, 3, 4)]
     splits = letters(forget=forget, retain=[asked(**WRONG)])
     models = {"target": Bigram(0.2), "unlearned": HIGH, "retrained": Bigram(0.9)}
-    records = Tofu(new_tokens=1)(evaluation_of(models, splits)).records
+    records = TofuMetrics(new_tokens=1)(evaluation_of(models, splits)).records
     found = {(r.subject, r.about.get("score")): r for r in records if r.metric == "forget_quality"}
     assert found.keys() == {(s, score) for s in ("target", "unlearned") for score in (None, "statistic")}
     assert [found["unlearned", None].value, found["unlearned", "statistic"].value] == [1, 0]
@@ -124,7 +124,7 @@ def test_missing_forms_switch_off_what_needs_them() -> None:
     """No wrong answers: no truth ratio, no forget quality, no probability among options; and no retrained model."""
     splits = letters(forget=[asked()], retain=[asked()], test=[asked("b", ["real_authors"])])
     models = {"target": HIGH, "retrained": HIGH}
-    found = Tofu(new_tokens=1)(evaluation_of(models, splits))
+    found = TofuMetrics(new_tokens=1)(evaluation_of(models, splits))
     bare = "forget and retain and real_authors have no perturbed answers"
     assert found.notes == [f"tofu: the questions of {bare}, so there is no truth_ratio and no forget_quality."]
     assert {(r.metric, r.split) for r in found.records} == {
@@ -136,12 +136,12 @@ def test_missing_forms_switch_off_what_needs_them() -> None:
         ("model_utility", ""),
     }
     whole = letters(forget=[asked(**WRONG), asked("a")], retain=[asked(**WRONG)])
-    found = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, whole))
+    found = TofuMetrics(new_tokens=1)(evaluation_of({"target": HIGH}, whole))
     records = found.records
     assert found.notes == [] and "forget_quality" not in {r.metric for r in records}
     assert {r.n for r in records if r.split == "forget"} == {1}  # where some have wrong answers, it is those
     passages = letters(forget=[TextItem("", "abab")], retain=[TextItem("", "ab")])
-    found = Tofu()(evaluation_of({"target": HIGH}, passages))
+    found = TofuMetrics()(evaluation_of({"target": HIGH}, passages))
     assert found.records == [] and found.notes[0].startswith("tofu: forget and retain ask nothing")
 
 
@@ -151,10 +151,10 @@ def test_answers_that_are_cut_away_are_left_out() -> None:
     data = splits["forget"].dataset
     data.tokens(1)  # type: ignore[attr-defined]
     data._encoded[1, "perturbed_1"] = ([0], [])  # type: ignore[attr-defined]
-    records = Tofu(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
+    records = TofuMetrics(new_tokens=1)(evaluation_of({"target": HIGH}, splits)).records
     assert [r.n for r in records] == [1, 1, 1, 2, 2, 2, 2]
     assert all(math.isfinite(r.value) for r in records)
-    records = Tofu(new_tokens=1)(evaluation_of({"target": Bigram(math.nan)}, splits)).records
+    records = TofuMetrics(new_tokens=1)(evaluation_of({"target": Bigram(math.nan)}, splits)).records
     assert math.isnan(value(records, "probability", split="retain"))
     assert math.isnan(value(records, "model_utility", parts="3 of 9"))
 
@@ -163,11 +163,11 @@ def test_one_generation_pass_for_all() -> None:
     splits = letters(forget=[asked(**WRONG), asked("a")], retain=[asked("b")])
     evaluation = evaluation_of({"target": Bigram(0.9)}, splits)
     model = evaluation.models["target"]
-    Tofu(new_tokens=3)(evaluation)
+    TofuMetrics(new_tokens=3)(evaluation)
     assert model.prompts == 2
-    Tofu(new_tokens=2)(evaluation)
+    TofuMetrics(new_tokens=2)(evaluation)
     assert model.prompts == 2
-    Tofu(new_tokens=4)(evaluation)
+    TofuMetrics(new_tokens=4)(evaluation)
     assert model.prompts == 4
 
 
@@ -303,13 +303,13 @@ def quiz_evaluation(models: dict[str, Language]) -> Evaluation:
 
 def test_every_figure_is_found_again() -> None:
     """To 1e-6, and they are no trivial figures: some of what the models say is right. Another model fails."""
-    findings = Tofu(new_tokens=12)(quiz_evaluation(quiz_models()))
+    findings = TofuMetrics(new_tokens=12)(quiz_evaluation(quiz_models()))
     ours, its = our_figures(findings), its_figures(quiz_models(), quiz()["forget"].dataset, 12)  # type: ignore[arg-type]
     assert ours.keys() == its.keys()
     assert {key: ours[key] for key in its} == pytest.approx(its, abs=1e-6)
     assert 0.1 < ours["rouge_l_recall", "target", "retain"] <= 1
     assert 0.1 < ours["model_utility", "target", ""] < 1
-    other = Tofu(new_tokens=12)(quiz_evaluation({**quiz_models(), "target": tiny(9, dtype=torch.float64)}))
+    other = TofuMetrics(new_tokens=12)(quiz_evaluation({**quiz_models(), "target": tiny(9, dtype=torch.float64)}))
     wrong = {key for key, figure in our_figures(other).items() if abs(figure - its[key]) > 1e-6}
     assert {key[1] for key in wrong} == {"target"} and len(wrong) >= 10
 
@@ -336,7 +336,7 @@ def test_every_figure_on_forget10_is_found_again(folder: str | None) -> None:
         batch = data.batch(torch.cat([splits[name].ids for name in names]))
         models[subject] = fit(model, [batch], 120).eval()
     with torch.no_grad():
-        ours = our_figures(Tofu(new_tokens=12)(evaluation_of(models, splits)))
+        ours = our_figures(TofuMetrics(new_tokens=12)(evaluation_of(models, splits)))
         its = its_figures(models, data, 12, sets)
     assert ours.keys() == its.keys() and len(its) == 3 * 13 + 2 * 2
     assert {key: ours[key] for key in its} == pytest.approx(its, abs=1e-6)
@@ -345,12 +345,14 @@ def test_every_figure_on_forget10_is_found_again(folder: str | None) -> None:
 
 
 def test_batches_change_nothing() -> None:
-    one, many = (our_figures(Tofu(new_tokens=12, batch_size=size)(quiz_evaluation(quiz_models()))) for size in (1, 16))
+    one, many = (
+        our_figures(TofuMetrics(new_tokens=12, batch_size=size)(quiz_evaluation(quiz_models()))) for size in (1, 16)
+    )
     assert one == pytest.approx(many, abs=1e-9)
 
 
 def test_few_items_are_those_of_every_subject() -> None:
-    findings = Tofu(new_tokens=2, items=2)(quiz_evaluation(quiz_models()))
+    findings = TofuMetrics(new_tokens=2, items=2)(quiz_evaluation(quiz_models()))
     assert {r.n for r in findings.records if r.metric == "probability"} == {2}
     chosen = {row["subject"]: [] for row in findings.items}
     for row in findings.items:
@@ -361,7 +363,7 @@ def test_few_items_are_those_of_every_subject() -> None:
 def test_muse_reads_the_same_pass() -> None:
     """A shorter answer of another evaluator is the beginning of what was said before."""
     evaluation = quiz_evaluation(quiz_models())
-    Tofu(new_tokens=12, items=None)(evaluation)
+    TofuMetrics(new_tokens=12, items=None)(evaluation)
     kept = {key: table.clone() for key, table in evaluation.cache.items() if key[0] == "generated"}
-    Muse(knowledge_tokens=6, items=None)(replace(evaluation))
+    MuseMetrics(knowledge_tokens=6, items=None)(replace(evaluation))
     assert all(torch.equal(evaluation.cache[key], table) for key, table in kept.items()) and len(kept) == 3

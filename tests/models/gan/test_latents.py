@@ -19,7 +19,7 @@ from unlearn.data.concept import Concept
 from unlearn.data.digits import Digits
 from unlearn.data.identities import Identities, Identity
 from unlearn.data.prompts import PromptList
-from unlearn.evaluators.image.identity import Identity as IdentityEvaluator
+from unlearn.evaluators.image.identity import IdentityMetrics
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import SEEDS, latents_of, latents_of_seeds, layered
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
@@ -123,7 +123,7 @@ def test_an_encoder_is_tried_whether_or_not_an_identity_is_an_image(tmp_path: Pa
             with pytest.raises(RecipeError, match=rf"{name}\.pt.*{message}|{message}.*{name}\.pt"):
                 part(encoder=str(tmp_path / f"{name}.pt"), **PIXELS).check(splits, "forget")
         with pytest.raises(RecipeError, match=message):
-            IdentityEvaluator(encoder=str(tmp_path / f"{name}.pt")).check(splits)
+            IdentityMetrics(encoder=str(tmp_path / f"{name}.pt")).check(splits)
     for part in TERMS:
         part(encoder=str(tmp_path / "good.pt"), **PIXELS).check(splits, "forget")
     with pytest.raises(RecipeError, match=r"short\.pt: A latent of shape \(1, 3\)"):
