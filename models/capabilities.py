@@ -40,12 +40,6 @@ class Model(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """Return all modules."""
 
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Return all modules with their names."""
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """Return the module of a name."""
-
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Train or freeze all parameters."""
 

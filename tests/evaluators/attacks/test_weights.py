@@ -17,6 +17,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.base.extraction import memorised
 from unlearn.evaluators.attacks.quantization import (
+    all_codes,
     Quantization,
     codes,
     codes_changed,
@@ -97,6 +98,10 @@ def test_gpt2s_turned_layers_are_rounded_by_output_channel() -> None:
     assert found["transformer.h.0.attn.c_attn"] == ((8, 24), 1) and "lm_head" not in found  # tied
 
 
+def changed_codes(target: nn.Module, model: nn.Module, bits: int) -> tuple[float, int] | None:
+    return codes_changed(all_codes(target, bits), all_codes(model, bits))
+
+
 def test_the_share_of_changed_codes() -> None:
     """Nothing changed is 0. Three weights moved by a whole step of 8 bits are 3 of N; of 4 bits they are none.
 
@@ -109,11 +114,11 @@ def test_the_share_of_changed_codes() -> None:
             held[:3, 0] = 0
             held[:3, 1] = 1  # the largest of the row, as the others are below
             held[:3, 2:].clamp_(-0.9, 0.9)
-        assert codes_changed(target, model, 8) == (0.0, 9920)
+        assert changed_codes(target, model, 8) == (0.0, 9920)
         weight[:3, 0] = 1 / 127
-    assert codes_changed(target, model, 8) == (3 / 9920, 9920)
-    assert codes_changed(target, model, 4) == (0.0, 9920)
-    assert codes_changed(target, tiny(width=32), 8) is None
+    assert changed_codes(target, model, 8) == (3 / 9920, 9920)
+    assert changed_codes(target, model, 4) == (0.0, 9920)
+    assert changed_codes(target, tiny(width=32), 8) is None
 
 
 def test_what_moved_less_than_half_a_step_comes_back() -> None:
