@@ -10,15 +10,12 @@ from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypeVar
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Direction, Picture, Record, TextTable
 from unlearn.data.base import Batch, Split
 from unlearn.evaluators.statistics import Interval, mean_ci95, share_ci95
-from unlearn.models.capabilities import M
-
-M_co = TypeVar("M_co", covariant=True, default=Any)
+from unlearn.models.capabilities import M, M_co
 
 
 @dataclass(frozen=True, kw_only=True)

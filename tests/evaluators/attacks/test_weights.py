@@ -17,8 +17,8 @@ from unlearn.data.base import Split
 from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.base.extraction import memorised
 from unlearn.evaluators.attacks.quantization import (
-    all_codes,
     Quantization,
+    all_codes,
     codes,
     codes_changed,
     linear_weights,
