@@ -98,8 +98,6 @@ def seen_record(
     return evaluation.record(metric, subject, "forget", seen, about=about, detector=detector)
 
 
-
-
 def check_prompts(splits: Mapping[str, Split], attack: str) -> None:
     """Refuse models conditioned on classes, which have no words to search. Raises RecipeError."""
     if isinstance(conditioned_data(splits).told, Classes):
