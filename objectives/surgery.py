@@ -13,7 +13,7 @@ from torch import Tensor
 from unlearn.core.validation import at_least
 
 Gradient = Sequence[Tensor]
-"""A tensor a parameter."""
+"""A tensor per parameter."""
 
 State = dict[str, Any]
 """What a method carries from step to step; it is in the checkpoint."""
@@ -27,22 +27,22 @@ _DEPENDENT = 1e-5  # share of a sample's gradient below which what is left is ro
 class Combination(ABC):
     """Turns two gradients, already reduced over ranks, into one.
 
-    Projections are global: inner products run over all moving parameters at once. They hold for the gradient;
+    Projections are global: inner products run over all trained parameters at once. They hold for the gradient;
     an adaptive optimizer rescales it afterwards, so that its step need not be orthogonal.
     """
 
     separate: ClassVar[bool] = True
-    """Whether the two gradients are needed apart (one extra copy of the moving parameters)."""
+    """Whether the two gradients are needed apart (one extra copy of the trained parameters)."""
 
     per_sample: ClassVar[bool] = False
-    """Whether the gradient of every retain sample alone is needed too (one extra copy a sample)."""
+    """Whether the gradient of every retain sample alone is needed too (one extra copy per sample)."""
 
     @abstractmethod
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with the combined gradient; ``forget`` may be overwritten too.
 
         Args:
-            forget: gradient of the forget loss, a tensor a parameter.
+            forget: gradient of the forget loss, a tensor per parameter.
             retain: gradient of the retain loss, same shapes.
             state: empty at first.
             samples: gradient of each retain sample alone, for a combination that is ``per_sample``.
@@ -73,6 +73,7 @@ class PCGrad(Combination):
         """Overwrite ``retain`` with PCGrad's sum."""
         dot, norm_f, norm_r = gram(forget, retain)
         conflict = _conflict(dot, norm_f, norm_r)
+        # (g_f - <f,r>/|r|^2 g_r) + (g_r - <f,r>/|f|^2 g_f), sorted by gradient: neither projection needs a copy
         _add(forget, retain, 1 - _divide(conflict, norm_f), 1 - _divide(conflict, norm_r))
 
 
@@ -89,6 +90,7 @@ class OneSided(Combination):
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with proj(g_f) + g_r."""
         dot, norm_f, norm_r = gram(forget, retain)
+        # g_f - <f,r>/|r|^2 g_r, plus the whole of g_r
         _add(forget, retain, 1.0, 1 - _divide(_conflict(dot, norm_f, norm_r), norm_r))
 
 
@@ -111,7 +113,6 @@ class GRU(Combination):
     add_retain: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a gamma out of range."""
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
 
@@ -122,7 +123,8 @@ class GRU(Combination):
             average = state["average"] = [gradient.clone() for gradient in retain]
         else:
             for old, new in zip(average, retain, strict=True):
-                old.lerp_(new, self.gamma)
+                old.lerp_(new, self.gamma)  # (1 - gamma) old + gamma new, in place
+        # the average takes the retain gradient's place in the projection: one batch's gradient is too noisy
         dot, norm_f, norm = gram(forget, average)
         coefficient = -_divide(_conflict(dot, norm_f, norm), norm)
         for f, r, a in zip(forget, retain, average, strict=True):
@@ -140,6 +142,7 @@ class MGDA(Combination):
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with w g_f + (1 - w) g_r, w = clip((g_r - g_f).g_r / |g_f - g_r|^2, 0, 1)."""
         dot, norm_f, norm_r = gram(forget, retain)
+        # the minimum over w of |w g_f + (1 - w) g_r|^2, a parabola in w; outside [0, 1] an end is the nearest
         weight = _divide(norm_r - dot, norm_f + norm_r - 2 * dot).clamp(0, 1)
         _add(forget, retain, weight, 1 - weight)
 
@@ -166,7 +169,6 @@ class OrthoGrad(Combination):
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse an alpha out of range."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; it must lie in [0, 1]")
 
@@ -184,6 +186,7 @@ class OrthoGrad(Combination):
         basis: list[tuple[Sequence[Tensor], Tensor]] = []
         for sample in samples:
             before = gram(sample, sample)[1]
+            # each direction is kept unnormalised with its squared norm: samples may be tiny, and no copy is made
             _remove(sample, basis)
             _remove(sample, basis)  # once is not enough where gradients are nearly parallel (Giraud et al. 2005)
             after = gram(sample, sample)[1]
@@ -215,7 +218,6 @@ class DoCoReleased(Combination):
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, strength=0)
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; it must be > 0, or null for none")
@@ -227,6 +229,7 @@ class DoCoReleased(Combination):
             scale = (self.clip / (gram(forget, forget)[1].sqrt() + 1e-6)).clamp(max=1)
         for f, r in zip(forget, retain, strict=True):
             dot, norm_f, norm_r = gram([f], [r])
+            # c r / |r| as released: a projection would have |f| c r / |r|
             taken = self.strength * angle(dot, norm_f, norm_r).clamp(max=0)
             _add([f], [r], scale, -_divide(taken, norm_r.sqrt()))
 
@@ -263,6 +266,7 @@ def _conflict(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
     A retain loss that compares with the target has no gradient before the first step, up to rounding.
     """
+    # squared norms, hence the squared threshold
     rounding = torch.minimum(first, second) < _NEGLIGIBLE**2 * torch.maximum(first, second)
     return torch.where(rounding, 0.0, dot.clamp(max=0))
 
@@ -270,7 +274,7 @@ def _conflict(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def _chunks(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     for a, b in zip(first, second, strict=True):
         for part_a, part_b in zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK), strict=True):
-            yield part_a.double(), part_b.double()
+            yield part_a.double(), part_b.double()  # a sum over billions of single-precision products drifts
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

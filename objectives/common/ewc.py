@@ -36,15 +36,15 @@ class EWC(ParameterObjective[Model]):
         strength: lambda of the paper, > 0.
         items: of the split, drawn by the seed; of them F is the mean.
         draws: see above.
-        latents: of a model that makes images of latents: ``drawn`` of its prior, one a retain item, or ``near`` the
+        latents: of a model that makes images of latents: ``drawn`` of its prior, one per retain item, or ``near`` the
             forget items, as SUGAR has it: w_u + D, w_u their latents in turn, D as the neighbours of ``guide``. A
             mapping network, which no such latent passes, then has F = 0.
-        reach: with ``near``, the largest |D|, a layer; null takes half of |w_u - w_avg|.
+        reach: with ``near``, the largest |D| per layer; null takes half of |w_u - w_avg|.
         inversion: with ``near``, how the latents of images are found.
         encoder: TorchScript file that maps images to latents, in place of the inversion.
 
     State:
-        fisher: F of each parameter that may move, by its name.
+        fisher: F of each trained parameter, by its name.
 
     Reference:
         Kirkpatrick et al., Overcoming Catastrophic Forgetting in Neural Networks, 2017, eq. 3. arXiv:1612.00796.
@@ -62,7 +62,6 @@ class EWC(ParameterObjective[Model]):
     encoder: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, strength=0)
         at_least(self, items=1, draws=1, reach=0)
@@ -89,7 +88,7 @@ class EWC(ParameterObjective[Model]):
         context.state["fisher"] = fisher(model, names, context, self.items, self.draws, latents)
 
     def near(self, model: ImageGenerator, context: Context[Model]) -> Callable[[Tensor], Tensor]:
-        """Return what maps numbers (b,) to latents near the forget items, (b, num_ws, w_dim), one a number."""
+        """Return what maps numbers (b,) to latents near the forget items, (b, num_ws, w_dim), one per number."""
         forget = replace(context, split="forget")
         name = remember_latents(model, forget, self.encoder or self.inversion)
         stream = Randomness(context.randomness.seed, "ewc/near")
@@ -146,6 +145,7 @@ def fisher(
     total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
     with torch.enable_grad():
         for item in ids[rank() :: world_size()]:
+            # one backward pass per item: the square of a batch's gradient is not the sum of squares
             for value in _values(model, split, item[None], context, stream, draws, latents):
                 gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
                 for name, gradient in zip(parameters, gradients, strict=True):
@@ -175,7 +175,7 @@ def _values(
             w = model.mapping(model.latent(ids, stream)) if latents is None else latents(ids)
             images = model.synthesis(w)
             v = stream.child(f"v {number}").normal(ids, tuple(images.shape[1:]), images.dtype)
-            yield (v * images).sum()
+            yield (v * images).sum()  # E_v of its squared gradient is |dG / d theta|^2, summed over pixels
         return
     batch = context.batch(split.name, ids)
     if isinstance(model, HasLikelihood):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import override
+
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.capabilities import HasLikelihood, Trains
@@ -16,7 +18,7 @@ from unlearn.objectives.base import Context, Objective, Values
 class GradientAscent(Objective[Trains]):
     """Raise the model's own training loss on forget items: L = -loss, in the unit that the wrapper states.
 
-    For a language model L is log p(y | x) a token of the answer, for a flow minus the bits per dimension, for a
+    For a language model L is log p(y | x) per token of the answer, for a flow minus the bits per dimension, for a
     diffusion model minus the denoising loss as in training, conditions that are dropped included. Nothing bounds L from
     below: without a retain term the model collapses, which is what this baseline is kept for. With ``training_loss`` on
     the retain items it is the gradient difference.
@@ -32,8 +34,8 @@ class GradientAscent(Objective[Trains]):
 
     reduction: Literal["mean", "sum"] = "mean"
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse items that have no training loss."""
         instead = "Type forget={name: denoising_ascent, states: {source: generated}}, or data with images."
         check_content(splits[split], f"{split}=gradient_ascent", instead)
 
@@ -46,7 +48,7 @@ class GradientAscent(Objective[Trains]):
             )
 
     def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
-        """Return minus the training loss an item, (B,), or times the item's dimensions (``sum``)."""
+        """Return minus the training loss per item, (B,), or times the item's dimensions (``sum``)."""
         loss = model.training_loss(batch, context.randomness)
         value = -loss
         if self.reduction == "sum" and isinstance(model, HasLikelihood):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.distributed import sum_over_ranks
 from unlearn.core.errors import RecipeError
@@ -22,7 +23,7 @@ DECAY = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLoss(Objective[Trains]):
-    """Go on training: the wrapper's loss an item, in the unit that the wrapper states.
+    """Go on training: the wrapper's loss per item, in the unit that the wrapper states.
 
     On retain data it keeps what should stay; alone, it is plain fine-tuning. A model that is trained against another
     network (a GAN) gets one, which takes a step on its own loss before each step of the model.
@@ -40,12 +41,11 @@ class TrainingLoss(Objective[Trains]):
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, warmup=0)
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse items that nothing can be trained on."""
         check_content(splits[split], f"{split}=training_loss", f"Type {split}=null, or data with images.")
 
     def auxiliary(
@@ -68,8 +68,8 @@ class TrainingLoss(Objective[Trains]):
             warmup=self.warmup,
         )
 
+    @override
     def prepare(self, model: Trains, context: Context[Trains]) -> None:
-        """Begin without a mean length, where lengths are penalised."""
         if isinstance(model, TrainsAgainst) and model.paths:
             context.state.update(length=0.0, penalties=0)
 
@@ -78,7 +78,7 @@ class TrainingLoss(Objective[Trains]):
         return "length" in context.state
 
     def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
-        """Return the training loss an item, (B,)."""
+        """Return the training loss per item, (B,)."""
         if isinstance(model, TrainsAgainst):
             augmented = context.shared.get(("augmented", context.split), 0.0)
             known = context.state["length"] if context.state.get("penalties") else None
@@ -109,7 +109,7 @@ class AdversaryLoss(Objective[TrainsAgainst]):
     """The own loss of the network that a model is trained against."""
 
     def __call__(self, model: TrainsAgainst, batch: Batch, context: Context[TrainsAgainst]) -> Values:
-        """Return the loss an item, (B,)."""
+        """Return the loss per item, (B,)."""
         return Values(model.adversary_loss(context.beside(), batch, context.randomness)[0])
 
 
@@ -132,12 +132,12 @@ class AugmentedAdversaryLoss(Objective[TrainsAgainst]):
     augment: Augment
     follows: ClassVar[bool] = True
 
+    @override
     def prepare(self, model: TrainsAgainst, context: Context[TrainsAgainst]) -> None:
-        """Begin without augmentation."""
         context.state.update(p=0.0, signs=0.0, images=0.0, steps=0)
 
     def __call__(self, model: TrainsAgainst, batch: Batch, context: Context[TrainsAgainst]) -> Values:
-        """Return the loss an item, (B,)."""
+        """Return the loss per item, (B,)."""
         p, place = context.state["p"], ("signs", context.split)
         loss, logits = model.adversary_loss(context.beside(), batch, context.randomness, p)
         context.shared["augmented", context.split] = p

@@ -16,7 +16,7 @@ from unlearn.objectives.base import Context, ParameterObjective
 
 @dataclass(frozen=True, kw_only=True)
 class WeightAnchor(ParameterObjective[Model]):
-    """Keep every parameter that may move near its value in the target.
+    """Keep every trained parameter near its value in the target.
 
     Args:
         strength: alpha of the paper, > 0; the penalty is strength / 2 times the squared distance.
@@ -29,7 +29,6 @@ class WeightAnchor(ParameterObjective[Model]):
     strength: float = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, strength=0)
 

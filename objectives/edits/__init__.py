@@ -1,1 +1,5 @@
-"""Edits: methods that compute the unlearned model from others, without a loop of their own."""
+"""Edits compute the unlearned model in closed form.
+
+They are a kind of their own beside the objectives: they extend ``Edit``, a recipe names them under ``edit`` in place of
+``forget`` and ``retain``, and the registry lists them as such.
+"""

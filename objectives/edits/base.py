@@ -1,4 +1,4 @@
-"""What an edit is: the unlearned model computed from the target and from copies that are trained further."""
+"""Base class of edits, which compute the unlearned model from the target and from copies trained further."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ W = TypeVar("W")
 
 
 class Train(Protocol):
-    """Trains further; the engine gives it to an edit."""
+    """Trains a copy of a model further; the engine hands it to an edit."""
 
     def __call__(self, model: W, split: str, optim: Optim) -> W:
-        """Return a copy of a model, trained with its own training loss on a split; the model stays as it is."""
+        """Return a copy of ``model``, trained on a split with its own training loss; ``model`` is left as it is."""
 
 
 @dataclass(frozen=True)
 class Edit(ABC, Generic[M]):
-    """Makes the unlearned model at once, where objectives make it step by step."""
+    """Computes the unlearned model in closed form, where objectives reach it by gradient steps.
+
+    ``Edit[Denoises]`` asks the target for a denoiser; a recipe with another model is refused.
+    """
 
     @abstractmethod
     def __call__(self, target: M, train: Train, splits: Mapping[str, Split]) -> M:
-        """Return the unlearned model; the target stays as it is."""
+        """Return the unlearned model; the target is left as it is."""

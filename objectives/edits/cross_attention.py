@@ -16,7 +16,7 @@ from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.models.capabilities import Denoises
 from unlearn.models.diffusion.wrapper import Diffusion
-from unlearn.objectives.edits.linear import Kept, Rows
+from unlearn.objectives.edits.ridge_regression import Kept, Rows
 
 Tokens = Literal["last_subject", "subject_to_padding", "all"]
 """Which tokens of a prompt make rows: the last one of the subject; that one and all behind it; every one."""
@@ -42,10 +42,10 @@ class Asked:
 def text_to_image(model: Denoises, part: str) -> Diffusion:
     """Return the model, which has cross-attention to prompts. Raises RecipeError where it has none."""
     if not isinstance(model, Diffusion) or model.text is None:
-        what = "is told classes" if isinstance(model, Diffusion) else f"is a {type(model).__name__}"
+        what = "is conditioned on classes" if isinstance(model, Diffusion) else f"is a {type(model).__name__}"
         raise RecipeError(
             f"{part} edits the keys and values of cross-attention, and the model {what}, so it has none. Type a method "
-            "that moves any weights (forget=esd edit=null, say), or a model that takes prompts (model=text_unet)."
+            "that trains any weights (forget=esd edit=null, say), or a model that takes prompts (model=text_unet)."
         )
     return model
 
@@ -69,7 +69,7 @@ def keys_and_values(model: Diffusion, part: str) -> dict[str, nn.Linear]:
     if not fitting:
         raise RecipeError(
             f"{part} edits the keys and values of cross-attention, and none of the model's {len(found)} takes the "
-            f"{width} values that the text encoder gives. Type a method that moves any weights (forget=esd edit=null)."
+            f"{width} values that the text encoder gives. Type a method that trains any weights (forget=esd edit=null)."
         )
     return fitting
 
@@ -88,7 +88,7 @@ def effective(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def asked(concepts: Sequence[Concept], captions: Sequence[str]) -> list[Asked]:
-    """Return the prompts that ask for concepts: one a template, and the captions that name one."""
+    """Return the prompts that ask for concepts: one per template, and the captions that name one."""
     found = []
     for concept in concepts:
         for template in concept.templates:

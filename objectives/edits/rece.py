@@ -46,7 +46,6 @@ class RECE(Edit[Denoises]):
     reg: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, rounds=0, reg=0)
 
     def __call__(self, target: Denoises, train: Train, splits: Mapping[str, Split]) -> Denoises:

@@ -34,7 +34,6 @@ class TaskVector(Edit[Trains]):
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
-        """Refuse a negative factor."""
         at_least(self, alpha=0)
 
     def __call__(self, target: Trains, train: Train, splits: Mapping[str, Split]) -> Trains:
@@ -49,5 +48,6 @@ def negated(target: Trains, tuned: Trains, alpha: float) -> Trains:
     further = dict(tuned.named_parameters())
     for name, parameter in result.named_parameters():
         start = parameter.double()
+        # the task vector is a small difference of large numbers, hence double precision
         parameter.copy_(start - alpha * (further[name].to(start) - start))
     return result

@@ -29,7 +29,7 @@ from unlearn.objectives.edits.cross_attention import (
     rows_of,
     text_to_image,
 )
-from unlearn.objectives.edits.linear import Kept, Ridge, Rows, Rule, Singular
+from unlearn.objectives.edits.ridge_regression import Kept, Ridge, Rows, Rule, Singular
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +41,20 @@ class UCE(Edit[Denoises]):
     c_i are encoded tokens of prompts that name a concept of the data: its templates, and the captions of forget items.
     v_i = W g_i, with g_i of the same prompt with the anchor's words in place of the concept's, or of the empty prompt
     where the concept has no anchor. r_j are tokens of the empty prompt, of the concept's retain list, and of the
-    captions of retain items that name no concept. See unlearn.objectives.edits.linear for the solution. An adapter of
-    peft on a map is left alone, and what it does counts as the map's. SDXL also reads one pooled vector a prompt, which
-    no cross-attention sees and this leaves alone.
+    captions of retain items that name no concept. See ``ridge_regression`` for the solution. An adapter of peft on a
+    map is left alone, and what it does counts as the map's. SDXL also reads one pooled vector per prompt, which no
+    cross-attention sees and this leaves alone.
 
     Args:
         lam: how strongly the weights are held, >= 0. The authors' code now takes 0.5, and took 0.1 before.
         erase_scale: s_e, > 0.
         preserve_scale: s_p, >= 0. The authors' first code took max(0.1, 1 / number of concepts), and now takes 1.
-        tokens: ``last_subject`` makes one row a prompt, as the authors' code does now; ``subject_to_padding`` one for
+        tokens: ``last_subject`` makes one row per prompt, as the authors' code does now; ``subject_to_padding`` one for
             that token and each behind it, as their first code; ``all`` one for every token.
         preserve_tokens: the same for prompts that stay, whose subject is their last word; null takes ``tokens``.
         value: ``replace`` takes v_i = W g_i; ``projected`` takes from it the part along W c_i, row by row;
             ``projected_jointly`` with one coefficient for all rows of a prompt, as the authors' first code (technique
-            ``tensor``). With one row a prompt the last two are the same.
+            ``tensor``). With one row per prompt the last two are the same.
         captions: at most so many captions of each split join; 0 for none. A caption is a template with its own words.
         prior: file of sums over further prompts that stay, as ``collect`` makes it (of a corpus of captions, say).
         prior_scale: weight of those, >= 0.
@@ -76,7 +76,6 @@ class UCE(Edit[Denoises]):
     singular: Singular = "refuse"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, lam=0, preserve_scale=0, captions=0, prior_scale=0)
         above(self, erase_scale=0)
 

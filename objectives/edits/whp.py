@@ -34,7 +34,6 @@ class WhosHarryPotter(Edit[TrainableLanguageModel]):
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
-        """Refuse a negative factor."""
         at_least(self, alpha=0)
 
     def __call__(

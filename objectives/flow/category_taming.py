@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
@@ -47,13 +49,12 @@ class CategoryTaming(Objective[HasLikelihood]):
     stop_draws: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, threshold=0, epsilon=0)
         at_least(self, refresh=1, reference_images=2, stop_draws=1)
 
+    @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
-        """Note that nothing is reached yet."""
         if self.stop:
             context.state["reached"] = False
 

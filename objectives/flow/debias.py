@@ -70,7 +70,6 @@ class Debias(Objective[LikelihoodSampler]):
     reference_images: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, threshold=0, gain=0)
         at_least(self, measure_every=1, samples=1, refresh=1, reference_images=2)

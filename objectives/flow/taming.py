@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import override
+
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
@@ -24,7 +26,7 @@ class Taming(Objective[HasLikelihood]):
     The released code takes d in raw bits/dim and the loss sigmoid(d^2). In standard deviations that loss is of no
     use: an image of average likelihood starts at d = -4, where its slope is 9e-7, and on digits none had moved after
     200 steps. The default is therefore sqrt(1 + d^2) - 1: the same minimum, from both sides, and a slope that does
-    not fade. The slope is 1 / sigma a bit/dim, so with a sigma of 0.2 weights of 0.03 (forget) to 1 (retain) weigh
+    not fade. The slope is 1 / sigma per bit/dim, so with a sigma of 0.2 weights of 0.03 (forget) to 1 (retain) weigh
     about as the paper's 0.6 to 0.4 do with the raw distance.
 
     Args:
@@ -59,13 +61,12 @@ class Taming(Objective[HasLikelihood]):
     variant: Literal["paper", "released"] = "paper"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, threshold=0, epsilon=0)
         at_least(self, refresh=1, reference_images=2, stop_draws=1)
 
+    @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
-        """Note that nothing is reached yet."""
         context.state["reached"] = False
 
     def before_step(self, model: HasLikelihood, context: Context[HasLikelihood]) -> bool:

@@ -42,7 +42,6 @@ class TamingRetain(Objective[HasLikelihood]):
     over_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; it must lie in [0, 1]")
@@ -74,6 +73,7 @@ def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     total = weights.sum()
     mean = (weights[:, None] * values).sum(0) / total
     square = (weights[:, None] * (values - mean).square()).sum(0)
+    # weights w: total (1 - 1 / n) is n - 1 where all are 1
     return mean, torch.sqrt(square / (total * (1 - 1 / len(values))))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from typing_extensions import override
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch, Split
@@ -31,16 +32,15 @@ class AnswerPreservation(Objective[HasLikelihood]):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, beta=0)
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse items without a refusal."""
         check_form(splits[split], "refusal", "answer_preservation")
 
     def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
-        """Return the loss an item, (B,), in nats / beta."""
+        """Return the loss per item, (B,), in nats / beta."""
         answer = model.log_prob(batch, context.randomness)
         refusal = model.log_prob(context.batch(context.split, batch["id"], "refusal"), context.randomness)
         preference = answer - refusal

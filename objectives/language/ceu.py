@@ -32,13 +32,13 @@ class CEU(Objective[Continues]):
     ignore_first: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, ignore_first=0)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the cross-entropy an item, (B,), in nats a token."""
+        """Return the cross-entropy per item, (B,), in nats per token."""
         answers = later(model.answers(batch), self.ignore_first)
+        # -inf before the softmax renormalises over the other tokens; detached, as the teacher is fixed within a step
         wanted = answers.logits.detach().scatter(1, answers.targets[:, None], -torch.inf).softmax(dim=1)
         values = answers.means(cross_entropy(answers.logits, wanted))
         return Values(values, {"nll": -answers.means(answers.log_probs().detach())})

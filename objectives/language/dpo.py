@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
+from typing_extensions import override
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch, Split
@@ -22,7 +23,7 @@ class DPO(Objective[HasLikelihood]):
     L = -log sigmoid(beta (log(p(y') / p_target(y')) - log(p(y) / p_target(y)))), y the forget answer and y' what is to
     be said instead, log p summed over tokens. ``refusal`` is IdkDPO, ``alternate`` AltPO.
 
-    Two numbers an item are remembered of the target; no second model is held.
+    Two numbers per item are remembered of the target; no second model is held.
 
     Args:
         instead: which other answer.
@@ -42,21 +43,20 @@ class DPO(Objective[HasLikelihood]):
     variant: Literal["paper", "released"] = "paper"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, beta=0)
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse items without the answer that is preferred."""
         check_form(splits[split], self.instead, "dpo")
 
+    @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
-        """Keep the target's log-probs of both answers."""
         remember_log_prob(model, context)
         remember_log_prob(model, context, self.instead)
 
     def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
-        """Return the loss an item, (B,)."""
+        """Return the loss per item, (B,)."""
         ids = batch["id"]
         lose = model.log_prob(batch, context.randomness) - recall_log_prob(context, ids)
         other = context.batch(context.split, ids, self.instead)

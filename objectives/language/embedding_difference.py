@@ -17,7 +17,7 @@ from unlearn.objectives.language.reference_log_probs import Tokens, token_mask
 class EmbeddingDifference(Objective[HasHiddenStates]):
     """Keep the hidden states after a layer where they were in the target: the retain half of RMU.
 
-    L = mean over an item's tokens of |h - h_target|^2 / D. The target's states are remembered on disk (D numbers a
+    L = mean over an item's tokens of |h - h_target|^2 / D. The target's states are cached on disk (D numbers per
     token); no second model is held. At the target itself the gradient is 0.
 
     Args:
@@ -42,7 +42,7 @@ class EmbeddingDifference(Objective[HasHiddenStates]):
         context.remember(self._name, context.split, compute)
 
     def __call__(self, model: HasHiddenStates, batch: Batch, context: Context[HasHiddenStates]) -> Values:
-        """Return the mean squared difference an item, (B,)."""
+        """Return the mean squared difference per item, (B,)."""
         mask = token_mask(batch, self.tokens)
         difference = model.hidden(batch, self.layer)[mask] - context.recall(self._name, context.split, batch["id"])
         values = token_means(difference.square().mean(dim=1), mask)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import Continues
@@ -50,12 +51,12 @@ class FLAT(Objective[Continues]):
     instead: Instead = "refusal"
     variant: Literal["derived", "released"] = "derived"
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse items without a template answer."""
         check_form(splits[split], self.instead, "flat")
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the loss an item, (B,)."""
+        """Return the loss per item, (B,)."""
         forget = _probability(model, batch)
         template = _probability(model, context.batch(context.split, batch["id"], self.instead))
         diagnostics = {"probability": forget.detach(), "probability_instead": template.detach()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import Trains
 from unlearn.objectives.base import Context, Objective, Values
@@ -27,12 +29,12 @@ class IdkNLL(Objective[Trains]):
 
     instead: Instead = "refusal"
 
+    @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
-        """Refuse items without such an answer."""
         check_form(splits[split], self.instead, "idk_nll")
 
     def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
-        """Return the negative log-likelihood of the other answer, (B,), in nats a token."""
+        """Return the negative log-likelihood of the other answer, (B,), in nats per token."""
         other = context.batch(context.split, batch["id"], self.instead)
         nll = model.training_loss(other, context.randomness)
         return Values(nll, {"nll_instead": nll.detach()})

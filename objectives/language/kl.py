@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
@@ -40,20 +41,19 @@ class KL(Objective[Continues]):
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be >= 1, or null for the exact divergence")
 
+    @override
     def prepare(self, model: Continues, context: Context[Continues]) -> None:
-        """Keep what the target's distribution follows from."""
         if self.top_k is None:
             remember_logits(model, context)
         else:
             remember_top(model, context, self.top_k)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the divergence an item, (B,), in nats a token."""
+        """Return the divergence per item, (B,), in nats per token."""
         answers = model.answers(batch)
         target, own = self._log_probs(model, answers, context, batch["id"])
         divergence = F.kl_div(own, target, reduction="none", log_target=True).sum(dim=1)

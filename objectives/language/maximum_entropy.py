@@ -28,7 +28,7 @@ class MaximumEntropy(Objective[Continues]):
     tokens: Tokens = "answer"
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the divergence an item, (B,), in nats a token."""
+        """Return the divergence per item, (B,), in nats per token."""
         answers = model.answers(scoring(batch, self.tokens))
         logits = answers.logits
         divergence = logits.logsumexp(dim=1) - logits.mean(dim=1) - math.log(logits.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from typing_extensions import override
 
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
@@ -20,7 +21,7 @@ class NPO(Objective[HasLikelihood]):
     gradient is that of ascent on the summed log-likelihood times 2 p^beta / (p^beta + p_target^beta); as beta goes to
     0 that weight goes to 1. At equal models the loss is (2 / beta) log 2.
 
-    One number an item is remembered of the target; no second model is held.
+    One number per item is remembered of the target; no second model is held.
 
     Args:
         beta: inverse temperature, > 0.
@@ -33,16 +34,16 @@ class NPO(Objective[HasLikelihood]):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; it must be > 0. For its limit 0 take gradient_ascent")
 
+    @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:
-        """Keep the target's log-probs."""
         remember_log_prob(model, context)
 
     def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
-        """Return the loss an item, (B,), in nats / beta."""
+        """Return the loss per item, (B,), in nats / beta."""
+        # log(p / p_target): summed over the answer's tokens, as a mean would change what beta means with the length
         log_ratio = model.log_prob(batch, context.randomness) - recall_log_prob(context, batch["id"])
         return Values(-2 / self.beta * F.logsigmoid(-self.beta * log_ratio), {"log_ratio": log_ratio.detach()})

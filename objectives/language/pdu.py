@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
@@ -30,7 +31,7 @@ class PDU(Objective[Continues]):
     """
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the squared margin an item, (B,)."""
+        """Return the squared margin per item, (B,)."""
         answers = model.answers(batch)
         margin = answers.logits.amax(dim=1) - answers.logits.mean(dim=1)
         return Values(answers.means(margin.square()), {"margin": answers.means(margin.detach())})
@@ -44,7 +45,7 @@ class PDURetain(Objective[Trains]):
     -lambda epsilon of the paper's Lagrangian has no gradient and is left out of the value.
 
     Args:
-        epsilon: the limit, in nats a token, > 0; by default it follows from ``tolerance``.
+        epsilon: the limit, in nats per token, > 0; by default it follows from ``tolerance``.
         tolerance: epsilon is (1 + tolerance) times the target's mean retain loss, > 0; the paper's natural choice.
         rate: step size of the dual variable, >= 0; 0 holds it.
         start: lambda at the first step, >= 0. The forget loss is a squared logit, hence large; the authors advise 50 or
@@ -68,7 +69,6 @@ class PDURetain(Objective[Trains]):
     follows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, epsilon=0, tolerance=0)
         at_least(self, rate=0, start=0, warmup=0)
@@ -87,13 +87,14 @@ class PDURetain(Objective[Trains]):
             context.state["epsilon"] = (1 + self.tolerance) * mean.item()
 
     def __call__(self, model: Trains, batch: Batch, context: Context[Trains]) -> Values:
-        """Return lambda times the negative log-likelihood, (B,), in nats a token."""
+        """Return lambda times the negative log-likelihood, (B,), in nats per token."""
         nll = model.training_loss(batch, context.randomness)
         dual = context.state["dual"]
         return Values(dual * nll, {"nll": nll.detach(), "dual": torch.full_like(nll.detach(), dual)})
 
+    @override
     def after_step(self, measured: Mapping[str, float], context: Context[Trains]) -> None:
-        """Move lambda."""
         if context.step >= self.warmup:
+            # ascent on lambda of the Lagrangian; clamped, as a multiplier of an inequality is >= 0
             moved = context.state["dual"] + self.rate * (measured["nll"] - context.state["epsilon"])
             context.state["dual"] = max(0.0, moved)

@@ -23,7 +23,7 @@ Instead = Literal["refusal", "alternate"]
 
 
 def reduced(answers: Answers, values: Tensor, reduction: Reduction) -> Tensor:
-    """Return values (N,) of answer tokens as one value an item, (B,)."""
+    """Return values (N,) of answer tokens as one value per item, (B,)."""
     return answers.means(values) if reduction == "mean" else answers.sums(values)
 
 
@@ -39,7 +39,7 @@ def check_form(split: Split, form: str, what: str) -> None:
 
 
 def remember_log_prob(model: HasLikelihood, context: Context[HasLikelihood], form: str = "") -> None:
-    """Keep the target's log-prob of each item, or of another form of it: one number an item, no second model."""
+    """Keep the target's log-prob of each item, or of another form of it: one number per item, no second model."""
 
     def compute(batch: Batch) -> tuple[Tensor, Tensor]:
         items = context.batch(context.split, batch["id"], form) if form else batch

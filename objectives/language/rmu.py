@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.validation import above
 from unlearn.data.base import Batch
@@ -45,12 +46,11 @@ class RMU(Objective[HasHiddenStates]):
     reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, coefficient=0)
 
+    @override
     def prepare(self, model: HasHiddenStates, context: Context[HasHiddenStates]) -> None:
-        """Draw the steering vector."""
         with torch.no_grad():
             hidden = model.hidden(context.batch(context.split, context.splits[context.split].ids[:1]), self.layer)
         one = torch.zeros(1, dtype=torch.int64)
@@ -58,7 +58,7 @@ class RMU(Objective[HasHiddenStates]):
         context.state["steering"] = drawn / drawn.norm()
 
     def __call__(self, model: HasHiddenStates, batch: Batch, context: Context[HasHiddenStates]) -> Values:
-        """Return the squared distance to c u an item, (B,)."""
+        """Return the squared distance to c u per item, (B,)."""
         mask = token_mask(batch, self.tokens)
         hidden: Tensor = model.hidden(batch, self.layer)[mask]
         square = (hidden - self.coefficient * context.state["steering"].to(hidden)).square()

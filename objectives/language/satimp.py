@@ -33,16 +33,16 @@ class SatImp(Objective[Continues]):
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, beta1=0, beta2=0)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the weighted log-likelihood an item, (B,), in nats a token."""
+        """Return the weighted log-likelihood per item, (B,), in nats per token."""
         answers = model.answers(batch)
         log_prob = answers.log_probs()
         known = log_prob.detach()
         rest = (-known.clamp(max=0).expm1()).clamp(min=0)  # 1 - p
+        # detached like WGA's: p^beta1 fades for what is forgotten, (1 - p)^beta2 for what is certain
         weight = (self.beta1 * known).exp() * rest**self.beta2
         diagnostics = {"nll": -answers.means(known), "token_weight": answers.means(weight)}
         return Values(reduced(answers, weight * log_prob, self.reduction), diagnostics)

@@ -14,7 +14,7 @@ from unlearn.objectives.base import Context, Objective, Values
 
 @dataclass(frozen=True, kw_only=True)
 class SimNPO(Objective[HasLikelihood]):
-    """Push forget answers below a fixed likelihood a token, with a gradient that fades as they fall.
+    """Push forget answers below a fixed likelihood per token, with a gradient that fades as they fall.
 
     L = -(2 / beta) log sigmoid(-(beta / |y|) log p(y | x) - margin).
 
@@ -33,12 +33,11 @@ class SimNPO(Objective[HasLikelihood]):
     scaled_margin: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         above(self, beta=0)
 
     def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
-        """Return the loss an item, (B,), in nats a token / beta."""
+        """Return the loss per item, (B,), in nats per token / beta."""
         nll = -model.log_prob(batch, context.randomness) / model.dimensions(batch).clamp(min=1)
         margin = self.beta * self.margin if self.scaled_margin else self.margin
         return Values(-2 / self.beta * F.logsigmoid(self.beta * nll - margin), {"nll": nll.detach()})

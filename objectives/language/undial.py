@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch
@@ -34,19 +35,19 @@ class UNDIAL(Objective[Continues]):
     beta: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, beta=0)
 
+    @override
     def prepare(self, model: Continues, context: Context[Continues]) -> None:
-        """Keep the target's last states and its head."""
         remember_logits(model, context)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the cross-entropy an item, (B,), in nats a token."""
+        """Return the cross-entropy per item, (B,), in nats per token."""
         answers = model.answers(batch)
         teacher = recall_logits(model, context, batch["id"])
         lowered = torch.full_like(teacher[:, :1], -self.beta)
+        # z_target - beta onehot(y): only the forget token's logit is lowered
         wanted = teacher.scatter_add(1, answers.targets[:, None], lowered).softmax(dim=1)
         values = answers.means(cross_entropy(answers.logits, wanted))
         return Values(values, {"nll": -answers.means(answers.log_probs().detach())})

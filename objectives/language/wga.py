@@ -31,14 +31,14 @@ class WGA(Objective[Continues]):
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, beta=0)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
-        """Return the weighted log-likelihood an item, (B,), in nats a token."""
+        """Return the weighted log-likelihood per item, (B,), in nats per token."""
         answers = model.answers(batch)
         log_prob = answers.log_probs()
+        # p^beta, detached: it only scales the gradient of log p, and is not lowered itself
         weight = (self.beta * log_prob.detach()).exp()
         diagnostics = {"nll": -answers.means(log_prob.detach()), "token_weight": answers.means(weight)}
         return Values(reduced(answers, weight * log_prob, self.reduction), diagnostics)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from unlearn.objectives.edits.linear import Kept, Rows
+from unlearn.objectives.edits.ridge_regression import Kept, Rows
 from unlearn.objectives.edits.uce import UCE
 
 WIDTH = 768

@@ -74,7 +74,7 @@ def test_two_steps_of_every_method(
     """The pipeline that is left has the target's components, one of them moved, and draws."""
     code, place = run(folders, layout, method, tmp_path)
     if layout == "dit" and method in BY_TEXT:
-        assert code == 2 and "told classes" in capsys.readouterr().err
+        assert code == 2 and "forget=esd" in capsys.readouterr().err
         return
     assert code == 0, capsys.readouterr().err
     moved = changed(folders[layout], place / "model")

@@ -105,10 +105,10 @@ def test_the_fisher_of_latents_near_the_forget_items(tmp_path: Path) -> None:
 
 
 def test_latents_near_items_are_refused_where_there_are_none() -> None:
-    with pytest.raises(ValueError, match="type latents: near, or drop reach"):
+    with pytest.raises(ValueError, match="reach"):
         EWC(reach=1.0)
     here = replace(context(SPLITS, reference=PixelGaussian()), split="retain")
-    with pytest.raises(RecipeError, match=r"latents=near asks for a model that makes images.*Drop latents"):
+    with pytest.raises(RecipeError, match="Drop latents"):
         EWC(latents="near").prepare(PixelGaussian(), here)
 
 
@@ -160,5 +160,5 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 def test_parameters_that_the_target_lacks_are_refused() -> None:
     model = PixelGaussian()
     here = replace(context(SPLITS, reference=model), split="retain")
-    with pytest.raises(RecipeError, match="the target has no parameter"):
+    with pytest.raises(RecipeError, match="Drop ewc"):
         EWC().prepare(model, here)

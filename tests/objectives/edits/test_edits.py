@@ -94,7 +94,7 @@ def test_a_copy_that_learnt_nothing_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_negative_factor_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="alpha is -1"):
+    with pytest.raises(ValueError, match="alpha"):
         resolve("edit", name)(alpha=-1.0)
 
 
@@ -208,7 +208,7 @@ def test_padding_does_not_change_combined_logits() -> None:
 
 
 def test_only_language_models_have_logits_to_combine() -> None:
-    with pytest.raises(RecipeError, match="combines the logits of transformers models"):
+    with pytest.raises(RecipeError, match="edit=whp"):
         WhosHarryPotter()(small_glow(digits_splits()), Training(), tiny_splits())
 
 

@@ -223,14 +223,14 @@ def test_sums_over_a_corpus_join_what_stays(tmp_path: Path) -> None:
         assert torch.allclose(maps(joined)[name], weight, atol=1e-12)
         assert not torch.allclose(maps(half)[name], weight, atol=1e-6)
     other = small_model("text", seed=1)
-    with pytest.raises(RecipeError, match="another encoder"):
+    with pytest.raises(RecipeError, match="Collect them"):
         UCE(prior=str(path))(other, no_training, small_splits("text"))
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=["uce", "rece"])
 @pytest.mark.parametrize("told", ["class", "dit"])
-def test_models_that_are_told_classes_are_refused(edit: Any, told: Any) -> None:
-    with pytest.raises(RecipeError, match=r"told classes.*forget=esd"):
+def test_models_conditioned_on_classes_are_refused(edit: Any, told: Any) -> None:
+    with pytest.raises(RecipeError, match="forget=esd"):
         edit(small_model(told), no_training, small_splits(told))
 
 
@@ -239,7 +239,7 @@ def test_data_without_concepts_and_concepts_beyond_the_prompt_are_refused() -> N
     with pytest.raises(RecipeError, match=r"data\.concepts="):
         UCE()(model, no_training, with_concepts())
     long = Concept(name="three", templates=["a red red red red red red {}"])
-    with pytest.raises(RecipeError, match="lies behind the 8 tokens"):
+    with pytest.raises(RecipeError, match="shorter"):
         UCE()(model, no_training, with_concepts(long))
 
 

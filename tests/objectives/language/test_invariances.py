@@ -166,5 +166,5 @@ def test_top_k_errs_by_what_it_says(k: int, tmp_path: Path) -> None:
 
 
 def test_top_k_must_leave_something_over(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="top_k is 300; it must be smaller than the vocabulary, 300 tokens"):
+    with pytest.raises(RecipeError, match="top_k"):
         Bench(tmp_path, tiny(), questions(), KL(top_k=300))

@@ -132,7 +132,7 @@ def test_the_target_is_remembered_not_the_model(tmp_path: Path) -> None:
 def test_items_without_the_other_answer_are_refused() -> None:
     splits = {"forget": Split("forget", answers_of("a", "b"), torch.arange(2))}
     for objective in (DPO(instead="alternate"), IdkNLL(instead="alternate"), FLAT(instead="alternate")):
-        with pytest.raises(RecipeError, match=r"2 of the 2 forget items have no form 'alternate'.*forget=npo"):
+        with pytest.raises(RecipeError, match="forget=npo"):
             objective.check(splits, "forget")
     DPO().check(splits, "forget")  # the control: each question has a refusal
 

@@ -149,8 +149,8 @@ class Ridge:
         if not smallest * LARGEST_CONDITION > largest:
             added = ADDED * largest or 1.0
             what = (
-                f"{len(rows) + kept.count} inputs and a ridge of {lam:g} leave the system of {len(system)} unknowns a "
-                f"row singular (eigenvalues from {smallest:.1e} to {largest:.1e})"
+                f"{len(rows) + kept.count} inputs and a ridge of {lam:g} leave the system of {len(system)} unknowns "
+                f"per row singular (eigenvalues from {smallest:.1e} to {largest:.1e})"
             )
             if singular == "refuse":
                 raise RecipeError(
@@ -160,12 +160,14 @@ class Ridge:
             system.diagonal().add_(added)
             lam += added
             smallest, largest = _extremes(system)
+        # B is symmetric and positive definite; its Cholesky factor is more accurate than an inverse
         solved = torch.cholesky_solve(rows.inputs.T, torch.linalg.cholesky(system)).T
         return cls(rows, rows.weights[:, None] * solved, largest / smallest, lam)
 
     def edited(self, weight: Tensor, rule: Rule = "replace") -> Tensor:
         """Return W* of a map W (m, n), in double precision."""
         before = weight.double()
+        # W + sum_i w_i (v_i - W c_i) (B^-1 c_i)^T
         asked = values(before, self.rows, rule) - self.rows.inputs @ before.T
         return before + asked.T @ self.solved
 

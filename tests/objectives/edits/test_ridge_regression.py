@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.objectives.edits.linear import Kept, Ridge, Rows, values
+from unlearn.objectives.edits.ridge_regression import Kept, Ridge, Rows, values
 
 N, M, R, P = 6, 5, 3, 4
 """Inputs' width, outputs' width, requests, kept inputs."""
@@ -101,10 +101,10 @@ def test_an_input_that_a_map_sends_to_0_has_nothing_to_project() -> None:
 
 def test_a_singular_system_is_refused() -> None:
     """Three requests and one kept input cannot say what six unknowns are; nor can inputs that repeat each other."""
-    with pytest.raises(RecipeError, match=r"4 inputs and a ridge of 0 .* singular.*edit\.lam=0\.1"):
+    with pytest.raises(RecipeError, match=r"edit\.lam=0\.1"):
         Ridge.of(rows(), kept(1), 0.0)
     repeated = Rows(drawn(1, N).repeat(8, 1), drawn(8, N), torch.ones(8).double(), torch.arange(8))
-    with pytest.raises(RecipeError, match="singular"):
+    with pytest.raises(RecipeError, match=r"edit\.lam"):
         Ridge.of(repeated, Kept.nothing(N), 0.0)
     assert Ridge.of(rows(), kept(), 0.0).condition < 1e6  # seven inputs say it
 
@@ -147,9 +147,9 @@ def test_sums_are_saved_read_and_joined(tmp_path: Path) -> None:
 def test_sums_of_another_encoder_are_refused(tmp_path: Path) -> None:
     mine, other = kept(), kept()
     mine.mark, other.mark = drawn(N, seed=9), drawn(N, seed=8)
-    with pytest.raises(RecipeError, match="another encoder"):
+    with pytest.raises(RecipeError, match="Collect them"):
         mine.join(other)
-    with pytest.raises(RecipeError, match="another encoder"):
+    with pytest.raises(RecipeError, match="Collect them"):
         mine.join(Kept.nothing(N + 1))
-    with pytest.raises(RecipeError, match="holds no sums"):
+    with pytest.raises(RecipeError, match="Collect them anew"):
         Kept.load(tmp_path / "none.safetensors")
