@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 MANY = 300
-"""More names than this are not listed in a message."""
+"""Most names that a message lists."""
 
 
 class UnlearnError(Exception):
@@ -29,8 +29,8 @@ class GateFailed(UnlearnError):
     """The run ended, but a figure misses the threshold that the recipe sets for it.
 
     Args:
-        message: one line a missed gate.
-        result: what the run leaves all the same (unlearn.experiment.runner.Result).
+        message: one line per missed gate.
+        result: the run's result, which exists all the same (unlearn.experiment.runner.Result).
     """
 
     exit_code = 3
@@ -47,7 +47,7 @@ class Interrupted(UnlearnError):
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return ``Did you mean: a, b? `` or nothing, then all allowed names, or how many there are where they are many."""
+    """Return ``Did you mean: a, b? `` if any name is near, then the allowed names, or their number if they are many."""
     names = sorted(allowed)
     many = len(names) > MANY
     near = get_close_matches(given, names, n=5 if many else 3, cutoff=0.5)
@@ -56,7 +56,7 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 
 def shorten(value: object) -> str:
-    """Return a value as it is shown in messages, at most about 80 characters."""
+    """Return a value as messages show it, in at most about 80 characters."""
     text = repr(value) if value is not None else "null"
     return text if len(text) <= 80 else f"{text[:76]}..."
 

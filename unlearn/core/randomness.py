@@ -41,7 +41,7 @@ class Randomness:
         return replace(self, step=step)
 
     def uniform(self, ids: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw (B, *shape) numbers in [0, 1) on the device of ``ids``, (B,) int64, one stream an id."""
+        """Draw (B, *shape) numbers in [0, 1) on the device of ``ids``, (B,) int64, one stream per id."""
         bits = self._bits(ids, math.prod(shape))
         return (bits >> 8).to(dtype).mul_(2.0**-24).view(len(ids), *shape)
 
@@ -66,7 +66,7 @@ class Randomness:
         return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
 
     def generator(self, device: torch.device | str = "cpu", item: int = 0) -> torch.Generator:
-        """Return a generator seeded from this stream, for libraries that ask for one an item."""
+        """Return a generator seeded from this stream, for libraries that need one per item."""
         digest = hashlib.blake2b(repr((self.seed, self.purpose, self.step, item)).encode(), digest_size=7)
         return torch.Generator(device).manual_seed(int.from_bytes(digest.digest(), "little"))
 

@@ -16,10 +16,10 @@ GUARANTEE = (
 
 @dataclass(frozen=True)
 class Check:
-    """A check by its name, the evaluators or metrics that run it, and what its absence leaves open.
+    """A check by its name, the evaluators or metrics (without ``attack_``) that run it, and what stays open without it.
 
     Args:
-        families: the families it makes sense for; empty for all.
+        families: the families it applies to; empty for all.
     """
 
     name: str
@@ -48,7 +48,7 @@ CHECKS = (
     ),
     Check(
         "Prompt search",
-        ("prompt_search", "jailbreak", "adversarial_prompt", "prefix", "paraphrase"),
+        ("unlearn_diff_atk", "ring_a_bell", "prefix", "paraphrase"),
         "other wordings, or prompts made to attack, may still bring it out.",
         ("diffusion", "language"),
     ),
@@ -72,7 +72,7 @@ CHECKS = (
 
 
 def not_run(run: RunFolder) -> list[Check]:
-    """Return the checks that left no record, for a family that they make sense for."""
+    """Return the checks that left no record, among those that apply to the family."""
     family = str(run.facts.get("family") or "")
     return [
         check
@@ -87,11 +87,16 @@ def _ran(check: Check, records: Sequence[Record]) -> bool:
 
 
 def _names(record: Record) -> tuple[str, ...]:
-    return (record.evaluator, record.metric, f"split:{record.split}", f"subject:{record.subject}")
+    return (
+        record.evaluator,
+        record.metric.removeprefix("attack_"),
+        f"split:{record.split}",
+        f"subject:{record.subject}",
+    )
 
 
 def caveats(run: RunFolder) -> list[str]:
-    """Return what the figures themselves leave open: what the data lack, seeds, intervals, undefined values."""
+    """Return what the figures themselves leave open: missing data, seeds, intervals, undefined values."""
     found = [*run.notes]
     seeds = len(run.seeds)
     if seeds == 0:
