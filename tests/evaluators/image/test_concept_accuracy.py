@@ -231,7 +231,7 @@ def test_grids_show_both_conditions() -> None:
     models = {"target": Obedient(coloured()), "unlearned": Obedient(coloured())}
     found = SampleGrid(side=2)(evaluation_of(models, splits)).pictures
     assert [picture.name for picture in found] == ["forget", "samples_forget", "samples_retain"]
-    assert "told what forget items are" in found[1].title
+    assert "the conditions of forget items" in found[1].title
 
 
 def test_prompts_without_images_have_grids() -> None:
