@@ -174,7 +174,7 @@ class RingABell(PromptSearch):
 def without(captions: list[str], names: list[str]) -> list[str]:
     """Return captions without the words of any name."""
     for name in names:
-        captions = [" ".join(Concept(name=name).said_as("", caption).split()) for caption in captions]
+        captions = [" ".join(Concept(name=name).replaced_in("", caption).split()) for caption in captions]
     return captions
 
 
