@@ -36,6 +36,8 @@ SHARED_NAMES = {
     "base": "what all of a room extend or share",
     "config": "the settings of a family's models; the package reads recipes",
     "wrapper": "the backend of a family",
+    "serialization": "reading and writing the files of a family",
+    "parameter_kinds": "kinds of parameters of a family",
     "memory": "the estimate of a family",
     "layers": "neural layers of a family",
     "membership": "membership inference, of texts and of likelihoods",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -207,7 +207,7 @@ class _Scores:
         return found[:-1], found[-1]
 
 
-def _check_fits(model: Any, name: str) -> None:
+def _check_fits(model: object, name: str) -> None:
     """Raise RecipeError for a model whose samples have no guidance that could be steered."""
     if not isinstance(model, Guidable):
         raise RecipeError(f"guard={name} steers the samples of a diffusion model; this is a {type(model).__name__}.")
