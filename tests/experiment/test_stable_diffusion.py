@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from tests.models.diffusion.test_diffusion import small_pipeline
+from tests.toys.pipelines import small_pipeline
 from unlearn.config.recipe import load
 from unlearn.delta import main as delta
 from unlearn.delta import weights

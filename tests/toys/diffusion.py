@@ -74,6 +74,17 @@ def moved(model: Diffusion, size: float = 0.05) -> Diffusion:
     return model
 
 
+def some_states(model: Diffusion, n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x_t, (n, C, H, W), and t, (n,)."""
+    noise = Randomness(0, "test").normal(torch.arange(n), model.latent_shape, torch.float64)
+    return noise, torch.tensor([0, 30, 400, 999])[:n]
+
+
+def some_items(told: Conditioning, n: int = 4, split: str = "forget") -> dict[str, torch.Tensor]:
+    """Return the first items of a split."""
+    return small_splits(told)[split].batch(small_splits(told)[split].ids[:n])
+
+
 class Bench(TermBench):
     """A term, prepared on the target unless ``prepare`` is false, and a small model to be trained."""
 

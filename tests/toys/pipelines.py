@@ -25,6 +25,7 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tests.toys.diffusion import moved, small_model
 from unlearn.core.randomness import Randomness
 from unlearn.models.diffusion.config import TextUNet
 
@@ -69,6 +70,37 @@ METHODS: dict[str, dict[str, Any]] = {
     "sld": {"guard": {"name": "sld", "level": "max"}},
 }
 """Every way to forget, with what it asks for beside it."""
+
+
+def small_pipeline() -> StableDiffusionPipeline:
+    """Return one around the small text-conditional model of the digits; its images are of 3 x 16 x 16."""
+    model = moved(small_model("text")).float()
+    return StableDiffusionPipeline(
+        vae=small_vae(channels=3),
+        text_encoder=model.text.encoders[0],
+        tokenizer=model.text.tokenizers[0],
+        unet=model.denoiser,
+        scheduler=DDIMScheduler(
+            clip_sample=False, steps_offset=1, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def small_vae(channels: int) -> AutoencoderKL:
+    """Return an autoencoder of two levels whose latents have so many channels."""
+    with _seeded():
+        return AutoencoderKL(
+            block_out_channels=(4, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            in_channels=3,
+            out_channels=3,
+            latent_channels=channels,
+            norm_num_groups=4,
+        ).eval()
 
 
 def stable_diffusion(folder: Path, small: bool = True) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.diffusion.test_diffusion import small_pipeline
 from tests.toys import ROOT
+from tests.toys.pipelines import small_pipeline
 from unlearn.models.diffusion.hub import chosen, variant
 
 RECIPE = ["recipe=diffusion/stable_diffusion", "data.concepts=[{name: three, anchor: eight}]", "--check"]

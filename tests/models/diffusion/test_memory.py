@@ -6,23 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DiTPipeline, StableDiffusionXLPipeline
 from torch.autograd.graph import saved_tensors_hooks
 
-from tests.models.diffusion.test_diffusion import small_pipeline, two_levels
 from tests.objectives.edits.test_uce import xl_model
 from tests.toys.diffusion import Conditioning, small_model, small_splits
+from tests.toys.pipelines import small_pipeline, small_vae
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.config import StableDiffusion
 from unlearn.models.diffusion.memory import kept_numbers
 from unlearn.models.diffusion.wrapper import Diffusion
-
-
-def small_vae(channels: int) -> AutoencoderKL:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        shape = {"in_channels": 3, "out_channels": 3, "latent_channels": channels, "norm_num_groups": 4}
-        return AutoencoderKL(block_out_channels=(4, 8), **two_levels(), **shape).eval()
 
 
 def saved(kind: str, folder: Path) -> Path:
