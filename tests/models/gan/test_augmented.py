@@ -210,7 +210,7 @@ def test_a_recipe_sets_it() -> None:
     model = load(recipe, ["model.augment={color: false, speed: 1e4}"]).model
     assert model.augment == Augment(color=False, speed=1e4)
     assert model.build(INFO, STREAM).augment == model.augment
-    with pytest.raises(RecipeError, match=r"model: augment.target is 2.0; it must lie in \(-1, 1\)"):
+    with pytest.raises(RecipeError, match=r"augment\.target is 2\.0"):
         load(recipe, ["model.augment.target=2"])
 
 

@@ -33,13 +33,13 @@ def module_of(paths: float = 2.0, steps: int = 20) -> UnlearningModule:
 def states_of(module: UnlearningModule, folder: Path, stop: int | None = None) -> list[dict[str, Any]]:
     """Run to the end, or to a step; return the term's state after each step."""
     states: list[dict[str, Any]] = []
-    seen = module._update_average
+    update = module.average.update
 
-    def note() -> None:
+    def note(step: int) -> None:
         states.append(dict(module.states[TERM]))
-        seen()
+        update(step)
 
-    module._update_average = note  # type: ignore[method-assign]
+    module.average.update = note  # type: ignore[method-assign]
     train(module, folder, stop)
     return states
 
