@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.benchmarks.diffusion import TIMED, WARM, Job, Side, adam, in_turns, nudge, term_of
+from tests.benchmarks.jobs import TIMED, WARM, Job, Side, adam, in_turns, nudge, term_of
 from unlearn.core.optim import learning_rate
 from unlearn.core.randomness import Randomness
 from unlearn.models.gan.latents import latents_of
