@@ -1,4 +1,4 @@
-"""Reads JSON lines and JSON lists; every error names file and line."""
+"""Parses JSON lines and JSON lists for text sources (text_files.py, tofu.py); every error names file and line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain words for metrics, directions, splits and what was forgotten."""
+"""Plain words for directions, splits and what was forgotten. A metric's label is declared on its evaluator."""
 
 from __future__ import annotations
 
