@@ -1,4 +1,4 @@
-"""Combination of the forget and the retain gradient, streaming over parameters."""
+"""Combines the forget and the retain gradient, parameter by parameter."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Gradient = Sequence[Tensor]
 """A tensor per parameter."""
 
 State = dict[str, Any]
-"""What a method carries from step to step; it is in the checkpoint."""
+"""What a method keeps from step to step; it is in the checkpoint."""
 
 _CHUNK = 1 << 20  # elements turned to float64 at a time
-_NEGLIGIBLE = 1e-6  # length beside the other gradient below which one is rounding and has no direction
-_DEPENDENT = 1e-5  # share of a sample's gradient below which what is left is rounding in single precision
+_NEGLIGIBLE = 1e-6  # length relative to the other gradient below which one is rounding and has no direction
+_DEPENDENT = 1e-5  # share of a sample's gradient below which the remainder is rounding in single precision
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Combination(ABC):
     """
 
     separate: ClassVar[bool] = True
-    """Whether the two gradients are needed apart (one extra copy of the trained parameters)."""
+    """Whether the two gradients are needed separately (one extra copy of the trained parameters)."""
 
     per_sample: ClassVar[bool] = False
-    """Whether the gradient of every retain sample alone is needed too (one extra copy per sample)."""
+    """Whether the gradient per retain sample is needed too (one extra copy per sample)."""
 
     @abstractmethod
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
@@ -149,7 +149,7 @@ class MGDA(Combination):
 
 @dataclass(frozen=True)
 class OrthoGrad(Combination):
-    """Take from the forget gradient all that lies in the span of the retain samples' gradients, then average.
+    """Remove from the forget gradient its part in the span of the retain samples' gradients, then average.
 
     With g_f the gradient of the forget loss (to be lowered, as all losses here), the update descends along
     alpha g_r + (1 - alpha) g_f', g_f' = g_f - Q Q^T g_f, Q an orthonormal basis of the samples' gradients: to first
@@ -199,12 +199,11 @@ class OrthoGrad(Combination):
 
 @dataclass(frozen=True)
 class DoCoReleased(Combination):
-    """The rule of DoCo's released code, which is no projection; the paper's is ``one_sided``.
+    """The rule of DoCo's released code, which is not a projection; the paper's is ``one_sided``.
 
-    Tensor by tensor, where the cosine c of the two gradients f and r is negative, f - strength c r / |r| takes f's
-    place: c is of unit vectors and f is not, so that with strength 1 too little is taken wherever |f| > 1, and too much
-    wherever |f| < 1. The retain gradient r then is dropped: nothing but the direction in which f may not go is left of
-    it. ``one_sided`` takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r.
+    Tensor by tensor, where the cosine c of the two gradients f and r is negative, f - strength c r / |r|
+    replaces f. c is of unit vectors and f is not one, so that strength 1 removes too little if |f| > 1, and too much
+    if |f| < 1. The retain gradient r is then dropped: it only sets the direction in which f may not go. ``one_sided`` takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r.
 
     Args:
         strength: lambda of the released code, >= 0.
@@ -235,7 +234,7 @@ class DoCoReleased(Combination):
 
 
 def _remove(vector: Sequence[Tensor], basis: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:
-    """Take the part along each direction (with its squared norm) from a vector, one after the other, in place."""
+    """Remove from a vector its part along each direction (given with its squared norm), one by one, in place."""
     for direction, square in basis:
         share = gram(vector, direction)[0] / square
         for v, d in zip(vector, direction, strict=True):
@@ -262,7 +261,7 @@ def angle(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _conflict(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return <first, second> where it is negative and neither of the two is rounding beside the other, else 0.
+    """Return <first, second> if it is negative and neither is rounding relative to the other, else 0.
 
     A retain loss that compares with the target has no gradient before the first step, up to rounding.
     """

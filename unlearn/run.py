@@ -32,7 +32,7 @@ exit codes: 0 done, 1 failed, 2 recipe or data error, 3 a gate failed, 130 inter
 
 FLAGS = ("--show", "--check", "--help", "--version", "-h")
 _RESUMED = "UNLEARN_RESUMED_FOLDER"
-"""Tells the other ranks, which are started on the same command line, what rank 0 decided to resume."""
+"""Environment variable with the folder that rank 0 resumes, for the ranks that it starts."""
 
 
 class _Request(NamedTuple):
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(arguments: list[str]) -> _Request:
-    """Sort the arguments; a name alone is that of the recipe."""
+    """Parse the arguments; a bare name is the recipe's."""
     name, settings, flags = sort(arguments, FLAGS)
     if {"--show", "--check"} <= flags.keys():
         raise RecipeError("--show and --check are both given; take one.")
@@ -126,7 +126,7 @@ def _work(name: str, request: _Request, arguments: list[str]) -> None:
 
 
 def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
-    """Return the run that ``recipe=NAME resume=auto`` goes on with, None to start one; every rank gives one answer."""
+    """Return the run that ``recipe=NAME resume=auto`` resumes, None to start one; all ranks agree."""
     if request.resume is None:
         return None
     if request.resume != "auto":
@@ -145,7 +145,7 @@ def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
 
 
 def _resume(request: _Request) -> None:
-    """Go on with a run by its folder, or with the newest unfinished one."""
+    """Resume a run by its folder, or the newest unfinished one."""
     if request.resume is None:
         raise RecipeError("no recipe is given; write recipe=NAME. The list of recipes: python -m unlearn.run")
     if request.flags:
@@ -177,7 +177,7 @@ def _resume(request: _Request) -> None:
 
 
 def _is_first_rank() -> bool:
-    """Whether this process speaks: the other ranks are started with LOCAL_RANK (or RANK) above 0."""
+    """Return whether this process prints: the other ranks have LOCAL_RANK (or RANK) above 0."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 

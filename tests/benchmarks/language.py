@@ -238,7 +238,7 @@ def engine(retain: KL, scope: Scope, checkpointing: bool = False) -> Side:
 @torch.no_grad()
 def top_errors(module: UnlearningModule) -> dict[str, float]:
     """Return, at the weights of a finished run, the KL of the retain items, and what the top k tokens give of it."""
-    split = module.splits["retain"]
+    split = module.common.splits["retain"]
     context = module._context("retain/kl")
     found = {str(k): 0.0 for k in ("exact", *TOP_KS)}
     for ids in split.ids.split(BATCH):

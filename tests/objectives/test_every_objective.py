@@ -156,7 +156,7 @@ def gradient_of(module: UnlearningModule, combine: Combination) -> dict[str, Ten
     """Return the gradient of one step."""
     module.primary.combine = combine
     sizes = dict.fromkeys(module.primary.groups, module.primary.optim.batch)
-    feed = StepLoader(module.splits, sizes, module.stream.child("order"))
+    feed = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"))
     for _ in module._goals():
         pass
     gradients = StepLosses(module.primary, module.model, feed[0], module._context).gradient({}, log=True)

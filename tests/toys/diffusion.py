@@ -139,7 +139,7 @@ OPTIM = Optim(steps=2, batch=4, lr=1e-3)
 def first_step(module: UnlearningModule) -> StepBatches:
     """Return the batches of the first step."""
     sizes = {group: module.primary.optim.batch for group in module.primary.groups}
-    return StepLoader(module.splits, sizes, module.stream.child("order"))[0]
+    return StepLoader(module.common.splits, sizes, module.common.randomness.child("order"))[0]
 
 
 def gradients(module: UnlearningModule, index: int, batches: StepBatches) -> dict[str, torch.Tensor]:

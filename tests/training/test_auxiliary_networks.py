@@ -171,7 +171,7 @@ def feed_of(module: UnlearningModule) -> Any:
     from unlearn.training.dataloader import StepLoader
 
     sizes = {"forget": module.primary.optim.batch, "retain": module.primary.optim.batch}
-    return StepLoader(module.splits, sizes, module.stream.child("order"))
+    return StepLoader(module.common.splits, sizes, module.common.randomness.child("order"))
 
 
 def test_a_warm_up_moves_the_companion_alone_and_counts_no_step(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_gradient_is_that_of_the_written_loss(tmp_path: Path) -> None:
 def run_feed(module: Any) -> Any:
     from unlearn.training.dataloader import StepLoader
 
-    return StepLoader(module.splits, {"forget": 16, "retain": 16}, module.stream.child("order"))[0]
+    return StepLoader(module.common.splits, {"forget": 16, "retain": 16}, module.common.randomness.child("order"))[0]
 
 
 def test_what_is_out_of_scope_stays_bit_identical(tmp_path: Path) -> None:
@@ -232,12 +232,13 @@ def test_data_workers_do_not_change_the_order(tmp_path: Path) -> None:
     from unlearn.training.dataloader import StepLoader
 
     module = small_module(**terms())
-    feed = StepLoader(module.splits, {"forget": 8, "retain": 16}, module.stream.child("order"))
+    feed = StepLoader(module.common.splits, {"forget": 8, "retain": 16}, module.common.randomness.child("order"))
     loader = feed.loader(2, 6, workers=1)
     assert isinstance(loader, DataLoader)
     steps = [batch["retain"][0]["id"].tolist() for batch in loader]
     assert steps == [feed[step]["retain"][0]["id"].tolist() for step in range(2, 6)]
-    epoch = [item for step in range(len(module.splits["forget"]) // 8) for item in feed.ids("forget", step).tolist()]
+    steps_per_epoch = len(module.common.splits["forget"]) // 8
+    epoch = [item for step in range(steps_per_epoch) for item in feed.ids("forget", step).tolist()]
     assert len(epoch) == len(set(epoch))
 
 

@@ -9,10 +9,10 @@ from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 
 class Arguments(NamedTuple):
-    """Sorted arguments.
+    """A command line, sorted.
 
     Attributes:
-        name: the argument without ``=``, None where there is none.
+        name: the argument without ``=``, or None.
         settings: the ``key=value`` arguments, in order.
         flags: flag -> its value, empty for a flag that takes none.
     """

@@ -42,7 +42,7 @@ def check_subjects(recipe: Recipe, in_memory: bool = False) -> None:
 
     Args:
         recipe: what to do.
-        in_memory: whether the target is given as a model in memory, which is taken as it is.
+        in_memory: whether the caller passes the target as a model in memory; it is used unchanged.
     """
     if in_memory and recipe.corrupt is not None:
         raise RecipeError(
@@ -76,10 +76,10 @@ def check_subjects(recipe: Recipe, in_memory: bool = False) -> None:
 
 
 def measured_by(figure: str, metric: str, evaluator: str, evaluate: Mapping[str, Evaluator[Any]]) -> str:
-    """Return the entry of ``evaluate`` that gives a figure, empty where any may; refuse an ambiguous or unknown one.
+    """Return the entry of ``evaluate`` that measures a figure, "" if any may; refuse an ambiguous or unknown one.
 
     Args:
-        figure: key of what asks for it, such as ``gate.NAME``, for messages.
+        figure: key of the setting that needs it, such as ``gate.NAME``, for messages.
         metric: the figure's metric.
         evaluator: the entry asked for, empty for none.
         evaluate: the recipe's evaluators.
@@ -96,7 +96,7 @@ def measured_by(figure: str, metric: str, evaluator: str, evaluate: Mapping[str,
 
 
 def _check_samples(recipe: Recipe) -> None:
-    """Refuse retain terms without a value of one item alone, for a combination that takes each item's gradient."""
+    """Refuse retain terms without a value per item if the combination needs the gradient of each item."""
     combine, terms = recipe.tree["combine"]["name"], recipe.retain
     whole = [name for name, term in terms.items() if term.over_batch]
     if whole or all(isinstance(term, ParameterObjective) for term in terms.values()):
@@ -121,7 +121,7 @@ def _lacking(wrapper: type, protocol: type) -> list[str]:
 
 
 def _backend_has(name: str, protocol: type) -> bool:
-    """Return whether a registered backend has what a protocol asks for; not where its packages are not installed."""
+    """Return whether a registered backend fits a protocol; False if its packages are not installed."""
     try:
         return not _lacking(resolve("model", name).wrapper, protocol)
     except RecipeError:

@@ -1,4 +1,4 @@
-"""From recipe files and command-line arguments to one tree of text, each value with its origin. Imports no torch."""
+"""Merges recipe files and command-line settings into one tree of text, each value with its origin. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 
 class Given(NamedTuple):
-    """A value that somebody wrote, and where: a file name, ``command line`` or ``call``.
+    """A value and its origin: a file name, ``command line`` or ``call``.
 
     ``firm`` values override the tables of settings (config.presets): those of the command line, of a call, and of a
     file that builds on the one with the tables.
@@ -29,14 +29,14 @@ Node: TypeAlias = "Given | dict[str, Node]"
 
 
 def bare(node: object) -> Any:
-    """Return what was given, without origins."""
+    """Return the plain values, without origins."""
     if isinstance(node, Given):
         return node.value
     return {key: bare(item) for key, item in node.items()} if isinstance(node, dict) else node
 
 
 def written(node: object) -> str:
-    """Return where something was written, as shown in messages, e.g. `` (command line)``."""
+    """Return the origin of a value as messages show it, e.g. `` (command line)``."""
     while isinstance(node, dict) and node:
         node = next(iter(node.values()))
     return f" ({node.origin})" if isinstance(node, Given) and node.origin else ""
@@ -73,7 +73,7 @@ def read(recipe: str | Path | Mapping[str, object]) -> tuple[str, dict[str, Node
 
 
 def override(node: dict[str, Node], settings: Sequence[str]) -> dict[str, Node]:
-    """Return the values with ``key=value`` settings laid over them, one after the other."""
+    """Return the values after applying ``key=value`` settings, one after the other."""
     for setting in settings:
         key, text = split(setting)
         path = key.split(".")
@@ -102,7 +102,7 @@ def _refuse_hidden_term(node: dict[str, Node], path: list[str]) -> None:
 
 
 class _Reader:
-    """Reads files and their bases, and lays each over what was read before; refuses circles and floods."""
+    """Reads files and their bases, and lays each over the values so far; refuses cycles and too many files."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -127,6 +127,7 @@ class _Reader:
             if not isinstance(name, str):
                 raise RecipeError(f"{origin}: base is {shorten(base)}; it must be a recipe or a list of recipes.")
             under = self.open(under, name, folder, chain)
+        # what builds on a file with tables overrides the tables' entries
         firm = origin == "call" or "tables" in under
         return merge(under, given(tree, origin, firm))  # type: ignore[return-value]
 
@@ -136,7 +137,7 @@ def _stem(name: str) -> str:
 
 
 def given(tree: Tree, origin: str, firm: bool = False) -> Node:
-    """Return what somebody wrote, with its origin."""
+    """Attach an origin to every value of a tree."""
     if isinstance(tree, dict):
         return {key: given(value, origin, firm) for key, value in tree.items()}
     return Given(tree, origin, firm)
@@ -146,9 +147,9 @@ def merge(old: Node | None, new: Node, path: tuple[str, ...] = ()) -> Node:
     """Lay ``new`` over ``old``. A component whose name changes starts from its defaults; so does a bare name.
 
     Args:
-        old: what was read before, None where nothing was.
-        new: what is laid over it.
-        path: where in the recipe both are.
+        old: the values so far, or None.
+        new: the values that take precedence.
+        path: keys that lead to both in the recipe.
     """
     term = len(path) == 1 and path[0] in TERMS
     component = path[0] in COMPONENTS if len(path) == 1 else len(path) == 2 and path[0] in ("evaluate", *TERMS)
@@ -176,7 +177,7 @@ def merge(old: Node | None, new: Node, path: tuple[str, ...] = ()) -> Node:
 
 
 def _by_key(term: Node, old: Node | None) -> Node:
-    """Return a forget or retain part as key -> settings, whichever way it was written; null stays.
+    """Return a forget or retain part as key -> settings, in whichever form it was written; null stays.
 
     It is several objectives if every key is an objective's name, is in ``old`` already, or has a value with a name.
     """

@@ -1,4 +1,4 @@
-"""References between the values of a recipe: `${optim.lr}` stands for what the recipe gives under `optim.lr`."""
+"""Interpolation: `${optim.lr}` in a recipe stands for the value that the recipe gives for `optim.lr`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Path = tuple[str, ...]
 
 
 def interpolate(node: dict[str, Node]) -> dict[str, Node]:
-    """Replace ``${key}`` by the value given under that key, and ``$${`` by the characters ``${``.
+    """Replace ``${key}`` by the value of that key, and ``$${`` by the characters ``${``.
 
     Raises:
-        RecipeError: a key that the recipe does not give, a circle, or values that grow without bound.
+        RecipeError: the recipe does not give the key, references form a cycle, or values grow without bound.
     """
     return _References(node).walk(node, ())  # type: ignore[return-value]
 
 
 def escape(value: Any) -> Any:
-    """Write values so that ``interpolate`` gives them back."""
+    """Escape values so that ``interpolate`` returns them unchanged."""
     if isinstance(value, dict):
         return {key: escape(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -36,6 +36,8 @@ def escape(value: Any) -> Any:
 
 
 class _References:
+    """Resolves references; each value is resolved once."""
+
     def __init__(self, root: dict[str, Node]) -> None:
         self.root = root
         self.done: dict[Path, Tree] = {}
@@ -48,7 +50,7 @@ class _References:
         return Given(self.value(path, node, ()), node.origin)
 
     def value(self, path: Path, given: Given, chain: tuple[Path, ...]) -> Tree:
-        """Return the value given at ``path``, reached through ``chain``."""
+        """Return the resolved value at ``path``; ``chain`` holds the paths whose references led here."""
         if path in chain or len(chain) > _MAX_CHAIN:
             turns = " -> ".join(map(".".join, (*chain[:4], path)))
             raise RecipeError(f"{'.'.join(chain[0])}: the references go round in a circle or too deep: {turns}.")
@@ -57,7 +59,7 @@ class _References:
         return self.done[path]
 
     def replace(self, value: Tree, chain: tuple[Path, ...]) -> Tree:
-        """Return a value with its references replaced; ``chain`` ends with the path it stands at."""
+        """Return a value with its references replaced; ``chain`` ends with the path of the value."""
         if isinstance(value, list):
             return [self.replace(item, chain) for item in value]
         if isinstance(value, dict):
@@ -90,9 +92,10 @@ class _References:
             target = target.get(part) if isinstance(target, dict) else None
         if not isinstance(target, Given):
             near = get_close_matches(key, _keys(self.root), cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "a default must be written out to be referred to."
+            hint = f"did you mean {', '.join(near)}?" if near else "to refer to a default, write it in the recipe."
             raise RecipeError(f"{'.'.join(chain[-1])}: the recipe gives no value under {key}; {hint}")
         value = self.value(tuple(key.split(".")), target, chain)
+        # values that refer to one another repeatedly double in size at each level
         self.budget -= _size(value)
         if self.budget < 0:
             raise RecipeError(f"{'.'.join(chain[0])}: the references grow over {_MAX_CHARACTERS} characters.")

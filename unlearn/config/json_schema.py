@@ -102,7 +102,7 @@ def _terms(objective: Schema, found: Schema) -> Schema:
 
 
 def _distil(objective: Schema, own: Schema, found: Schema) -> Schema:
-    """Return the schema of distil, in which an objective's settings and those of ``own`` stand together."""
+    """Return the schema of distil, whose mapping holds an objective's settings and those of ``own``."""
     settings = found[own["$ref"].rpartition("/")[2]]["properties"]
     return {"anyOf": [*objective["anyOf"][::2], {"type": "object", "properties": settings}]}
 
@@ -116,16 +116,16 @@ def _settings(cls: type[Any], found: Schema) -> Schema:
 
 
 def _object(cls: type[Any], found: Schema) -> Schema:
-    """Return the schema of a dataclass: its fields with types, defaults and what its docstring says of them."""
+    """Return the schema of a dataclass: its fields with types, defaults and descriptions from its docstring."""
     from unlearn.config.structured import MISSING, default, hints
 
-    meant, told = hints(cls), descriptions(cls)  # type: ignore[arg-type]
+    types, described = hints(cls), descriptions(cls)  # type: ignore[arg-type]
     properties: Schema = {}
     for field in fields(cls):
-        if field.name in meant:
-            properties[field.name] = _type(meant[field.name], found)
-            if field.name in told:
-                properties[field.name] = {**properties[field.name], "description": told[field.name]}
+        if field.name in types:
+            properties[field.name] = _type(types[field.name], found)
+            if field.name in described:
+                properties[field.name] = {**properties[field.name], "description": described[field.name]}
             value = default(field)
             if value != MISSING and (value is None or isinstance(value, bool | int | float | str)):
                 properties[field.name] = {**properties[field.name], "default": value}
@@ -134,7 +134,7 @@ def _object(cls: type[Any], found: Schema) -> Schema:
 
 
 def _type(hint: Any, found: Schema) -> Schema:
-    """Return the schema of what a field of a type may be given."""
+    """Return the schema of the values that a field of this type accepts."""
     kind, options = get_origin(hint) or hint, get_args(hint)
     if is_dataclass(hint):
         return _nullable(_settings(hint, found))  # type: ignore[arg-type]
@@ -170,7 +170,7 @@ def _ref(name: str) -> Schema:
 
 
 def descriptions(cls: type[Any]) -> dict[str, str]:
-    """Return field -> what the ``Args:`` of a class's docstring, or of its bases' docstrings, say of it."""
+    """Return field -> its description in the ``Args:`` of a class's docstring, or of its bases' docstrings."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         doc = getdoc(base) if "__doc__" in vars(base) else None

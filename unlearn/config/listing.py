@@ -10,7 +10,7 @@ from unlearn.core.errors import RecipeError
 
 
 class Row(NamedTuple):
-    """What the list says of a recipe."""
+    """One row of the list of recipes."""
 
     recipe: str
     family: str

@@ -1,4 +1,4 @@
-"""Packaged recipes and studies, and a user's own files: found and read without importing anything slow."""
+"""Finds and reads packaged recipes and studies, and a user's own files, without slow imports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read(name: str, kind: Kind, folder: Path | None = None) -> Document:
     """Read something packaged by its name, or a file by its path, relative to ``folder``.
 
     Raises:
-        RecipeError: there is no such thing, it cannot be read, or it holds no mapping.
+        RecipeError: nothing goes by this name, it cannot be read, or it holds no mapping.
     """
     if is_path(name):
         path = (folder or Path()) / expanduser(name)

@@ -1,4 +1,4 @@
-"""Tables of settings: `settings=NAME` takes, from a recipe's `tables`, what NAME holds for the recipe's method."""
+"""Tables of settings: `settings=NAME` applies the entry for the recipe's method in `tables.NAME`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: from a name, a file or a mapping to checked and built parts."""
+"""Loads a recipe, given by name, file or mapping: checks it and builds its components."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from unlearn.core.errors import RecipeError, did_you_mean, shorten
 from unlearn.core.optim import Optim
 
 CHOICE = ("settings", "tables")
-"""Keys of a recipe that a resolved one has no more: see unlearn.config.presets."""
+"""Keys that a resolved recipe no longer has: see unlearn.config.presets."""
 
 NOT_HASHED = ("name", "about", "output")
 NOT_HASHED_IN_TRAINER = ("workers", "checkpoint_every", "tensorboard", "wandb")
-"""Keys that cannot change a bit of the result, so that a run may be resumed under other values of them."""
+"""Keys that do not affect the result: a run may be resumed with other values of them."""
 
 _FIXED: dict[str, type[Optim | Trainer]] = {"optim": Optim, "trainer": Trainer}
 _Builder = Callable[[str, Node], Built]
-"""Builds a part from its key and what was given for it."""
+"""Builds a part from its key and its values."""
 _DEFAULTS = {"combine": "sum", "scope": "all"}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 
@@ -101,23 +101,23 @@ def _check(recipe: Recipe) -> None:
 
 
 def _part(node: dict[str, Node], key: str) -> Node:
-    """Return a part; nothing and null both mean its defaults."""
+    """Return a part; if it is missing or null, an empty mapping, which stands for its defaults."""
     part = node.get(key, {})
     return {} if isinstance(part, Given) and part.value is None else part
 
 
 def _settings(cls: type[Any]) -> _Builder:
-    """Return what builds a part whose settings are the same in every recipe."""
+    """Return the builder of a part with fixed settings."""
     return lambda key, node: build(cls, node, key)
 
 
 def _one(kind: registry.Kind) -> _Builder:
-    """Return what builds a part that is one component."""
+    """Return the builder of a part that is one component."""
     return lambda key, node: _component(kind, node, key)
 
 
 def _entries(build_entry: _Builder) -> _Builder:
-    """Return what builds a part that is a mapping of named entries."""
+    """Return the builder of a part that is a mapping of named entries."""
 
     def built(key: str, node: Node) -> Built:
         if not isinstance(node, dict):
@@ -130,7 +130,7 @@ def _entries(build_entry: _Builder) -> _Builder:
 
 
 def _component(kind: registry.Kind, node: Node, key: str) -> Built:
-    """Build one component from ``{name: ..., settings}``; an entry's own key is its name where none is given."""
+    """Build one component from ``{name: ..., settings}``; without a name, the key of an entry is the name."""
     if isinstance(node, Given) and isinstance(node.value, str):
         node = {"name": node}
     if isinstance(node, Given):
@@ -160,7 +160,7 @@ def _terms(key: str, node: Node) -> Built:
 
 
 def _distil(key: str, node: Node) -> Built:
-    """Build the part that names an objective and says, beside its settings, how the target is distilled by it."""
+    """Build ``distil``: an objective with its settings and, in the same mapping, those of the distillation."""
     entries = node if isinstance(node, dict) else {"name": node}
     own = {field.name for field in fields(Distil)}
     term = _component("objective", {name: item for name, item in entries.items() if name not in own}, key)
@@ -221,10 +221,10 @@ PARTS: dict[str, _Builder] = {
     "seed": _seeds,
     "output": _output,
 }
-"""Key -> what builds it, in the order in which a resolved recipe shows them."""
+"""Part -> its builder, in the order in which a resolved recipe shows them."""
 
 OPTIONAL = ("edit", "guard", "corrupt", "distil", "select")
-"""Parts that are None where a recipe does not give them; null and an empty mapping give none."""
+"""Parts that are None if a recipe does not have them, or has null or an empty mapping."""
 
 
 def _allowed(kind: registry.Kind) -> str:

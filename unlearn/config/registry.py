@@ -168,7 +168,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "diffusion": ("diffusers",),
     "language": ("datasets", "lm_eval", "peft", "rouge_score", "tokenizers", "transformers"),
 }
-"""Extra of the distribution -> packages that it alone brings, or brings as well."""
+"""Extra of the distribution -> packages that it installs."""
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 

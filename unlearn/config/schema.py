@@ -1,4 +1,4 @@
-"""The parts of a recipe that are the same for every family; components bring their own dataclass."""
+"""The fixed parts of a recipe, the same for every family; each component has a dataclass of its own."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ class About:
 
 @dataclass
 class Trainer:
-    """Where and how the run is carried out.
+    """Devices, precision, checkpoints and logs of a run.
 
     Only ``precision`` changes the result beyond float tolerance, and ``devices`` if a GAN's discriminator is trained:
-    its loss depends on how the batch is shared among ranks.
+    its loss depends on how the batch is divided among ranks.
 
     Args:
         devices: number of processes or GPUs (data parallel).
-        accelerator: auto takes a GPU where there is one.
+        accelerator: auto uses a GPU if there is one.
         precision: bf16-mixed halves activation memory on recent GPUs; 64-true is for exact comparisons.
         compile: torch.compile the model in place: slower start, faster steps.
         workers: processes that read data; 0 reads in the main process.
         log_every: steps between rows of metrics.csv. Over several ranks or micro-batches these steps take the two
-            gradients apart for the conflict cosine (one more copy of the moving parameters; the sum may differ in the
+            gradients apart for the conflict cosine (one more copy of the trained parameters; the sum may differ in the
             last bits).
         checkpoint_every: steps between checkpoints.
-        threads: CPU threads a process; null leaves PyTorch's choice.
-        tensorboard: write TensorBoard logs too; null does so where it is installed.
+        threads: CPU threads per process; null leaves PyTorch's choice.
+        tensorboard: write TensorBoard logs too; null does so if tensorboard is installed.
         wandb: Weights & Biases project name; null does not log there.
     """
 
@@ -86,7 +86,7 @@ class Pretrain:
     """How the target, and the model retrained without the forget data, are trained.
 
     Args:
-        retrained: whether the retrained model is wanted (trained where neither shipped nor cached).
+        retrained: whether the run needs the retrained model (trained if it is neither shipped nor cached).
         seed: seed of the initial weights and the data order; one target serves all seeds of a recipe.
         optim: as for unlearning.
     """
@@ -102,7 +102,7 @@ class Pretrain:
 
 @dataclass
 class Gate:
-    """A threshold on a figure; the run exits with 3 where it is missed.
+    """A threshold on a figure; if it is missed, the run exits with code 3.
 
     Args:
         metric: metric name.
@@ -139,16 +139,16 @@ class Gate:
 class Select:
     """Keeps the weights of the best step, judged on half of the forget items; the figures are of the others.
 
-    With an edit there is nothing to keep, and the figures are of that half all the same.
+    An edit has one result, so nothing is selected; its figures are still of the other items.
 
     Args:
-        evaluator: entry of ``evaluate`` that measures; may be left out where only one gives the metric.
+        evaluator: entry of ``evaluate`` that measures; optional if only one gives the metric.
         metric: its figure on forget.
         about: required entries of the record's ``about``.
         aim: lower, higher, or retrained: as near as possible to the retrained model's.
         every: steps between measurements, >= 1.
         limit: a threshold that a step must meet to be kept; the name of its metric comes from the same evaluator.
-        patience: the run ends after so many measurements in a row that miss the limit; null never ends it.
+        patience: number of measurements in a row that may miss the limit before the run ends; null: no such end.
 
     Reference:
         the stop rule of Shi et al., MUSE, 2024, section 4.1 (utility below the retrained model's). arXiv:2407.06460
@@ -183,15 +183,15 @@ class Corrupt:
 
 @dataclass
 class Distil:
-    """How the target is made from a teacher: trained on all training items by an objective that asks the teacher.
+    """How the target is made from a teacher: trained on all training items by an objective that queries the teacher.
 
     The teacher is the model that ``pretrain`` trains, or that ``model.pretrained`` names; the run's own objectives may
-    ask it too. In a recipe these settings stand beside the objective's own: ``distil: {name: sfd, optim: ...}``.
+    query it too. A recipe gives these settings together with the objective's: ``distil: {name: sfd, optim: ...}``.
 
     Args:
         pretrained: folder of a model that was distilled before; by default the recipe distils it (or takes the copy
             that ships, or the cached one).
-        train: distil anew, whatever ships or is cached.
+        train: distil again even if a distilled model ships or is cached.
         seed: of the data order.
         optim: as for unlearning.
     """

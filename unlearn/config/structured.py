@@ -1,4 +1,4 @@
-"""From text to a dataclass: each value is checked against its field's type, and each error names the full key."""
+"""Builds dataclasses from text: checks each value against its field's type, and names the full key in every error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unlearn.config.yaml_io import Tree
 from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 MISSING = "???"
-"""OmegaConf's mark of a field without a default."""
+"""OmegaConf's marker of a field without a default."""
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,18})", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
@@ -25,9 +25,9 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 class Built(NamedTuple):
-    """What a value in a recipe becomes, and what was given for it as plain mappings, lists, text and numbers.
+    """A value of a recipe as an object, and as a tree of plain mappings, lists, text and numbers.
 
-    The tree has every default, but nothing that a class works out for itself, so that it can be given again.
+    The tree has every default, but nothing that a class derives by itself, so that it can be loaded again.
     """
 
     value: Any
@@ -35,7 +35,7 @@ class Built(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a value stands: its dotted key, and who wrote it if the value does not say so itself."""
+    """The place of a value: its dotted key, and its origin if the value itself has none."""
 
     key: str
     origin: str = ""
@@ -47,13 +47,13 @@ class _Place(NamedTuple):
         return _Place(f"{self.key}[{index}]", self.origin)
 
     def error(self, value: object, hint: Any) -> RecipeError:
-        """Return the error for a value that is not of a type, or not what a text says."""
+        """Return the error for a value that is not of the type, or not as the text ``hint`` describes."""
         key = self.key if len(self.key) <= 120 else f"{self.key[:117]}..."
         expected = hint if isinstance(hint, str) else describe(hint)
         return RecipeError(f"{key} is {shorten(bare(value))}{self.by(value)}; it must be {expected}.")
 
     def by(self, value: object) -> str:
-        """Return who wrote a value, as shown in messages."""
+        """Return the origin of a value as messages show it."""
         return written(value) or (f" ({self.origin})" if self.origin else "")
 
 
@@ -72,7 +72,7 @@ def build(cls: type[Any], node: Node | Tree, key: str) -> Built:
 
 
 def convert(node: Node | Tree, hint: Any, key: str) -> Any:
-    """Return a value of the type that ``hint`` says. Raises RecipeError naming the key, the value and the type."""
+    """Return a value converted to the type ``hint``. Raises RecipeError naming the key, the value and the type."""
     return _convert(node, hint, _Place(key)).value
 
 
@@ -89,7 +89,7 @@ def hints(cls: type[Any]) -> dict[str, Any]:
 
 
 def default(field: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field, MISSING where it has none."""
+    """Return the default of a field, or MISSING."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return MISSING if field.default is dataclasses.MISSING else field.default
@@ -152,7 +152,7 @@ def _convert(node: Node | Tree, hint: Any, place: _Place) -> Built:
 
 
 def _one_of(value: Any, options: tuple[Any, ...], hint: Any, place: _Place) -> Built:
-    """Return a value of an optional or a union type; the first type that fits is taken, text last."""
+    """Return a value of an optional or union type: the first type that fits, with text tried last."""
     if value is None and NoneType in options:
         return Built(None, None)
     rest = sorted((option for option in options if option is not NoneType), key=lambda option: option is str)
@@ -194,7 +194,7 @@ def _scalar(value: Any, hint: Any, place: _Place) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """Say in words what a field takes."""
+    """Return a type in words, for messages."""
     kind, options = get_origin(hint) or hint, get_args(hint)
     if hint in _WORDS:
         return _WORDS[hint]

@@ -1,4 +1,4 @@
-"""YAML in which every value stays the text that was written, so that `no`, `1:30` and `012` mean themselves."""
+"""YAML in which every value stays the text that was written: `no`, `1:30` and `012` are not converted."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _check_depth(text: str, where: str) -> None:
 
 
 def _value(node: Any, where: str, depth: int, seen: Iterator[int]) -> Tree:
-    """Return the value of a node; an alias is read again each time, so that it is a copy and counts by its size."""
-    if next(seen) >= MAX_NODES or depth > MAX_DEPTH:  # an alias may stand inside of what it stands for
+    """Return the value of a node; an alias is expanded each time, so it is a copy and counts at full size."""
+    if next(seen) >= MAX_NODES or depth > MAX_DEPTH:  # an alias may contain itself
         raise RecipeError(
             f"{where} is too large: over {MAX_NODES} values or {MAX_DEPTH} levels once its aliases are expanded."
         )
@@ -131,7 +131,7 @@ def dump(tree: Mapping[str, Any], comments: Mapping[str, str] | None = None) -> 
 
     Args:
         tree: nested mappings whose leaves are text, numbers, bool, None or lists of them.
-        comments: dotted key -> comment set behind that value, all in one column.
+        comments: dotted key -> comment after that value, all in one column.
     """
     lines = list(_lines(tree, (), comments or {}))
     width = min(72, max((len(text) for text, note in lines if note), default=0))
@@ -149,7 +149,7 @@ def _lines(tree: Mapping[str, Any], path: tuple[str, ...], comments: Mapping[str
 
 
 def inline(value: Any) -> str:
-    """Write one value on one line, quoted only where it must be."""
+    """Write one value on one line, quoted only if necessary."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{inline(key)}: {inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Ranks: how work is divided among them, and its parts joined in the same order on every rank."""
+"""Divides work among ranks and gathers the results in the same order on every rank."""
 
 import os
 import sys
@@ -59,12 +59,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def map_ids(function: Callable[[Tensor], Tensor], ids: Tensor, batch_size: int = 256) -> Tensor:
-    """Apply ``function`` (ids (b,) -> rows (b, ...)) to all ids, shared among ranks; rows in the order of ids.
+    """Apply ``function`` (ids (b,) -> rows (b, ...)) to all ids, divided among ranks; rows in the order of ids.
 
-    Every rank gets the same full answer. ``ids`` must hold at least one id; a rank whose share is empty works on
-    the first id and its answer is dropped.
+    Every rank gets all rows. ``ids`` must hold at least one id; a rank whose share is empty computes the first id, so
+    that it knows the rows' shape, and drops the result.
     """
-    mine = ids[rank() :: world_size()]
+    mine = ids[rank() :: world_size()]  # every n-th id, so that the shares differ by one at most
     worked = mine if len(mine) else ids[:1]
     rows = torch.cat([function(part) for part in worked.split(batch_size)])[: len(mine)]
     parts = gather_rows(rows)
@@ -75,7 +75,7 @@ def map_ids(function: Callable[[Tensor], Tensor], ids: Tensor, batch_size: int =
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank gets here."""
     if world_size() > 1:
         dist.barrier()
 
@@ -98,6 +98,6 @@ def launch(devices: int, accelerator: str) -> None:
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"  # small figures travel between CPUs
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"  # small values are exchanged between CPUs
     strategy = DDPStrategy(process_group_backend=backend)
     Fabric(accelerator=accelerator, devices=devices, strategy=strategy).launch()

@@ -1,4 +1,4 @@
-"""Errors with the exit code that the command line answers with."""
+"""Errors, each with the exit code of the command line."""
 
 import errno
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 MANY = 300
-"""Most names that a message lists."""
+"""Largest number of names that a message lists."""
 
 
 class UnlearnError(Exception):
@@ -16,7 +16,7 @@ class UnlearnError(Exception):
 
 
 class RecipeError(UnlearnError):
-    """The recipe, the data or a file it names is wrong. Nothing was written."""
+    """The recipe, the data or a file that it names is wrong. Nothing was written."""
 
     exit_code = 2
 
@@ -26,11 +26,11 @@ class Diverged(UnlearnError):
 
 
 class GateFailed(UnlearnError):
-    """The run ended, but a figure misses the threshold that the recipe sets for it.
+    """The run ended, but a figure misses a threshold of the recipe.
 
     Args:
         message: one line per missed gate.
-        result: the run's result, which exists all the same (unlearn.experiment.runner.Result).
+        result: the run's result, which is complete (unlearn.experiment.runner.Result).
     """
 
     exit_code = 3
@@ -62,6 +62,6 @@ def shorten(value: object) -> str:
 
 
 def is_of_the_machine(error: BaseException) -> bool:
-    """Whether an error is a fault of the machine, not of the program: no space, no permission."""
+    """Return whether the machine caused an error, not the program: no space, no permission."""
     known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
     return isinstance(error, OSError) and error.errno in known

@@ -1,4 +1,4 @@
-"""Student's t interval, the one definition for values of items and of seeds."""
+"""Student's t interval, used for values of items and of seeds alike."""
 
 from __future__ import annotations
 

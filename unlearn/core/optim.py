@@ -61,7 +61,7 @@ class Optim:
 
 
 def learning_rate(optim: Optim, step: int) -> float:
-    """Return the learning rate of a step, counted from 0; steps below 0, of a warm-up, have ``lr`` itself.
+    """Return the learning rate of a step, counted from 0; steps below 0 (a warm-up) use ``lr``.
 
     ``onecycle`` rises by a cosine from lr / 25 over the first 30 % (or ``warmup``) and falls by a cosine to
     lr / 250,000 (Smith and Topin, Super-Convergence, 2018; rates as in PyTorch's OneCycleLR).
@@ -73,7 +73,7 @@ def learning_rate(optim: Optim, step: int) -> float:
         if step <= top:
             return _cosine(optim.lr / 25, optim.lr, step / top if top > 0 else 1.0)
         return _cosine(optim.lr, optim.lr / 250_000, (step - top) / (optim.steps - 1 - top))
-    rise = optim.warmup * optim.steps
+    rise = optim.warmup * optim.steps  # need not be whole
     if step < rise:
         return optim.lr * (step + 1) / (rise + 1)
     done = (step - rise) / (optim.steps - rise)

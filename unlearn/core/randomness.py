@@ -43,6 +43,7 @@ class Randomness:
     def uniform(self, ids: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw (B, *shape) numbers in [0, 1) on the device of ``ids``, (B,) int64, one stream per id."""
         bits = self._bits(ids, math.prod(shape))
+        # 24 bits are exact in float32; more could round up to 1
         return (bits >> 8).to(dtype).mul_(2.0**-24).view(len(ids), *shape)
 
     def normal(self, ids: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -50,6 +51,7 @@ class Randomness:
         size = math.prod(shape)
         half = (size + 1) // 2
         bits = self._bits(ids, 2 * half).to(torch.float64)
+        # + 1 keeps the logarithm's argument above 0
         radius = torch.sqrt(-2 * torch.log((bits[:, :half] + 1) * 2.0**-32))
         angle = bits[:, half:] * (2 * math.pi * 2.0**-32)
         pair = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
@@ -63,17 +65,19 @@ class Randomness:
     def permutation(self, n: int) -> Tensor:
         """Return a random order of 0 ... n-1, (n,) int64."""
         keys = self._bits(torch.arange(n), 2)
+        # 63-bit sort keys: with 32 bits, ties would bias large permutations towards the given order
         return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
 
     def generator(self, device: torch.device | str = "cpu", item: int = 0) -> torch.Generator:
         """Return a generator seeded from this stream, for libraries that need one per item."""
+        # 7 bytes: manual_seed takes a signed 64-bit integer
         digest = hashlib.blake2b(repr((self.seed, self.purpose, self.step, item)).encode(), digest_size=7)
         return torch.Generator(device).manual_seed(int.from_bytes(digest.digest(), "little"))
 
     def _bits(self, ids: Tensor, size: int) -> Tensor:
         """Return (B, size) integers in [0, 2**32) as int64."""
         key = hashlib.blake2b(repr((self.seed, self.purpose)).encode(), digest_size=8).digest()
-        blocks = max(1, -(-size // 4))
+        blocks = max(1, -(-size // 4))  # each block of the counter gives four words
         counter = torch.empty(4, len(ids), blocks, dtype=torch.int64, device=ids.device)
         counter[0] = torch.arange(blocks, device=ids.device)
         counter[1] = self.step & _MASK
@@ -86,6 +90,7 @@ class Randomness:
 def philox(counter: Tensor, key0: int, key1: int) -> Tensor:
     """Philox4x32-10 on counters (4, ...) of 32-bit words held in int64; returns words of the same shape."""
     c0, c1, c2, c3 = counter.unbind()
+    # the products of two 32-bit words fill 64 bits; >> keeps the sign of an int64, which the mask removes
     for _ in range(_ROUNDS):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (

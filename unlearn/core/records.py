@@ -1,4 +1,4 @@
-"""Metric records: the one form in which every evaluator reports a figure."""
+"""Metric records: every evaluator reports its figures in this form."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Record:
 
     Args:
         evaluator: the evaluator's key in the recipe's ``evaluate``; its registered name, unless the recipe has another.
-        metric: its name, listed in docs/metrics.md.
+        metric: metric name, as in docs/metrics.md.
         subject: target, unlearned, retrained, clean, corrupted or target_latent.
         split: forget, retain, holdout, test, probe, same_person, neighbours, strangers, cross_domain, or empty.
-        about: what else varies (category, concept, score, budget, request, identity, features).
-        value: the figure; nan where it is undefined.
-        ci95: lower and upper end of the 95 % interval, where one is known.
+        about: further keys of the figure (category, concept, score, budget, request, identity, features).
+        value: the figure; nan if it is undefined.
+        ci95: lower and upper end of the 95 % interval, if known.
         n: number of items or samples behind it.
-        direction: where a better value lies; ``retrained`` means close to the retrained model's.
+        direction: which values are better; ``retrained`` means close to the retrained model's.
         unit: e.g. ``bits/dim``, ``share``, ``s``; empty for a pure number.
-        detector: where a classifier or detector is behind the figure, its ``name``, the ``sha256`` of its files (or
-            its ``version``), its ``labels`` and, where it has one, its ``threshold``.
+        detector: if a classifier or detector produced the figure, its ``name``, the ``sha256`` of its files (or its
+            ``version``), its ``labels`` and its ``threshold``, if it has one.
         label: the metric in words, as its evaluator declares it; empty for its name.
     """
 
@@ -45,7 +45,7 @@ class Record:
     label: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as it stands in ``metrics.json``."""
+        """Return the record's row in ``metrics.json``."""
         row = asdict(self)
         row["ci95"] = None if self.ci95 is None else list(self.ci95)
         return {key: value for key, value in row.items() if value or key not in ("detector", "label")}
@@ -79,7 +79,7 @@ class Picture:
     Args:
         name: file name without ending.
         title: heading.
-        caption: what is seen and how to read it.
+        caption: what it shows and how to read it.
         png: the encoded file.
     """
 
@@ -96,7 +96,7 @@ class TextTable:
     Args:
         name: file name without ending.
         title: heading.
-        caption: what is seen and how to read it.
+        caption: what it shows and how to read it.
         columns: headings. The first column groups rows: adjacent rows with the same value stand together.
         rows: cell texts, one list per row.
         truth: heading of the column with the true answers; cells that say the same are marked.
@@ -122,7 +122,7 @@ def find(
     evaluator: str | None = None,
     **about: str,
 ) -> Record | None:
-    """Return the first record of a metric, or None; any split and any evaluator count where none is given."""
+    """Return the first record of a metric, or None; without a split or an evaluator, any matches."""
     for record in records:
         same = record.metric == metric and record.subject == subject
         same = same and split in (None, record.split) and evaluator in (None, record.evaluator)

@@ -1,4 +1,4 @@
-"""Values of the frozen target, computed once before the first step, so that no second model stays in memory."""
+"""Caches values of the frozen target, computed before the first step, so that no second model stays in memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ReferenceCache:
-    """Rows by item, one file per name; a resumed run reads what its first part computed.
+    """Stores rows per item, in one file per name; a resumed run reads the files of its first part.
 
     Args:
-        folder: of the files.
+        folder: where the files are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class ReferenceCache:
 
     @torch.no_grad()
     def put(self, name: str, ids: Tensor, compute: Compute, batch_size: int = 16) -> None:
-        """Compute the rows of ``ids`` (N,), divided among ranks; if the file exists, nothing is done."""
+        """Compute the rows of ``ids`` (N,), divided among ranks, unless the file exists."""
         if self._path(name).is_file():
             return
         mine = ids[rank() :: world_size()]
@@ -52,10 +52,11 @@ class ReferenceCache:
                 "counts": counts,
                 "rows": torch.cat([table[item] for item in ids.tolist()]),
             }
+            # renamed when complete: a run that was killed while writing must not find half a file
             part = self._path(name).with_suffix(".partial")
             save_file(content, part)
             part.replace(self._path(name))
-        barrier()
+        barrier()  # the others must not read before rank 0 has written
 
     def get(self, name: str, ids: Tensor) -> Tensor:
         """Return the rows of ``ids``, concatenated, on the device of ``ids``."""
@@ -80,7 +81,7 @@ class ReferenceCache:
         self._open.pop(name, None)
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
-        """Call ``make`` at the first request for ``name`` and return its result at each; no checkpoint holds it."""
+        """Call ``make`` once per ``name`` and return its result every time; it is not in the checkpoint."""
         if name not in self._made:
             self._made[name] = make()
         made: Made = self._made[name]

@@ -14,7 +14,7 @@ class ReferenceModel:
     """Loads the frozen target when it is first asked for.
 
     Args:
-        load: reads the target from where it is kept.
+        load: returns the target.
     """
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
@@ -37,7 +37,7 @@ class ReferenceModel:
             self._model.to(device=like.device, dtype=like.dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return itself: whoever copies a module must not copy the target."""
+        """Return itself: a copy of a module shares the target."""
         return self
 
 
@@ -66,8 +66,8 @@ class AdapterDisabledReference(ReferenceModel):
 class _View:
     """A module with the adapter off: every attribute is read, and every call made, inside ``off``.
 
-    Modules that it gives, as an attribute, an item or a result, are views again, so that no path through it ends at
-    the trained model. It is no ``nn.Module``: what needs one (a deep copy, a hook) must take the model and say so.
+    Modules reached through it (attributes, items, results) are views again, so that no path ends at the trained model.
+    It is no ``nn.Module``: code that needs one (a deep copy, a hook) must take the model itself.
     """
 
     def __init__(self, module: nn.Module, off: Callable[[], AbstractContextManager[None]]) -> None:
@@ -118,7 +118,7 @@ class _View:
         return found
 
     def _each(self, generator: Generator[Any]) -> Iterator[Any]:
-        """Yield what a generator yields; the adapter is off while it works, and on while others do."""
+        """Yield a generator's items; the adapter is off only while the generator itself runs."""
         end = object()
         while True:
             with self._off():

@@ -1,4 +1,4 @@
-"""Ranges of settings, refused in one wording."""
+"""Checks that settings are in range."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_least(settings: Any, **bounds: float) -> None:
-    """Refuse settings below their bound, or that are no number, with a ValueError; None is allowed."""
+    """Raise a ValueError for settings below their bound, or nan; None is allowed."""
     for name, bound in bounds.items():
         value = getattr(settings, name)
         if value is not None and not value >= bound:
@@ -14,7 +14,7 @@ def at_least(settings: Any, **bounds: float) -> None:
 
 
 def above(settings: Any, **bounds: float) -> None:
-    """Refuse settings at their bound or below, or that are no number, with a ValueError; None is allowed."""
+    """Raise a ValueError for settings at their bound or below, or nan; None is allowed."""
     for name, bound in bounds.items():
         value = getattr(settings, name)
         if value is not None and not value > bound:

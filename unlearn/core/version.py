@@ -1,3 +1,3 @@
-"""The version, which the distribution and reports state."""
+"""The version of the distribution."""
 
 __version__ = "0.1.0"

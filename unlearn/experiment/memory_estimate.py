@@ -90,13 +90,13 @@ def _micro_batch(recipe: Recipe, module: UnlearningModule) -> dict[str, int]:
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
     parts = recipe.trainer.devices * optim.accumulate
-    return {group: ceil(min(size, len(module.splits[group])) / parts) for group, size in sizes.items()}
+    return {group: ceil(min(size, len(module.common.splits[group])) / parts) for group, size in sizes.items()}
 
 
 def _activations(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule) -> int:
     """Return the bytes of the activations of the largest micro-batch."""
     sizes = _micro_batch(recipe, module).items()
-    return max(meta_model.activations(module.splits[group], items) for group, items in sizes)
+    return max(meta_model.activations(module.common.splits[group], items) for group, items in sizes)
 
 
 def _buckets(module: UnlearningModule) -> int:

@@ -1,4 +1,4 @@
-"""A table over methods with one command: python -m unlearn.study STUDY [key=value ...]."""
+"""Runs a study and makes its table: python -m unlearn.study STUDY [key=value ...]."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: Arguments) -> int:
-    """Explain, list, show, run or sum up."""
+    """Print help or the list of studies, or work on the study that is named."""
     name, settings, flags = arguments
     if flags.keys() & {"--help", "-h"}:
         print(HELP, end="")
@@ -93,7 +93,7 @@ def _work(name: str, settings: list[str], flags: dict[str, str]) -> int:
 
 
 def run_all(found: Sequence[Part]) -> dict[Path, str]:
-    """Carry out what is not finished, one after the other; return why those that failed did, by their folder."""
+    """Run every unfinished part, one after the other; return folder -> reason for those that failed."""
     from unlearn.study.execution import carry_out
 
     failed = {}

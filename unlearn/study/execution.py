@@ -1,4 +1,4 @@
-"""The runs of a study: where each lies, how far it came, and how it is carried out in a process of its own."""
+"""The runs of a study: their folders and states, and how each is run in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Part:
 
     Attributes:
         row: name of the run in the table.
-        hash: of its resolved recipe; it is part of the folder's name, so that changed settings start anew.
+        hash: of its resolved recipe; it is part of the folder's name, so that changed settings start a new run.
     """
 
     row: str
@@ -36,12 +36,12 @@ class Part:
 
     @property
     def log(self) -> Path:
-        """What the run printed."""
+        """The file with the run's output."""
         return self.folder.with_name(f"{self.folder.name}.txt")
 
     @property
     def state(self) -> str:
-        """How far it came: done, gate missed, failed, unfinished or not run."""
+        """Its state: done, gate missed, failed, unfinished or not run."""
         try:
             status = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
@@ -59,11 +59,11 @@ class Part:
 
     @property
     def settings(self) -> list[str]:
-        """The arguments that say what is run."""
+        """The command-line arguments of the run."""
         return [f"recipe={self.member.recipe}", *self.member.settings, f"seed={self.seed}"]
 
     def command(self) -> list[str]:
-        """Return the arguments that start the run, or that go on with it."""
+        """Return the arguments that start or resume the run."""
         begun = self.state in ("unfinished", "failed")
         return [f"resume={self.folder}"] if begun else [*self.settings, f"output={self.folder}"]
 
@@ -79,22 +79,22 @@ def parts(study: Study) -> list[Part]:
             wrong.append(f"{row}: {error}")
     if wrong:
         others = [text.partition(" Did you mean: ")[0].partition(" Allowed: ")[0] for text in wrong[1:]]
-        raise RecipeError("\n".join([wrong[0], *others]))  # what is allowed is said once
+        raise RecipeError("\n".join([wrong[0], *others]))  # the allowed names are listed once
     return found
 
 
 def _part(study: Study, row: str, member: Member, seed: int) -> Part:
     recipe = load(member.recipe, [*member.settings, f"seed={seed}"])
     if recipe.output is not None:
-        raise RecipeError("a study says itself where its runs go; leave output out of the recipe.")
+        raise RecipeError("a study chooses the folders of its runs; leave output out of the recipe.")
     for heading, column in study.spec.columns.items():
-        if column.evaluator in ("", *recipe.evaluate):  # an entry of other runs only leaves a cell empty
+        if column.evaluator in ("", *recipe.evaluate):  # an entry that only other runs have leaves a cell empty
             measured_by(f"columns.{heading}", column.metric, column.evaluator, recipe.evaluate)
     return Part(row, member, seed, recipe.hash, study.folder / slug(row) / f"seed-{seed}-{recipe.hash[:6]}")
 
 
 def carry_out(part: Part) -> str:
-    """Run one part by the command line; return why it failed, nothing where it came to its end.
+    """Run one part by the command line; return why it failed, "" if it finished.
 
     Raises:
         Interrupted: the user stopped it; its state is saved.
@@ -108,7 +108,7 @@ def carry_out(part: Part) -> str:
             [sys.executable, "-m", "unlearn.run", *arguments],
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C comes once, from here: a second one would cut off the saving
+            start_new_session=True,  # the run gets Ctrl-C once, from here: a second one would cut off saving
         )
         try:
             code = process.wait()

@@ -25,7 +25,7 @@ class Member:
 
     Args:
         recipe: name or path of its recipe; by default the study's.
-        settings: ``key=value`` laid over it.
+        settings: ``key=value`` applied to it.
     """
 
     recipe: str = ""
@@ -42,8 +42,8 @@ class Column:
         subject: subject of the record.
         about: required entries of the record's ``about``.
         minus: subject whose value is subtracted, seed by seed.
-        absolute: whether the difference counts without its sign.
-        evaluator: key of the evaluator in the recipes, where several entries give the metric; "" for any.
+        absolute: whether to take the absolute difference.
+        evaluator: key of the evaluator in the recipes, if several entries give the metric; "" for any.
     """
 
     metric: str = "???"
@@ -69,9 +69,9 @@ class StudySpec:
         recipe: name or path of the recipe of all runs that name none.
         runs: name of a row -> its recipe and settings.
         seeds: different numbers from 0.
-        overrides: ``key=value`` laid over every recipe.
+        overrides: ``key=value`` applied to every recipe.
         columns: heading -> figure.
-        references: subjects that get a row of their own, such as the retrained model.
+        references: subjects that get their own row, such as the retrained model.
         order: column by which the rows are ordered, best first; empty keeps the file's order.
     """
 
@@ -104,14 +104,14 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with what the command line says laid over it.
+    """A study with the command line's settings applied.
 
     Attributes:
         name: of the study, and of its block in a document.
         spec: its file's content.
         runs: name of a row -> its recipe and all settings, of the chosen rows.
         folder: where runs and tables are written.
-        asked: what was typed to get it: its name or path, and settings.
+        asked: its name or path, and settings, as typed.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Study:
 
 
 def read_study(study: str, settings: list[str]) -> Study:
-    """Return a study with what the command line says laid over it.
+    """Return a study with the command line's settings applied.
 
     Args:
         study: name of a packaged study, or path of a file that ends in .yaml.
@@ -158,7 +158,7 @@ def read_study(study: str, settings: list[str]) -> Study:
 
 
 def slug(row: str) -> str:
-    """Return a run's name as it stands in a path."""
+    """Return a run's name as a folder name."""
     return re.sub(r"[^a-z0-9_-]+", "_", row.lower()).strip("_") or "run"
 
 

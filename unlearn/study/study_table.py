@@ -1,4 +1,4 @@
-"""The table of a study: one row a run, one column a figure, over the seeds that are finished."""
+"""The table of a study: one row per run and one column per figure, over the finished seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.files import write_text
 from unlearn.core.intervals import t_interval
-from unlearn.core.records import Direction, Record, find
+from unlearn.core.records import Record, find
 from unlearn.report.card import plain
 from unlearn.report.formatting import YES_NO, figure, interval
 from unlearn.report.labels import ARROWS, DIRECTIONS
@@ -24,7 +24,7 @@ from unlearn.study.spec import Column, Study
 
 @dataclass(frozen=True)
 class Line:
-    """One row: a run or a reference, its cells in the order of the columns, None where nothing was measured."""
+    """One row: a run or a reference, with one cell per column, None if nothing was measured."""
 
     name: str
     cells: list[Record | None]
@@ -45,7 +45,8 @@ def cell(column: Column, runs: Sequence[RunFolder], subject: str | None = None) 
     ends = None if first.metric in YES_NO else t_interval(values)
     if ends is not None and column.absolute:
         ends = (max(0.0, ends[0]), ends[1])
-    return _like(first, statistics.fmean(values) if values else math.nan, ends, len(values))
+    mean = statistics.fmean(values) if values else math.nan
+    return replace(first, value=mean, ci95=ends, n=len(values), seed=0)
 
 
 def _of_seed(column: Column, records: Sequence[Record], subject: str) -> Record | None:
@@ -56,17 +57,12 @@ def _of_seed(column: Column, records: Sequence[Record], subject: str) -> Record 
     if other is None:
         return None
     difference = record.value - other.value
-    return _like(record, abs(difference) if column.absolute else difference, None, 1, "zero")
-
-
-def _like(
-    record: Record, value: float, ci95: tuple[float, float] | None, n: int, direction: Direction | None = None
-) -> Record:
-    return replace(record, value=value, ci95=ci95, n=n, direction=direction or record.direction, seed=0)
+    value = abs(difference) if column.absolute else difference
+    return replace(record, value=value, ci95=None, n=1, direction="zero", seed=0)
 
 
 def ordered(study: Study, lines: Sequence[Line]) -> list[Line]:
-    """Return the rows with the best figure of the study's order column first; those without one come last."""
+    """Return the rows sorted by the study's order column, best first; rows without a figure come last."""
     if not study.spec.order:
         return list(lines)
     place = list(study.spec.columns).index(study.spec.order)
@@ -81,7 +77,7 @@ def ordered(study: Study, lines: Sequence[Line]) -> list[Line]:
 
 
 def reference_lines(study: Study, runs: Sequence[Sequence[RunFolder]]) -> Iterator[Line]:
-    """Yield a row for each reference; where the runs differ, as where their data do, its cell is empty."""
+    """Yield a row per reference; its cell is empty if the runs differ, e.g. because their data do."""
     for subject in study.spec.references:
         cells: list[Record | None] = []
         for column in study.spec.columns.values():
@@ -92,7 +88,7 @@ def reference_lines(study: Study, runs: Sequence[Sequence[RunFolder]]) -> Iterat
 
 
 def cell_text(record: Record | None) -> str:
-    """Return ``figure (low to high)``, a dash where nothing was measured."""
+    """Return ``figure (low to high)``, or a dash if nothing was measured."""
     if record is None:
         return "–"
     ends = "" if record.metric in YES_NO else interval(record)
@@ -100,7 +96,7 @@ def cell_text(record: Record | None) -> str:
 
 
 def markdown(study: Study, lines: Sequence[Line]) -> str:
-    """Return the table with what stands beneath it."""
+    """Return the table with its caption and notes."""
     arrows = [ARROWS[next((r.direction for r in column if r is not None), "none")] for column in _columns(study, lines)]
     headings = [f"{name} {arrow}".strip() for name, arrow in zip(study.spec.columns, arrows, strict=True)]
     troubled = any(line.state not in ("done", "") for line in lines)
@@ -113,7 +109,7 @@ def markdown(study: Study, lines: Sequence[Line]) -> str:
 
 
 def caption(study: Study, arrows: Sequence[str]) -> str:
-    """Say what the brackets and the arrows mean, and how the table is made."""
+    """Return the caption: what brackets and arrows mean, and the command that makes the table."""
     over = f"seeds {', '.join(map(str, study.spec.seeds))}" if len(study.spec.seeds) > 1 else "items"
     means = {ARROWS[name]: text for name, text in DIRECTIONS.items() if ARROWS[name] in arrows and ARROWS[name]}
     legend = "; ".join(f"{arrow} {text}" for arrow, text in means.items())
@@ -126,7 +122,7 @@ def _columns(study: Study, lines: Sequence[Line]) -> list[list[Record | None]]:
 
 
 def table_csv(study: Study, lines: Sequence[Line]) -> str:
-    """Return the figures as numbers: value, low and high of every column."""
+    """Return the table as CSV: value, low and high of every column."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["run", "state", *(f"{name}{end}" for name in study.spec.columns for end in ("", " low", " high"))])
@@ -164,10 +160,10 @@ def _abouts(column: Column, runs: Sequence[RunFolder]) -> str:
 
 
 def block(path: Path, name: str) -> tuple[str, str]:
-    """Return what stands before and behind the block of a study in a document.
+    """Return the text before and after the block of a study in a document.
 
     Raises:
-        RecipeError: the file is not there, or it has not one such block.
+        RecipeError: the file does not exist, or does not have exactly one such block.
     """
     if not path.is_file():
         raise RecipeError(f"--write: there is no file {path}.")
@@ -175,7 +171,7 @@ def block(path: Path, name: str) -> tuple[str, str]:
     found = list(re.finditer(rf"<!-- table: {re.escape(name)} -->\n.*?(?=<!-- end -->)", text, re.DOTALL))
     if len(found) != 1:
         raise RecipeError(
-            f"--write: {path} has {len(found)} blocks of {name}. Put these two lines where the table is to stand:\n"
+            f"--write: {path} has {len(found)} blocks of {name}. Put these two lines where the table belongs:\n"
             f"<!-- table: {name} -->\n<!-- end -->"
         )
     start, end = found[0].span()
@@ -183,6 +179,6 @@ def block(path: Path, name: str) -> tuple[str, str]:
 
 
 def write_block(path: Path, name: str, table: str) -> None:
-    """Put a table between the markers of a document, in place of what is there."""
+    """Replace the text between the markers of a document by a table."""
     before, behind = block(path, name)
     write_text(path, f"{before}<!-- table: {name} -->\n{table}{behind}")

@@ -1,4 +1,4 @@
-"""What a study leaves: its table, as Markdown and as numbers, and the page that compares its runs."""
+"""Writes a study's results: its table, as Markdown and CSV, and the page that compares its runs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ WORST_FIRST = ("failed", "unfinished", "not run", "gate missed")
 
 
 def sum_up(study: Study, found: Sequence[Part], failed: Mapping[Path, str], document: Path | None) -> None:
-    """Write and print the table of what is finished, and write the comparison.
+    """Write and print the table of the finished parts, and write the comparison.
 
     Args:
-        study: what was asked for.
+        study: the study.
         found: every seed of every run.
         failed: why a run failed just now, by its folder.
-        document: put the table into this file, too.
+        document: a file that gets the table too.
     """
     runs = {row: [part for part in found if part.row == row] for row in study.runs}
     read = {row: [read_run(part.folder) for part in own if part.finished] for row, own in runs.items()}
@@ -60,7 +60,7 @@ def sum_up(study: Study, found: Sequence[Part], failed: Mapping[Path, str], docu
 
 
 def _line(row: str, own: Sequence[Part], cells: list[Record | None], failed: Mapping[Path, str]) -> Line:
-    """Return a run's row with how it went; what ended a seed stands beneath the table."""
+    """Return a run's row with its state, and a note for each seed that is not done."""
     states = {part: "failed" if part.folder in failed else part.state for part in own}
     worst = next((state for state in WORST_FIRST if state in states.values()), "done")
     notes = tuple(
@@ -78,7 +78,7 @@ def _note(part: Part, state: str, failed: Mapping[Path, str]) -> str:
 
 
 def _compare(study: Study, read: Mapping[str, Sequence[RunFolder]]) -> Path | None:
-    """Put the finished runs side by side; several seeds of one are summed up first."""
+    """Write the comparison of the finished runs; a run with several seeds is summarized first."""
     entries: list[Compared] = []
     for row, seeds in read.items():
         if len(seeds) > 1:

@@ -1,4 +1,4 @@
-"""The phases of networks that terms train beside the model."""
+"""Builds the phases of the auxiliary networks that terms train next to the model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from unlearn.training.phase import Phase
 def auxiliary_networks(
     phase: Phase, model: nn.Module, teacher: Callable[[], Any], randomness: Randomness
 ) -> list[Phase]:
-    """Return a phase for each network that a term of ``phase`` trains beside the model; their steps come before its.
+    """Return a phase for each network that a term of ``phase`` trains next to the model; they step before the model.
 
-    Terms that bring a network of one name share it: the first builds it, and each brings its own losses.
+    Terms whose networks have the same name share one: the first builds it, and each adds its own losses.
 
     Args:
-        phase: of the model.
-        model: that is trained.
+        phase: the model's phase.
+        model: the trained model.
         teacher: see Context.teacher.
         randomness: of the networks' initial weights.
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """An EMA of parameters, which are then replaced by it (``optim.ema``).
+    """An EMA of parameters, which replaces them at the end (``optim.ema``).
 
     Lightning's ``EMAWeightAveraging`` keeps a second model; here terms may ask for the averaged weights at any step
-    (``Context.averaged``), so weights and averages are exchanged in place.
+    (``Context.averaged``), so weights and averages are swapped in place.
 
     Args:
         parameters: by name.
@@ -28,13 +28,13 @@ class WeightAverage:
         self.values: dict[str, Tensor] = {}
 
     def start(self) -> None:
-        """Start from the parameters' present values."""
+        """Initialize the averages by the current weights."""
         if self.decay is not None:
             self.values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 0."""
+        """Update the averages by the weights after ``step``, counted from 0."""
         if self.decay is not None and self.values:
             # a short run's average must not remember the start: Tarvainen and Valpola's rising decay
             decay = min(self.decay, (1 + step) / (10 + step))
@@ -59,4 +59,4 @@ class WeightAverage:
         for name, value in self.values.items():
             parameter = self.parameters[name]
             self.values[name], parameter.data = parameter.data, value
-        torch.clear_autocast_cache()  # mixed precision keeps casts, which are of the other weights
+        torch.clear_autocast_cache()  # autocast would reuse its casts of the other weights

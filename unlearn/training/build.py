@@ -1,4 +1,4 @@
-"""Builds the module that trains a model: by a recipe's terms, by the model's own loss, or by a teacher."""
+"""Builds the module that trains a model by a recipe's terms or by the model's own loss."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def build_module(
     distilled_from: ReferenceModel | None = None,
     **settings: Any,
 ) -> UnlearningModule:
-    """Return the module that trains a model, with the networks that its terms train beside it.
+    """Return the module that trains a model, with the auxiliary networks of its terms.
 
     Args:
-        model: to be trained; it starts as the target.
+        model: the model to train; it starts as the target.
         splits: the data by split name.
-        seed: of the run.
+        seed: the run's seed.
         optim: optimizer settings of the model.
         forget: terms on the forget split, by name.
         retain: terms on the retain split, by name.
-        combine: how the gradients of both groups become one; by default their sum.
-        scope: which parameters are trained; by default all that a loss can reach.
-        target: the frozen target, for the terms that compare with it. Under an adapter it is not read: the model with
+        combine: combines the gradients of both groups; by default their sum.
+        scope: selects the trained parameters; by default all.
+        target: the frozen target, for the terms that compare with it. With an adapter it is not loaded: the model with
             the adapter off is the target.
         distilled_from: the frozen model that the target was distilled from, if it was.
-        settings: of the UnlearningModule: ``log_every``, ``remedy``.
+        settings: further arguments of UnlearningModule: ``log_every``, ``remedy``.
     """
     scope = scope or All()
     groups = {group: dict(terms) for group, terms in (("forget", forget), ("retain", retain)) if terms}

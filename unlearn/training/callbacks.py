@@ -1,4 +1,4 @@
-"""What every run does besides its steps: checkpoints, training curves, progress, a clean stop."""
+"""Callbacks of every run: checkpoints, training curves, progress, a clean stop."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from unlearn.training.module import UnlearningModule
 
 
 class Checkpoints(Callback):
-    """Writes ``last.ckpt`` every few steps and when the run is stopped, in one step: a kill leaves the former one.
+    """Writes ``last.ckpt`` every few steps and at the end, atomically: after a kill the previous one is intact.
 
     It holds the module's state, the ``state_dict`` of every callback, and the seconds spent.
 
     Args:
-        folder: where it is written; created if missing.
+        folder: folder of the file; created if missing.
         every: steps between checkpoints.
     """
 
@@ -44,7 +44,7 @@ class Checkpoints(Callback):
         return self.before + time.monotonic() - self.began
 
     def resume(self, module: UnlearningModule, callbacks: Sequence[Callback]) -> dict[str, Any] | None:
-        """Give the last state to the module and the callbacks, and return it; None if there is no checkpoint."""
+        """Restore the module and the callbacks from the checkpoint and return it; None if there is none."""
         if not self.path.is_file():
             return None
         state = load_checkpoint(self.path)
@@ -71,7 +71,7 @@ class Checkpoints(Callback):
             self.save(trainer, module)  # the state before the step that was not taken
 
     def save(self, trainer: Trainer, module: UnlearningModule) -> None:
-        """Write the state; only rank 0 writes, as every rank holds the same."""
+        """Write the state, on rank 0 only: all ranks hold the same."""
         if rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ class Bar(Callback):
     """Shows one progress bar on rank 0, or prints plain lines if there is no terminal.
 
     Args:
-        title: what is being done.
+        title: label of the bar.
     """
 
     def __init__(self, title: str) -> None:
@@ -174,7 +174,7 @@ class CleanStop(Callback):
     ``unlearn.training.fit`` puts the former signal handlers back.
 
     Attributes:
-        asked: whether the user asked for the end; from the end of a step on, the same on every rank.
+        asked: whether the user asked to stop; after each step it is the same on every rank.
     """
 
     def __init__(self) -> None:

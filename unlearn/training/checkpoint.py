@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment cannot break."""
+"""Reads and writes checkpoint files; a kill at any moment leaves a complete one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FORMAT = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors, numbers, strings, lists and dicts in one step."""
+    """Write a state of tensors, numbers, strings, lists and dicts atomically."""
     write_with(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state; nothing in the file is executed. Raises RecipeError where it is broken."""
+    """Read a state without executing anything in the file. Raises RecipeError if the file is broken."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file can fail in any way inside the unpickler

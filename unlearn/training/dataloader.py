@@ -1,4 +1,4 @@
-"""The batches of every step: a pure function of (seed, step), shared among ranks and micro-batches."""
+"""The batches of every step: a pure function of (seed, step), divided among ranks and micro-batches."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning
 import torch
@@ -48,14 +48,14 @@ def fit(
     """Run the module's primary steps to their end, from the last checkpoint in ``folder`` if there is one.
 
     Args:
-        module: what is trained.
-        trainer: on which devices, with which precision and loggers.
+        module: the module to train.
+        trainer: devices, precision and loggers.
         folder: where ``checkpoints/`` and ``metrics.csv`` go.
         title: of the progress bar.
-        callbacks: run after each step, before the checkpoint, which holds their ``state_dict``.
+        callbacks: called before the checkpoint is written, which holds their ``state_dict``.
 
     Returns:
-        Seconds spent in all, including those before a resume.
+        Total seconds, including those before a resume.
 
     Raises:
         Interrupted: the user stopped the run; the state is saved.
@@ -87,22 +87,22 @@ def fit(
 
 
 def _loader(module: UnlearningModule, workers: int) -> DataLoader[StepBatches]:
-    """Return the batches of the steps that are left."""
+    """Return the batches of the remaining steps."""
     optim = module.primary.optim
     sizes = {group: optim.batch for phase in module.phases for group in phase.groups}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
-    feed = StepLoader(module.splits, sizes, module.stream.child("order"), optim.accumulate)
+    feed = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"), optim.accumulate)
     return feed.loader(module.step_count, optim.steps, workers)
 
 
 def _runner(trainer: Trainer, folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    """Return Lightning's Trainer; checkpoints, progress and the order of the data are ours, so its own are off."""
+    """Return Lightning's Trainer, without its own checkpoints, progress bar and sampler: this package has others."""
     return lightning.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         strategy=_strategy(trainer),
-        precision=_precision(trainer),
+        precision="32-true" if trainer.precision == "32" else trainer.precision,
         max_epochs=1,
         logger=_loggers(trainer, folder),
         callbacks=callbacks,
@@ -130,7 +130,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _same_on_every_rank(module: UnlearningModule) -> None:
-    """Raise an error if the ranks' weights are not equal bit for bit: they would have drifted apart."""
+    """Raise an UnlearnError unless the ranks' weights are equal bit for bit."""
     if world_size() > 1:
         digest = hashlib.sha256()
         for parameter in module.parameters():
@@ -140,7 +140,7 @@ def _same_on_every_rank(module: UnlearningModule) -> None:
 
 
 def device_for(trainer: Trainer) -> torch.device:
-    """Return the device that this rank works on."""
+    """Return this rank's device."""
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         if trainer.accelerator == "gpu":
             raise RecipeError("trainer.accelerator=gpu, but PyTorch sees no GPU. Type trainer.accelerator=auto.")
@@ -149,7 +149,7 @@ def device_for(trainer: Trainer) -> torch.device:
 
 
 def peak_memory() -> int:
-    """Return the peak memory of this process so far in bytes: the GPU's where there is one, else resident memory."""
+    """Return the peak memory of this process so far in bytes: the GPU's if there is one, else resident memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -164,7 +164,7 @@ def check_machine(trainer: Trainer) -> None:
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's own notes out of the output; errors are still shown."""
+    """Silence Lightning's notes and warnings; errors are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for note in (
@@ -180,10 +180,6 @@ def _strategy(trainer: Trainer) -> Strategy | Literal["auto"]:
         return PlainRanks()
     device = device_for(trainer)
     return SingleDeviceStrategy(device=device) if device.type == "cpu" else "auto"
-
-
-def _precision(trainer: Trainer) -> Any:
-    return "32-true" if trainer.precision == "32" else trainer.precision
 
 
 def _loggers(trainer: Trainer, folder: Path) -> list[Logger]:

@@ -1,4 +1,4 @@
-"""Takes gradients of losses, summed over ranks: every network here gets its gradient this way."""
+"""Computes gradients summed over ranks, for the model and for every auxiliary network."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from torch import Tensor, nn
 from unlearn.core.distributed import world_size
 
 BUCKET_BYTES = 25 * 2**20
-"""Largest size of a bucket of gradients that is summed over ranks at once (one larger parameter is one bucket)."""
+"""Largest bucket of gradients that is summed over ranks at once (a larger parameter is a bucket of its own)."""
 
 IN_FLIGHT = 2
-"""Buckets that travel while backward goes on; one hides the wait for the other."""
-
+"""Number of buckets that are reduced at the same time, while the backward pass goes on."""
 
 LazyLoss = Callable[[], Tensor | None]
 """Computes the loss of one micro-batch, a scalar; None if this rank has no items (it still takes part)."""
 
 
 def fresh_gradients(losses: Sequence[LazyLoss], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return the gradient of the sum of all losses of all ranks, in ``p.grad``, whose former value is dropped.
+    """Return the gradient of the sum of all losses of all ranks; it replaces ``p.grad``.
 
     Args:
         losses: computed one by one, so that only one graph is in memory at a time.
         parameters: with respect to which the gradient is taken. A parameter that no loss reaches gets zeros.
 
-    During the backward pass of the last loss, gradients that are complete are already summed, bucket by bucket.
+    During the backward pass of the last loss, complete buckets of gradients are already being reduced.
     """
     for parameter in parameters:
         parameter.grad = None
@@ -53,6 +52,7 @@ def add_gradient(make: LazyLoss, parameters: Sequence[nn.Parameter], note: Calla
         note: called with (p.grad before, what is added) of each parameter that the loss reaches.
     """
 
+    # a tensor hook sees only what is added, before PyTorch accumulates it into p.grad
     def hook(parameter: nn.Parameter) -> Callable[[Tensor], None]:
         return lambda added: note(_dense(parameter), added)
 
@@ -68,7 +68,7 @@ def add_gradient(make: LazyLoss, parameters: Sequence[nn.Parameter], note: Calla
 
 @contextmanager
 def watched(parameters: Mapping[str, nn.Parameter]) -> Iterator[set[str]]:
-    """Collect, while the body runs, the names of the parameters that a backward pass reaches."""
+    """Collect the names of the parameters that a backward pass inside the ``with`` block reaches."""
     reached: set[str] = set()
 
     def note(name: str) -> Callable[[Tensor], None]:
@@ -105,8 +105,8 @@ def _dense(parameter: nn.Parameter) -> Tensor:
 class _Buckets:
     """Sums gradients over ranks in buckets of about 25 MB, in one order on every rank, during backward.
 
-    A bucket is copied back and freed before more than ``IN_FLIGHT`` others travel, so that the copies need the memory
-    of a few buckets and not of all gradients.
+    At most ``IN_FLIGHT`` buckets are reduced at a time, so that the copies take the memory of a few buckets and not of
+    all gradients.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

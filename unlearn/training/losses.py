@@ -1,4 +1,4 @@
-"""The losses of one phase at one step: each term's values and factors, the combined gradient, and the log."""
+"""Computes the losses of one phase at one step: each term's values and factors, the combined gradient, the log."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class TermValues:
     gradient, whatever the number of either.
 
     Args:
-        phase: whose terms.
-        model: that is trained.
+        phase: the phase with the terms.
+        model: the trained model.
         batches: this rank's micro-batches by split name.
         context: returns the context of a term, ``group/name``.
-        log: takes losses and diagnostics.
+        log: receives losses and diagnostics.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TermValues:
                 factors = known[name, index]
             elif term.over_batch:  # also without items: the statistic is gathered over all ranks
                 factors = self._statistic_gradient(group, name, term, [values.detach()], [weights])[0]
-            else:
+            else:  # a weighted mean over the global batch
                 factors = term.weight * weights / self._totals[group, name]
                 self.log.add(f"loss/{group}/{name}", (factors * values.detach()).sum())
             if outcome:
@@ -122,7 +122,7 @@ class TermValues:
         return loss
 
     def _penalty(self, group: str, terms: dict[str, ParameterObjective]) -> Tensor:
-        """Return this rank's share: every rank computes the same penalty, and their sum must be one of it."""
+        """Return this rank's share of the penalty: all ranks compute the same one, and the gradients are summed."""
         total = torch.zeros((), dtype=torch.float64)
         for name, term in terms.items():
             value = term.weight * term.penalty(self.phase.parameters, self.context(f"{group}/{name}"))
@@ -132,7 +132,7 @@ class TermValues:
         return total
 
     def _require_gradient(self, group: str, terms: Mapping[str, Objective], loss: Tensor | None) -> None:
-        """Raise a RecipeError for a loss that depends on no trained parameter."""
+        """Raise a RecipeError if the loss depends on no trained parameter."""
         if loss is not None and torch.is_grad_enabled() and not loss.requires_grad:
             trained = list(self.phase.parameters)
             shown = ", ".join(trained[:5]) + (f" and {len(trained) - 5} more" if len(trained) > 5 else "")
@@ -172,7 +172,7 @@ class TermValues:
             loss = term.weight * term.reduce(leaf, torch.cat(counts))
             (gradient,) = torch.autograd.grad(loss, leaf)
         self.log.add(f"loss/{group}/{name}", loss.detach() / world_size())  # the same on every rank
-        first = sum(len(part) for part in rows[: rank()])
+        first = sum(len(part) for part in rows[: rank()])  # the rows are gathered in rank order
         mine = gradient[first : first + len(local)]
         return list(mine.split([len(part) for part in values])) if values else []
 
@@ -224,6 +224,7 @@ class StepLosses:
         if not combine.per_sample:
             combine(forget_gradient, retain_gradient, state)
             return retain_gradient
+        # p.grad is reused for each sample and then given back: the optimizer reads the result there
         held, samples = take_gradients(parameters), []
         for lazy in self.values.samples("retain"):
             fresh_gradients([lazy], parameters)
@@ -234,7 +235,7 @@ class StepLosses:
         return held
 
     def _summed(self, forget: list[LazyLoss], retain: LazyLoss, parameters: list[nn.Parameter]) -> list[Tensor]:
-        """Return the sum of both gradients; their cosine is measured while they are added, without a copy of either."""
+        """Return the sum of both gradients; their cosine is measured during the addition, without a copy of either."""
         total = fresh_gradients(forget, parameters)
         square = gram(total, total)[1]
         products = torch.zeros(3, dtype=torch.float64, device=square.device)
@@ -267,5 +268,5 @@ def split_terms(phase: Phase, group: str) -> tuple[dict[str, Objective], dict[st
 
 
 def log_prefix(phase: Phase, group: str, name: str) -> str:
-    """Return what precedes the names of a term's diagnostics in the log: its name only where there are several."""
+    """Return the prefix of a term's diagnostics in the log; it has the term's name only if the group has several."""
     return group if len(split_terms(phase, group)[0]) == 1 else f"{group}/{name}"

@@ -1,4 +1,4 @@
-"""Trains single entries of parameters: the masks of a scope that asks for the forget loss's gradient."""
+"""Trains single entries of parameters: computes the masks of a scope that needs the forget loss's gradient."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MOST_BATCHES = 50
 
 
 class EntryMasks(Callback):
-    """Computes the masks at the target's weights, and puts masked-out entries back after every step.
+    """Computes the masks at the target's weights, and restores the masked-out entries after every step.
 
     Args:
-        scope: asks for the gradient (``needs_gradient``) and makes the masks from it.
+        scope: makes the masks from the gradient (``needs_gradient``).
         say: prints the table of what is trained.
 
     Attributes:
@@ -45,7 +45,7 @@ class EntryMasks(Callback):
             self.masks = self.scope.masks(module.forget_gradient(batches, terms))
             self.say(scope_lines(module, self.masks))
         held = HeldEntries(parameters, self.masks)
-        # right after the optimizer's step, before the average of the weights is taken
+        # right after the optimizer's step, before the weights enter the EMA
         optimizer: torch.optim.Optimizer = module.plain_optimizers()[module.phases.index(module.primary)]
         optimizer.register_step_post_hook(lambda *_: held.restore())
 

@@ -1,4 +1,4 @@
-"""Model selection: keeps the weights of the best step, measured on the half of forget that no figure is taken from."""
+"""Model selection: keeps the weights of the best step, measured on the half of forget that no figure uses."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Measure = Callable[[Mapping[str, Any], Mapping[str, Split]], list[Record]]
 class ModelSelection(Callback):
     """Measures every few steps and keeps the best weights among the steps that meet the limit.
 
-    If no step meets it, the weights of the step that comes nearest are kept.
+    If no step meets it, it keeps the weights of the step that comes closest.
 
     Args:
-        select: what counts as best, and the limit.
+        select: the criterion and the limit.
         measure: runs the evaluator.
         splits: all splits, with the tuning half of forget.
-        fixed: subject -> loader of the frozen models that the rule compares with.
+        fixed: subject -> loader of the frozen models to compare with.
         say: prints a line.
 
     Attributes:
@@ -106,7 +106,7 @@ class ModelSelection(Callback):
         return self.known
 
     def judge(self, records: Sequence[Record]) -> tuple[float, float]:
-        """Return (distance from the aim, how far the limit is missed), both better when smaller; 0 meets the limit."""
+        """Return (distance from the aim, excess over the limit): smaller is better, and excess 0 meets the limit."""
         value = self._value(records, "unlearned")
         if self.select.aim == "retrained":
             distance = abs(value - self._value(records, "retrained"))
@@ -117,7 +117,7 @@ class ModelSelection(Callback):
         return (math.inf if math.isnan(distance) else distance), (math.inf if math.isnan(excess) else excess)
 
     def _refuse_unmeasured(self, records: Sequence[Record]) -> None:
-        """Raise a RecipeError for a figure that the evaluator does not give; one that is nan only misses the limit."""
+        """Raise a RecipeError if the evaluator does not give a figure; a figure that is nan only misses the limit."""
         limit = self.select.limit
         asked = [(self.select.metric, "forget", self.select.about)]
         asked += [(limit.metric, limit.split, limit.about)] if limit else []

@@ -1,4 +1,4 @@
-"""The one LightningModule: unlearning of every family, and the training of targets."""
+"""The LightningModule of every family, for unlearning and for training targets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from unlearn.core.distributed import gather_objects, map_ids
 from unlearn.core.errors import Diverged, RecipeError
@@ -30,7 +32,7 @@ from unlearn.training.phase import Phase
 
 
 class UnlearningModule(lightning.LightningModule):
-    """Takes the steps of a method's phases, in manual optimization.
+    """Takes the optimizer steps of a method's phases (manual optimization).
 
     Args:
         model: the wrapper that is trained. It stays in eval mode: dropout off, batch statistics fixed.
@@ -38,7 +40,7 @@ class UnlearningModule(lightning.LightningModule):
         splits: the data by split name.
         seed: the run's seed.
         reference: the frozen target.
-        log_every: steps between measurements of losses, diagnostics and the conflict cosine.
+        log_every: steps between records of losses, diagnostics and the conflict cosine.
         distilled_from: the frozen model that the target was distilled from, if it was.
         remedy: last sentence of the error for a gradient that is not finite.
 
@@ -46,6 +48,7 @@ class UnlearningModule(lightning.LightningModule):
         step_count: primary steps taken; below 0 during the warm-up of another network.
         goal: the term that reached its goal and thereby ended the run, or None.
         row: the last measured row of the training curves.
+        common: the part of a term's context that all terms share (splits, reference, ...); ``_context`` completes it.
     """
 
     def __init__(
@@ -67,48 +70,51 @@ class UnlearningModule(lightning.LightningModule):
         self.combine_states: list[dict[str, Any]] = []
         for phase in phases:
             self.add_phase(phase)
-        self.splits, self.reference, self.log_every = splits, reference, log_every
-        self.distilled_from, self.remedy = distilled_from, remedy
-        self.stream = Randomness(seed)
+        self.log_every, self.remedy = log_every, remedy
         self.primary = next(phase for phase in self.phases if phase.primary)
-        beside = [phase for phase in self.phases if phase.network is not None]
-        self.auxiliary_networks = nn.ModuleList([phase.network for phase in beside if phase.network is not None])
-        self.auxiliary_of = {
-            term: phase.network
-            for phase in beside
-            for term in (*phase.owners, *(f"{group}/{name}" for group, name, _ in phase.terms()))
-        }
-        self.shared: dict[Any, Any] = {}
+        networks = [phase.network for phase in self.phases if phase.network is not None]
+        self.auxiliary_networks = nn.ModuleList(networks)
         self.step_count = min(phase.first for phase in self.phases)
         self.goal: str | None = None
         self.row: dict[str, float] = {}
         self.average = WeightAverage(self.primary.parameters, self.primary.optim.ema)
-        self.reference_cache: ReferenceCache | None = None
+        self.common = Context(
+            step=self.step_count,
+            randomness=Randomness(seed),
+            splits=splits,
+            state={},
+            reference=reference or _no_reference,
+            map_ids=map_ids,
+            device=torch.device("cpu"),
+            distilled_from=distilled_from,
+            averaged=self.average.in_place if self.average.decay is not None else None,
+        )
+        self._frozen = [frozen for frozen in (reference, distilled_from) if frozen is not None]
         self._checkpoint: dict[str, Any] | None = None
 
     def cache_reference_in(self, folder: Path) -> None:
-        """Keep the values of the target that terms compute once in files in ``folder``."""
-        self.reference_cache = ReferenceCache(folder)
+        """Cache the target's values that terms compute once in ``folder``."""
+        self.common = replace(self.common, reference_cache=ReferenceCache(folder))
 
     def resume_from(self, checkpoint: dict[str, Any]) -> None:
-        """Take up a checkpoint when the fit starts, instead of preparing the terms."""
+        """Restore a checkpoint when the fit starts, instead of preparing the terms."""
         self.step_count, self._checkpoint = checkpoint["step"], checkpoint
 
     def add_phase(self, phase: Phase) -> None:
-        """Add a phase, whose steps come after those of the present ones."""
+        """Add a phase; it steps after the others."""
         self.phases.append(phase)
         self.combine_states.append({})
         self.states |= {f"{group}/{name}": {} for group, name, _ in phase.terms()}
 
+    @override
     def configure_optimizers(self) -> list[Optimizer]:
-        """Return one optimizer per phase."""
         return [make_optimizer(phase.optim, list(phase.parameters.values())) for phase in self.phases]
 
+    @override
     def on_fit_start(self) -> None:
         """Restore the checkpoint, or prepare the terms before the first step."""
-        for frozen in (self.reference, self.distilled_from):
-            if frozen is not None:
-                frozen.to(next(self.model.parameters()))
+        for frozen in self._frozen:
+            frozen.to(next(self.model.parameters()))
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
         else:
@@ -119,10 +125,11 @@ class UnlearningModule(lightning.LightningModule):
             self.average.start()
 
     def _precision(self) -> AbstractContextManager[None]:
-        """Return the context of the steps' precision: values of the target must be those that equal weights give."""
+        """Return the autocast context of the steps: cached values of the target must have the steps' precision."""
         attached = self._trainer is not None
         return self.trainer.precision_plugin.train_step_context() if attached else nullcontext()
 
+    @override
     def on_train_batch_start(self, batch: StepBatches, batch_idx: int) -> int | None:
         """End the run before this step (-1) if a term has reached its goal."""
         # a run that is resumed after its goal must not ask again: the answer may differ
@@ -132,31 +139,33 @@ class UnlearningModule(lightning.LightningModule):
 
     @torch.no_grad()
     def _goals(self) -> Iterator[str]:
-        """Run what each term does before a step; yield the terms that reached their goal."""
+        """Call each term's ``before_step``; yield the terms that reached their goal."""
         for phase in self.phases:
             for group, name, objective in phase.terms():
                 if objective.before_step(self.model, self._context(f"{group}/{name}")):
                     yield f"{group}/{name}"
 
+    @override
     def training_step(self, batch: StepBatches, batch_idx: int) -> None:
-        """Take one step of every phase that is due."""
+        """Take one optimizer step of every phase that is due."""
         step = self.step_count
         measure = step % self.log_every == 0
         optimizers: list[Any] = self.optimizers(use_pl_optimizer=True)  # type: ignore[assignment]
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        self.row, self.shared = {}, {}
+        self.row = {}
+        self.common.shared.clear()
         for index, phase in enumerate(self.phases):
             if not phase.is_due(step):
                 continue
             losses = StepLosses(phase, self.model, batch, self._context)
-            if step == phase.first:
+            if step == phase.first:  # once is enough: what a loss reaches does not change
                 with watched(phase.parameters) as reached:
                     gradients = losses.gradient(self.combine_states[index], measure)
                 _refuse_unreached(phase, reached)
             else:
                 gradients = losses.gradient(self.combine_states[index], measure)
             size = clip(gradients, phase.optim.clip)
-            if not torch.isfinite(size):
+            if not torch.isfinite(size):  # checked before the optimizer sees it: its moments would stay nan
                 raise Diverged(
                     f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the state "
                     f"before it is kept. {self.remedy}"
@@ -173,7 +182,7 @@ class UnlearningModule(lightning.LightningModule):
                 prefix = "" if phase.primary else f"{phase.name}/"
                 row = {**losses.log.reduced(), "grad_norm": float(size), "lr": rate}
                 self.row |= {prefix + key: value for key, value in row.items()}
-        if step >= 0:
+        if step >= 0:  # in a warm-up the model is not trained
             self.average.update(step)
         self.step_count += 1
         if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
@@ -182,25 +191,26 @@ class UnlearningModule(lightning.LightningModule):
     def forget_gradient(
         self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
     ) -> dict[str, Tensor]:
-        """Return the forget loss's gradient summed over some steps' batches, for a saliency mask.
+        """Return the forget loss's gradient summed over the batches of some steps, for a saliency mask.
 
-        What the terms measure before a step changes a copy of their states only.
+        The terms work on a copy of their states.
 
         Args:
-            batches: of the steps.
-            terms: in place of the phase's own forget terms.
+            batches: the batches of each step.
+            terms: replace the phase's own forget terms.
         """
+        # asking for the gradient must not change the run that follows
         kept, self.states = self.states, copy.deepcopy(self.states)
         phase = self.primary
         if terms is not None:
             phase = replace(phase, groups={"forget": dict(terms)})
             self.states |= {f"forget/{name}": {} for name in terms}
-        for _ in self._goals():
+        for _ in self._goals():  # a generator: the loop runs every term's before_step, whether or not it has a goal
             pass
         parameters = list(self.primary.parameters.values())
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in batches:
-            self.shared = {}
+            self.common.shared.clear()
             moved = self.transfer_batch_to_device(batch, self.device, 0)
             lazy = TermValues(phase, self.model, moved, self._context, StepLog()).lazy("forget")
             torch._foreach_add_(total, fresh_gradients(lazy, parameters))
@@ -209,7 +219,7 @@ class UnlearningModule(lightning.LightningModule):
         return dict(zip(self.primary.parameters, total, strict=True))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs; the frozen target is not in it."""
+        """Return everything that a resumed run needs, except the frozen target."""
         return {
             "step": self.step_count,
             "parameters": [
@@ -225,7 +235,7 @@ class UnlearningModule(lightning.LightningModule):
 
     @torch.no_grad()
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take the weights, buffers, averages and terms' states of a checkpoint."""
+        """Load the weights, buffers, averages and terms' states of a checkpoint."""
         self.step_count = state["step"]
         for phase, values in zip(self.phases, state["parameters"], strict=True):
             for name, parameter in phase.parameters.items():
@@ -233,8 +243,8 @@ class UnlearningModule(lightning.LightningModule):
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["buffers"][name])
         self.states = state["states"]
-        self.combine_states = _moved(state["combine"], self.device)
-        self.average.values = _moved(state["average"], self.device)
+        self.combine_states = move_data_to_device(state["combine"], self.device)
+        self.average.values = move_data_to_device(state["average"], self.device)
         self.goal = state["goal"]
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -256,30 +266,25 @@ class UnlearningModule(lightning.LightningModule):
         return next(o for phase in self.phases for group, name, o in phase.terms() if f"{group}/{name}" == term)
 
     def _context(self, term: str) -> Context:
-        return Context(
+        group, _, name = term.partition("/")
+        own = (phase.network for phase in self.phases if term in phase.owners or name in phase.groups.get(group, {}))
+        return replace(
+            self.common,
             step=self.step_count,
-            randomness=self.stream.child(term).at(self.step_count),
-            splits=self.splits,
+            randomness=self.common.randomness.child(term).at(self.step_count),
             state=self.states[term],
-            reference=self._reference,
-            map_ids=map_ids,
             device=self.device,
-            reference_cache=self.reference_cache,
-            split=term.partition("/")[0],
-            auxiliary=self.auxiliary_of.get(term),
-            distilled_from=self.distilled_from,
-            shared=self.shared,
-            averaged=self.average.in_place if self.average.decay is not None else None,
+            split=group,
+            auxiliary=next((network for network in own if network is not None), None),
         )
 
-    def _reference(self) -> Any:
-        if self.reference is None:
-            raise RuntimeError("this phase has no reference: it trains a target")
-        return self.reference()
+
+def _no_reference() -> Any:
+    raise RuntimeError("this phase has no reference: it trains a target")
 
 
 def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
-    """Raise a RecipeError for parameters that no loss reaches on any rank: a run would leave them as they are."""
+    """Raise a RecipeError for parameters that no loss reaches on any rank: they would stay untrained."""
     everywhere = set[str]().union(*gather_objects(reached))
     if lost := [name for name in phase.parameters if name not in everywhere]:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
@@ -291,16 +296,8 @@ def _refuse_unreached(phase: Phase, reached: set[str]) -> None:
 
 
 def clip(gradients: Sequence[Tensor], largest: float | None) -> Tensor:
-    """Scale the gradients in place so that their norm is at most ``largest``; return the norm before."""
+    """Scale the gradients in place so that their norm is at most ``largest``; return the norm before clipping."""
     size = norm(gradients)
     if largest is not None:
         torch._foreach_mul_(list(gradients), (largest / (size + 1e-6)).clamp(max=1.0))
     return size
-
-
-def _moved(content: Any, device: torch.device) -> Any:
-    if isinstance(content, Tensor):
-        return content.to(device)
-    if isinstance(content, dict):
-        return {key: _moved(value, device) for key, value in content.items()}
-    return [_moved(value, device) for value in content] if isinstance(content, list) else content

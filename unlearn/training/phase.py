@@ -1,4 +1,4 @@
-"""A phase: one network that is trained on its own losses; a method with several networks has several phases."""
+"""A phase: one network that is trained on its own losses; a method with auxiliary networks has several phases."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Phase:
     optimizer and an interval.
 
     Args:
-        parameters: that are trained, by name.
+        parameters: the trained parameters, by name.
         groups: the terms by group, ``forget`` and ``retain``; a group reads the split of its name.
         optim: optimizer settings.
         combine: how the groups' gradients become one.
         name: for the log.
         every: interval in steps.
-        primary: whether its steps are the ones that the run counts.
-        network: the network that is trained, unless it is the model; its terms find it in their context.
-        owners: the terms, ``group/name``, that brought the network; they find it too.
-        warmup: steps that it takes before the first primary one.
+        primary: whether the run counts its steps.
+        network: the trained network, unless it is the model; the terms' contexts hold it.
+        owners: terms of the model, ``group/name``, whose contexts hold the network too.
+        warmup: steps that it takes before the first primary step.
         rests: whether it is frozen after those steps; see AuxiliaryNetwork.
         file: where the network is written after the run; see AuxiliaryNetwork.
     """
@@ -49,11 +49,11 @@ class Phase:
 
     @property
     def first(self) -> int:
-        """The first step at which it is due; primary steps are counted from 0."""
+        """The first step of this phase; primary steps are counted from 0."""
         return -(self.warmup // self.every) * self.every
 
     def is_due(self, step: int) -> bool:
-        """Whether it takes a step now."""
+        """Return whether the phase takes a step at ``step``."""
         return step >= self.first and step % self.every == 0 and not (self.rests and step >= 0)
 
     def terms(self) -> Iterable[tuple[str, str, Objective]]:

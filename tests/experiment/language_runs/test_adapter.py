@@ -72,7 +72,7 @@ def test_the_adapter_moves_and_nothing_else(checkpointing: bool, tmp_path: Path)
     target = before.log_prob(batch, Randomness(0)).detach()
     with torch.no_grad():
         moved = own.model.log_prob(batch, Randomness(0))
-    off = own.reference().log_prob(batch, Randomness(0))  # type: ignore[misc]
+    off = own.common.reference().log_prob(batch, Randomness(0))
     assert float((off - target).abs().max()) < 1e-6 < 1e-2 < float((moved - target).abs().max())
     assert not off.requires_grad
 

@@ -112,13 +112,15 @@ def test_p_follows_the_signs_at_every_fourth_step(tmp_path: Path) -> None:
     assert [state["p"] for state in states] == [0] * 4  # the control: the same signs, and another target
     first = module_of(FAST)
     (judge,) = first.auxiliary_networks
-    items = first.splits["retain"].batch(first_ids(first))
+    items = first.common.splits["retain"].batch(first_ids(first))
     wanted = judge(first.model.pixels(items)).sign().sum().item()
     assert train(first, tmp_path / "one")[0]["signs"] == wanted
 
 
 def first_ids(module: UnlearningModule) -> Tensor:
-    return StepLoader(module.splits, {"retain": OPTIM.batch}, module.stream.child("order")).ids("retain", 0)
+    return StepLoader(module.common.splits, {"retain": OPTIM.batch}, module.common.randomness.child("order")).ids(
+        "retain", 0
+    )
 
 
 def test_both_networks_of_a_step_have_one_p() -> None:

@@ -47,7 +47,7 @@ def states_of(module: UnlearningModule, folder: Path, stop: int | None = None) -
 def test_the_mean_moves_at_every_eighth_step(tmp_path: Path) -> None:
     """The first value is the mean of the first batch at the weights as they begin."""
     fresh = module_of()
-    items = fresh.splits["retain"].batch(first_ids(fresh))
+    items = fresh.common.splits["retain"].batch(first_ids(fresh))
     draw = fresh._context(TERM).randomness
     wanted = fresh.model.adversarial_loss(fresh.auxiliary_networks[0], items, draw)[1].mean().item()
     states = states_of(module_of(), tmp_path / "some")

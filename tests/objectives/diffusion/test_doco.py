@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def estimates(module: UnlearningModule, batch: Any, term: str) -> tuple[Tensor, 
     """Estimates of x_0 from the same states: the model's under the concept, the target's under the anchor."""
     found = module.phases[1].groups["forget"]["doco"].states(module.model, batch, module._context(term))  # type: ignore
     kept = module.model.alphas.double()[found.t][:, None, None, None]
-    nets = ((module.model, found.condition), (module.reference(), found.anchor))  # type: ignore[misc]
+    nets = ((module.model, found.condition), (module.common.reference(), found.anchor))
     parts = [(found.x - (1 - kept).sqrt() * net.predict(found.x, found.t, c)) / kept.sqrt() for net, c in nets]
     return parts[0].clamp(-1, 1), parts[1].clamp(-1, 1)
 
@@ -61,10 +62,10 @@ def test_both_losses_are_cross_entropies_of_patches(told: Conditioning, tmp_path
         right = entropy(logits[0][row], torch.ones_like(logits[0][row]))
         right = right + entropy(logits[1][row], torch.zeros_like(logits[1][row]))
         assert found.values[row].item() == pytest.approx(right.item(), abs=1e-9)
-    assert len(module.shared) == 1
+    assert len(module.common.shared) == 1
     main = module.phases[1].groups["forget"]["doco"](module.model, batch, module._context("forget/doco"))
     wanted = F.softplus(logits[0]).mean(dim=(1, 2, 3))
-    assert torch.allclose(main.values, wanted, atol=1e-9) and module.shared == {}
+    assert torch.allclose(main.values, wanted, atol=1e-9) and module.common.shared == {}
     assert not torch.allclose(main.values, F.softplus(-logits[0]).mean(dim=(1, 2, 3)), atol=1e-4)  # the wrong side
     share = (logits[0] < 0).double().mean(dim=(1, 2, 3))
     assert torch.equal(main.diagnostics["taken_for_anchor"], share)
@@ -76,12 +77,12 @@ def test_an_items_value_does_not_depend_on_its_company(tmp_path: Path) -> None:
     for phase, name in enumerate(("doco_discriminator", "doco")):
         term, context = module.phases[phase].groups["forget"][name], module._context(f"forget/{name}")
         whole = term(module.model, batch, context).values
-        module.shared.clear()
+        module.common.shared.clear()
         alone = [
             term(module.model, {key: value[row : row + 1] for key, value in batch.items()}, context).values
             for row in range(len(batch["id"]))
         ]
-        module.shared.clear()
+        module.common.shared.clear()
         assert torch.allclose(whole, torch.cat(alone), atol=1e-9)
 
 
@@ -110,7 +111,7 @@ def test_two_steps_move_what_may_move_and_nothing_else(tmp_path: Path) -> None:
     assert changed >= {f"auxiliary_networks.0.{name}" for name, _ in module.phases[0].network.named_parameters()}  # type: ignore
     assert {n.removeprefix("model.") for n in changed if n.startswith("model.")} == set(module.primary.parameters)
     target = small_model("text").state_dict()
-    assert all(torch.equal(value, target[name]) for name, value in module.reference().state_dict().items())  # type: ignore
+    assert all(torch.equal(value, target[name]) for name, value in module.common.reference().state_dict().items())
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -140,7 +141,7 @@ def test_the_discriminator_learns_before_the_model_moves(tmp_path: Path) -> None
     found = {}
     for rate in (1e-2, 1e-9):
         module = job(tmp_path / str(rate), "class", Optim(steps=1, batch=8, lr=1e-9), warmup=60, discriminator_lr=rate)
-        module.reference().load_state_dict(moved(small_model("class"), 0.2).state_dict())  # type: ignore[misc]
+        module.common.reference().load_state_dict(moved(small_model("class"), 0.2).state_dict())
         module.log_every = 1
         rights: list[float] = []
         module.on_train_batch_end = lambda *_, rights=rights, module=module: rights.append(  # type: ignore
@@ -171,7 +172,8 @@ def test_values_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 
 def test_items_without_an_anchor_are_refused(tmp_path: Path) -> None:
     module = job(tmp_path)
-    module.splits = {"forget": small_splits("text")["retain"], "retain": small_splits("text")["retain"]}
+    retain = small_splits("text")["retain"]
+    module.common = replace(module.common, splits={"forget": retain, "retain": retain})
     module.cache_reference_in(tmp_path / "other")
     with pytest.raises(RecipeError, match=r"Type data\.concepts"):
         module.on_fit_start()

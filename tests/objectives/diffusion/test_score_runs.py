@@ -93,9 +93,8 @@ def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
     after = run(module, tmp_path)
     assert {key for key in start if not torch.equal(start[key], after[key])} == may_move
     assert 0 < len(may_move) < len(start) or kinds == ["denoiser"]
-    if module.reference is not None:
-        target = dict(module.reference().named_parameters())
-        assert all(torch.equal(target[key], value) for key, value in start.items())
+    target = dict(module.common.reference().named_parameters())
+    assert all(torch.equal(target[key], value) for key, value in start.items())
 
 
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:

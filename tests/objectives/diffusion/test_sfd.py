@@ -142,7 +142,7 @@ def test_each_network_moves_by_its_own_losses_alone(told: Conditioning, loss: st
     main = gradients(module, 1, batches)
     assert all(bool(g.any()) and bool(g.isfinite().all()) for g in main.values())
     assert all(torch.equal(p.grad, held[name]) for name, p in module.phases[0].parameters.items())  # not added to
-    assert all(parameter.grad is None for parameter in module.reference().parameters())  # type: ignore[misc]
+    assert all(parameter.grad is None for parameter in module.common.reference().parameters())
 
 
 def run(module: UnlearningModule, folder: Path) -> None:
@@ -152,20 +152,20 @@ def run(module: UnlearningModule, folder: Path) -> None:
 
 def test_two_steps_move_what_may_move_and_nothing_else(tmp_path: Path) -> None:
     module = job(tmp_path / "values", "text", Pattern(include=["attn2"]), override="anchor")
-    fake, teacher = module.phases[0].network, module.reference()  # type: ignore[misc]
+    fake, teacher = module.phases[0].network, module.common.reference()
     assert fake is not None and fake is not teacher
     for part, shared in (("text", True), ("denoiser", False)):
         pairs = zip(fake.get_submodule(part).parameters(), teacher.get_submodule(part).parameters(), strict=True)
         assert all((a is b) == shared for a, b in pairs)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    target = {name: value.clone() for name, value in module.reference().state_dict().items()}  # type: ignore[misc]
+    target = {name: value.clone() for name, value in module.common.reference().state_dict().items()}
     run(module, tmp_path)
     after = module.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name for name in changed if name.startswith("model.")} == {f"model.{n}" for n in module.primary.parameters}
     assert {name for name in changed if "text." in name} == set()
     assert any(name.startswith("auxiliary_networks.0.denoiser") for name in changed)
-    assert all(torch.equal(value, target[name]) for name, value in module.reference().state_dict().items())  # type: ignore
+    assert all(torch.equal(value, target[name]) for name, value in module.common.reference().state_dict().items())
 
 
 def test_a_generator_that_is_distilled_asks_its_own_teacher(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_the_generator_runs_once_a_step_for_both_networks(tmp_path: Path) -> Non
         for index in (0, 1):
             gradients(module, index, batches)
         assert len(counts) == 2 * wanted  # two groups
-        assert module.shared == {}
+        assert module.common.shared == {}
 
 
 @pytest.mark.parametrize(

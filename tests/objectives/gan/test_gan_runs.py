@@ -60,7 +60,7 @@ def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
     may_move = set(Kind(kinds).select(module.model))
     after = run(module, tmp_path / "run")
     assert {key for key in start if not torch.equal(start[key], after[key])} == may_move
-    assert all(torch.equal(value, start[key]) for key, value in module.reference().named_parameters())
+    assert all(torch.equal(value, start[key]) for key, value in module.common.reference().named_parameters())
 
 
 @pytest.mark.parametrize("kind", ["stylegan2", "dcgan"])
@@ -102,12 +102,12 @@ def test_an_adapter_is_the_target_when_off_and_is_merged(kind: str, tmp_path: Pa
     scope = Lora(rank=2, alpha=6, kinds=["synthesis"])
     module = small_job(GUIDE, tmp_path, kind, scope=scope)
     model, target = module.model, small_gan(kind)
-    w = target.mapping(target.latent(torch.arange(3), module.stream))
+    w = target.mapping(target.latent(torch.arange(3), module.common.randomness))
     before = target.synthesis(w)
     torch.testing.assert_close(model.synthesis(w), before)  # B begins at 0
     run(module, tmp_path / "run")
     after = model.synthesis(w).detach()
-    torch.testing.assert_close(module.reference().synthesis(w), before)
+    torch.testing.assert_close(module.common.reference().synthesis(w), before)
     assert float((after - before).detach().abs().max()) > 1e-4
     scope.detach(model, tmp_path)
     torch.testing.assert_close(model.synthesis(w), after)
