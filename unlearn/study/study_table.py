@@ -50,7 +50,7 @@ def cell(column: Column, runs: Sequence[RunFolder], subject: str | None = None) 
 
 
 def _of_seed(column: Column, records: Sequence[Record], subject: str) -> Record | None:
-    record = find(records, column.metric, subject, column.split or None, evaluator=column.evaluator, **column.about)
+    record = find(records, column.metric, subject, column.split or None, column.evaluator or None, **column.about)
     if record is None or column.minus is None:
         return record
     other = find(records, column.metric, column.minus, record.split, evaluator=record.evaluator, **record.about)
