@@ -203,7 +203,8 @@ class DoCoReleased(Combination):
 
     Tensor by tensor, where the cosine c of the two gradients f and r is negative, f - strength c r / |r|
     replaces f. c is of unit vectors and f is not one, so that strength 1 removes too little if |f| > 1, and too much
-    if |f| < 1. The retain gradient r is then dropped: it only sets the direction in which f may not go. ``one_sided`` takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r.
+    if |f| < 1. The retain gradient r is then dropped: it only sets the direction in which f may not go. ``one_sided``
+    takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r.
 
     Args:
         strength: lambda of the released code, >= 0.
