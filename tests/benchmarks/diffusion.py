@@ -121,7 +121,7 @@ def esd_agrees(job: Job) -> None:
         told, null = target.condition(context.batch("forget", ids)), target.null(2)
         last = walked(target, states[:, 0], told, null, term, term.states.steps - 1)[0]
         torch.testing.assert_close(last, states[:, -1], atol=1e-4, rtol=1e-4)
-        batch = job.feed()[0]["forget"][0]
+        batch = job.loader()[0]["forget"][0]
         found = term.states(module.model, batch, context)
         null = target.null(len(found.x))
         with torch.no_grad():
@@ -151,7 +151,7 @@ def textbook_sfd(job: Job) -> Side:
     assert job.inputs.teacher is not None
     generator, teacher = job.inputs.target.copy(), job.inputs.teacher.shared()
     fake = job.inputs.teacher.copy()
-    optim, feed = job.recipe.optim, job.feed()
+    optim, loader = job.recipe.optim, job.loader()
     sides = [list(generator.parameters()), list(fake.parameters())]
     optimizers = [adam(optim, parameters) for parameters in sides]
     average = [parameter.detach().clone() for parameter in sides[0]]
@@ -160,7 +160,7 @@ def textbook_sfd(job: Job) -> Side:
         ticks.append(time.process_time())
         for turn, parameters in ((1, sides[1]), (0, sides[0])):
             loss = torch.zeros(())
-            for group, (batch,) in feed[step].items():
+            for group, (batch,) in loader[step].items():
                 term = term_of(job, group, SFD)
                 told, size = generator.condition(batch), len(batch["id"])
                 with torch.set_grad_enabled(turn == 0):
@@ -195,7 +195,7 @@ def fake_loss(
     fake: Diffusion, x: Tensor, t: Tensor, noise: Tensor, classes: Tensor, null: Condition, term: SFD
 ) -> Tensor:
     """Return the fake score's loss an item, (B,)."""
-    score = guided(fake, x, t, Condition(classes=classes), null, term.states.guidance)
+    score = guided(fake, x, t, Condition(classes=classes), null, term.guidance)
     return F.mse_loss(score, noise, reduction="none").flatten(1).mean(dim=1)
 
 
@@ -211,8 +211,8 @@ def generator_loss(
     term: SFD,
 ) -> Tensor:
     """Return the generator's loss an item, (B,)."""
-    f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.states.guidance))
-    f_phi = teacher.denoised(x, t, guided(teacher, x, t, other, null, term.states.guidance))
+    f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
+    f_phi = teacher.denoised(x, t, guided(teacher, x, t, other, null, term.guidance))
     return sid_loss(x0, f_phi, f_psi, term.alpha)
 
 
@@ -229,7 +229,7 @@ def sfd_agrees(job: Job) -> None:
     with tempfile.TemporaryDirectory() as folder:
         module.cache_reference_in(Path(folder))
         module.on_fit_start()
-        for group, (batch,) in job.feed()[0].items():
+        for group, (batch,) in job.loader()[0].items():
             term, context, model = term_of(job, group, SFD), module._context(f"{group}/sfd"), module.model
             fake, teacher = context.beside(), context.teacher()
             nudge(fake)
@@ -237,7 +237,7 @@ def sfd_agrees(job: Job) -> None:
             with torch.no_grad():
                 x0 = term.drawn(model, batch, context)
                 x, t, noise = term.noised(model, batch, x0, context)
-                f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.states.guidance))
+                f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
                 other = term._override(model, batch, f_psi, context)
                 theirs = generator_loss(fake, teacher, x0, x, t, told, other, null, term)
                 torch.testing.assert_close(term(model, batch, context).values, theirs, atol=1e-5, rtol=1e-3)

@@ -147,7 +147,7 @@ def agrees(job: Job) -> None:
         module.cache_reference_in(Path(folder))
         module.on_fit_start()
         nudge(module.model)
-        batches = job.feed()[0]
+        batches = job.loader()[0]
         with torch.no_grad():
             context = module._context("forget/guide")
             batch = {key: value[:1] for key, value in batches["forget"][0].items()}
