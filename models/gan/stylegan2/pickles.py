@@ -46,6 +46,7 @@ T = TypeVar("T")
 _UNREAD = object()  # stands for an array of numpy, which no network needs
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save, before its zip format
 _MOST_BITS = 80  # of an integer; _MAGIC has 77
+_MOST_HEADER = 4096  # bytes before the numbers of a stored tensor; torch.save writes some 300
 _DAMAGE = (ValueError, LookupError, TypeError, OverflowError, EOFError, struct.error, pickle.UnpicklingError)
 
 
@@ -238,8 +239,8 @@ def _is(kind: type[T], value: Any) -> T:
 
 
 def _whole(values: Any) -> tuple[int, ...]:
-    if type(values) is not tuple or len(values) > 8 or not all(type(value) is int and value >= 0 for value in values):
-        raise TypeError("sizes that are no whole numbers of 0 or more")
+    if type(values) is not tuple or len(values) > 8 or not all(type(n) is int and 0 <= n < 2**63 for n in values):
+        raise TypeError("sizes that are no whole numbers of 0 or more, and of 63 bits")
     return values
 
 
@@ -281,7 +282,8 @@ def _parameter(reader: _Reader, data: Any, requires_grad: Any, hooks: Any) -> St
 
 def _storage(reader: _Reader, data: Any) -> Storage:
     """Read the bytes of one stored tensor, as ``torch.save`` wrote them before its zip format."""
-    file = io.BytesIO(_is(bytes, data))
+    # the header alone, or else a file could have the reader copy the same large bytes again and again
+    file = io.BytesIO(_is(bytes, data)[:_MOST_HEADER])
     magic, version, system, about, keys = (_Reader(file, reader.budget, in_storage=True).load() for _ in range(5))
     if (magic, version) != (_MAGIC, _VERSION) or _is(dict, system).get("little_endian") is not True:
         raise ValueError("bytes that torch.save did not write, or that are not little-endian")
@@ -296,9 +298,10 @@ def _storage(reader: _Reader, data: Any) -> Storage:
 
 
 def _dtype(reader: _Reader, code: Any, *rest: Any) -> np.dtype[Any]:
-    if _is(str, code).lstrip("<|") not in NUMBERS:
+    # one character, not all: a text of a billion of them would be stripped again at each call
+    if (number := _is(str, code).removeprefix("<").removeprefix("|")) not in NUMBERS:
         raise ValueError(f"the numpy type {code[:80]}")
-    return np.dtype(f"<{code.lstrip('<|')}")
+    return np.dtype(f"<{number}")
 
 
 def _scalar(reader: _Reader, kind: Any, data: Any) -> Any:

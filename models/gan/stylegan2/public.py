@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, shorten
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 from unlearn.models.gan.stylegan2.pickles import Persistent, Strided, read_pickle
@@ -24,6 +24,7 @@ GENERATORS = ("G_ema", "G")
 """Keys of the file under which a generator stands, the averaged one first."""
 
 MOST_DEPTH = 8
+MOST_NAME = 100
 MOST_SIDE = 4096
 
 
@@ -91,22 +92,29 @@ def flattened(network: Persistent, most: int) -> Stored:
                 if value is None:
                     continue
                 if not isinstance(value, Strided):
-                    raise _Misfit(f"{prefix}{name} is no tensor")
+                    raise _Misfit(f"{_within(prefix, name)} is no tensor")
                 left -= len(value.storage.data)
-                stored.weights[f"{prefix}{name}"] = value
+                stored.weights[_within(prefix, name)] = value
         if left < 0:
             raise _Misfit("its tensors have more values than the file")
         for name, value in module.state.items():
             if isinstance(value, str | int | float):
-                stored.attributes[f"{prefix}{name}"] = value
-        waiting += [(f"{prefix}{name}.", child) for name, child in _mapping(module, "_modules").items()]
+                stored.attributes[_within(prefix, name)] = value
+        waiting += [(f"{_within(prefix, name)}.", child) for name, child in _mapping(module, "_modules").items()]
     return stored
+
+
+def _within(prefix: str, name: Any) -> str:
+    # a file may hold one long name, and use it in many modules
+    if not isinstance(name, str) or len(name) > MOST_NAME:
+        raise _Misfit(f"a name in it is no text of {MOST_NAME} characters or less")
+    return prefix + name
 
 
 def _mapping(module: Persistent, group: str) -> dict[Any, Any]:
     found = module.state.get(group, {})
     if not isinstance(found, dict):
-        raise _Misfit(f"{group} of a {module.kind} is no mapping")
+        raise _Misfit(f"{group} of a module is no mapping")
     return found
 
 
@@ -139,7 +147,7 @@ def shape_of(stored: Stored) -> Shape:
             clamp=None if clamp is None else float(clamp),
         )
     except (KeyError, ValueError, IndexError) as error:
-        raise _Misfit(f"its generator is of no known shape ({error})") from error
+        raise _Misfit(f"its generator is of no known shape ({shorten(str(error))})") from error
 
 
 def _judge(shape: Shape, stored: Stored) -> Discriminator | None:
@@ -147,7 +155,7 @@ def _judge(shape: Shape, stored: Stored) -> Discriminator | None:
     try:
         full = Shape(**{**vars(shape), "group": int(group)})
         return _loaded(Discriminator, full, stored, "D")
-    except (_Misfit, ValueError) as error:
+    except (_Misfit, ValueError, OverflowError) as error:
         log.warning("the discriminator of the file is left out: %s", error)
         return None
 

@@ -2,17 +2,16 @@
 
 import pickle
 import pickletools
-import struct
 import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.toys.hostile_pickles import PROTO, hostile, name, stored, tensor, text, values
 from tests.toys.stylegan2_files import write
 from unlearn.core.errors import RecipeError
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
@@ -76,9 +75,9 @@ def test_tensors_of_every_type_and_stride(dtype: torch.dtype, tmp_path: Path) ->
     for protocol in (3, 4):
         (tmp_path / "t.pkl").write_bytes(pickle.dumps(views, protocol=protocol))
         found = read_pickle(tmp_path / "t.pkl")
-        for name, view in views.items():
-            back = found[name].tensor()
-            assert back.dtype == dtype and back.shape == view.shape and torch.equal(back, view), name
+        for key, view in views.items():
+            back = found[key].tensor()
+            assert back.dtype == dtype and back.shape == view.shape and torch.equal(back, view), key
 
 
 def test_a_file_without_a_discriminator_or_with_another_kind_of_one(tmp_path: Path, canary: Path) -> None:
@@ -113,144 +112,6 @@ def test_networks_that_are_no_stylegan2_are_refused(tmp_path: Path, canary: Path
         read_networks(path)
 
 
-# ------------------------------------------------------------------------------------------------- hostile files
-
-PROTO = b"\x80\x04"
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def name(dotted: str) -> bytes:
-    """GLOBAL."""
-    module, _, attribute = dotted.rpartition(".")
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def stack_name(module: str, attribute: str) -> bytes:
-    return text(module) + text(attribute) + b"\x93"
-
-
-def values(*arguments: Any) -> bytes:
-    """A tuple of plain values."""
-    return pickletools.optimize(pickle.dumps(arguments, protocol=3))[2:-1]
-
-
-def call(dotted: str, *arguments: Any) -> bytes:
-    return PROTO + name(dotted) + values(*arguments) + b"R."
-
-
-def stored(length: int = 6, claimed: int | None = None, system: bytes | None = None) -> bytes:
-    """The bytes of a stored tensor of single precision, as torch.save writes them."""
-    parts = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)]
-    parts.append(system or pickle.dumps({"little_endian": True}, 2))
-    claimed = length if claimed is None else claimed
-    inner = text("storage") + b"ctorch\nFloatStorage\n" + text("1") + text("cpu") + pickle.dumps(claimed, 2)[2:-1]
-    parts.append(b"\x80\x02(" + inner + b"NtQ.")
-    parts.append(pickle.dumps(["1"], 2))
-    return b"".join(parts) + struct.pack("<q", claimed) + bytes(4 * length)
-
-
-def tensor(offset: Any, size: Any, stride: Any, data: bytes | None = None) -> bytes:
-    storage = name("torch.storage._load_from_bytes") + values(data or stored()) + b"R"
-    rest = values(offset, size, stride, False, {})
-    return PROTO + name("torch._utils._rebuild_tensor_v2") + b"(" + storage + _items(rest) + b"tR."
-
-
-def _items(whole: bytes) -> bytes:
-    """What stands between the mark and the end of a pickled tuple."""
-    assert whole.startswith(b"(")
-    return whole[1 : whole.rindex(b"t")]
-
-
-def scalar(code: str, data: bytes) -> bytes:
-    dtype = name("numpy.dtype") + values(code, False, True) + b"R"
-    return PROTO + name("numpy.core.multiarray.scalar") + dtype + values(data)[:-1] + b"\x86R."
-
-
-def hostile(canary: Path) -> dict[str, tuple[bytes, str]]:
-    """What each file is -> its bytes, and what the refusal names."""
-    touch = f"touch {canary}"
-    code = f"open({str(canary)!r}, 'w').close()"
-    persistent = "torch_utils.persistence._reconstruct_persistent_obj"
-    bag = PROTO + name(persistent) + values({"type": "class", "class_name": "G", "state": {}}) + b"R"
-    nested = stored(system=call("os.system", touch))
-    doubled = PROTO + b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
-    return {
-        "os.system": (call("os.system", touch), "os.system"),
-        "posix.system": (call("posix.system", touch), "posix.system"),
-        "nt.system": (call("nt.system", touch), "nt.system"),
-        "subprocess": (call("subprocess.Popen", ["touch", str(canary)]), "subprocess.Popen"),
-        "subprocess call": (call("subprocess.check_output", ["touch", str(canary)]), "subprocess.check_output"),
-        "eval": (call("builtins.eval", code), "builtins.eval"),
-        "exec": (call("builtins.exec", code), "builtins.exec"),
-        "exec of Python 2": (call("__builtin__.eval", code), "__builtin__.eval"),
-        "open": (call("builtins.open", str(canary), "w"), "builtins.open"),
-        "import": (call("builtins.__import__", "os"), "builtins.__import__"),
-        "getattr": (PROTO + name("builtins.getattr") + name("os.path") + text("x") + b"\x86R.", "builtins.getattr"),
-        "dotted name": (PROTO + stack_name("collections", "OrderedDict.fromkeys.__globals__") + b".", "fromkeys"),
-        "allowed module, other name": (call("torch.storage.os.system", touch), "torch.storage.os.system"),
-        "name that is no text": (PROTO + b"K\x01" + text("system") + b"\x93.", "STACK_GLOBAL requires str"),
-        "attrgetter": (call("operator.attrgetter", "system"), "operator.attrgetter"),
-        "partial": (call("functools.partial", print), "functools.partial"),
-        "importlib": (call("importlib.import_module", "os"), "importlib.import_module"),
-        "runpy": (call("runpy.run_path", str(canary)), "runpy.run_path"),
-        "codecs": (call("_codecs.encode", "x", "rot13"), "_codecs.encode"),
-        "nested pickle": (call("pickle.loads", call("os.system", touch)), "pickle.loads"),
-        "nested torch.load": (call("torch.load", str(canary)), "torch.load"),
-        "nested in a stored tensor": (call("torch.storage._load_from_bytes", nested), "os.system"),
-        "stored tensor of garbage": (call("torch.storage._load_from_bytes", b"PK\x03\x04"), "PERSID"),
-        "stored tensor of text": (call("torch.storage._load_from_bytes", "x"), "_load_from_bytes with"),
-        "stored tensor that claims a terabyte": (
-            call("torch.storage._load_from_bytes", stored(6, 2**38)),
-            "length is not that of its bytes",
-        ),
-        "tensor beyond its storage": (tensor(0, (2, 4), (4, 1)), "larger than what is stored"),
-        "tensor before its storage": (tensor(-1, (2,), (1,)), "no whole numbers of 0 or more"),
-        "tensor of stride 0": (tensor(0, (2**20, 2**20), (0, 0)), "larger than what is stored"),
-        "tensor of uneven strides": (tensor(0, (2, 2), (1,)), "strides that differ"),
-        "tensor of texts": (tensor(0, ("2",), (1,)), "no whole numbers of 0 or more"),
-        "tensor of nothing": (call("torch._utils._rebuild_tensor_v2", None, 0, (), ()), "NoneType in place"),
-        "parameter of nothing": (call("torch._utils._rebuild_parameter", "x", True, {}), "_rebuild_parameter with"),
-        "objects in numpy": (scalar("O8", bytes(8)), "numpy type"),
-        "numpy bytes that do not fit": (scalar("f8", bytes(4)), "do not fit"),
-        "call of an array type": (call("numpy.ndarray", (2**40,)), "numpy.ndarray"),
-        "filled mapping": (call("collections.OrderedDict", [("a", 1)]), "OrderedDict with"),
-        "persistent object without a state": (call(persistent, {"type": "class"}), persistent),
-        "persistent object of a list": (call(persistent, [1]), persistent),
-        "state of a persistent object": (bag + b"}" + text("__class__") + b"K\x01sb.", "BUILD"),
-        "setstate": (PROTO + name("collections.OrderedDict") + b")R}" + text("__setstate__") + b"Nsb.", "BUILD"),
-        "INST": (PROTO + b"(" + text(touch) + b"ios\nsystem\n.", "INST"),
-        "OBJ": (PROTO + b"(" + name("os.system") + text(touch) + b"o.", "os.system"),
-        "OBJ of an allowed name": (PROTO + b"(" + name("collections.OrderedDict") + b"o.", "OBJ"),
-        "NEWOBJ": (PROTO + name("torch.storage._load_from_bytes") + values(b"") + b"\x81.", "makes an object"),
-        "NEWOBJ_EX": (PROTO + name("collections.OrderedDict") + b")}\x92.", "NEWOBJ_EX"),
-        "extension registry": (PROTO + b"\x82\x01.", "EXT1"),
-        "persistent id": (PROTO + b"Pos.system\n.", "PERSID"),
-        "binary persistent id": (PROTO + text("x") + b"Q.", "BINPERSID"),
-        "storage type outside": (PROTO + name("torch.FloatStorage") + b".", "torch.FloatStorage"),
-        "buffer out of band": (PROTO + b"\x97.", "NEXT_BUFFER"),
-        "call of a number": (PROTO + b"K\x01)R.", "no name on the list"),
-        "key of tuples in tuples": (doubled + b"}h\x3cNs.", "tuple for a key"),
-        "key of a list": (PROTO + b"}]Ns.", "list for a key"),
-        "keys of one hash": (PROTO + b"}" + b"\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"Ns.", "int for a key"),
-        "number of many bits": (PROTO + b"\x8a\x40" + b"\x7f" * 64 + b".", "80 bits"),
-        "filled text": (PROTO + text("x") + b"Na.", "fills a str"),
-        "huge frame": (PROTO + b"\x95" + struct.pack("<Q", 2**62), "damaged|too early"),
-        "huge bytes": (PROTO + b"\x8e" + struct.pack("<Q", 2**62) + b"x", "damaged"),
-        "huge text": (PROTO + b"\x8d" + struct.pack("<Q", 2**40) + b"x", "damaged"),
-        "value that is not in the memo": (PROTO + b"j\xff\xff\xff\xff.", "damaged"),
-        "empty stack": (PROTO + b"R.", "damaged .*empty list"),
-        "mark without end": (PROTO + b"(.", "damaged .*empty list"),
-        "end without mark": (PROTO + b"NN\x90.", "damaged .*empty list"),
-        "truncated": (call("collections.OrderedDict")[:-4], "OrderedDic'"),
-        "empty": (b"", "damaged"),
-        "text": (b"<html>404</html>", "damaged|not on the list"),
-        "endless": (PROTO + b"N0" * 8, "POP"),
-    }
-
-
 KINDS = sorted(hostile(Path("/nowhere")))
 
 
@@ -274,7 +135,7 @@ def test_hostile_files_are_refused_and_nothing_is_executed(kind: str, tmp_path: 
 
 def test_there_are_enough_kinds_and_plain_reading_would_execute_them(canary: Path) -> None:
     """The control: Python's own reader runs what ours refuses."""
-    assert len(KINDS) > 60
+    assert len(KINDS) > 80
     pickle.loads(hostile(canary)["exec"][0])
     assert canary.exists()
 
@@ -336,6 +197,9 @@ def test_modules_in_one_another_and_tensors_that_repeat_are_refused(tmp_path: Pa
     many = b"}" + text("a") + one + b"q\x09s" + b"".join(text(f"w{i}") + b"h\x09s" for i in range(2000))
     path.write_bytes(network(many, b"}"))
     with pytest.raises(RecipeError, match="more values than the file"):
+        read_networks(path)
+    path.write_bytes(network(b"}" + text("w" * 101) + one + b"s", b"}"))  # which many modules could share
+    with pytest.raises(RecipeError, match="100 characters"):
         read_networks(path)
     assert not canary.exists()
 
