@@ -8,11 +8,13 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from tests.toys.scripted import evaluation_of
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.conditioned import Classes, Prompts, conditioned
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
+from unlearn.evaluators.base import Evaluation
 from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.diffusion.wrapper import Diffusion
@@ -133,3 +135,8 @@ def ink(name: str) -> Tensor:
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def attacked(told: str, **models: Diffusion) -> Evaluation:
+    """Return an evaluation of painters on the threes, each under its subject's name."""
+    return evaluation_of(models, threes(told))

@@ -236,7 +236,7 @@ def test_a_frozen_model_is_trained_and_stays_frozen() -> None:
 
 def test_sizes_that_leave_no_other_item() -> None:
     splits = tiny_splits()
-    with pytest.raises(RecipeError, match=r"only 5\. Type evaluate.relearning.items=\[1\]"):
+    with pytest.raises(RecipeError, match=r"Type evaluate\.relearning\.items=\[1\]"):
         AnswerRelearning(items=[5]).check(splits)
     AnswerRelearning(items=[4]).check(splits)
     half = {"forget": splits["forget"].halves()[1]}  # three items, of which five cannot be taken

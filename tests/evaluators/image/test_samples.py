@@ -88,7 +88,7 @@ def test_what_counts_as_forgotten(digits: Dataset, selection: Selection, expecte
 def test_labels_that_the_net_does_not_know_are_named() -> None:
     shirts = ImagesInMemory(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), ["shirt", "shoe"] * 10, [frozenset()] * 20, 17)
     splits = make_splits(shirts, Digits(forget=Selection(label=["shirt"])), Randomness(0))
-    with pytest.raises(RecipeError, match=r"digitnet8 knows the labels 0, .*; the data also has shirt, shoe. To train"):
+    with pytest.raises(RecipeError, match=r"digitnet8.*shirt, shoe.*To train"):
         SampleShare().check(splits)
 
 
@@ -189,7 +189,7 @@ def test_distances_in_a_net_of_ones_own(threes: Splits, tmp_path: Path) -> None:
 
 def test_too_few_real_images_are_refused(digits: Dataset, threes: Splits) -> None:
     few = {"forget": threes["forget"], "retain": replace(threes["retain"], ids=threes["retain"].ids[:3])}
-    with pytest.raises(RecipeError, match="there are 3, and 4 are needed"):
+    with pytest.raises(RecipeError, match=r"evaluate\.feature_distance=null"):
         FeatureDistance().check(few)
 
 

@@ -175,10 +175,10 @@ def test_a_broken_model_gives_unknown_figures_and_a_picture(threes: Splits) -> N
 
 def test_out_of_range_settings_are_refused(threes: Splits) -> None:
     for make in (BitsPerDim, LikelihoodRank, Membership):
-        with pytest.raises(ValueError, match="draws is 0; it must be >= 1"):
+        with pytest.raises(ValueError, match="draws is 0"):
             make(draws=0)
-    with pytest.raises(ValueError, match="reference_items is 1; it must be >= 2"):
+    with pytest.raises(ValueError, match="reference_items is 1"):
         LikelihoodRank(reference_items=1)
     splits = {name: split for name, split in threes.items() if name != "test"}
-    with pytest.raises(RecipeError, match=r"reference=test: there are no such items. Allowed: forget, retain, holdout"):
+    with pytest.raises(RecipeError, match=r"reference=test.*Allowed: forget, retain, holdout"):
         LikelihoodRank(reference="test").check(splits)

@@ -185,10 +185,10 @@ def test_a_task_of_ones_own(start: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = evaluation_of(models(), tiny_splits())
-    with pytest.raises(RecipeError, match=r"include_path=.*there is no such folder"):
+    with pytest.raises(RecipeError, match=r"evaluate\.lm_eval\.include_path="):
         LmEval(include_path=str(tmp_path / "none"))(evaluation)
     (tmp_path / "capitals.yaml").write_text(TASK)
-    with pytest.raises(RecipeError, match=r"the tasks capitals could not be run .*need the files that they name"):
+    with pytest.raises(RecipeError, match=r"evaluate\.lm_eval.*capitals"):
         LmEval(tasks=["capitals"], include_path=str(tmp_path))(evaluation)
     with pytest.raises(ValueError, match="tasks is empty"):
         LmEval(tasks=[])
@@ -200,7 +200,7 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_wrong_settings_are_found_before_the_work(tmp_path: Path) -> None:
     """Among the harness's 14,000 tasks only the nearest are named."""
     splits = tiny_splits()
-    with pytest.raises(RecipeError, match=r"evaluate\.lm_eval\.questions: there is no file .*none\.jsonl"):
+    with pytest.raises(RecipeError, match=r"evaluate\.lm_eval\.questions.*none\.jsonl"):
         LmEval(tasks=[], questions=str(tmp_path / "none.jsonl")).check(splits)
     with pytest.raises(RecipeError, match=r"Did you mean: arc_easy,.*python -m lm_eval ls tasks") as error:
         LmEval(tasks=["arc_eesy"]).check(splits)

@@ -137,7 +137,7 @@ def test_a_reference_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     other.encoder = encoder(280)
     other.save_pretrained(tmp_path)
     evaluation = evaluation_of({"target": tiny(0)}, tiny_splits())
-    with pytest.raises(RecipeError, match=r"into other tokens than the target does.*Type a model with"):
+    with pytest.raises(RecipeError, match=r"text_membership\.reference.*Type a model with"):
         TextMembership(reference=str(tmp_path), gradient_items=0)(evaluation)
     same = tiny(1)
     same.encoder.template, same.encoder.max_length = "Q: {question} A:", 48  # the target's own are what counts
@@ -148,7 +148,7 @@ def test_a_reference_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_reference_that_is_not_there_is_found_before_the_work(tmp_path: Path) -> None:
     TextMembership(reference=str(tmp_path)).check(two_sides())
-    with pytest.raises(RecipeError, match=r"reference=.*none: there is no such folder\. Type the folder of a model"):
+    with pytest.raises(RecipeError, match=r"reference=.*Type the folder of a model"):
         TextMembership(reference=str(tmp_path / "none")).check(two_sides())
 
 
@@ -195,7 +195,7 @@ def test_batches_and_order_change_nothing() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="k is 0; it must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match="k is 0"):
         TextMembership(k=0)
-    with pytest.raises(ValueError, match="gradient_items is -1; it must be >= 0"):
+    with pytest.raises(ValueError, match="gradient_items is -1"):
         TextMembership(gradient_items=-1)

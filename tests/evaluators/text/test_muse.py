@@ -168,5 +168,5 @@ def test_short_passages_and_missing_kinds_are_left_out() -> None:
     found = MuseMetrics(prompt_tokens=12, verbatim_tokens=4)(evaluation_of({"target": model}, only))
     assert {r.metric for r in found.records} == {"verbatim_memorization"}
     assert found.notes == ["muse: the data have no questions, so there is no knowledge_memorization."]
-    with pytest.raises(ValueError, match="prompt_tokens is 0; it must be >= 1"):
+    with pytest.raises(ValueError, match="prompt_tokens is 0"):
         MuseMetrics(prompt_tokens=0)
