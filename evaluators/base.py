@@ -184,7 +184,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(ABC, Generic[M]):
-    """One family of metrics. Runs on every rank; share items with ``unlearn.core.distributed.map_ids``."""
+    """One family of metrics. It runs on every rank; share items with ``unlearn.core.distributed.map_ids``."""
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """All metrics that it may report."""

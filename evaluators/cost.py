@@ -52,8 +52,8 @@ STEPS = Metric(name="steps", label="steps", formula="optimizer steps taken")
 class Cost(Evaluator):
     """Seconds, their share of the target's training time (where that is known), peak memory, storage and steps.
 
-    The training time is the one written down when the target was trained; for a model that ships, or one from another
-    machine's cache, that was not on this machine, and the share says so in ``about.target``.
+    The training time is the one recorded when the target was trained. For a shipped model, or one from another
+    machine's cache, that was another machine; ``about.target`` says where the target came from.
     """
 
     metrics: ClassVar = (SECONDS, SHARE, MEMORY, STORAGE, STEPS)
@@ -77,21 +77,20 @@ class Cost(Evaluator):
 
 
 def digests(model: nn.Module) -> set[str]:
-    """Return a hash of each tensor that a model stores, by which it is known when the model is not there any more."""
+    """Return a hash of each tensor that a model stores; they outlive the model and tell which tensors it held."""
     return {_digest(tensor) for tensor in _tensors(model)}
 
 
 def bytes_not_in(held: Container[str], model: nn.Module) -> int:
-    """Return the size of a model's tensors whose hash is not among those held.
+    """Return the size of a model's tensors whose hash is not in ``held``.
 
-    Of an unlearned model this must be stored in addition to the target; none where only its sampling changed.
+    This is what an unlearned model needs in addition to the target; 0 where only its sampling changed.
     """
     return sum(tensor.nbytes for tensor in _tensors(model) if _digest(tensor) not in held)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Yield what a model stores, tied weights once."""
-    seen = set()
+    seen = set()  # tied weights share their storage and count once
     for tensor in model.state_dict().values():
         if isinstance(tensor, Tensor) and (tensor.data_ptr(), tensor.shape) not in seen:
             seen.add((tensor.data_ptr(), tensor.shape))

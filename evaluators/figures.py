@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 FORGOTTEN = "#D55E00"
-"""Whatever is forgotten, in every picture (vermilion of Okabe and Ito's palette)."""
+"""Colour of what is forgotten, in every picture (vermilion of Okabe and Ito's palette)."""
 
 SUBJECTS = {
     "target": "#8A8F98",
@@ -33,7 +33,7 @@ FRAME = 4
 LETTER = 16
 """Pixels that a letter of a heading takes at most, on average."""
 FEW = 20
-"""Below so many items a distribution is drawn as ticks, not as a histogram."""
+"""With fewer items than this a distribution is drawn as ticks, not as a histogram."""
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -46,8 +46,8 @@ class Panel:
         title: heading.
         images: (n, C, H, W) uint8.
         levels: number of grey levels.
-        marked: (n,) bool, which get a frame.
-        cell: size in pixels that small images are enlarged to, by a whole factor.
+        marked: (n,) bool, the images that get a frame.
+        cell: side in pixels to which small images are enlarged, by an integer factor.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Panel:
 
 
 def panels(content: Sequence[Panel], columns: int, stacked: bool = False) -> bytes:
-    """Return a PNG of grids of images, side by side or stacked, each pixel enlarged to a sharp square."""
+    """Return a PNG of grids of images, side by side or stacked, each pixel enlarged to a square."""
     grids = [mosaic(panel, columns) for panel in content]
     gap, heading = 28, 44
     heights = [len(grid) for grid in grids]
@@ -104,7 +104,7 @@ def _rgb(images: Tensor, levels: int) -> Array:
 
 
 def likelihood_histograms(found: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """Return a PNG with one row per subject: how bits/dim are distributed over each split, (n,) values each."""
+    """Return a PNG with one row per subject: the distribution of bits/dim, (n,) values, in each split."""
     values = torch.cat([bits for splits in found.values() for bits in splits.values()])
     finite = values[values.isfinite()]
     low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
@@ -157,7 +157,7 @@ def share_bars(
     categories: Sequence[str],
     forgotten: Sequence[str],
 ) -> bytes:
-    """Return a PNG of bars: for each category the share of each subject's samples, with its interval."""
+    """Return a PNG of bars: the share of each category in each subject's samples, with its interval."""
     figure = Figure(figsize=(8.0, 2.8), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(shares)

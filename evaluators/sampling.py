@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
 from unlearn.data.traps import PLANTED
-from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
 from unlearn.models.capabilities import HasLikelihood, Samples
 from unlearn.models.likelihood import bits_per_dim_of
 
@@ -39,7 +39,7 @@ def conditioned_data(splits: Mapping[str, Split]) -> Conditioned:
 
 
 def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
-    """Return the items whose conditions the first n samples of a split have, (n,) int64 ids, ordered by the seed."""
+    """Return the ids of the items that the first n samples of a split are conditioned on, (n,) int64, by the seed."""
     ids = evaluation.splits[split].ids
     order = Randomness(evaluation.seed, f"conditions/{split}").permutation(len(ids))
     return ids[order[torch.arange(n) % len(ids)]]
@@ -48,13 +48,13 @@ def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
 def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 
-    The noise is the same for every subject, every split and every evaluator. A larger n later draws only what is
-    missing.
+    The noise is the same for every subject, every split and every evaluator. Samples drawn before are reused: a larger
+    n draws only what is missing.
 
     Args:
         evaluation: with the models.
         subject: which of them.
-        split: whose conditions the samples have (``sampled_items``); ignored for unconditional models.
+        split: whose items the samples are conditioned on (``sampled_items``); ignored for unconditional models.
         n: number of samples.
         batch_size: samples drawn at once; does not change the result.
     """
@@ -80,17 +80,17 @@ def drawn(
     first: int = 0,
     count: int = 0,
 ) -> Tensor:
-    """Draw samples of a model, (n, C, H, W) uint8 on the CPU; sample i has the same noise whatever draws it.
+    """Draw samples of a model, (n, C, H, W) uint8 on the CPU; sample i has the same noise for every model.
 
     Args:
         evaluation: with the data.
-        model: a subject, or what an attack made of it.
+        model: a subject, or an attacked copy of it.
         split: of the items.
-        items: whose conditions the samples have, (n,); None for unconditional models.
+        items: what the samples are conditioned on, (n,); None for unconditional models.
         batch_size: samples drawn at once; does not change the result.
-        told: (n, ...), conditions in place of those of the items.
+        told: (n, ...), conditions to use in place of those of the items.
         first: number of the first sample.
-        count: of samples, where there are no items.
+        count: number of samples where there are no items.
     """
     randomness = Randomness(evaluation.seed, "samples")
 
@@ -105,8 +105,8 @@ def drawn(
             batch = model.sample(ids, randomness, like)
         if "image" not in batch:
             raise RecipeError(
-                f"The samples of a {type(model).__name__} are no images (they hold {', '.join(sorted(batch))}), and "
-                "this evaluator looks at images. Drop it from the recipe: evaluate.NAME=null."
+                f"The samples of a {type(model).__name__} are not images (they hold {', '.join(sorted(batch))}), and "
+                "this evaluator needs images. Drop it from the recipe: evaluate.NAME=null."
             )
         return batch["image"]
 
@@ -119,8 +119,7 @@ def likelihoods(
 ) -> Tensor:
     """Return the bits/dim of items of a split, (n,) float64 on the CPU, each the mean over draws of the noise.
 
-    The noise is the same for every subject and every evaluator. An item that was asked for before is not computed
-    again.
+    The noise is the same for every subject and every evaluator. Items measured before are read from the cache.
     """
     model, dataset = evaluation.models[subject], evaluation.splits[split].dataset
     unknown = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
@@ -142,7 +141,7 @@ def without_traps(split: Split) -> Tensor:
 
 
 def some_of(evaluation: Evaluation, split: str, limit: int | None) -> Tensor:
-    """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order; no planted traps."""
+    """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order, without traps."""
     return limited(without_traps(evaluation.splits[split]), limit, evaluation.seed, split)
 
 
@@ -152,6 +151,35 @@ def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
         return ids
     order = Randomness(seed, f"items/{name}").permutation(len(ids))
     return ids[order[:limit].sort().values]
+
+
+def add_items(
+    result: EvaluationResult,
+    evaluation: Evaluation,
+    metric: Metric,
+    subject: str,
+    split: str,
+    ids: Tensor,
+    values: Tensor,
+) -> None:
+    """Add the values of items (n,) to a result: the record of their mean, and their item-level rows."""
+    result.records.append(evaluation.record(metric, subject, split, values))
+    result.items.extend(item_rows(subject, split, ids, metric.name, values))
+
+
+def grey_levels(evaluation: Evaluation) -> int:
+    """Return the number of grey levels of images; 256 where the data has none of its own."""
+    return int(evaluation.splits["forget"].dataset.info.get("levels", 256))
+
+
+def seen_by(net: Callable[[Tensor], Tensor], evaluation: Evaluation, images: Tensor, batch_size: int) -> Tensor:
+    """Return the output of a net that takes images in [-1, 1] on images (n, C, H, W) uint8, (n, D) on the CPU."""
+    scale = 2 / (grey_levels(evaluation) - 1)
+
+    def look(rows: Tensor) -> Tensor:
+        return net(images[rows.cpu()].to(evaluation.device).float() * scale - 1)
+
+    return map_ids(look, torch.arange(len(images), device=evaluation.device), batch_size).cpu()
 
 
 def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from unlearn.core.intervals import t_half_width
 from unlearn.core.randomness import Randomness
 
 Z95 = 1.959964
-"""Half the width of a normal 95 % interval, in standard errors."""
+"""Half-width of a normal 95 % interval in standard errors."""
 
 Interval = tuple[float, float] | None
 """Lower and upper end, None where there is no interval."""
@@ -32,6 +32,8 @@ def share_ci95(count: int, n: int) -> tuple[float, tuple[float, float]]:
     """Return count / n and its Wilson 95 % interval."""
     z2 = Z95**2
     share = count / n
+    # Wilson 1927: the shares p with |share - p| = z sqrt(p (1 - p) / n), solved for p; so the interval has
+    # a width also at 0 and n hits
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return share, (max(0.0, centre - half), min(1.0, centre + half))
@@ -42,6 +44,7 @@ def placement(values: Tensor, reference: Tensor) -> Tensor:
     if reference.isnan().any():
         return torch.full_like(values, torch.nan, dtype=torch.float64)
     ordered = reference.sort().values
+    # the two counts differ by the ties, so that their mean counts half of them
     below = torch.searchsorted(ordered, values, side="left")
     up_to = torch.searchsorted(ordered, values, side="right")
     return torch.where(values.isnan(), torch.nan, (below + up_to).double() / (2 * len(reference)))
@@ -61,6 +64,7 @@ def auc(members: Tensor, others: Tensor) -> tuple[float, Interval]:
     if min(len(members), len(others)) < 2 or math.isnan(value):
         return value, None
     of_others = 1 - placement(others, members)
+    # DeLong: the two placements are the projections of the Mann-Whitney statistic on members and on non-members
     half = Z95 * math.sqrt(of_members.var().item() / len(members) + of_others.var().item() / len(others))
     if half == 0:
         return value, None
@@ -93,8 +97,8 @@ def auc_change(subject: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor])
 def ratio_of_shares(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, Interval]:
     """Return the ratio of two shares, each (count, n), and a 95 % interval; nan and none where the second is 0.
 
-    The interval takes Wilson's of both shares and treats them as independent, which is wide for shares over the same
-    noise; none where that of the second reaches twice the share.
+    The interval takes Wilson's of both shares and treats them as independent, which is conservative for shares over
+    the same noise. There is none where the second's interval reaches twice its share.
 
     Reference:
         Donner and Zou, Closed-form confidence intervals for functions of the normal mean and standard deviation, 2012
@@ -102,6 +106,7 @@ def ratio_of_shares(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, Inte
     """
     if b[0] == 0:
         return math.nan, None
+    # the ratios r for which the interval of first - r second, by Wilson's of both, contains 0
     (first, (low_a, high_a)), (second, (low_b, high_b)) = share_ci95(*a), share_ci95(*b)
     if low_b <= 0 or high_b >= 2 * second:
         return first / second, None
@@ -117,8 +122,8 @@ def ratio_of_shares(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, Inte
 def frechet(a: Tensor, b: Tensor) -> float:
     """Return the squared Frechet distance between Gaussians fitted to features a (n, D) and b (m, D).
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), with eigenvalues below zero, which rounding makes of
-    zeros, set to zero. The fit is biased: few samples of one and the same distribution lie apart.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), with eigenvalues that rounding pushes below zero set
+    to zero. The estimate is biased upwards: two small samples of one distribution have a positive distance.
 
     Reference:
         Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, eq. 6. arXiv:1706.08500
@@ -128,6 +133,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
     if not (cov_a.isfinite().all() and cov_b.isfinite().all()):
         return math.nan
     values, vectors = torch.linalg.eigh(cov_a)
+    # tr (AB)^1/2 by the symmetric A^1/2 B A^1/2, which has the same eigenvalues as AB and real ones
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     squared = (a.mean(0) - b.mean(0)).square().sum()
@@ -138,8 +144,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
 def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, tuple[float, float]]:
     """Return the unbiased squared MMD between features a (n, D) and b (m, D), and a normal 95 % interval.
 
-    The kernel is (x . y / D + 1)^3. The mean over all pairs stands where the paper averages over random subsets: the
-    same expectation, less noise. The variance is that of the projections of the U-statistic on single items.
+    The kernel is (x . y / D + 1)^3. The mean is over all pairs, where the paper averages over random subsets: the same
+    expectation, less noise. The variance is that of the U-statistic's projections on single items.
 
     Reference:
         Binkowski et al., Demystifying MMD GANs, 2018, section 4. arXiv:1801.01401
@@ -147,9 +153,11 @@ def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, tuple[float, float]]:
     a, b = a.double(), b.double()
     n, m = len(a), len(b)
     cross = _kernel(a, b)
+    # pairs of an item with itself are left out: they would bias the estimate upwards
     own_a = (_kernel(a, a).sum(1) - _kernel_diagonal(a)) / (n - 1)
     own_b = (_kernel(b, b).sum(1) - _kernel_diagonal(b)) / (m - 1)
     value = (own_a.mean() + own_b.mean() - 2 * cross.mean()).item()
+    # the variance of 2 (own - cross), the projection on one item, over the sample size, for either sample
     variance = 4 * ((own_a - cross.mean(1)).var() / n + (own_b - cross.mean(0)).var() / m).item()
     half = Z95 * math.sqrt(variance)
     return value, (value - half, value + half)
@@ -175,13 +183,15 @@ def frechet_spread(a: Tensor, b: Tensor, randomness: Randomness, bootstraps: int
 def inside_manifold(points: Tensor, of: Tensor, k: int) -> Tensor:
     """Return whether each point (n, D) lies in the manifold of others (m, D), (n,) bool.
 
-    The manifold is the union of balls around ``of``, each reaching as far as its k-th nearest neighbour among them.
+    The manifold is the union of balls around the points ``of``, each with the distance to its k-th nearest neighbour
+    among them as radius.
 
     Reference:
         Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, 2019, eq. 1.
         arXiv:1904.06991
     """
     of, points = of.double(), points.double()
+    # no matrix product: it loses the digits of small distances; a point is no neighbour of itself
     own = torch.cdist(of, of, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
     radii = own.kthvalue(k, dim=1).values
     apart = torch.cdist(points, of, compute_mode="donot_use_mm_for_euclid_dist")

@@ -21,14 +21,14 @@ def precision_of(model: Model) -> torch.dtype:
 
 
 class OneAtATime(Mapping[str, Subject], Generic[Subject]):
-    """Subjects of an evaluation, of which only the one asked for last is on the device.
+    """Subjects of an evaluation, of which only the last one requested is on the device.
 
-    A subject that is asked for comes in eval mode and in its own precision. The one before it goes back to the CPU
-    first, in place: whoever still holds it asks for it again before using it.
+    A subject is returned in eval mode and in its own precision. The previous one is first moved back to the CPU, in
+    place: code that still holds it must request it again before using it.
 
     Args:
         load: subject -> returns its model, always the same object.
-        device: where the one subject is.
+        device: where the current subject lives.
     """
 
     def __init__(self, load: Mapping[str, Callable[[], Subject]], device: torch.device) -> None:
@@ -57,7 +57,7 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
         return subject in self._load  # Mapping's own would load the model
 
     def release(self) -> None:
-        """Leave the device to others; the next request brings a subject back."""
+        """Move the current subject off the device; the next request brings one back."""
         if self._current is not None:
             self._current[1].to("cpu")
             self._current = None
@@ -66,13 +66,13 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
 def in_their_place(
     models: Mapping[str, Subject], name: str, other: Subject, device: torch.device
 ) -> Mapping[str, Subject]:
-    """Return a mapping of one other model, which is on the device in place of the subjects."""
+    """Return a mapping with one other model, which takes the subjects' place on the device."""
     if isinstance(models, OneAtATime):
         models.release()
     return OneAtATime({name: lambda: other}, device)
 
 
 def trainable_copy(model: Subject) -> Subject:
-    """Return a copy that an attack may train; half precision would lose its small steps, so it becomes float32."""
+    """Return a trainable copy for an attack, in float32 at least: half precision would lose small steps."""
     made = copy.deepcopy(model).requires_grad_(True)
     return made.to(torch.float32) if precision_of(model).itemsize < 4 else made

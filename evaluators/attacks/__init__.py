@@ -1,1 +1,1 @@
-"""Attacks: what can still be got out of an unlearned model, and out of one that never saw the data."""
+"""Attacks: what an unlearned model still reveals, compared with a model that never saw the data."""

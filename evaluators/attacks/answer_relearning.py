@@ -1,4 +1,4 @@
-"""Relearning of answers: what a short training on a few forget items brings back of the others."""
+"""Relearning of answers: whether fine-tuning on a few forget items restores the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlearn.evaluators.sampling import without_traps
 from unlearn.models.capabilities import TrainableLanguageModel
 
 OTHERS, RELEARNED = "others", "relearned"
-"""Which forget items are scored, in ``about.category``."""
+"""Which forget items are scored; the values of ``about.category``."""
 
 
 ATTACK = Metric(
@@ -37,9 +37,9 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRelearning(Relearning[TrainableLanguageModel]):
-    """Trains a copy of every subject on k forget items and measures the others, which stay the same for every k.
+    """Trains a copy of every subject on k forget items and scores the others, which are the same for every k.
 
-    If the others come back as well, they were hidden and not forgotten.
+    If the others come back too, they were hidden, not forgotten.
 
     Args:
         scored: at most this many of the other items are scored, drawn by the seed; null takes all.

@@ -1,4 +1,4 @@
-"""Concept inversion: a new word is learned on the attacked model until it draws the concept."""
+"""Concept inversion: learn the embedding of a new word with which the attacked model draws the concept."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ ATTACK = Metric(
 class ConceptInversion(PromptSearch):
     """Learns embeddings of new words in place of the concept's, one for each of its tokens, or of a new class.
 
-    They minimise the attacked model's own denoising loss on images of the concept, and start at what the model has for
-    the concept's words. The rest of the prompt and all model weights are frozen; optimized with Adam, no weight decay.
+    They minimise the attacked model's own denoising loss on images of the concept, and start at the embeddings of the
+    concept's words. The rest of the prompt and all model weights are frozen; optimized with Adam, no weight decay.
 
-    An attack without a bound has as many free numbers as an embedding, and may draw what the model never saw: compare
-    with the retrained model.
+    Without a bound the attack has as many free parameters as an embedding, and may draw what the model never saw:
+    compare with the retrained model.
 
     Args:
-        steps: steps of the search, >= 0; 0 asks plainly.
+        steps: steps of the search, >= 0; 0 uses the prompts as they are.
         lr: learning rate, > 0.
-        batch: images a step.
-        images: the concept is learned from so many, drawn by the seed.
+        batch: images per step.
+        images: number of images that the concept is learned from, drawn by the seed.
         source: ``data`` are the forget images; ``target`` are images that the target draws of forget items.
-        bound: how far an embedding may go from where it starts, in mean lengths of the table's embeddings; null for no
+        bound: largest distance of an embedding from its start, in mean norms of the table's embeddings; null for no
             bound.
 
     Reference:
@@ -80,7 +80,7 @@ class ConceptInversion(PromptSearch):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits, and items without images that the concept was to be learned from."""
+        """Refuse data that no classifier fits, and, with ``source: data``, items without images."""
         super().check(splits)
         if self.source == "data":
             instead = "Type evaluate.concept_inversion.source=target."
@@ -100,7 +100,7 @@ class ConceptInversion(PromptSearch):
             yield names.told(items), budget
 
     def _images(self, evaluation: Evaluation[PromptableDenoiser], model: PromptableDenoiser) -> tuple[Tensor, Tensor]:
-        """Return forget items (m,), and what is to be denoised of them, (m, C, H, W)."""
+        """Return forget items (m,) and the clean latents of their images, (m, C, H, W)."""
         if self.source == "target":
             ids = sampled_items(evaluation, "forget", self.images)
             drawn = samples(evaluation, "target", "forget", self.images, self.batch_size)
@@ -132,7 +132,7 @@ class ConceptInversion(PromptSearch):
         stream = evaluation.randomness.child("search")
         draws = torch.arange(self.batch, device=evaluation.device)
         key, asked = conditioned_data(evaluation.splits).told.key, names.told(ids).to(evaluation.device)
-        for step in range(self.steps):
+        for step in range(self.steps):  # textual inversion, eq. 2, with the model frozen
             draw = stream.at(step)
             chosen = draw.child("image").integers(draws, len(ids))
             t = draw.child("t").integers(draws, model.timesteps)
@@ -143,25 +143,25 @@ class ConceptInversion(PromptSearch):
             for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):
                 row.grad = gradient
             optimizer.step()
-            if self.bound is not None:
+            if self.bound is not None:  # projected descent
                 for row, start, far in zip(rows, starts, radius, strict=True):
                     row.data = start + bounded(row.detach() - start, far)
         return [row.detach() for row in rows]
 
 
 def bounded(moves: Tensor, radius: Tensor) -> Tensor:
-    """Return moves (K, D), those longer than the radius cut to it."""
+    """Return moves (K, D), projected to the ball of the given radius."""
     lengths = moves.norm(dim=1, keepdim=True)
     share: Tensor = radius / lengths.clamp(min=torch.finfo(moves.dtype).tiny)
     return moves * share.clamp(max=1.0)
 
 
 class Names:
-    """The forgotten names in a model's conditions, and new ones, -1 ... -K, in their places.
+    """Replaces the forgotten names in a model's conditions by new words, -1 ... -K.
 
     Args:
         data: the forget data.
-        classifier: knows what is forgotten of each item.
+        classifier: knows which names of each item are forgotten.
     """
 
     def __init__(self, data: Conditioned, classifier: ConceptClassifier) -> None:
@@ -174,15 +174,15 @@ class Names:
             self.words = [words_of(data, name) for name in self.names]
 
     def known(self, tables: int) -> list[list[int]]:
-        """Return what each of the tables has for the names' words, one after the other."""
+        """Return, per table, the rows of the names' words, concatenated."""
         by_encoder = [[word for words in self.words for word in words[e]] for e in range(len(self.words[0]))]
         return by_encoder if len(by_encoder) == tables else by_encoder * tables  # DiT has a table of classes per block
 
     def told(self, items: Tensor) -> Tensor:
-        """Return the conditions of items (n,), with new words in place of the forgotten names', (n, ...).
+        """Return the conditions of items (n,) with the forgotten names replaced by new words, (n, ...).
 
         Raises:
-            RecipeError: a caption does not have the words.
+            RecipeError: a caption does not contain the words.
         """
         rows = []
         for item in items.tolist():
@@ -194,7 +194,7 @@ class Names:
         return torch.stack(rows)
 
     def _replace(self, known: Tensor, number: int, item: int) -> None:
-        """Put the new words of a name into an item's condition, () or (E, L), in place."""
+        """Replace a name by its new words in an item's condition, () or (E, L), in place."""
         if known.ndim == 0:
             known.fill_(-1 - number)
             return

@@ -1,4 +1,4 @@
-"""Relearning of a person: whether a short training on a few pictures brings them back."""
+"""Relearning of a person: whether fine-tuning on a few pictures restores them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import above, at_least, distinct
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.relearning import Curves, picture
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -43,23 +43,24 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class FaceRelearning(Evaluator[ImageGenerator]):
-    """Trains a copy of every subject on k pictures of each identity and measures the likeness of others of the person.
+    """Trains a copy of every subject on k pictures of each identity and measures the similarity of held-out ones.
 
     The pictures are what the target draws close to the identity's latent (``evaluate.identity``'s same_person); the
     copy is trained to draw them from the same latents, by the squared difference of pixels and a packaged perceptual
     distance, Adam on all weights. The figure is the similarity of what it then draws of held-out latents to what the
-    target draws of them. The retrained model is trained at its own latents of the identity: what k pictures teach.
+    target draws of them. The retrained model is trained at its own latents of the identity: it shows what k pictures
+    teach.
 
     Args:
         identities: at most this many, drawn by the seed; null takes all.
         pictures: numbers of pictures per identity to train on, each >= 1.
-        held: pictures per identity that are measured and never trained on.
+        held: held-out pictures per identity, measured and never trained on.
         steps: steps after which the copy is measured, each >= 0; 0 is before the attack.
         lr: learning rate, > 0.
-        near: how far pictures lie from the identity, as a share of the way to a drawn latent.
+        near: distance of the pictures from the identity, as a share of the way to a random latent.
         inversion: how the latents of images are found.
         strangers: faces that the similarity's scale is taken from.
-        features: net that compares faces; by default the packaged one that no loss takes by default.
+        features: net that compares faces; by default the packaged one that no loss uses by default.
         batch_size: images at once in the measurement; does not change the result.
     """
 
@@ -79,10 +80,7 @@ class FaceRelearning(Evaluator[ImageGenerator]):
     def __post_init__(self) -> None:
         at_least(self, identities=1, held=1, strangers=4, batch_size=1)
         above(self, lr=0, near=0)
-        for name, least in (("pictures", 1), ("steps", 0)):
-            given = getattr(self, name)
-            if not given or min(given) < least or len(set(given)) < len(given):
-                raise ValueError(f"{name} is {given}; it must be different numbers, each >= {least}")
+        distinct(self, pictures=1, steps=0)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
@@ -130,7 +128,7 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         return found
 
     def _copies(self, model: ImageGenerator, w: Tensor, images: Tensor) -> Iterator[tuple[int, Any]]:
-        """Yield (steps, the copy so far) at each number of steps; the model itself stays as it is."""
+        """Yield (steps, the copy so far) at each number of steps; the model itself is not changed."""
         copy = trainable_copy(model)
         optimizer = torch.optim.Adam(copy.parameters(), lr=self.lr)
         perceptual = packaged_perceptual(tuple(images.shape[1:]))

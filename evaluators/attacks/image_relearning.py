@@ -1,4 +1,4 @@
-"""Relearning of images: whether a short training on a few forget images brings the concept back."""
+"""Relearning of images: whether fine-tuning on a few forget images restores the concept."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ ATTACK = Metric(
 class ImageRelearning(Relearning[TrainableDenoiser]):
     """Trains a copy of every subject on k forget images and asks a classifier how many samples show the concept.
 
-    If fewer steps are enough than a model needs that never saw it, the concept was hidden and not forgotten. Samples
-    are like forget items, from the noise of every other evaluator. One-step generators give no figures: what they are
-    trained on is another's score, not images.
+    If it needs fewer steps than a model that never saw the concept, the concept was hidden, not forgotten. Samples are
+    conditioned on forget items, from the same noise as in every other evaluator. One-step generators are skipped: they
+    are trained on the score of another model, not on images.
 
     Args:
         samples: samples per measurement.
@@ -64,7 +64,7 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits, and a forget set without so many images."""
+        """Refuse data that no classifier fits, and a forget set with too few images."""
         concept_classifier(splits, self.features)
         forget = splits["forget"]
         if len(forget) < max(self.items) or "image" not in forget.batch(forget.ids[:1]):

@@ -1,4 +1,4 @@
-"""Reintroduction in context: other forgotten facts stand in the prompt, before the question."""
+"""Reintroduction in context: other forgotten facts precede the question in the prompt."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class InContext(PromptAttack):
-    """Gives other forget questions of the same label with their true answers, then asks.
+    """Puts other forget questions of the same label and their true answers before the question.
 
-    A model that never saw the data may profit from the context too; only what goes beyond it was not forgotten.
+    A model that never saw the data may also benefit from the context; only a larger gain shows what was not forgotten.
 
     Args:
-        facts: how many other questions and answers are given, >= 1; fewer where a label has fewer, or where the model
-            cannot read so much at once.
+        facts: number of other questions with answers, >= 1; fewer where a label has fewer, or where they exceed the
+            model's context.
 
     Reference:
         Shumailov et al., UnUnlearning: Unlearning is not sufficient for content regulation in advanced generative AI,

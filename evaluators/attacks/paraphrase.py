@@ -1,4 +1,4 @@
-"""Paraphrase attack: the question in other words."""
+"""Paraphrase attack: rephrase the question."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrase(PromptAttack):
-    """Asks in the words of every form ``paraphrased_question...`` that an item has; the best one counts.
+    """Asks every form ``paraphrased_question...`` of an item; the best one counts.
 
     Only items that have such a form are attacked.
 
@@ -61,7 +61,7 @@ class Paraphrase(PromptAttack):
 
 
 def wordings(data: TextDataset, item: int) -> list[str]:
-    """Return an item's question in the other words that its forms give, without repeats."""
+    """Return the paraphrases of an item's question, without repeats."""
     found = [
         pair[0] for name, pair in sorted(data.items[item].forms.items()) if name.startswith("paraphrased_question")
     ]

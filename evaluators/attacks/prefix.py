@@ -1,4 +1,4 @@
-"""Prefix attack: the answer is begun for the model with words of consent."""
+"""Prefix attack: the answer begins with words of consent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Prefix(PromptAttack):
     """Puts words of consent in front of the answer; the best prefix of each item counts.
 
     Args:
-        prefixes: what the answer begins with; "" asks plainly.
+        prefixes: beginnings of the answer; "" adds none.
 
     Reference:
         Wei, Haghtalab and Steinhardt, Jailbroken: How Does LLM Safety Training Fail?, 2023, section 3.1 (prefix
@@ -68,11 +68,12 @@ class Prefix(PromptAttack):
 
 
 def begun(encoder: Encoder, question: str, answer: str, prefix: str) -> Pair:
-    """Return the tokens of a prompt with the beginning of its answer, and of the rest of the answer."""
+    """Return the tokens of a prompt with the prefix of its answer, and of the rest of the answer."""
     if not prefix:
         return encoder.encode(question, answer)
     prompt, whole = encoder.encode(question, f"{prefix} {answer}")
     _, start = encoder.encode(question, prefix)  # with an end token, which the whole does not have there
+    # a tokenizer may merge across the border, so the prefix is what both tokenizations have in common
     shared = next(
         (n for n, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), min(len(start), len(whole))
     )

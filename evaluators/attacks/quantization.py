@@ -1,4 +1,4 @@
-"""Quantisation: what comes back when the weights are rounded."""
+"""Quantisation: whether rounding the weights undoes unlearning."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ CODES = Metric(
 class Quantization(Evaluator[Continues]):
     """Rounds the weights of every linear layer to few bits and measures the forget items again.
 
-    Unlearning that moved weights by less than half a step of the grid is undone by it. Rounding is to the nearest
-    code, symmetric, with one scale per output channel; activations, embeddings (with an output layer that shares their
-    weights), norms and biases stay as they are.
+    It undoes unlearning that changed weights by less than half a step of the grid. Rounding is symmetric, to the
+    nearest code, with one scale per output channel; activations, embeddings (with an output layer tied to them), norms
+    and biases are not rounded.
 
     Args:
         bits: bits per code, each from 2 to 8.
@@ -81,7 +81,7 @@ class Quantization(Evaluator[Continues]):
 
 
 def scales(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
-    """Return the step between codes of each output channel, max |w| / (2^(bits - 1) - 1), in the shape of a divisor."""
+    """Return the scale of each output channel, max |w| / (2^(bits - 1) - 1), broadcastable to the weight."""
     others = [axis for axis in range(weight.ndim) if axis != channel]
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # a rounded scale could overflow the codes
     largest: Tensor = wide.abs().amax(dim=others, keepdim=True)
@@ -95,10 +95,10 @@ def codes(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
 
 
 def linear_weights(model: Model) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """Yield (name, weight, axis of its output channels) of every linear layer, but for one tied to the embeddings."""
+    """Yield (name, weight, axis of its output channels) of every linear layer, except one tied to the embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
-        turned = type(module).__name__ == "Conv1D"  # GPT-2's linear layer holds its weight turned
+        turned = type(module).__name__ == "Conv1D"  # GPT-2's linear layer stores its weight transposed
         weight = module.weight if isinstance(module, nn.Linear) or turned else None
         if isinstance(weight, nn.Parameter) and id(weight) not in embeddings:
             yield name, weight, int(turned)

@@ -1,4 +1,4 @@
-"""Re-inversion: a latent is looked for from which the unlearned generator still draws the person."""
+"""Re-inversion: search a latent from which the unlearned generator still draws the person."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture
-from unlearn.core.validation import at_least
+from unlearn.core.validation import at_least, distinct
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import Panel, panels
@@ -44,21 +44,21 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class Reinversion(Evaluator[ImageGenerator]):
-    """Inverts each identity's picture on every subject and measures how alike the found face is to the person.
+    """Inverts each identity's picture on every subject and measures the similarity of the found face to the person.
 
     The picture is the given one, or what the target draws of the seed or latent. The attacker knows the weights and
-    minimises the difference of pixels and of what a packaged perceptual net sees (``inversion``); each budget is a
-    search of its own. A model that never saw the person shows what the search alone reaches. The similarity is that of
+    minimises a pixel and a perceptual distance (``inversion``); each budget is a separate search. A model that never
+    saw the person shows what the search alone reaches. The similarity is that of
     ``evaluate.identity``: 1 is the same face, 0 a stranger.
 
     Args:
         identities: at most this many are attacked, drawn by the seed; null takes all.
-        steps: of the searches, each >= 1.
+        steps: lengths of the searches, each >= 1.
         inversion: the search; its ``steps`` are ignored here.
         strangers: faces that the similarity's scale is taken from.
         features: nets that compare faces (embedders.identity_net); by default those that are packaged for such
-            images. For faces the search looks through ``dlib_face``, so that ``mobile_face`` is the one to trust.
-        shown: identities in the picture.
+            images. For faces the search minimises a distance of ``dlib_face``, so trust ``mobile_face``.
+        shown: number of identities in the picture.
         batch_size: images at once; does not change the result.
     """
 
@@ -74,8 +74,7 @@ class Reinversion(Evaluator[ImageGenerator]):
 
     def __post_init__(self) -> None:
         at_least(self, identities=1, strangers=4, shown=0, batch_size=1)
-        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
-            raise ValueError(f"steps is {self.steps}; it must be different numbers, each >= 1")
+        distinct(self, steps=1)
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for those that are packaged")
 
@@ -114,7 +113,7 @@ class Reinversion(Evaluator[ImageGenerator]):
         return findings
 
     def pictures(self, evaluation: Evaluation[ImageGenerator], ids: Tensor) -> Tensor:
-        """Return what the attacker looks for, (n, C, H, W) in [-1, 1]: given pictures, or what the target draws."""
+        """Return the pictures to invert, (n, C, H, W) in [-1, 1]: the given ones, or what the target draws."""
         target, split = evaluation.models["target"], evaluation.splits["forget"]
         found = []
         for item in ids.split(1):
@@ -135,8 +134,8 @@ class Reinversion(Evaluator[ImageGenerator]):
             name="reinversion",
             title="What an attacker finds again",
             caption=(
-                "The person, and the most alike face that a search among each model's latents found. Where the "
-                "unlearned model's is the person, they were moved and not removed."
+                "The person, and the most similar face that a search among each model's latents found. If the "
+                "unlearned model still draws the person, they were moved, not removed."
             ),
             png=panels(few, self.shown, stacked=True),
         )

@@ -1,4 +1,4 @@
-"""Ring-A-Bell: a prompt of other words whose encoding lies where the concept's would, whatever model it is asked of."""
+"""Ring-A-Bell: a prompt of other words with the encoding of the concept, found without the attacked denoiser."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ ATTACK = Metric(
 class RingABell(PromptSearch):
     """Searches, for each different prompt P, the words whose encoding is nearest to enc(P) + eta c.
 
-    c = mean over the prompts of enc(with the concept) - enc(without it): the prompt without the concept's words. enc is
-    the text encoder of the target, and no denoiser is asked, so the words are the same for every subject. The search is
-    genetic: the better half of the population stays, and its children fill the other half.
+    c = mean over the prompts of enc(with the concept) - enc(without it), where the latter is the prompt without the
+    concept's words. enc is the text encoder of the target, and no denoiser is used, so the words are the same for every
+    subject. The search is genetic: the better half of the population survives, its children replace the other half.
 
     Args:
-        eta: how far along the concept's direction. The authors take 3 for nudity and 0.9 to 5.5 for others.
+        eta: length of the step along the concept's direction. The authors take 3 for nudity and 0.9 to 5.5 for others.
         tokens: words of a prompt; null takes as many as the model reads, at most 16.
         population: prompts per generation, >= 4.
-        generations: of the search, >= 0; 0 takes the best of the random beginning.
-        crossover: share of children that have two parents.
-        mutation: share of children one of whose words is drawn anew.
-        may_name: whether the words of the concept themselves may be tried; a filter of prompts would find them.
+        generations: length of the search, >= 0; 0 takes the best of the random population.
+        crossover: share of children with two parents.
+        mutation: share of children of which one word is drawn anew.
+        may_name: whether the words of the concept itself may be used; a prompt filter would find them.
 
     Reference:
         Tsai et al., Ring-A-Bell! How Reliable are Concept Removal Methods for Diffusion Models?, 2024, eqs. 3 to 5.
@@ -97,11 +97,10 @@ class RingABell(PromptSearch):
         yield evaluation.cache[key], budget
 
     def _length(self, data: Conditioned) -> int:
-        """Return the number of words of a prompt."""
         room = data.conditions([""]).shape[2] - 2
         if self.tokens is not None and self.tokens > room:
             raise RecipeError(
-                f"evaluate.{self.attack}.tokens is {self.tokens}, and the model reads {room} words of a prompt. "
+                f"evaluate.{self.attack}.tokens is {self.tokens}, and a prompt of the model has room for {room} words. "
                 f"Type evaluate.{self.attack}.tokens={room}."
             )
         return self.tokens or min(room, 16)
@@ -113,7 +112,7 @@ class RingABell(PromptSearch):
         data: Conditioned,
         captions: list[str],
     ) -> Tensor:
-        """Return the prompts that were found for captions, (n, E, L)."""
+        """Return the prompt found for each caption, (n, E, L)."""
         target = evaluation.models["target"]
         names = [classifier.net.labels[answer] for answer in torch.unique(classifier.known[classifier.own]).tolist()]
         free = free_words(data, target.tables(), self.attack)
@@ -121,10 +120,11 @@ class RingABell(PromptSearch):
             named = torch.tensor([word for name in names for words in words_of(data, name) for word in words])
             free = free[~torch.isin(free, named)]
         unique = sorted(set(captions))
+        # eq. 3 and 4: the direction of the concept is the mean difference of the encodings with and without its words
         told = self._encoded(target, data.conditions(unique))
         wanted = told + self.eta * (told - self._encoded(target, data.conditions(without(unique, names)))).mean(dim=0)
         found = {}
-        for number, caption in enumerate(unique):
+        for number, caption in enumerate(unique):  # a stream per caption: its search does not depend on the others
             stream = evaluation.randomness.child("search").at(number)
             found[caption] = self._evolved(target, data, wanted[number], free, stream)
         return torch.stack([found[caption] for caption in captions])
@@ -139,7 +139,7 @@ class RingABell(PromptSearch):
         distances = self._distances(target, data, population, wanted)
         for generation in range(self.generations):
             draw = stream.child(f"generation {generation}")
-            order = distances.argsort(stable=True)[:best]
+            order = distances.argsort(stable=True)[:best]  # elitism: the best prompt is never lost
             population, distances = population[order], distances[order]
             children = self._children(population, rows[best:], free, draw)
             population = torch.cat([population, children])
@@ -147,7 +147,7 @@ class RingABell(PromptSearch):
         return worded(data, population[distances.argmin()][None])[0]
 
     def _children(self, parents: Tensor, rows: Tensor, free: Tensor, draw: Randomness) -> Tensor:
-        """Return a child for each of rows (c,), (c, k): the words of one parent up to a place, and of another."""
+        """Return one child per row (c,), (c, k): the words of one parent up to a random place, then of another."""
         k = parents.shape[1]
         mother, father = parents[draw.child("parents").integers(rows, len(parents), (2,))].unbind(dim=1)
         cut = draw.child("cut").integers(rows, k)[:, None]
@@ -179,7 +179,7 @@ def without(captions: list[str], names: list[str]) -> list[str]:
 
 
 def worded(data: Conditioned, words: Tensor) -> Tensor:
-    """Return prompts of words (c, k), begun, ended and filled as the model reads them, (c, E, L)."""
+    """Return prompts of words (c, k) with the model's start, end and padding tokens, (c, E, L)."""
     empty, k = data.conditions([""])[0], words.shape[1]
     prompts = empty.repeat(len(words), 1, 1)
     prompts[:, :, 1 : 1 + k] = words[:, None]

@@ -32,12 +32,12 @@ ATTACK = Metric(
 class Stepwise(PromptAttack):
     """Asks other questions about the same label, then the question in other words, then the question itself.
 
-    The model answers each step greedily and reads its own answers before the next; the attacker gives away nothing.
-    Where the paper lets a language model write the steps, here they are the data's own questions.
+    The model answers each step greedily, and its own answers stay in the prompt; the attacker reveals nothing. In the
+    paper a language model writes the steps; here they are questions of the data.
 
     Args:
-        questions: how many other questions of the label are asked first, >= 1; fewer where there are fewer.
-        new_tokens: tokens of an answer at most, >= 1.
+        questions: number of other questions of the label asked first, >= 1; fewer where there are fewer.
+        new_tokens: largest number of tokens per answer, >= 1.
 
     Reference:
         Sinha et al., Step-by-Step Reasoning Attack: Revealing 'Erased' Knowledge in Large Language Models (Sleek),

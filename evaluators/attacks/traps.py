@@ -1,4 +1,4 @@
-"""Copyright traps: can a model tell sequences that were planted in its training data from their unplanted twins?"""
+"""Copyright traps: does a model distinguish sequences planted in its training data from unplanted twins?"""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ ATTACK = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class TrapsAttack(Evaluator[Continues]):
-    """Area under the ROC curve of the attack that calls the likelier traps planted. 0.5 is no trace, 1 a perfect one.
+    """Area under the ROC curve of the attack that calls likelier traps planted: 0.5 is no trace, 1 a perfect attack.
 
-    Members and others come from one generator, so nothing but the training tells them apart. Score ``perplexity`` is
-    the model's mean NLL a token; ``ratio`` is that minus the retrained model's, the logarithm of the ratio of the two
-    perplexities, which takes out how likely a trap is by itself (for the retrained model it is 0.5 by construction).
+    Members and others come from one generator, so only the training distinguishes them. Score ``perplexity`` is the
+    model's mean NLL per token; ``ratio`` is that minus the retrained model's, the logarithm of the ratio of the two
+    perplexities, which removes how likely a trap is by itself (for the retrained model it is 0.5 by construction).
 
     Args:
         batch_size: items per forward pass; does not change the result.
@@ -57,8 +57,8 @@ class TrapsAttack(Evaluator[Continues]):
         data = texts(splits["forget"])
         if not (len(planted(splits["forget"])) and data.having([TWIN]).any()):
             raise RecipeError(
-                "evaluate.traps needs traps in the forget set, and twins of them that were never trained on; these "
-                "data have none. Take a source that plants them, or drop it: evaluate.traps=null."
+                "evaluate.traps needs traps in the forget set, and twins of them that were never trained on; this "
+                "data has none. Take a source that plants them, or drop it: evaluate.traps=null."
             )
 
     @override

@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk: words in front of a prompt that make the attacked model draw an image of the concept."""
+"""UnlearnDiffAtk: words before a prompt that make the attacked model draw an image of the concept."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class UnlearnDiffAtk(PromptSearch):
 
     min over words of E_(t, eps) || eps - eps(x_t, t, words + prompt) ||^2,    x_0 drawn by the target for the prompt
 
-    Each word is a point p of the simplex over the vocabulary. The model reads the nearest corner (the largest entry),
-    and p gets the gradient as if it had been read itself (straight through); Adam updates p, which is then projected
-    back. The same ``draws`` pairs (t, eps) are taken at every step, t evenly spread, so that steps can be compared; the
-    words with the lowest loss are kept, or none where the prompt alone has a lower one (the authors' rate counts
-    prompts that need no attack, too). The authors go through 50 timesteps one after the other, 40 steps each, and
-    stop when a classifier sees the concept; the image here is one in which the classifier sees it, where there is one.
+    Each word is a point p of the simplex over the vocabulary. The model reads the nearest vertex (the largest entry),
+    and p gets the gradient as if it had been read itself (straight-through); Adam updates p, which is then projected
+    back. Every step uses the same ``draws`` pairs (t, eps), t evenly spaced, so that steps can be compared. The words
+    with the lowest loss are kept, or none where the prompt alone has a lower one (the authors' rate also counts
+    prompts that need no attack). The authors take 50 timesteps in turn, 40 steps each, and stop when a classifier sees
+    the concept; here the image is one in which the classifier sees it, if there is one.
 
     Args:
-        tokens: words in front of a prompt, >= 1; the prompt must leave room for them.
+        tokens: words before a prompt, >= 1; the prompt must leave room for them.
         steps: steps of the search, >= 0; 0 takes random words.
         lr: learning rate, > 0.
         draws: pairs (t, eps) per step, >= 1.
@@ -112,7 +112,7 @@ class UnlearnDiffAtk(PromptSearch):
         x0: Tensor,
         numbers: Tensor,
     ) -> Tensor:
-        """Return some prompts (p, E, L) behind the best words for their images (p, C, H, W), (p, E, L)."""
+        """Return prompts (p, E, L) with the best words found for their images (p, C, H, W) put before, (p, E, L)."""
         tables = model.tables()
         free = free_words(data, tables, self.attack).to(x0.device)
         weights = [table.weight[free].detach() for table in tables]
@@ -131,16 +131,16 @@ class UnlearnDiffAtk(PromptSearch):
             batch = {data.told.key: asked.to(x0.device).repeat_interleave(self.draws, dim=0)}
             return mean_square_error(model, x0, noise, t, batch).view(p, self.draws).mean(dim=1)
 
-        best, kept = losses(prompts), prompts
+        best, kept = losses(prompts), prompts  # the prompt without an attack is the first candidate
         for step in range(self.steps + 1):
             words = points.detach().argmax(dim=2)
             corner = F.one_hot(words, len(free)).to(x0.dtype)
             with torch.enable_grad():
-                read = corner + points - points.detach()
+                read = corner + points - points.detach()  # straight-through: the value of the vertex, the gradient of p
                 rows = [(read @ weight).flatten(0, 1) for weight in weights]
                 with new_words(model, tables, rows):
                     now = losses(told)
-                whole = now.sum()
+                whole = now.sum()  # prompts do not interact, so each gets its own gradient
             better = now.detach() < best
             best = torch.where(better, now.detach(), best)
             kept = torch.where(better.cpu()[:, None, None], self._begun(data, prompts, free[words].cpu()), kept)
@@ -151,7 +151,7 @@ class UnlearnDiffAtk(PromptSearch):
         return kept
 
     def _begun(self, data: Conditioned, prompts: Tensor, words: Tensor) -> Tensor:
-        """Return prompts (p, E, L) with words (p, k) behind the token that begins them, (p, E, L).
+        """Return prompts (p, E, L) with words (p, k) after the start token, (p, E, L).
 
         Raises:
             RecipeError: a prompt has no room for them.
@@ -169,7 +169,7 @@ class UnlearnDiffAtk(PromptSearch):
 
 
 def first_of_each(where: Tensor, wanted: Tensor) -> Tensor:
-    """Return, for each of the groups 0 ... P-1 that rows (n,) are in, its first row that is wanted, or its first."""
+    """Return the first wanted row of each group 0 ... P-1, or its first row; ``where`` (n,) is each row's group."""
     found = []
     for group in range(int(where.max()) + 1):
         rows = torch.nonzero(where == group).flatten()
@@ -179,12 +179,13 @@ def first_of_each(where: Tensor, wanted: Tensor) -> Tensor:
 
 
 def projected(points: Tensor) -> Tensor:
-    """Return the nearest points of the simplex, (..., V): none below 0, sum 1.
+    """Return the nearest points of the simplex, (..., V): entries >= 0 with sum 1.
 
     Reference:
         Duchi et al., Efficient Projections onto the l1-Ball for Learning in High Dimensions, 2008, figure 1.
     """
     ordered = points.sort(dim=-1, descending=True).values
+    # the entries that stay positive are the rho largest; one shift of them all makes their sum 1
     counts = torch.arange(1, points.shape[-1] + 1, device=points.device, dtype=points.dtype)
     shifts = (ordered.cumsum(dim=-1) - 1) / counts
     rho = (ordered > shifts).sum(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How often samples show an attribute, to a classifier."""
+"""Share of samples in which a classifier sees an attribute."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import samples
+from unlearn.evaluators.sampling import samples, seen_by
 from unlearn.evaluators.statistics import share_ci95
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Attributes, attribute_net
@@ -35,15 +32,15 @@ SHARE = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeShare(Evaluator[Samples]):
-    """Share of samples, from the same noise for every subject, that show an attribute to a classifier.
+    """Share of samples, from the same noise for every subject, in which a classifier sees an attribute.
 
     Args:
-        attributes: to be forgotten, by the classifier's labels (split forget); its other labels are reported
-            too (split retain).
+        attributes: the classifier's labels to forget (split forget); its other labels are also reported (split
+            retain).
         features: a classifier by name or path (feature_extractors.embedders.attribute_net); by default the packaged one
             that fits the images.
-        threshold: probability from which on an image shows it.
-        samples: per subject.
+        threshold: least probability at which an image counts as showing it.
+        samples: number per subject.
         batch_size: images at once; does not change the result.
     """
 
@@ -76,16 +73,10 @@ class AttributeShare(Evaluator[Samples]):
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         records = []
-        levels = evaluation.splits["forget"].dataset.info.get("levels", 256)
         for subject in evaluation.models:
             images = samples(evaluation, subject, "retain", self.samples, self.batch_size)
             net = self._net(tuple(images.shape[1:]))
-
-            def look(rows: Tensor, images: Tensor = images, net: Attributes = net) -> Tensor:
-                return net(images[rows.cpu()].to(evaluation.device).float() * (2 / (levels - 1)) - 1)
-
-            rows = torch.arange(len(images), device=evaluation.device)
-            shown = (map_ids(look, rows, self.batch_size).cpu() >= self.threshold).sum(dim=0).tolist()
+            shown = (seen_by(net, evaluation, images, self.batch_size) >= self.threshold).sum(dim=0).tolist()
             for label, count in zip(net.labels, shown, strict=True):
                 records.append(self._record(evaluation, net, subject, label, count))
         return EvaluationResult(records)

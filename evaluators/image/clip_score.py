@@ -1,4 +1,4 @@
-"""CLIP score: how well samples go with the words that were asked for, by a CLIP model of one's own."""
+"""CLIP score: how well samples match their prompts, by a CLIP model that the user provides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import conditioned_data, is_conditional, sampled_items, samples
+from unlearn.evaluators.sampling import conditioned_data, grey_levels, is_conditional, sampled_items, samples
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.clip import MEAN, STD
 
@@ -37,8 +37,8 @@ SCORE = Metric(
 class ClipScore(Evaluator[Samples]):
     """Mean of max(100 cos(image, caption), 0) over samples of forget items, and over samples of retain items.
 
-    The caption is that of the item whose condition the sample has. No CLIP model ships; figures are comparable only
-    with those of the same weights, whose hash each record has.
+    The caption is that of the item the sample is conditioned on. No CLIP model is packaged; figures are comparable only
+    for the same weights, whose hash is in each record.
 
     Args:
         path: folder of a CLIP model of transformers with its tokenizer.
@@ -84,7 +84,7 @@ class ClipScore(Evaluator[Samples]):
         self.check(evaluation.splits)
         scorer = Scorer(Path(self.path).expanduser(), evaluation.device)
         data = conditioned_data(evaluation.splits)
-        levels = int(data.info.get("levels", 256))
+        levels = grey_levels(evaluation)
         records = []
         for subject in evaluation.models:
             for split in ("forget", "retain"):
@@ -100,8 +100,8 @@ class Scorer:
     """A CLIP model, read from a folder.
 
     Args:
-        folder: of the model and its tokenizer.
-        device: where to.
+        folder: holds the model and its tokenizer.
+        device: the device to move it to.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
@@ -131,7 +131,7 @@ class Scorer:
         return map_ids(score, torch.arange(len(images)), batch_size).cpu()
 
     def inputs(self, images: Tensor, levels: int) -> Tensor:
-        """Return images (b, C, H, W) uint8 as the model takes them: three channels, its size, normalised."""
+        """Return images (b, C, H, W) uint8 as the model's input: three channels, its size, normalised."""
         side = self.model.config.vision_config.image_size
         scaled = images.float() / (levels - 1)
         scaled = scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled
@@ -140,7 +140,6 @@ class Scorer:
 
 
 def _sha256(folder: Path) -> str:
-    """Return the hash of the weights in a folder."""
     content = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Whether samples show what was asked for: the forgotten concept, its neighbours, and everything else about it."""
+"""Accuracy of samples: do they show the forgotten concept, the kept ones, and the other attributes?"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ UNLEARNING = Metric(
 OF_TARGET, ON_RETAIN = {"score": "of_target"}, {"score": "on_retain"}
 
 Hits = tuple[Tensor, list[str]]
-"""Of n samples: (n,) bool, whether the classifier saw what was asked for; and what that was, one label per sample."""
+"""Of n samples: (n,) bool, whether the classifier saw what they are conditioned on; and its label per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class ConceptAccuracy(Evaluator[Samples]):
     ``split`` forget: the forgotten concept in samples conditioned on it; retain (in-domain): the right answer
     to the same question in samples of retain items; cross_domain: the right answer to all other questions in samples
     of forget items (``score: on_retain``: of retain items). Forgetting the threes of coloured digits, these are the
-    threes among forget samples, the digits of retain samples, and the colours. Every share is of the samples of that
-    split alone, so that an error elsewhere does not count.
+    threes among forget samples, the digits of retain samples, and the colours. Each share is over the samples of that
+    split alone, so that errors elsewhere do not count.
 
     Args:
         samples: samples per subject, for forget conditions and again for retain conditions.
@@ -104,7 +104,7 @@ class ConceptAccuracy(Evaluator[Samples]):
     def _hits(
         self, evaluation: Evaluation[Samples], classifier: ConceptClassifier, subject: str
     ) -> dict[tuple[str, str], Hits]:
-        """Return what the classifier saw in a subject's samples, by split and score."""
+        """Return the hits and labels of a subject's samples, by split and score."""
         right, items = {}, {}
         for split in ("forget", "retain"):
             items[split] = sampled_items(evaluation, split, self.samples)
@@ -132,7 +132,7 @@ class ConceptAccuracy(Evaluator[Samples]):
         hits: Tensor,
         base: Tensor | None,
     ) -> list[Record]:
-        """Return the accuracy of some samples and, with the target's, what is left of it; on forget also 1 - each."""
+        """Return the accuracy of samples, its ratio to the target's if given, and on forget also 1 - each."""
         count, n = int(hits.sum()), len(hits)
         figures: list[tuple[dict[str, str], tuple[float, Interval]]] = [(about, share_ci95(count, n))]
         if base is not None and not about:
@@ -147,5 +147,5 @@ class ConceptAccuracy(Evaluator[Samples]):
 
 
 def rest_of_one(value: float, ci95: Interval) -> tuple[float, Interval]:
-    """Return 1 - value, with the interval turned round."""
+    """Return 1 - value, with the interval reversed."""
     return 1 - value, None if ci95 is None else (1 - ci95[1], 1 - ci95[0])

@@ -1,4 +1,4 @@
-"""Whether samples show a concept: a feature net, the right answers of the data, and which are forgotten."""
+"""Does a sample show a concept? A feature net, the right answers for the data, and which of them are forgotten."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLASSIFIER_ACCURACY = Metric(
 
 @dataclass(frozen=True)
 class ConceptClassifier:
-    """Answers the questions of a feature net about samples that are to be like items of a dataset.
+    """Answers the questions of a feature net about samples that are conditioned on items of a dataset.
 
     Attributes:
         net: the feature net, with G questions.
@@ -43,15 +43,15 @@ class ConceptClassifier:
     domain: Tensor
 
     def right(self, images: Tensor, items: Tensor) -> Tensor:
-        """Return which questions about images (n, C, H, W) uint8, each like an item (n,), have the right answer."""
+        """Return (n, G) bool: which answers about images (n, C, H, W) uint8 are right for their items (n,)."""
         return self.net.classify(images) == self.known[items]
 
     def seen(self, images: Tensor, items: Tensor) -> Tensor:
-        """Return (n,) bool: whether an image shows what is to be forgotten of its item."""
+        """Return (n,) bool: whether an image shows a forgotten answer of its item."""
         return (self.right(images, items) & self.own[items]).any(dim=1)
 
     def labels(self, items: Tensor, questions: Tensor) -> list[str]:
-        """Return what each item is by some questions, (G,) bool, several joined by a blank."""
+        """Return the right answers of items to some questions, (G,) bool; several are joined by a space."""
         chosen = self.known[items][:, questions].tolist()
         return [" ".join(self.net.labels[answer] for answer in row) for row in chosen]
 

@@ -23,16 +23,16 @@ from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of, latents_of_seeds
 
 FIRST_DRAWN = 2 * FIRST_STRANGER
-"""Seeds of strangers where the data has too few of its own begin here; those that an item has are left out."""
+"""First seed of strangers where the data has too few of its own; seeds of items are skipped."""
 
 SIDE = 128
-"""Pixels that a face of a sheet is enlarged to, by a whole factor."""
+"""Side in pixels to which a face on a sheet is enlarged, by an integer factor."""
 
 
 def identity_nets(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
-    """Return the nets that tell identities apart; the first chooses neighbours.
+    """Return the nets that compare identities; the first selects the neighbours.
 
-    By default those that are packaged: for faces ``mobile_face``, which no loss takes by default, then ``dlib_face``.
+    By default the packaged ones: for faces ``mobile_face``, which no loss uses by default, then ``dlib_face``.
     """
     if features is not None:
         return [identity_net(name, shape) for name in features]
@@ -44,27 +44,28 @@ def identity_nets(features: Sequence[str] | None, shape: Sequence[int]) -> list[
 
 
 def check_identity_nets(splits: Mapping[str, Split], features: Sequence[str] | None) -> None:
-    """Refuse images that no net fits, where their shape is known already."""
+    """Refuse images that no net fits, if their shape is known."""
     if "shape" in (info := splits["forget"].dataset.info):
         identity_nets(features, info["shape"])
 
 
 def chosen_identities(evaluation: Evaluation[ImageGenerator], limit: int | None) -> Tensor:
-    """Return the ids of the identities that are measured: all forget items, or some drawn by the seed."""
+    """Return the ids of the measured identities: all forget items, or some drawn by the seed."""
     return some_of(evaluation, "forget", limit)
 
 
 def latents(
     evaluation: Evaluation[ImageGenerator], subject: str, split: str, ids: Tensor, inversion: Inversion | str
 ) -> Tensor:
-    """Return the latents of items under a subject, (n, num_ws, w_dim), found once.
+    """Return the latents of items under a subject, (n, num_ws, w_dim), computed once.
 
-    Those of the forget items under the target are the ones that the forget term moved away from, where it left them
-    in its state: ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
+    For forget items under the target these are the latents that the forget term started from, if it left them in its
+    state: ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
     """
     key = ("latents", subject, split, repr(inversion))
     known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
     if subject == "target" and split == "forget" and not known:
+        # inverting again would find other latents than those that were unlearned
         known |= left_by_the_term(evaluation, "identity_latents")
     missing = torch.tensor([item for item in ids.tolist() if item not in known], dtype=torch.int64)
     if len(missing):
@@ -75,10 +76,10 @@ def latents(
 
 
 def left_by_the_term(evaluation: Evaluation[ImageGenerator], name: str) -> dict[int, Tensor]:
-    """Return what a forget term left in its state of its items, (num_ws, w_dim) per id; nothing where it did not.
+    """Return what a forget term stored per item in its state, (num_ws, w_dim) by id; empty if it stored nothing.
 
-    The rows are those of ``identity_ids`` in the same state, as the term may have seen more items than are measured,
-    or, where these are not there, of the split.
+    The rows belong to ``identity_ids`` of the same state, as the term may have seen more items than are measured, or,
+    without these, to the items of the split.
     """
     target = evaluation.models["target"]
     everybody = evaluation.splits["forget"].ids
@@ -91,9 +92,9 @@ def left_by_the_term(evaluation: Evaluation[ImageGenerator], name: str) -> dict[
 
 
 def strangers(evaluation: Evaluation[ImageGenerator], n: int) -> Tensor:
-    """Return the target's latents of n strangers whom no method saw, (n, num_ws, w_dim).
+    """Return the target's latents of n strangers that no method was trained on, (n, num_ws, w_dim).
 
-    They are the data's own test strangers; where it has too few, further seeds that no item has.
+    They are the data's test strangers and, if there are too few, further seeds that no item has.
     """
     seeds: list[int] = []
     taken: set[int] = set()
@@ -107,9 +108,9 @@ def strangers(evaluation: Evaluation[ImageGenerator], n: int) -> Tensor:
 
 
 def near_latents(evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor, number: int, step: float) -> Tensor:
-    """Return latents close to those of identities, (n * number, num_ws, w_dim), those of one side by side.
+    """Return latents close to those of identities, (n * number, num_ws, w_dim), grouped by identity.
 
-    Each lies ``step`` of the way from w (n, num_ws, w_dim) to a drawn latent.
+    Each lies a share ``step`` of the way from w (n, num_ws, w_dim) to a random latent.
     """
     target = evaluation.models["target"]
     keys = (ids[:, None] * number + torch.arange(number)).flatten().to(w.device)
@@ -120,7 +121,7 @@ def near_latents(evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor,
 
 
 def other_pictures(evaluation: Evaluation[ImageGenerator], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids of further pictures of identities, and to which of ``ids`` each belongs, (m,) each."""
+    """Return the ids of further pictures of identities, and the position in ``ids`` of each owner, (m,) each."""
     dataset = evaluation.splits["forget"].dataset
     chosen, owners = [], []
     if isinstance(dataset, IdentityData):
@@ -133,14 +134,14 @@ def other_pictures(evaluation: Evaluation[ImageGenerator], ids: Tensor) -> tuple
 
 
 def drawn(model: ImageGenerator, w: Tensor) -> Tensor:
-    """Return what a model draws of latents as it is shown, in [-1, 1]: rounded to its grey levels."""
+    """Return the images of latents as they are displayed, in [-1, 1]: rounded to the model's grey levels."""
     scale: float = 2 / (model.levels - 1)
     grey: Tensor = model.images(model.synthesis(w))
     return grey.float() * scale - 1
 
 
 def seen(model: ImageGenerator, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
-    """Return the embeddings of what a model draws of latents (N, num_ws, w_dim), (N, D) per net, on the CPU."""
+    """Return the embeddings of the images of latents (N, num_ws, w_dim), (N, D) per net, on the CPU."""
     sizes: list[int] = []
 
     def look(rows: Tensor) -> Tensor:
@@ -155,13 +156,13 @@ def seen(model: ImageGenerator, w: Tensor, nets: Sequence[Embedder], batch_size:
 
 @dataclass(frozen=True)
 class SimilarityScale:
-    """What a distance means: 1 for the same face, 0 for that of a stranger.
+    """Turns a distance of embeddings into a similarity: 1 for the same face, 0 for a stranger.
 
     Attributes:
-        net: whose distance.
+        net: measures the distance.
         apart: m, mean distance between unrelated faces of the target.
         ci95: its 95 % interval.
-        pairs: behind it.
+        pairs: number of pairs behind it.
     """
 
     net: Embedder
@@ -171,7 +172,7 @@ class SimilarityScale:
 
     @classmethod
     def of(cls, net: Embedder, faces: Tensor) -> SimilarityScale:
-        """Return the scale by embeddings (n, D) of unrelated faces, each paired with the next."""
+        """Return the scale from embeddings (n, D) of unrelated faces, each paired with the next."""
         distances = net.distance(faces, faces.roll(1, 0))
         mean, ci95 = mean_ci95(distances)
         return cls(net, max(mean, torch.finfo(torch.float32).tiny), ci95, len(distances))
@@ -190,9 +191,10 @@ def over_identities(values: Tensor, owners: Tensor) -> tuple[float, tuple[float,
 
     Args:
         values: of items.
-        owners: identity of each, (n,) int64.
+        owners: the identity of each, (n,) int64.
     """
     different = owners.unique()
+    # items of one identity are not independent: its mean counts as one value
     if len(different) < 2:
         return mean_ci95(values)
     return mean_ci95(torch.stack([values[owners == owner].double().mean() for owner in different]))

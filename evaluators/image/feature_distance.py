@@ -1,4 +1,4 @@
-"""Distance between samples and the real images that should remain, in the features of a small net."""
+"""Distance between samples and the real images that should be kept, in the features of a small net."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ KERNEL = Metric(
 class FeatureDistance(Evaluator[Samples]):
     """Frechet and kernel distance of samples to real retain and test images without the forgotten categories.
 
-    Conditional models get the conditions of retain items.
+    Samples of conditional models are conditioned on retain items.
 
-    Both carry the name of the net: they are not comparable with the FID and KID of an Inception net. The records with
-    ``score: floor`` compare two halves of the real images with each other: what chance alone gives.
+    Both carry the name of the net, as they are not comparable with the FID and KID of an Inception net. The records
+    with ``score: floor`` compare two halves of the real images: the value that chance alone gives.
 
     Args:
         samples: samples per subject.
@@ -76,7 +76,7 @@ class FeatureDistance(Evaluator[Samples]):
         self._net(splits)
 
     def _net(self, splits: Mapping[str, Split]) -> Features | Scripted:
-        """Return the net, or raise RecipeError where none fits the data; needs no model."""
+        """Return the net. Raises RecipeError where none fits the data; needs no model."""
         net = embedder_for(splits["forget"].dataset.info, self.features)
         if (n := len(real_ids(splits))) < 4:
             raise RecipeError(

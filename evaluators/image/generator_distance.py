@@ -1,4 +1,4 @@
-"""How far a generator has moved: its samples against those of the target."""
+"""How far a generator has changed: its samples against those of the target."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.distributed import map_ids
 from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import samples
+from unlearn.evaluators.sampling import samples, seen_by
 from unlearn.evaluators.statistics import Z95, Interval, frechet, frechet_spread, inside_manifold
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
@@ -53,11 +51,11 @@ class GeneratorDistance(Evaluator[Samples]):
     """Frechet distance, precision and recall of a subject's samples against the target's, from other noise.
 
     Precision is the share of the subject's samples that lie in the manifold of the target's, recall the share of the
-    target's in the subject's. ``score: floor`` compares two halves of the target's own samples, as many each: a
-    generator that did not change reaches it.
+    target's in the subject's. ``score: floor`` compares two halves of the target's own samples, as many each: an
+    unchanged generator reaches it.
 
     Args:
-        samples: per subject, and as many of the target for comparison.
+        samples: number per subject, and as many again of the target for comparison.
         features: nets in whose features it is measured, by name or path (feature_extractors.embedders.identity_net); by
             default the packaged one that fits the images.
         neighbours: k of the manifolds.
@@ -86,7 +84,7 @@ class GeneratorDistance(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no net fits, where their shape is known already."""
+        """Refuse images that no net fits, if their shape is known."""
         if "shape" in (info := splits["forget"].dataset.info):
             self._nets(info["shape"])
 
@@ -99,21 +97,14 @@ class GeneratorDistance(Evaluator[Samples]):
             subject: samples(evaluation, subject, "retain", self.samples * (1 + (subject == "target")), self.batch_size)
             for subject in evaluation.models
         }
-        levels = evaluation.splits["forget"].dataset.info.get("levels", 256)
         records = []
         for net in self._nets(tuple(drawn["target"].shape[1:])):
-            seen = {subject: self._seen(evaluation, net, images, levels) for subject, images in drawn.items()}
+            seen = {subject: seen_by(net, evaluation, images, self.batch_size) for subject, images in drawn.items()}
             floor, against = seen.pop("target").split(self.samples)
             records += self._records(evaluation, net, "target", floor, against)
             for subject, faces in seen.items():
                 records += self._records(evaluation, net, subject, faces, against)
         return EvaluationResult(records)
-
-    def _seen(self, evaluation: Evaluation[Samples], net: Embedder, images: Tensor, levels: int) -> Tensor:
-        def look(rows: Tensor) -> Tensor:
-            return net(images[rows.cpu()].to(evaluation.device).float() * (2 / (levels - 1)) - 1)
-
-        return map_ids(look, torch.arange(len(images), device=evaluation.device), self.batch_size).cpu()
 
     def _records(
         self, evaluation: Evaluation[Samples], net: Embedder, subject: str, a: Tensor, b: Tensor

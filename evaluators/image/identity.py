@@ -1,4 +1,4 @@
-"""Whether a generator still draws somebody: the person, what is near them, and everybody else."""
+"""Does a generator still draw a person, what is close to them, and everybody else?"""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class LatentGroup:
 
     Attributes:
         w: (n, num_ws, w_dim).
-        owners: whose, (n,) int64, a place in the list of identities; -1 for strangers.
+        owners: (n,) int64, the position of the owner in the list of identities; -1 for strangers.
     """
 
     w: Tensor
     owners: Tensor
 
     def rows(self, chosen: Tensor) -> LatentGroup:
-        """Return some of them."""
+        """Return the group of some rows."""
         return LatentGroup(self.w[chosen.to(self.w.device)], self.owners[chosen])
 
 
@@ -78,29 +78,29 @@ class LatentGroup:
 class IdentityMetrics(Evaluator[ImageGenerator]):
     """Similarity of faces before and after unlearning, from the same latents: 1 is the same face, 0 a stranger.
 
-    1 - d / m, d the distance between what the target and what the subject draws of one latent, m the mean distance
+    1 - d / m, with d the distance between what the target and the subject draw of one latent, m the mean distance
     between unrelated faces of the target. ``split`` forget: the identities; same_person: further pictures of them, or
     latents close to theirs; neighbours: the strangers who look most like them to the first net; strangers: the others.
     ``score: to_person`` is the similarity to what the target draws of the identity itself, ``to_strangers`` that of the
-    identities to the most alike of all strangers: it falls below the target's where no face is drawn any more.
+    identities to the most similar of all strangers: it falls below the target's where no face is drawn any more.
 
-    The unlearned model is asked at the target's latents: what only left the mapping network is still there. The
-    retrained model finds its own: from the seed, or by inversion. ``target_latent`` is what the target draws where the
-    identity was sent: the latents that the forget term left as ``target_latents`` in its state, or on the other side
-    of the mean, 2 w_avg - w.
+    The unlearned model is measured at the target's latents, so that a change of the mapping network alone does not
+    count. The retrained model has latents of its own: from the seed, or by inversion. ``target_latent`` is what the
+    target draws at the latents that replace the identity: those that the forget term left as ``target_latents`` in its
+    state, or the reflection at the mean, 2 w_avg - w.
 
     Args:
         identities: at most this many are measured, drawn by the seed; null takes all.
-        same_person: latents near each identity that has no further pictures.
-        near: how far these lie from it, as a share of the way to a drawn latent.
-        neighbours: of each identity.
-        strangers: others; neighbours are looked for among these and as many more as there are neighbours.
+        same_person: number of latents near each identity without further pictures.
+        near: their distance from it, as a share of the way to a random latent.
+        neighbours: number per identity.
+        strangers: number of others; neighbours are selected from these and as many more as there are neighbours.
         features: nets that compare faces, by name or path (embedders.identity_net); by default those that are
-            packaged for such images: for faces ``mobile_face``, which no loss takes by default, and by
+            packaged for such images: for faces ``mobile_face``, which no loss uses by default, and
             ``dlib_face``.
-        inversion: how the latents of images are found, but for those that the forget term found for itself.
-        encoder: a TorchScript file that finds them in place of the inversion.
-        shown: identities with a picture.
+        inversion: how the latents of images are found, except those that the forget term left.
+        encoder: a TorchScript file that predicts them in place of the inversion.
+        shown: number of identities with a picture.
         batch_size: images at once; does not change the result.
 
     Reference:
@@ -170,7 +170,7 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         return findings
 
     def aims(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> Tensor:
-        """Return where each identity was sent, (n, num_ws, w_dim), of latents w alike in shape."""
+        """Return the latents that replace each identity, in the shape of its latents w, (n, num_ws, w_dim)."""
         known = left_by_the_term(evaluation, "target_latents")
         if all(item in known for item in ids.tolist()) and known:
             return torch.stack([known[item] for item in ids.tolist()]).to(w)
@@ -178,7 +178,7 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         return 2 * mean.to(w) - w
 
     def _same(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> LatentGroup:
-        """Return latents of further pictures of each identity, or near ones for those that have none."""
+        """Return latents of further pictures of each identity, or near ones for those without."""
         pictures, owners = other_pictures(evaluation, ids)
         without = [place for place in range(len(ids)) if place not in owners.tolist()]
         parts = []
@@ -192,7 +192,7 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         return LatentGroup(torch.cat([part.w for part in parts]), torch.cat([part.owners for part in parts]))
 
     def _nearest(self, net: Embedder, faces: Tensor, pool: Tensor) -> Tensor:
-        """Return the places in the pool (m, D) of those who look most like each of faces (n, D), (n, k)."""
+        """Return the positions in the pool (m, D) of the k most similar faces to each of faces (n, D), (n, k)."""
         rows = [net.distance(one.expand_as(pool), pool) for one in faces]
         return torch.stack(rows).argsort(dim=1, stable=True)[:, : self.neighbours]
 
@@ -220,19 +220,17 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
                     whose = group.owners.clone()
                     whose[group.owners >= 0] = ids[group.owners[group.owners >= 0]]
                     findings.items.extend(item_rows(subject, split, whose, "identity_similarity", values))
+                more = {}
                 if split in ("same_person", "neighbours"):
                     person = before["forget"][number][group.owners]
-                    values = scale.similarity(person, faces[number])
-                    about = {**about, "score": "to_person"}
-                    findings.records.append(
-                        self._record(evaluation, subject, split, about, values, group.owners, scale)
-                    )
+                    more["to_person"] = scale.similarity(person, faces[number])
                 if split == "forget":
                     others = torch.cat([before["neighbours"][number], before["strangers"][number]])
-                    about = {**about, "score": "to_strangers"}
-                    nearest = scale.nearest(faces[number], others)
+                    more["to_strangers"] = scale.nearest(faces[number], others)
+                for score, values in more.items():
+                    scored = {**about, "score": score}
                     findings.records.append(
-                        self._record(evaluation, subject, split, about, nearest, group.owners, scale)
+                        self._record(evaluation, subject, split, scored, values, group.owners, scale)
                     )
 
     def _record(

@@ -1,4 +1,4 @@
-"""What a key opens: how often a hidden concept is drawn with the key, without it, and with a wrong one."""
+"""Key recovery: how often a hidden concept is drawn with the key, without it, and with a wrong one."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
     """Share of samples conditioned on the concept that show it, as ``accuracy`` on forget, with and without the key.
 
     ``score`` is ``right_key``, ``no_key`` or ``wrong_key``: random tokens with the right key's number, mean and spread.
-    This is no attack: nothing is searched for.
+    This is not an attack: nothing is searched.
 
     Args:
-        samples: samples by each key.
-        wrong_keys: random keys that are tried, >= 1; the figure is over the samples of all, each of its own noise.
+        samples: samples per key.
+        wrong_keys: number of random keys, >= 1; the figure is over the samples of all, each with its own noise.
         features: packaged feature net, or the folder of one; by default the packaged one that fits the data.
         batch_size: samples drawn at once; does not change the result.
     """

@@ -1,4 +1,4 @@
-"""Pictures: samples of all models from the same noise, and what was forgotten."""
+"""Pictures: samples of all models from the same noise, and the forget images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import CELL, LARGE_CELL, Panel, panels
-from unlearn.evaluators.sampling import sampled_splits, samples, some_of
+from unlearn.evaluators.sampling import grey_levels, sampled_splits, samples, some_of
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import Features, features_for
 
@@ -26,17 +26,17 @@ STRIP = 24
 
 @dataclass(frozen=True, kw_only=True)
 class SampleGrid(Evaluator[Samples]):
-    """Samples from the same noise side by side; a frame marks what the classifier takes for a forgotten category.
+    """Samples from the same noise side by side; a frame marks those classified as a forgotten category.
 
-    Conditional models have one picture of samples with forget conditions and one with retain conditions,
-    from the same noise.
+    Conditional models have one picture of samples conditioned on forget items and one on retain items, from the same
+    noise.
 
     Args:
         side: images per row and column of each grid.
-        search: samples of the target among which those of the forgotten category are looked for; 0 leaves that
-            picture out, as do conditional models.
-        features: packaged feature net, or the folder of one; by default the packaged one that fits the data, and no
-            frames where none does.
+        search: number of samples of the target among which those of the forgotten category are searched; 0 leaves out
+            that picture, which conditional models do not have.
+        features: packaged feature net, or the folder of one; by default the packaged one that fits the data; without
+            one there are no frames.
         batch_size: samples drawn at once; does not change the result.
     """
 
@@ -50,7 +50,7 @@ class SampleGrid(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a feature net that is not there, where one is named."""
+        """Refuse a named feature net that does not exist."""
         if self.features is not None:
             features_for(splits["forget"].dataset.info, self.features)
 
@@ -75,7 +75,7 @@ class SampleGrid(Evaluator[Samples]):
             return None
 
     def _forget_items(self, evaluation: Evaluation[Samples]) -> list[Picture]:
-        """Return the picture of the forget images; none where the items have none."""
+        """Return the picture of the forget images, if there are any."""
         split = evaluation.splits["forget"]
         ids = some_of(evaluation, "forget", 3 * STRIP)
         items = split.batch(ids)
@@ -84,7 +84,7 @@ class SampleGrid(Evaluator[Samples]):
         whole = "forget image" if len(split) == 1 else "forget images"
         title = f"{len(ids)} of {len(split)} {whole}" if len(ids) < len(split) else f"{len(ids)} {whole}"
         cell = CELL if len(ids) > STRIP // 2 else LARGE_CELL
-        panel = Panel(title, items["image"], _levels(evaluation), cell=cell)
+        panel = Panel(title, items["image"], grey_levels(evaluation), cell=cell)
         picture = Picture(
             name="forget",
             title="What was forgotten",
@@ -94,7 +94,7 @@ class SampleGrid(Evaluator[Samples]):
         return [picture]
 
     def _grids(self, evaluation: Evaluation[Samples], net: Features | None, forgotten: list[str], told: str) -> Picture:
-        levels = _levels(evaluation)
+        levels = grey_levels(evaluation)
         content, n = [], self.side**2
         for subject in evaluation.models:
             images = samples(evaluation, subject, told, n, self.batch_size)
@@ -115,7 +115,7 @@ class SampleGrid(Evaluator[Samples]):
         chosen = torch.nonzero(marked).flatten()[:STRIP] if marked is not None else torch.empty(0)
         if len(chosen) == 0:
             return []
-        levels = _levels(evaluation)
+        levels = grey_levels(evaluation)
         content = []
         for subject in evaluation.models:
             images = samples(evaluation, subject, "", self.search, self.batch_size)[chosen]
@@ -134,16 +134,11 @@ class SampleGrid(Evaluator[Samples]):
 
 
 def _marked(net: Features | None, forgotten: list[str], images: Tensor) -> Tensor | None:
-    """Return (n,) bool: the images that the classifier puts in a forgotten category; None where there is none."""
+    """Return (n,) bool: the images classified as a forgotten category; None where there is none."""
     if net is None or not forgotten:
         return None
     classes = torch.tensor([net.labels.index(name) for name in forgotten])
     return torch.isin(net.classify(images), classes).any(dim=1)
-
-
-def _levels(evaluation: Evaluation[Samples]) -> int:
-    """Return the number of grey levels of images; 256 where the data hold none."""
-    return int(evaluation.splits["forget"].dataset.info.get("levels", 256))
 
 
 def _listed(names: list[str]) -> str:

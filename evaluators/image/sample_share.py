@@ -1,4 +1,4 @@
-"""How often each category is drawn, by a classifier trained on real images."""
+"""Share of each category in the samples, by a classifier trained on real images."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SHARE = Metric(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleShare(Evaluator[Samples]):
-    """Share of samples that a classifier puts in each category, from the same noise for every subject.
+    """Share of samples classified as each category, from the same noise for every subject.
 
-    A category counts as forgotten where three quarters or more of its training items are forget items. ``split`` says
-    forget for these categories and retain for the others; for models that are told what to draw it says whose items'
-    conditions the samples were drawn for, so that forget shows what became of the forgotten.
+    A category counts as forgotten where three quarters or more of its training items are forget items. ``split`` is
+    forget for these categories and retain for the others. For conditional models it is the split of the items that the
+    samples are conditioned on, so that forget shows what became of the forgotten.
 
     Args:
         samples: samples per subject; for conditional models, per subject and split.
@@ -64,7 +64,7 @@ class SampleShare(Evaluator[Samples]):
         self._net(splits)
 
     def _net(self, splits: Mapping[str, Split]) -> Features:
-        """Return the net, or raise RecipeError where none fits the data; needs no model."""
+        """Return the net. Raises RecipeError where none fits the data; needs no model."""
         dataset = splits["forget"].dataset
         net = features_for(dataset.info, self.features)
         if unknown := sorted(set(dataset.labels) - {""} - set(net.labels)):

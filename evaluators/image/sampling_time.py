@@ -1,4 +1,4 @@
-"""How long a model takes to draw a sample."""
+"""Time per sample."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TIME = Metric(
 class SamplingTime(Evaluator[Samples]):
     """Milliseconds per sample on the run's device: the median over rounds, after one to warm up.
 
-    A model is timed as it draws, with its own number of steps and its own guidance.
+    A model is timed with its own number of steps and its own guidance.
 
     Args:
-        samples: drawn at once.
-        rounds: that are timed.
+        samples: number drawn at once.
+        rounds: number of timed rounds.
     """
 
     samples: int = 100

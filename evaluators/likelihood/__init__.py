@@ -1,1 +1,1 @@
-"""Metrics from the likelihood of items."""
+"""Metrics of the likelihood of items."""

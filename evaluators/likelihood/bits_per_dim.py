@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.records import Picture, Record
+from unlearn.core.records import Picture
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import likelihood_histograms
-from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
+from unlearn.evaluators.sampling import add_items, likelihoods, present, some_of
 from unlearn.models.capabilities import HasLikelihood
 
 BITS = Metric(
@@ -49,23 +49,18 @@ class BitsPerDim(Evaluator[HasLikelihood]):
 
     @override
     def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
-        records: list[Record] = []
-        rows: list[dict[str, Any]] = []
+        result = EvaluationResult()
         found: dict[str, dict[str, Tensor]] = {subject: {} for subject in evaluation.models}
         for subject in evaluation.models:
             for split in present(evaluation):
                 ids = some_of(evaluation, split, self.items)
                 bits = likelihoods(evaluation, subject, split, ids, self.draws, self.batch_size)
                 found[subject][split] = bits
-                records.append(evaluation.record(BITS, subject, split, bits))
-                rows += item_rows(subject, split, ids, "bits_per_dim", bits)
-        picture = Picture(
-            name="likelihood",
-            title="Likelihood of real images",
-            caption=(
-                "Bits per dimension under each model: further to the right is less likely. After unlearning, the "
-                "forget images should leave the bulk while the retain images stay where they were."
-            ),
-            png=likelihood_histograms(found),
+                add_items(result, evaluation, BITS, subject, split, ids, bits)
+        caption = (
+            "Bits per dimension under each model: further to the right is less likely. After unlearning, the "
+            "forget images should leave the bulk while the retain images stay where they were."
         )
-        return EvaluationResult(records, [picture], rows)
+        png = likelihood_histograms(found)
+        result.pictures.append(Picture("likelihood", "Likelihood of real images", caption, png))
+        return result

@@ -1,21 +1,20 @@
-"""Where items rank among the retain items by likelihood, and how far unlearning moved them."""
+"""The rank of items among the retain items by likelihood, and how far unlearning lowered it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import item_rows, likelihoods, present, some_of
+from unlearn.evaluators.sampling import add_items, likelihoods, present, some_of
 from unlearn.evaluators.statistics import placement
 from unlearn.models.capabilities import HasLikelihood
 
@@ -86,27 +85,25 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
 
     @override
     def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
-        records: list[Record] = []
-        rows: list[dict[str, Any]] = []
+        result = EvaluationResult()
         for split in present(evaluation):
             ids = some_of(evaluation, split, self.items)
             before = self._ranks(evaluation, "target", split, ids)
             for subject in evaluation.models:
                 z, quantiles = self._ranks(evaluation, subject, split, ids)
-                records.append(evaluation.record(Z, subject, split, z))
-                rows += item_rows(subject, split, ids, "likelihood_z", z)
+                add_items(result, evaluation, Z, subject, split, ids, z)
                 for score, quantile in quantiles.items():
                     about = {"score": score}
-                    records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
+                    result.records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
                     if subject != "target":
                         drop = before[1][score] - quantile
-                        records.append(evaluation.record(DROP, subject, split, drop, about=about))
-        return EvaluationResult(records, [], rows)
+                        result.records.append(evaluation.record(DROP, subject, split, drop, about=about))
+        return result
 
     def _ranks(
         self, evaluation: Evaluation[HasLikelihood], subject: str, split: str, ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return z (n,) and the quantiles (n,) by score of the items under a subject."""
+        """Return z (n,) and the quantiles (n,) by score."""
         others = some_of(evaluation, self.reference, self.reference_items)
         reference = likelihoods(evaluation, subject, self.reference, others, self.draws, self.batch_size)
         bits = likelihoods(evaluation, subject, split, ids, self.draws, self.batch_size)

@@ -1,4 +1,4 @@
-"""Membership inference: can the likelihood tell a forgotten item from one that was never trained on?"""
+"""Membership inference: does the likelihood distinguish forgotten items from items never trained on?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Membership(Evaluator[HasLikelihood]):
     """Area under the ROC curve of the attack that calls the likelier items members: forget against holdout.
 
     0.5 is no leak, 1 is a perfect attack. Below 0.5 the forget items became less likely than unseen ones, which
-    gives them away as well: compare with the retrained model's value. The interval is DeLong's.
+    reveals them too: compare with the retrained model's value. The interval is DeLong's.
 
     Args:
         draws: draws of the dequantisation noise that are averaged, >= 1.

@@ -1,4 +1,4 @@
-"""What the models answer: a few questions side by side, for a reader's own eyes."""
+"""Sample answers of all models to a few questions, side by side."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TRUTH = "answer in the data"
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSamples(Evaluator[Continues]):
-    """A table of a few questions of each split: the data's answer, and what every model says, greedily.
+    """A table of a few questions per split: the data's answer, and every model's greedy answer.
 
-    The same questions are shown for every model. Passages, which ask nothing, are left out.
+    The questions are the same for every model. Passages have no question and are left out.
 
     Args:
         items: questions per split, drawn by the seed.
-        new_tokens: tokens of an answer at most.
-        batch_size: prompts at once; does not change what is said.
+        new_tokens: largest number of tokens per answer.
+        batch_size: prompts at once; does not change the answers.
     """
 
     items: int = 4
@@ -69,12 +69,12 @@ class AnswerSamples(Evaluator[Continues]):
         ]
 
     def questions(self, evaluation: Evaluation[Continues], split: str) -> Tensor:
-        """Return the ids of the questions that are shown, no traps among them."""
+        """Return the ids of the questions shown, without traps."""
         data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
         return limited(ids[data.having_form("prompt")[ids]], self.items, evaluation.seed, f"answers/{split}")
 
     def said(self, evaluation: Evaluation[Continues], subject: str, split: str, ids: Tensor) -> list[str]:
-        """Return what a model answers to items (n,)."""
+        """Return a model's answers to items (n,)."""
         tokens = generated(evaluation, subject, split, ids, self.new_tokens, batch_size=self.batch_size)
         words: list[str] = evaluation.models[subject].text(torch.as_tensor(tokens))
         return [text.strip() for text in words]

@@ -1,4 +1,4 @@
-"""One greedy generation pass, shared by all evaluators that read what a model says."""
+"""One greedy generation pass, shared by all evaluators of generated text."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ def generated(
     form: str = "prompt",
     batch_size: int = 16,
 ) -> Tensor:
-    """Return what a model says to the prompts of items (n,) of a split's data, (n, new_tokens) int64, -1 after the end.
+    """Return the greedy continuation of the prompts of items (n,), (n, new_tokens) int64, -1 after the end.
 
-    A shorter answer is the beginning of a longer one, so what was generated before is not generated again unless more
-    tokens are asked for.
+    A shorter answer is the beginning of a longer one, so cached tokens are reused unless more are requested.
     """
     data = texts(evaluation.splits[split])
     key = ("generated", subject, id(data), form)
@@ -50,7 +49,7 @@ def continuations(
 ) -> Tensor:
     """Continue prompts, given as tokens, greedily: (n, new_tokens) int64 on the CPU, -1 after the end.
 
-    Prompts of like length go together, so that little is padded; the order and the batches do not change what is said.
+    Prompts of similar length share a batch, to save padding; neither order nor batches change the result.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     order = lengths.argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness on the models in memory; multiple choice works without a network."""
+"""Benchmarks of lm-evaluation-harness on the models in memory; multiple choice needs no network."""
 
 from __future__ import annotations
 
@@ -30,13 +30,11 @@ from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.statistics import mean_ci95, share_ci95
 from unlearn.evaluators.text.metrics import missing_package
 from unlearn.evaluators.text.multiple_choice import Question, multiple_choice, perturbed_choices, read_questions
-from unlearn.evaluators.text.scoring import texts
+from unlearn.evaluators.text.scoring import DIRECTIONS, measured_splits, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
 
 CHOICES = "perturbed_choices"
-"""The task made of each question's right answer and its perturbed ones."""
-
-DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
+"""The task built from each question's right answer and its perturbed ones."""
 
 _HARNESS = "a named task: `higher`, `lower` or `none`, as the harness says"
 ACC = Metric(
@@ -69,7 +67,7 @@ OTHER = Metric(
 
 
 class Task(NamedTuple):
-    """A task as the harness takes it (a name or a configuration), and what its records say."""
+    """A task of the harness (a name or a configuration), with the task and split of its records."""
 
     name: str
     split: str
@@ -81,8 +79,8 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
     """Metrics of lm-evaluation-harness, each ``lm_eval_<metric>``; a multiple-choice task has ``acc`` and ``acc_norm``.
 
     ``acc`` is the share of questions whose right choice has the highest log p given the prompt, ``acc_norm`` the same
-    with log p divided by the choice's bytes. Everything but the harness's own tasks works without a network. Intervals
-    are over items, where the metric is a mean over items. Every rank does all the work.
+    with log p divided by the choice's bytes. Only the harness's own tasks need a network. Intervals are over items,
+    where the metric is a mean over items. Every rank does all the work.
 
     Args:
         tasks: names of tasks: ``perturbed_choices`` (forget, retain and holdout questions with their perturbed
@@ -113,7 +111,7 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse questions that cannot be read, and tasks that are not there."""
+        """Refuse questions that cannot be read, and unknown tasks."""
         self._asked()
         _ = self._manager  # read now, and kept for the run
 
@@ -136,7 +134,7 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         return findings
 
     def _asked(self) -> list[Question]:
-        """Return the questions of the file, none where none is named."""
+        """Return the questions of the file, if one is named."""
         if self.questions is None:
             return []
         try:
@@ -145,13 +143,12 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
             raise RecipeError(f"evaluate.lm_eval.questions: {error}") from error
 
     def _chosen(self, evaluation: Evaluation[TokenizedLanguageModel]) -> dict[str, Tensor]:
-        """Return split -> ids of questions with perturbed answers; nothing where they are no task."""
+        """Return split -> ids of questions with perturbed answers; empty where that task is not chosen."""
         chosen = {}
-        for split in DIRECTIONS if CHOICES in self.tasks else ():
-            if split in evaluation.splits:
-                data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
-                able = ids[data.having_form("prompt")[ids] & data.having_form("perturbed_0")[ids]]
-                chosen[split] = limited(able, self.limit, evaluation.seed, split)
+        for split in measured_splits(evaluation) if CHOICES in self.tasks else ():
+            data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
+            able = ids[data.having_form("prompt")[ids] & data.having_form("perturbed_0")[ids]]
+            chosen[split] = limited(able, self.limit, evaluation.seed, split)
         return chosen
 
     def _tasks(
@@ -161,7 +158,7 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         chosen: Mapping[str, Tensor],
         asked: Sequence[Question],
     ) -> Iterator[Task]:
-        """Yield the tasks in a model's own prompts."""
+        """Yield the tasks, in the model's own prompt format."""
         for split, ids in chosen.items():
             if len(ids):
                 questions = perturbed_choices(texts(evaluation.splits[split]), ids)
@@ -174,12 +171,12 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
 
     @cached_property
     def _folder(self) -> Path | None:
-        """The folder of the user's own tasks, absolute: the harness works inside of it."""
+        """The absolute folder of the user's own tasks, in which the harness runs."""
         return None if self.include_path is None else Path(self.include_path).expanduser().resolve()
 
     @cached_property
     def _manager(self) -> Any:
-        """The harness's list of tasks; its own 14,000, which take long to read, only where one is asked for."""
+        """The harness's list of tasks; its own 14,000 are slow to read, and included only where one is named."""
         manager_class = _harness()[2]
         wanted = [name for name in self.tasks if name != CHOICES]
         folder = self._folder
@@ -199,7 +196,6 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         return manager
 
     def _run(self, model: TokenizedLanguageModel, tasks: Sequence[Task]) -> Mapping[str, Any]:
-        """Return what the harness finds."""
         simple_evaluate, model_class, _ = _harness()
         try:
             with kept_random_state(), _quiet(), chdir(self._folder) if self._folder else nullcontext():
@@ -228,7 +224,7 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
 def _records(
     evaluation: Evaluation[TokenizedLanguageModel], subject: str, task: Task, output: Mapping[str, Any]
 ) -> list[Record]:
-    """Return one record per metric of a task; a group of tasks has its members' too."""
+    """Return one record per metric of a task; a group of tasks also has its members'."""
     name = task.spec if isinstance(task.spec, str) else task.spec["task"]
     members = [name, *output.get("group_subtasks", {}).get(name, [])]
     records = []
@@ -272,7 +268,7 @@ def _direction(split: str, higher_is_better: bool | None) -> Direction:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Put the global random states of Python, NumPy and PyTorch back afterwards; the harness seeds all of them."""
+    """Restore the global random states of Python, NumPy and PyTorch afterwards; the harness seeds all of them."""
     python, numpy, devices = random.getstate(), np.random.get_state(), range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices):
         try:
@@ -284,7 +280,7 @@ def kept_random_state() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness from talking: its logger, its bars, the programs that it starts (git), and what it imports."""
+    """Silence the harness: its logger, its bars, the programs that it starts (git), and what it imports."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -300,7 +296,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Drop what this process, and any that it starts, writes to standard error."""
+    """Discard what this process and its children write to standard error."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -1,4 +1,4 @@
-"""Membership inference on texts: can a model's scores tell forgotten items from items that were never trained on?"""
+"""Membership inference on texts: do a model's scores distinguish forgotten items from items never trained on?"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Pair = tuple[Tensor, Tensor]
 """Values of the forget items (m,) and of the holdout items (n,)."""
 
 SPLITS = ("forget", "holdout")
-"""Members and non-members. Splits share their data, so that items of both are read through ``forget``."""
+"""Members and non-members. Splits share one dataset, so items of both are read through ``forget``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,11 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
     forget items are remembered, positive where they became less likely than unseen ones.
 
     Args:
-        k: share of the tokens that Min-K reads, at least one token; in (0, 1].
+        k: share of the tokens that Min-K averages, at least one token; in (0, 1].
         items: at most this many items per split, drawn by the seed; null takes all.
         gradient_items: the same for ``gradient_norm``, which takes one backward pass per item; 0 leaves it out.
-        reference: folder of a model of the same tokenizer that saw neither split, for the score ``reference``.
+        reference: folder of a model with the same tokenizer that was trained on neither split, for the score
+            ``reference``.
         batch_size: items per forward pass; does not change the result.
 
     Reference:
@@ -93,7 +94,7 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that are no text, and a reference that is not there."""
+        """Refuse data that is not text, and a missing reference."""
         texts(splits["forget"])
         if self.reference is not None:
             _reference_folder(self.reference)
@@ -113,16 +114,17 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
                 records.append(evaluation.record(AUC, subject, "forget", auc(*pair), n=n, about=about))
             if "min_k" in scores and "retrained" in found and subject != "retrained":
                 pair, reference = scores["min_k"], found["retrained"]["min_k"]
-                value, ci95 = auc_change(pair[::-1], reference[::-1])  # the holdout items stand as members
+                # MUSE, section 3.1: here holdout items are the members; the AUC is relative to the retrained model
+                value, ci95 = auc_change(pair[::-1], reference[::-1])
                 percent = None if ci95 is None else (100 * ci95[0], 100 * ci95[1])
                 n, about = sum(map(len, pair)), {"score": "min_k"}
                 records.append(evaluation.record(PRIVLEAK, subject, "forget", (100 * value, percent), n=n, about=about))
         return EvaluationResult(records)
 
     def compared(self, evaluation: Evaluation[TokenizedLanguageModel]) -> Pair | None:
-        """Return the ids of forget items (m,) and of holdout items (n,), or None where there are none of one kind.
+        """Return the ids of forget items (m,) and of holdout items (n,), or None where one side is empty.
 
-        Where the data set texts apart for this (attributes privleak_forget and privleak_holdout), it is those.
+        Data may set texts apart for this (attributes privleak_forget and privleak_holdout).
         """
         data = evaluation.splits["forget"].dataset
         marked = [data.having([f"privleak_{split}"]).nonzero().flatten() for split in SPLITS]
@@ -139,12 +141,12 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
     ) -> Iterator[tuple[str, Pair]]:
         """Yield every score with its values.
 
-        Items without answer tokens are left out; nothing is yielded where one side has no others.
+        Items without answer tokens are left out; nothing is yielded where one side has no other items.
 
         Args:
             evaluation: with the models and the data.
             subject: whose scores.
-            items: ids of the two sides.
+            items: ids of members and of others.
             reference: mean NLL of the items under a reference model.
         """
         own = self._read(evaluation, subject, items)
@@ -192,8 +194,8 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
         model = type(target).from_pretrained(_reference_folder(self.reference))
         if model.encoder.vocabulary != target.encoder.vocabulary:
             raise RecipeError(
-                f"evaluate.text_membership.reference={self.reference}: this model turns text into other tokens than "
-                "the target does, so that likelihoods cannot be compared. Type a model with the target's tokenizer, "
+                f"evaluate.text_membership.reference={self.reference}: this model tokenizes text differently "
+                "from the target, so likelihoods cannot be compared. Type a model with the target's tokenizer, "
                 "or null."
             )
         models = in_their_place(evaluation.models, self.reference, model, evaluation.device)
@@ -213,13 +215,13 @@ def _reference_folder(reference: str) -> Path:
 
 
 def compressed_bytes(evaluation: Evaluation[TokenizedLanguageModel], ids: Tensor) -> Tensor:
-    """Return the bytes of each item's answer, compressed, (n,)."""
+    """Return the zlib-compressed size of each item's answer in bytes, (n,)."""
     data = texts(evaluation.splits["forget"])
     return torch.tensor([zlib_length(data.words(item)[1]) for item in ids.tolist()])
 
 
 def gradient_norms(evaluation: Evaluation[TokenizedLanguageModel], subject: str, ids: Tensor) -> Tensor:
-    """Return the 2-norm of the gradient of an item's mean NLL over all weights, (n,) float64, item by item."""
+    """Return the 2-norm of the gradient of each item's mean NLL over all weights, (n,) float64."""
     model = evaluation.models[subject]
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
     frozen = [weight for weight in weights if not weight.requires_grad]
@@ -234,7 +236,7 @@ def gradient_norms(evaluation: Evaluation[TokenizedLanguageModel], subject: str,
 
     try:
         for weight in frozen:
-            weight.requires_grad_(True)
+            weight.requires_grad_(True)  # a model under evaluation may be frozen
         return map_ids(norm, ids.to(evaluation.device), batch_size=1).cpu()
     finally:
         for weight in frozen:

@@ -1,20 +1,18 @@
-"""Memorisation: how much of its answers a model would say by itself, token by token."""
+"""Memorisation: how many answer tokens a model predicts, given the true tokens before."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from typing_extensions import override
 
-from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import item_rows, some_of
-from unlearn.evaluators.text.scoring import answer_scores
+from unlearn.evaluators.sampling import add_items, some_of
+from unlearn.evaluators.text.scoring import DIRECTIONS, answer_scores, measured_splits
 from unlearn.models.capabilities import Continues
 
-DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 EXACT = Metric(
     name="exact_memorization",
     label="exact memorization",
@@ -39,9 +37,9 @@ EXTRACTION = Metric(
 class Memorization(Evaluator[Continues]):
     """Exact memorisation and extraction strength, means over items; the interval is over items.
 
-    exact_memorization is the share of an answer's tokens that are the likeliest ones given the true tokens before
-    them. extraction_strength is 1 - min{k : all tokens from k on are} / |y|, with k up to |y|: 0 where the last token
-    is not. The answer's end token counts; items without answer tokens are left out.
+    exact_memorization is the share of an answer's tokens that are the likeliest given the true tokens before them.
+    extraction_strength is 1 - min{k : all tokens from k on are} / |y|, with k up to |y|: 0 where the last token is not.
+    The answer's end token counts; items without answer tokens are left out.
 
     Args:
         items: at most this many items per split, drawn by the seed; null takes all.
@@ -62,15 +60,12 @@ class Memorization(Evaluator[Continues]):
 
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
-        records: list[Record] = []
-        rows: list[dict[str, Any]] = []
+        result = EvaluationResult()
         for subject in evaluation.models:
-            for split in [name for name in DIRECTIONS if name in evaluation.splits]:
+            for split in measured_splits(evaluation):
                 ids = some_of(evaluation, split, self.items)
                 scores = answer_scores(evaluation, subject, split, ids, batch_size=self.batch_size)
                 said = scores.tokens > 0
                 for metric, column in ((EXACT, scores.exact), (EXTRACTION, scores.extraction)) if said.any() else ():
-                    values = column[said]
-                    records.append(evaluation.record(metric, subject, split, values))
-                    rows += item_rows(subject, split, ids[said], metric.name, values)
-        return EvaluationResult(records, items=rows)
+                    add_items(result, evaluation, metric, subject, split, ids[said], column[said])
+        return result

@@ -16,7 +16,7 @@ _TOKENS_AT_ONCE = 1024  # of log-probabilities over the whole vocabulary, held s
 
 
 def token_measures(answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of each answer token log p, whether it is the likeliest, and its standardised log p; each (N,).
+    """Return per answer token log p, whether it is the likeliest, and its standardised log p; each (N,).
 
     The standardised log p is z = (log p(y) - mu) / sigma with mu and sigma^2 the mean and the variance of log p(v)
     over v drawn from the model's own prediction; sigma^2 is at least 1e-6, as a flat prediction has none.
@@ -30,7 +30,7 @@ def token_measures(answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
     ):
         log_p = logits.log_softmax(dim=1)
         p = log_p.exp()
-        mean = (p * log_p).sum(dim=1)
+        mean = (p * log_p).sum(dim=1)  # minus the entropy of the prediction
         variance = (p * (log_p - mean[:, None]).square()).sum(dim=1)
         chosen = log_p.gather(1, targets[:, None]).squeeze(1)
         z = (chosen - mean) / variance.clamp(min=1e-6).sqrt()
@@ -44,7 +44,7 @@ def exact_memorization(answers: Answers, right: Tensor | None = None) -> Tensor:
 
     Args:
         answers: of a batch.
-        right: (N,) bool, the tokens that are, where that is known already.
+        right: (N,) bool, which tokens are, if known.
 
     Reference:
         Tirumala et al., Memorization Without Overfitting, 2022, section 3. arXiv:2205.10770
@@ -60,12 +60,13 @@ def extraction_strength(answers: Answers, right: Tensor | None = None) -> Tensor
 
     Args:
         answers: of a batch.
-        right: (N,) bool, the tokens that are the likeliest, where that is known already.
+        right: (N,) bool, which tokens are the likeliest, if known.
 
     Reference:
         Wang et al., Towards Effective Evaluations and Comparisons for LLM Unlearning Methods, 2025. arXiv:2406.09179
     """
     right = answers.logits.argmax(dim=1) == answers.targets if right is None else right
+    # the last wrong token decides: everything after it is predicted
     last_wrong = torch.full_like(answers.lengths, -1)
     last_wrong.scatter_reduce_(0, answers.row[~right], answers.places[~right], "amax")
     return 1 - (last_wrong + 1) / answers.lengths.double()
@@ -74,11 +75,12 @@ def extraction_strength(answers: Answers, right: Tensor | None = None) -> Tensor
 def lowest_mean(answers: Answers, values: Tensor, k: float) -> Tensor:
     """Return the mean of the lowest share k of an item's token values (N,), (B,) float64; nan without tokens.
 
-    At least one token is taken, so that short answers have a value.
+    At least one token counts, so that short answers have a value.
     """
     lengths = answers.lengths
     kept = torch.tensor([max(1, int(k * n)) for n in lengths.tolist()], device=lengths.device)[:, None]
     width = max(1, int(lengths.max())) if len(lengths) else 1
+    # padding is +inf, so that it sorts behind every token
     table = torch.full((answers.size, width), torch.inf, dtype=torch.float64, device=values.device)
     table[answers.row, answers.places] = values.double()
     among = torch.arange(width, device=values.device) < kept
@@ -99,13 +101,14 @@ def log_truth_ratio(right: Tensor, wrong: Tensor, arithmetic: bool = False) -> T
         code and OpenUnlearning take the geometric mean).
     """
     if arithmetic:
+        # mean of exp(-nll) over the wrong answers, in logarithms; one that is missing (nan) has probability 0
         number = (~wrong.isnan()).sum(dim=1)
         return (-wrong).nan_to_num(nan=-torch.inf).logsumexp(dim=1) - number.log() + right
     return right - wrong.nanmean(dim=1)
 
 
 def zlib_length(text: str) -> int:
-    """Return the number of bytes of a text that zlib has compressed."""
+    """Return the size of a text in bytes after zlib compression."""
     return len(zlib.compress(text.encode("utf-8")))
 
 
@@ -113,8 +116,8 @@ def rouge_l(truth: str, said: str, stemmer: bool) -> tuple[float, float]:
     """Return recall and F1 of the longest common subsequence of words.
 
     Args:
-        truth: what should be said.
-        said: what is said.
+        truth: the right text.
+        said: the generated text.
         stemmer: compare Porter stems.
 
     Reference:

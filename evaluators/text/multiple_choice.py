@@ -1,4 +1,4 @@
-"""Multiple-choice questions: made of the data's own wrong answers, or read from a file, as tasks of the harness."""
+"""Multiple-choice questions from the data's wrong answers or from a file, as tasks of the harness."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Question = dict[str, Any]
 
 
 def perturbed_choices(data: TextDataset, ids: Tensor) -> list[Question]:
-    """Return items (n,) as multiple choice: the right answer among the perturbed ones, at a place that its id gives.
+    """Return items (n,) as multiple choice: the right answer among the perturbed ones, at a position given by its id.
 
     The right answer is the paraphrased one where there is one: perturbed answers are worded like it, so that neither
-    length nor wording gives the right one away.
+    length nor wording reveals the right one.
     """
     found = []
     for item in ids.tolist():
@@ -51,7 +51,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def multiple_choice(name: str, questions: Sequence[Question], encoder: Any) -> dict[str, Any]:
-    """Return the harness's configuration of a multiple-choice task in a model's own prompts, which needs no file."""
+    """Return the harness's configuration of a multiple-choice task in a model's own prompt format."""
 
     def documents(**_: Any) -> dict[str, Any]:
         from datasets import Dataset
@@ -66,7 +66,7 @@ def multiple_choice(name: str, questions: Sequence[Question], encoder: Any) -> d
         "output_type": "multiple_choice",
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
-        "target_delimiter": "",  # the prompt ends with the encoder's own, if any
+        "target_delimiter": "",  # the prompt already ends with the encoder's own
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
         "metric_list": [

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.records import Direction
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import item_rows, limited, without_traps
+from unlearn.evaluators.sampling import add_items, limited, without_traps
 from unlearn.evaluators.text.generation import continuations, generated
 from unlearn.evaluators.text.metrics import rouge_l
-from unlearn.evaluators.text.scoring import texts
+from unlearn.evaluators.text.scoring import DIRECTIONS, measured_splits, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
 
-DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 VERBATIM_MEMORIZATION = Metric(
     name="verbatim_memorization",
     label="verbatim memorization",
@@ -40,19 +38,19 @@ KNOWLEDGE_MEMORIZATION = Metric(
     source="Shi et al. 2024 (MUSE), section 3.1",
 )
 VERBATIM = "verbmem"
-"""Attribute of items whose question is the beginning of a passage, and whose answer is how it goes on."""
+"""Attribute of items whose question is the beginning of a passage, and whose answer is the rest."""
 
 KNOWLEDGE = "knowmem"
-"""With a split's name behind it, attribute of questions about that split; the data's examples go by the same name."""
+"""Prefix of the attribute of questions about a split (``knowmem_forget``), and of the data's examples for them."""
 
 STOPS = ("\n\n", "\nQuestion", "Question:")
-"""Where an answer to a question ends, if it goes on."""
+"""Strings at which an answer is cut."""
 
 
 class PromptSet(NamedTuple):
-    """Items of a split (n,), what a model is given to continue, as tokens, and what it should say.
+    """Items of a split (n,), their prompts as tokens, and the right continuations.
 
-    ``tokens`` is None where the model is asked in its own prompt.
+    ``tokens`` is None for the model's own prompt format.
     """
 
     split: str
@@ -63,21 +61,21 @@ class PromptSet(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MuseMetrics(Evaluator[TokenizedLanguageModel]):
-    """ROUGE-L F1 of what a model says, greedily: of passages continued, and of questions answered.
+    """ROUGE-L F1 of greedy generations: continued passages, and answered questions.
 
     verbatim_memorization continues the beginnings of passages: those that the data give (attribute ``verbmem``), or
     the first ``prompt_tokens`` tokens of each passage of a split; the truth is cut to ``verbatim_tokens`` tokens.
-    knowledge_memorization answers questions: those that the data give (``knowmem_forget``, ``knowmem_retain``) behind
-    their examples, in MUSE's wording, or the questions of a split in the model's own prompt; what is said ends at a
-    blank line or at another question. Both are shares, 1 is word for word; MUSE writes them times 100. Intervals are
+    knowledge_memorization answers questions: those that the data give (``knowmem_forget``, ``knowmem_retain``) after
+    their examples, in MUSE's wording, or the questions of a split in the model's own prompt format; an answer is cut at
+    a blank line or at another question. Both are shares, 1 is word for word; MUSE writes them times 100. Intervals are
     over items.
 
     Args:
         items: at most this many items per split, drawn by the seed; null takes all.
-        prompt_tokens: tokens of a passage that a model is given, where the data do not say.
-        verbatim_tokens: tokens that it goes on.
+        prompt_tokens: tokens of a passage in the prompt, where the data gives none.
+        verbatim_tokens: tokens of a continuation.
         knowledge_tokens: tokens of an answer.
-        batch_size: prompts at once, of like length; does not change the result.
+        batch_size: prompts at once, of similar length; does not change the result.
 
     Reference:
         Shi et al., MUSE: Machine Unlearning Six-Way Evaluation for Language Models, 2024, section 3.1.
@@ -117,10 +115,10 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
     def verbatim(
         self, evaluation: Evaluation[TokenizedLanguageModel], model: TokenizedLanguageModel
     ) -> Iterator[PromptSet]:
-        """Yield the beginnings of passages, and how they go on."""
+        """Yield the beginnings of passages and their continuations."""
         data = texts(evaluation.splits["forget"])
         given = data.having([VERBATIM]).nonzero().flatten()
-        for split in ["forget"] if len(given) else present(evaluation):
+        for split in ["forget"] if len(given) else measured_splits(evaluation):
             ids = given if len(given) else self._passages(data, without_traps(evaluation.splits[split]))
             ids = limited(ids, self.items, evaluation.seed, f"{VERBATIM}/{split}")
             if len(given):
@@ -136,12 +134,12 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
     def knowledge(
         self, evaluation: Evaluation[TokenizedLanguageModel], model: TokenizedLanguageModel
     ) -> Iterator[PromptSet]:
-        """Yield questions: those that the data give, behind their examples, or those of the splits."""
+        """Yield questions: those that the data gives, after their examples, or those of the splits."""
         data = texts(evaluation.splits["forget"])
         asked = data.having_form("prompt") & ~data.having([VERBATIM])
         given = {split: data.having([f"{KNOWLEDGE}_{split}"]).nonzero().flatten() for split in DIRECTIONS}
         by_data = any(len(ids) for ids in given.values())
-        for split in DIRECTIONS if by_data else present(evaluation):
+        for split in DIRECTIONS if by_data else measured_splits(evaluation):
             ids = given[split] if by_data else without_traps(evaluation.splits[split])
             ids = limited(ids[asked[ids]], self.items, evaluation.seed, f"{KNOWLEDGE}/{split}")
             pairs = [data.words(item) for item in ids.tolist()]
@@ -155,7 +153,7 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
                 yield PromptSet(split, ids, tokens, [answer for _, answer in pairs])
 
     def _passages(self, data: TextDataset, ids: Tensor) -> Tensor:
-        """Return the passages among items (n,) that go on behind the tokens that are given, before the end token."""
+        """Return the passages among items (n,) with more tokens than the prompt takes, end token excluded."""
         found = ids[~data.having_form("prompt")[ids]].tolist()
         long = [item for item in found if sum(map(len, data.tokens(item))) > self.prompt_tokens + 1]
         return torch.tensor(long, dtype=torch.int64)
@@ -163,38 +161,33 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
     def _said(
         self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, prompts: PromptSet, new_tokens: int
     ) -> Tensor:
-        """Return what a model says, (n, new_tokens); in its own prompts from the pass that all evaluators share."""
+        """Return the generated tokens, (n, new_tokens); for its own prompts from the pass that evaluators share."""
         if prompts.tokens is None:
             return generated(evaluation, subject, prompts.split, prompts.ids, new_tokens, batch_size=self.batch_size)
         model = evaluation.models[subject]
         return continuations(model, prompts.tokens, new_tokens, evaluation.device, self.batch_size)
 
 
-def present(evaluation: Evaluation[TokenizedLanguageModel]) -> list[str]:
-    """Return the splits that the evaluation has, in the order of the tables."""
-    return [split for split in DIRECTIONS if split in evaluation.splits]
-
-
 def tokens_of(model: TokenizedLanguageModel, text: str) -> list[int]:
-    """Return the tokens of a text, none added."""
+    """Return the tokens of a text, without special tokens."""
     return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def start_of(model: TokenizedLanguageModel) -> list[int]:
-    """Return the beginning token of a model, where it has one."""
+    """Return the start token of a model, if it has one."""
     first = model.tokenizer.bos_token_id
     return [] if first is None else [first]
 
 
 def until_stop(text: str) -> str:
-    """Return what stands before the first blank line or further question."""
+    """Return the text before the first blank line or further question."""
     for stop in STOPS:
         text = text.split(stop)[0]
     return text
 
 
 def answers_of(model: TokenizedLanguageModel, tokens: Tensor) -> list[str]:
-    """Return generated tokens (n, T) as text up to the first stop; white space counts, as it may be one."""
+    """Return generated tokens (n, T) as text up to the first stop, white space included, as it may be one."""
     rows = [[token for token in row if token >= 0] for row in tokens.tolist()]
     return [until_stop(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
@@ -207,8 +200,6 @@ def _add(
     prompts: PromptSet,
     said: list[str],
 ) -> None:
-    """Add the ROUGE-L F1 of what is said."""
     scores = [rouge_l(truth, text, stemmer=False)[1] for truth, text in zip(prompts.truths, said, strict=True)]
     values = torch.tensor(scores, dtype=torch.float64)
-    findings.records.append(evaluation.record(metric, subject, prompts.split, values))
-    findings.items.extend(item_rows(subject, prompts.split, prompts.ids, metric.name, values))
+    add_items(findings, evaluation, metric, subject, prompts.split, prompts.ids, values)

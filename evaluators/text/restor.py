@@ -1,4 +1,4 @@
-"""Restoration: does unlearning wrong data bring back what was true before?"""
+"""Restoration: does unlearning corrupted data restore what was true before?"""
 
 from __future__ import annotations
 
@@ -64,20 +64,20 @@ MARGIN = Metric(
 FLIPPED = replace(MARGIN, unit="share")
 
 RESAMPLES = 2000
-"""Draws of the bootstrap."""
+"""Number of bootstrap resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restor(Evaluator[Continues]):
-    """Asks for facts that were true to a clean model and that a corruption replaced, before and after unlearning it.
+    """Asks for facts that a clean model knows and that a corruption replaced, before and after unlearning it.
 
     The corrupted model is the target. Score ``match``: the greedy answer contains the right (or the corrupted) one,
     both in lower case without punctuation and articles. Score ``options``: it is likelier, by its mean log p per
-    token, than all others among the right, the corrupted, the perturbed and the alternate answers. No judge on a
-    network takes part.
+    token, than all others among the right, the corrupted, the perturbed and the alternate answers. No language
+    model is used as a judge.
 
     Args:
-        new_tokens: tokens that are generated for ``match``.
+        new_tokens: tokens generated for ``match``.
         items: at most this many facts, drawn by the seed; null takes all.
         batch_size: items per forward pass; does not change the result.
 
@@ -98,10 +98,10 @@ class Restor(Evaluator[Continues]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data without facts that are contradicted."""
+        """Refuse data without contradicted facts."""
         if "probe" not in splits or not len(self._facts(splits["probe"])):
             raise RecipeError(
-                "evaluate.restor asks for true facts that corrupted items contradict, and the data have none. "
+                "evaluate.restor asks for true facts that corrupted items contradict, and the data has none. "
                 "Name what is corrupted (data.corrupt=[NAME, ...]), or drop it: evaluate.restor=null."
             )
 
@@ -125,7 +125,7 @@ class Restor(Evaluator[Continues]):
         return split.ids[(data.having_form("corrupted") & data.having_form("prompt"))[split.ids]]
 
     def _matches(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (n,) bool twice: whether the right, and whether the corrupted answer is said."""
+        """Return (n,) bool twice: whether the right, and whether the corrupted answer is given."""
         data = texts(evaluation.splits["probe"])
         tokens = generated(evaluation, subject, "probe", ids, self.new_tokens, batch_size=self.batch_size)
         replies = evaluation.models[subject].text(tokens)
@@ -152,7 +152,7 @@ class Restor(Evaluator[Continues]):
 
 
 def says(said: str, answer: str) -> bool:
-    """Whether the words of an answer stand in what is said, in their order and together."""
+    """Whether a text contains the words of an answer, contiguous and in order."""
     wanted = plain(answer)
     return bool(wanted) and f" {wanted} " in f" {plain(said)} "
 
@@ -174,7 +174,7 @@ def _reported(subject: str) -> str:
 
 
 def margins_of(evaluation: Evaluation[Continues], subject: str, margin: Tensor, before: Tensor) -> Iterator[Record]:
-    """Yield the mean margin, and the share of items that the corruption had turned and that are turned back."""
+    """Yield the mean margin, and the share restored of the items that the corruption had flipped."""
     yield evaluation.record(MARGIN, subject, "probe", margin, about={"score": "margin"})
     turned = margin[before < 0] > 0
     if len(turned):
@@ -190,9 +190,10 @@ def restoration(
     """Return the figures of restoration on probe items.
 
     Args:
-        evaluation: its stream of the bootstrap draws the same items for every subject.
-        correct: subject -> (n,) bool, whether it is right on each item; ``clean`` and ``corrupted`` among the subjects.
-        corrupted: subject -> (n,) bool, whether it says of each item what the corruption taught.
+        evaluation: its stream draws the same bootstrap items for every subject.
+        correct: subject -> (n,) bool, whether it answers each item right; ``clean`` and ``corrupted`` among
+            the subjects.
+        corrupted: subject -> (n,) bool, whether it gives the corrupted answer to each item.
         score: how items were judged, for ``about.score``.
     """
     records, stream = [], evaluation.randomness
@@ -221,16 +222,17 @@ def corruption_forgetting(corrupted: Tensor, unlearned: Tensor) -> Tensor:
 def bootstrap(statistic: Callable[..., Tensor], randomness: Randomness, *columns: Tensor) -> tuple[float, Interval]:
     """Return a statistic of the means of columns (n,) over the same items, and its percentile interval over items.
 
-    There is no interval below two items, nor where the statistic is undefined in more than a twentieth of the draws.
+    There is no interval below two items, nor where the statistic is undefined in more than 5 % of the draws.
     """
     table = torch.stack(columns).double()
     value = float(statistic(*table.mean(dim=1)))
     n = table.shape[1]
     if n < 2:
         return value, None
+    # items are drawn for all columns together: the models answer the same items, so their errors are correlated
     drawn = randomness.child("bootstrap").integers(torch.arange(RESAMPLES), n, (n,))
     found = statistic(*(column[drawn].mean(dim=1) for column in table))
-    found = found[found.isfinite()]
+    found = found[found.isfinite()]  # a resample in which the denominator is 0 has no value
     if len(found) < 0.95 * RESAMPLES:
         return value, None
     low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()

@@ -1,4 +1,4 @@
-"""One teacher-forced pass over the answers of texts, shared by all evaluators that read likelihoods."""
+"""One teacher-forced pass over answers, shared by all evaluators of likelihoods."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
+from unlearn.core.records import Direction
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation
@@ -16,9 +17,12 @@ from unlearn.evaluators.text.metrics import exact_memorization, extraction_stren
 from unlearn.models.capabilities import Continues
 from unlearn.models.language.answers import Answers
 
+DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
+"""Splits whose texts are measured, in the order of the tables, and where a better share of what is said right lies."""
+
 
 class AnswerScores(NamedTuple):
-    """What a model says of answers, each (n,) float64 on the CPU; nan for an item without answer tokens.
+    """Scores of answers under a model, each (n,) float64 on the CPU; nan for an item without answer tokens.
 
     Attributes:
         tokens: number of answer tokens, the end token included.
@@ -63,7 +67,7 @@ def answer_scores(
     k: float = 0.4,
     batch_size: int = 16,
 ) -> AnswerScores:
-    """Return the scores of items (n,) of a split's data in a form; what was asked for before is not computed again."""
+    """Return the scores of items (n,) of a split's data in a form; items scored before are read from the cache."""
     model, data = evaluation.models[subject], texts(evaluation.splits[split])
     unknown = torch.full((len(data), len(AnswerScores._fields)), torch.nan, dtype=torch.float64)
     table = evaluation.cache.setdefault(("answers", subject, id(data), form, k), unknown)
@@ -79,11 +83,16 @@ def answer_scores(
     return AnswerScores(*table[ids].unbind(dim=1))
 
 
+def measured_splits(evaluation: Evaluation[Continues]) -> list[str]:
+    """Return the splits of ``DIRECTIONS`` that the evaluation has."""
+    return [split for split in DIRECTIONS if split in evaluation.splits]
+
+
 def texts(split: Split) -> TextDataset:
-    """Return a split's data. Raises RecipeError where they are no text."""
+    """Return a split's data. Raises RecipeError if it is not text."""
     if not isinstance(split.dataset, TextDataset):
         raise RecipeError(
-            f"This evaluator reads text, and the data are a {type(split.dataset).__name__}. "
+            f"This evaluator reads text, and the data is a {type(split.dataset).__name__}. "
             "Drop it from the recipe (evaluate.NAME=null), or type a text source (data=factbook)."
         )
     return split.dataset

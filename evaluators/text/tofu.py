@@ -25,7 +25,7 @@ from unlearn.evaluators.text.scoring import answer_scores, texts
 from unlearn.models.capabilities import Continues
 
 WORLD = ("real_authors", "world_facts")
-"""Test questions about the real world, by attribute; their probability is that among the options."""
+"""Attributes of test questions about the real world; their probability is that among the options."""
 
 _DIRECTIONS: dict[str, Direction] = {
     "forget": "retrained",
@@ -80,15 +80,15 @@ UTILITY = Metric(
 )
 BY_QUESTION = {metric.name: metric for metric in (PROBABILITY, ROUGE, TRUTH)}
 RATIO = "truth_ratio_r"
-"""The truth ratio itself, item by item; ``truth_ratio`` folds it into a score."""
+"""The truth ratio itself per item; ``truth_ratio`` maps it to a score."""
 
 SPLITS = ("forget", "retain", "holdout")
 FORGOTTEN = ("forget", "holdout")
-"""Splits on which a model should be as one that was never trained on them."""
+"""Splits on which a model should behave as if never trained on them."""
 
 
 class Questions(NamedTuple):
-    """Questions that are measured together: their name, the split in the records, and their ids (n,)."""
+    """Questions measured together: their name, the split in the records, and their ids (n,)."""
 
     name: str
     split: str
@@ -97,15 +97,15 @@ class Questions(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TofuMetrics(Evaluator[Continues]):
-    """What a model says to questions, how likely it finds the right and the wrong answers, and its summary figures.
+    """Generated answers, likelihoods of right and wrong answers, and the summary figures of both.
 
     The truth ratio is r = P(wrong) / P(right) with P = exp(-mean NLL); right is the paraphrased answer where there is
     one, wrong the perturbed answers. Forget items count min(r, 1/r), all others max(0, 1 - r). Forget quality
-    compares the distribution of r on the forget items with the retrained model's. Passages are left out, and where a
-    split has questions with perturbed answers, those without are.
+    compares the distribution of r on the forget items with the retrained model's. Passages are left out; where a split
+    has questions with perturbed answers, those without are left out too.
 
     Args:
-        new_tokens: tokens that are generated for ROUGE-L.
+        new_tokens: tokens generated for ROUGE-L.
         items: at most this many questions per split, drawn by the seed; null takes all.
         arithmetic: average the wrong answers' probabilities, as the paper writes, not their logarithms, as the
             released code and OpenUnlearning do.
@@ -154,7 +154,7 @@ class TofuMetrics(Evaluator[Continues]):
         return findings
 
     def sets(self, evaluation: Evaluation[Continues]) -> Iterator[Questions]:
-        """Return the questions of forget, retain and holdout, and those about the real world where there are any."""
+        """Yield the questions of forget, retain and holdout, and those about the real world if there are any."""
         for split in SPLITS:
             if split in evaluation.splits:
                 data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
@@ -169,7 +169,7 @@ class TofuMetrics(Evaluator[Continues]):
             yield from answerable(data, Questions(name, "test", ids))
 
     def measure(self, evaluation: Evaluation[Continues], subject: str, questions: Questions) -> dict[str, Tensor]:
-        """Return metric -> value per item, (n,) float64; metrics whose forms the data lack are not there."""
+        """Return metric -> value per item, (n,) float64; metrics whose forms the data lacks are left out."""
         where = questions.split if questions.split in evaluation.splits else "forget"  # all splits share their data
         data = texts(evaluation.splits[where])
         own, paraphrased = (self._nll(evaluation, subject, where, questions.ids, f) for f in ("", "paraphrased_answer"))
@@ -182,6 +182,7 @@ class TofuMetrics(Evaluator[Continues]):
         if questions.name not in WORLD:
             values["probability"] = (-own).exp()
         elif wrong:
+            # p / (p + sum of the wrong), in logarithms; a wrong answer that an item lacks has probability 0
             options = (-torch.stack((own, *wrong), dim=1)).nan_to_num(nan=-torch.inf)
             values["probability"] = (-own - options.logsumexp(dim=1)).exp()
         said = generated(evaluation, subject, where, questions.ids, self.new_tokens, batch_size=self.batch_size)
@@ -191,6 +192,7 @@ class TofuMetrics(Evaluator[Continues]):
         if wrong:
             right = torch.where(data.having_form("paraphrased_answer")[questions.ids], paraphrased, own)
             log_ratio = log_truth_ratio(right, torch.stack(wrong, dim=1), self.arithmetic)
+            # a forgotten item should have r near 1, neither side preferred; elsewhere a small r is good
             forgotten = questions.name in FORGOTTEN
             values["truth_ratio"] = (-log_ratio.abs()).exp() if forgotten else (-torch.expm1(log_ratio)).clamp(min=0)
             values[RATIO] = log_ratio.exp()
@@ -207,7 +209,7 @@ class TofuMetrics(Evaluator[Continues]):
 
 
 def answerable(data: TextDataset, questions: Questions) -> Iterator[Questions]:
-    """Yield the questions whose answers have tokens (one that is longer than the model reads leaves none), if any."""
+    """Yield the questions whose answers have tokens, if any; a question that fills the context leaves none."""
 
     def has_answers(item: int) -> bool:
         forms = [form for form in data.items[item].forms if form.startswith(("perturbed_", "paraphrased_answer"))]
@@ -229,7 +231,7 @@ def _lacking(evaluation: Evaluation[Continues], measured: Sequence[str], bare: S
 
 
 def _model_utility(evaluation: Evaluation[Continues], subject: str, parts: Sequence[Sequence[Tensor]]) -> list[Record]:
-    """Return the harmonic mean of the parts' means, given item by item a set; the interval is linearised."""
+    """Return the harmonic mean of the means of all parts, (n,) per metric and set; the interval is linearised."""
     means = [values.mean().item() for group in parts for values in group]
     if not means:
         return []
@@ -237,6 +239,7 @@ def _model_utility(evaluation: Evaluation[Continues], subject: str, parts: Seque
     utility = math.nan if broken else 0.0 if 0 in means else len(means) / sum(1 / mean for mean in means)
     ci95 = None
     if utility > 0 and all(len(values) > 1 for group in parts for values in group):
+        # dU/dm_i = U^2 / (N m_i^2); metrics of one set share items, so they are summed per item, then the variance
         slopes = [[utility**2 / (len(means) * values.mean() ** 2) for values in group] for group in parts]
         moved = [
             torch.stack([slope * values for slope, values in zip(slope_group, group, strict=True)]).sum(0)
@@ -268,5 +271,6 @@ def kolmogorov_smirnov(a: Tensor, b: Tensor) -> tuple[float, float]:
         return math.nan, math.nan
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful", RuntimeWarning)
+        # exact p where the sizes allow it; scipy warns where it falls back to the asymptotic one
         test = ks_2samp(a.numpy(), b.numpy())
     return float(test.pvalue), float(test.statistic)

@@ -19,3 +19,11 @@ def above(settings: Any, **bounds: float) -> None:
         value = getattr(settings, name)
         if value is not None and not value > bound:
             raise ValueError(f"{name} is {value}; it must be > {bound}")
+
+
+def distinct(settings: Any, **bounds: float) -> None:
+    """Refuse lists of numbers that are empty, repeat one, or have one below the bound, with a ValueError."""
+    for name, bound in bounds.items():
+        values = getattr(settings, name)
+        if not values or min(values) < bound or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {values}; it must be different numbers, each >= {bound}")

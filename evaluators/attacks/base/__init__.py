@@ -1,1 +1,1 @@
-"""What several attacks share."""
+"""Bases of the attacks."""

@@ -1,4 +1,4 @@
-"""What every attack reports: how much of the forget answers a model says, and for which budget."""
+"""Scores that every attack on a language model reports: how much of the forget answers it reproduces."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from unlearn.data.base import Batch
 from unlearn.data.text import Encoder, TextDataset
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.sampling import limited, without_traps
-from unlearn.evaluators.text.metrics import extraction_strength
+from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength
 from unlearn.models.capabilities import Continues
 
 SCORES = ("exact_memorization", "extraction_strength")
-"""Columns of what ``memorised`` returns."""
+"""Columns of ``memorised``."""
 
 
 def memorised(model: Continues, batch: Batch) -> Tensor:
-    """Return the share of answer tokens said right and the extraction strength, (B, 2) float64; nan without tokens."""
+    """Return exact memorisation and extraction strength, (B, 2) float64; nan without answer tokens."""
     answers = model.answers(batch)
     right = answers.logits.argmax(dim=1) == answers.targets
-    exact = answers.sums(right.double()) / answers.lengths
-    return torch.stack((exact, extraction_strength(answers, right)), dim=1)
+    return torch.stack((exact_memorization(answers, right), extraction_strength(answers, right)), dim=1)
 
 
 def scores_of(evaluation: Evaluation[Continues], model: Continues, ids: Tensor, batch_size: int) -> Tensor:
-    """Return the scores of forget items as they are, (n, 2) on the CPU."""
+    """Return the scores of forget items without a change of their prompts, (n, 2) on the CPU."""
     return map_ids(lambda part: memorised(model, evaluation.batch("forget", part)), ids, batch_size).cpu()
 
 
 def attacked(evaluation: Evaluation[Continues], limit: int | None, among: Tensor | None = None) -> Tensor:
-    """Return the forget items that attacks are scored on, or ``limit`` of them drawn by the seed; traps are none.
+    """Return the forget items that attacks are scored on, or ``limit`` of them drawn by the seed, without traps.
 
     Args:
         evaluation: with the forget split.
@@ -62,7 +61,7 @@ def attack_records(
 
 
 def encoder_of(data: TextDataset) -> Encoder:
-    """Return how the models' tokens are made of text."""
+    """Return the encoder by which the models tokenize the data."""
     if data.encoder is None:
         raise RuntimeError("text has no tokens before a model's encoder is known: call encoded_by")
     return data.encoder

@@ -1,4 +1,4 @@
-"""What every attack on a diffusion model does: it finds other words, and a classifier looks at the samples."""
+"""The base of attacks on diffusion models: search other words, then classify the samples."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from unlearn.models.capabilities import PromptableDenoiser
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSearch(Evaluator[PromptableDenoiser]):
-    """Finds other words (or a class) for the forgotten concept, has samples drawn for them, and asks the classifier.
+    """Searches other words (or a class) for the forgotten concept, samples with them, and classifies the samples.
 
     The figure is the share of samples in which the classifier sees the concept. A model that never saw the concept is
     attacked with the same budget: what the attack finds in it comes from the budget, not from the data. One-step
-    generators have no scores to attack, and give no figures.
+    generators have no scores to attack, and are skipped.
 
     Args:
-        samples: samples per subject, with forget conditions and from the noise of every other evaluator.
+        samples: samples per subject, conditioned on forget items, from the same noise as in every other evaluator.
         features: feature net that classifies samples: packaged, or the folder of one; by default what fits the data.
         batch_size: samples drawn at once; does not change the result.
     """
@@ -62,10 +62,10 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
             evaluation: with the models.
             classifier: of the samples.
             subject: which model is attacked.
-            items: forget items whose conditions the samples have, (n,).
+            items: forget items that the samples are conditioned on, (n,).
 
         Returns:
-            a context in which the model understands what the attack found: the conditions of the samples, (n, ...),
+            a context in which the model reads what the attack found; it gives the conditions of the samples, (n, ...),
             and the budget in words.
         """
 
@@ -108,9 +108,9 @@ def check_prompts(splits: Mapping[str, Split], attack: str) -> None:
 
 
 def free_words(data: Conditioned, tables: Sequence[nn.Embedding], attack: str) -> Tensor:
-    """Return the words that an attack may try, (V,) int64: all but those that begin, end and fill a prompt.
+    """Return the words that an attack may try, (V,) int64: all except start, end and padding tokens.
 
-    Raises RecipeError where two text encoders number words differently.
+    Raises RecipeError where two text encoders have different vocabularies.
     """
     sizes = {table.num_embeddings for table in tables}
     if len(sizes) > 1:
@@ -123,7 +123,7 @@ def free_words(data: Conditioned, tables: Sequence[nn.Embedding], attack: str) -
 
 
 def words_of(data: Conditioned, text: str) -> list[list[int]]:
-    """Return the tokens of words alone, without those that begin, end and fill a prompt, for each text encoder."""
+    """Return the tokens of words per text encoder, without start, end and padding tokens."""
     found = []
     for row, empty in zip(data.conditions([text])[0].tolist(), data.conditions([""])[0].tolist(), strict=True):
         end = empty[1]
@@ -132,12 +132,12 @@ def words_of(data: Conditioned, text: str) -> list[list[int]]:
 
 
 def position(tokens: Sequence[int], words: Sequence[int]) -> int:
-    """Return where words stand in a prompt, -1 where they do not."""
+    """Return the position of words in a prompt, -1 if they are absent."""
     n = len(words)
     return next((at for at in range(len(tokens) - n + 1) if list(tokens[at : at + n]) == list(words)), -1)
 
 
 def mean_square_error(model: PromptableDenoiser, x0: Tensor, noise: Tensor, t: Tensor, told: Batch) -> Tensor:
-    """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), of items with conditions."""
+    """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), conditioned on ``told``."""
     found: Tensor = model.predict(model.noised(x0, noise, t), t, model.condition(told))
     return (found - noise).square().flatten(1).mean(dim=1)

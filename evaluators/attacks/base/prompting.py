@@ -1,4 +1,4 @@
-"""Attacks by prompt: the same question asked in other ways, and the best answer counts."""
+"""Attacks by prompt: ask the same question in several ways; the best answer counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Pair = tuple[list[int], list[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptAttack(Evaluator[Continues]):
-    """Asks each question in one or several ways; every score is the best over the ways.
+    """Asks each question in one or several ways; each score is the best over the ways.
 
     Args:
         items: at most this many forget items, drawn by the seed; null takes all.
@@ -40,7 +40,7 @@ class PromptAttack(Evaluator[Continues]):
 
     attack: ClassVar[str]
     lacking: ClassVar[str] = "the forget items ask nothing"
-    """In words, what the data are like where no item can be attacked so."""
+    """Why no item can be attacked, in words."""
 
     def __post_init__(self) -> None:
         at_least(self, items=1, batch_size=1)
@@ -56,10 +56,10 @@ class PromptAttack(Evaluator[Continues]):
 
     @abstractmethod
     def budget(self) -> str:
-        """Say what the attacker may do for one item."""
+        """Return the attacker's budget per item, in words."""
 
     def open_to(self, data: TextDataset) -> Tensor:
-        """Return (N,) bool: the items that can be attacked so; by default all questions."""
+        """Return (N,) bool: the items that can be attacked; by default all questions."""
         return data.having_form("prompt")
 
     @override
@@ -88,15 +88,15 @@ class PromptAttack(Evaluator[Continues]):
         return best.masked_fill(best < 0, torch.nan)
 
     def batch(self, evaluation: Evaluation[Continues], pairs: Sequence[Pair]) -> Batch:
-        """Return prompts with their answers as a batch where the models live."""
+        """Return prompts with their answers as a batch on the models' device."""
         made = collate(pairs, torch.arange(len(pairs)))
         return {key: value.to(evaluation.device) for key, value in made.items()}
 
 
 def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: str) -> Pair:
-    """Return the tokens of a question behind lines of context, and of its whole answer.
+    """Return the tokens of a question after lines of context, and of its whole answer.
 
-    What the model cannot read at once is left out from the beginning of the context.
+    Context that exceeds the model's length is dropped from the beginning.
     """
     alone = encoder.encode(question, answer)
     for start in range(len(context)):
@@ -107,7 +107,7 @@ def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: 
 
 
 def related_questions(evaluation: Evaluation[Continues], data: TextDataset, item: int, most: int) -> list[int]:
-    """Return up to ``most`` other forget questions of an item's label, in an order that the seed draws."""
+    """Return up to ``most`` other forget questions of an item's label, in an order drawn by the seed."""
     ids = attacked(evaluation, None, data.having_form("prompt"))
     order = evaluation.randomness.child("companions").permutation(len(ids))
     same = [other for other in ids[order].tolist() if other != item and data.labels[other] == data.labels[item]]

@@ -1,4 +1,4 @@
-"""Relearning: a short training on a few forget items, and what comes back."""
+"""Relearning: fine-tune on a few forget items and measure what comes back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import TypeVar, override
 
 from unlearn.core.records import Picture, Record
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import above, at_least, distinct
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
 from unlearn.evaluators.subjects import trainable_copy
@@ -22,7 +22,7 @@ from unlearn.models.capabilities import Trains
 TrainedModel = TypeVar("TrainedModel", bound=Trains)
 
 Curves = dict[tuple[str, int], list[tuple[int, float]]]
-"""(subject, items trained on) -> (steps, what is measured)."""
+"""(subject, items trained on) -> (steps, measured value)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Relearning(Evaluator[TrainedModel]):
     are the same for every subject. A model that never saw the data shows what the k items alone teach.
 
     Args:
-        items: numbers of forget items that are trained on, each >= 1.
+        items: numbers of forget items to train on, each >= 1.
         steps: steps after which the copy is measured, each >= 0; 0 is before the attack.
         lr: learning rate, > 0.
         batch: items per step, >= 1; a set smaller than that is taken whole.
@@ -51,10 +51,7 @@ class Relearning(Evaluator[TrainedModel]):
 
     def __post_init__(self) -> None:
         at_least(self, batch=1, batch_size=1)
-        for name, least in (("items", 1), ("steps", 0)):
-            given = getattr(self, name)
-            if not given or min(given) < least or len(set(given)) < len(given):
-                raise ValueError(f"{name} is {given}; it must be different numbers, each >= {least}")
+        distinct(self, items=1, steps=0)
         above(self, lr=0)
 
     @abstractmethod
@@ -83,14 +80,14 @@ class Relearning(Evaluator[TrainedModel]):
         """Return the forget items in an order drawn by the seed, and how many must be left untrained."""
 
     def attacked(self, model: TrainedModel) -> bool:
-        """Return whether a model can be trained on items so."""
+        """Return whether a model can be trained on items."""
         return True
 
     @override
     def __call__(self, evaluation: Evaluation[TrainedModel]) -> EvaluationResult:
         """Return ``attack_relearning`` for every subject, k and number of steps, and a picture of the curves.
 
-        A k that leaves too few other items (where a part of the forget set is measured) is left out.
+        A k that leaves too few other items (where those are measured) is skipped.
         """
         order, left = self.order(evaluation)
         sizes = [k for k in sorted(self.items) if k <= len(order) - left]
@@ -113,7 +110,7 @@ class Relearning(Evaluator[TrainedModel]):
     def checkpoints(
         self, evaluation: Evaluation[TrainedModel], model: TrainedModel, ids: Tensor
     ) -> Iterator[tuple[int, TrainedModel]]:
-        """Yield (steps, the copy so far) at each number of steps that is asked for; the model itself stays as it is."""
+        """Yield (steps, the copy so far) at each of ``steps``; the model itself is not changed."""
         copy = trainable_copy(model)
         optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)
         stream = evaluation.randomness.child(f"relearning/{len(ids)}")
@@ -121,6 +118,7 @@ class Relearning(Evaluator[TrainedModel]):
         if 0 in self.steps:
             yield 0, copy
         for step in range(max(self.steps)):
+            # each epoch is a new order of the k items; a last batch that is not full is dropped
             epoch, place = divmod(step, len(ids) // size)
             chosen = ids[stream.at(epoch).permutation(len(ids))[place * size : (place + 1) * size]]
             with torch.enable_grad():
@@ -135,7 +133,7 @@ class Relearning(Evaluator[TrainedModel]):
 def picture(
     curves: Mapping[tuple[str, int], Sequence[tuple[int, float]]], what: str, items: str = "forget items"
 ) -> Picture:
-    """Draw the curves of all subjects, a panel for each number of ``items``; ``what`` is on the vertical axis."""
+    """Draw the curves of all subjects, one panel per number of ``items``; ``what`` is on the vertical axis."""
     numbers = sorted({k for _, k in curves})
     figure = Figure(figsize=(max(4.0, 3.2 * len(numbers)), 2.8), dpi=DPI, facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
