@@ -171,13 +171,17 @@ def _kernel_diagonal(a: Tensor) -> Tensor:
     return (a.square().sum(1) / a.shape[1] + 1).pow(3)
 
 
-def frechet_spread(a: Tensor, b: Tensor, randomness: Randomness, bootstraps: int) -> float:
-    """Return the standard deviation of ``frechet`` over resamples of both sides, a (n, D) and b (m, D)."""
+def frechet_ci95(a: Tensor, b: Tensor, randomness: Randomness, bootstraps: int) -> tuple[float, Interval]:
+    """Return ``frechet`` of features a (n, D) and b (m, D), and its 95 % interval from resamples of both sides.
+
+    The interval is normal, with the resamples' standard deviation: their quantiles are biased, as each has fewer distinct items.
+    """
     rows = torch.arange(bootstraps)
     of_a = randomness.child("bootstrap a").integers(rows, len(a), (len(a),))
     of_b = randomness.child("bootstrap b").integers(rows, len(b), (len(b),))
     found = [frechet(a[i], b[j]) for i, j in zip(of_a, of_b, strict=True)]
-    return torch.tensor(found, dtype=torch.float64).std().item()
+    value, half = frechet(a, b), Z95 * torch.tensor(found, dtype=torch.float64).std().item()
+    return value, (max(0.0, value - half), value + half)
 
 
 def inside_manifold(points: Tensor, of: Tensor, k: int) -> Tensor:

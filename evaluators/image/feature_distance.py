@@ -18,7 +18,7 @@ from unlearn.data.base import Split, check_content
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples
-from unlearn.evaluators.statistics import Z95, Interval, frechet, frechet_spread, kernel_distance
+from unlearn.evaluators.statistics import Interval, frechet_ci95, kernel_distance
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import Features, Scripted, embedder_for
 
@@ -108,12 +108,10 @@ class FeatureDistance(Evaluator[Samples]):
         a: Tensor,
         b: Tensor,
     ) -> list[Record]:
-        spread = frechet_spread(a, b, evaluation.randomness, self.bootstraps)
-        value = frechet(a, b)
         kernel: tuple[float, Interval] = kernel_distance(a, b)
         if about:  # both sides come from one distribution, where the U-statistic's variance is not of first order
             kernel = kernel[0], None
-        figures = ((FRECHET, (value, (max(0.0, value - Z95 * spread), value + Z95 * spread))), (KERNEL, kernel))
+        figures = ((FRECHET, frechet_ci95(a, b, evaluation.randomness, self.bootstraps)), (KERNEL, kernel))
         return [
             evaluation.record(
                 metric.named(net=net.name), subject, "retain", figure, n=len(a), about=about, detector=net.detector

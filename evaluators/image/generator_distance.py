@@ -14,7 +14,7 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples, seen_by
-from unlearn.evaluators.statistics import Z95, Interval, frechet, frechet_spread, inside_manifold
+from unlearn.evaluators.statistics import Interval, frechet_ci95, inside_manifold
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
 
@@ -110,12 +110,9 @@ class GeneratorDistance(Evaluator[Samples]):
         self, evaluation: Evaluation[Samples], net: Embedder, subject: str, a: Tensor, b: Tensor
     ) -> list[Record]:
         floor = {"score": "floor"} if subject == "target" else {}
-        distance = frechet(a, b)
-        half = Z95 * frechet_spread(a, b, evaluation.randomness, self.bootstraps)
-        frechet_here = FRECHET.named(net=net.name)
         within = {"features": net.name, **floor}
         figures: list[tuple[Metric, dict[str, str], Tensor | tuple[float, Interval]]] = [
-            (frechet_here, floor, (distance, (max(0.0, distance - half), distance + half))),
+            (FRECHET.named(net=net.name), floor, frechet_ci95(a, b, evaluation.randomness, self.bootstraps)),
             (PRECISION, within, inside_manifold(a, b, self.neighbours)),
             (RECALL, within, inside_manifold(b, a, self.neighbours)),
         ]

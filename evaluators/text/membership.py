@@ -167,19 +167,11 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
         if self.gradient_items:
             count, seed = self.gradient_items, evaluation.seed
             few = [limited(ids, count, seed, split) for ids, split in zip(pair(*items), SPLITS, strict=True)]
-            yield (
-                "gradient_norm",
-                (
-                    -gradient_norms(evaluation, subject, few[0]),
-                    -gradient_norms(evaluation, subject, few[1]),
-                ),
-            )
+            norms = [gradient_norms(evaluation, subject, ids) for ids in few]
+            yield "gradient_norm", (-norms[0], -norms[1])
 
     def _read(
-        self,
-        evaluation: Evaluation[TokenizedLanguageModel],
-        subject: str,
-        items: Pair,
+        self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair
     ) -> tuple[AnswerScores, AnswerScores]:
         members, others = (
             answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size) for ids in items

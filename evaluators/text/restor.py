@@ -182,10 +182,7 @@ def margins_of(evaluation: Evaluation[Continues], subject: str, margin: Tensor, 
 
 
 def restoration(
-    evaluation: Evaluation[Continues],
-    correct: Mapping[str, Tensor],
-    corrupted: Mapping[str, Tensor],
-    score: str,
+    evaluation: Evaluation[Continues], correct: Mapping[str, Tensor], corrupted: Mapping[str, Tensor], score: str
 ) -> list[Record]:
     """Return the figures of restoration on probe items.
 

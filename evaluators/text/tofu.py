@@ -247,10 +247,8 @@ def _model_utility(evaluation: Evaluation[Continues], subject: str, parts: Seque
         ]
         half = Z95 * math.sqrt(sum(each.var().item() / len(each) for each in moved))
         ci95 = (max(0.0, utility - half), min(1.0, utility + half))
-    about, n = (
-        {"parts": f"{len(means)} of {len(BY_QUESTION) * (1 + len(WORLD))}"},
-        sum(len(group[0]) for group in parts),
-    )
+    about = {"parts": f"{len(means)} of {len(BY_QUESTION) * (1 + len(WORLD))}"}
+    n = sum(len(group[0]) for group in parts)
     return [evaluation.record(UTILITY, subject, "", (utility, ci95), n=n, about=about)]
 
 

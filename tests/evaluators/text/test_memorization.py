@@ -144,7 +144,7 @@ def test_likelihoods_are_the_wrappers() -> None:
 
 
 def test_other_data_are_refused(threes: dict) -> None:
-    with pytest.raises(RecipeError, match="evaluate.NAME=null"):
+    with pytest.raises(RecipeError, match=r"evaluate\.NAME=null"):
         Memorization()(evaluation_of({"target": TURNS}, threes))
     with pytest.raises(ValueError, match="items is 0"):
         Memorization(items=0)
