@@ -88,7 +88,7 @@ class SampleGrid(Evaluator[Samples]):
         picture = Picture(
             name="forget",
             title="What was forgotten",
-            caption="Training images whose influence is to be removed.",
+            caption="Training images whose influence should be removed.",
             png=panels([panel], STRIP),
         )
         return [picture]

@@ -182,6 +182,6 @@ def test_restoration_is_the_headline_of_a_corrupted_model(make_run):
             )
         )  # fmt: skip
     assert judge(read_run(make_run(records=found, recipe_gate=None))).sentences[0] == (
-        "Restoration ratio on the facts that were contradicted (as it is said) rose from 0.000 to 0.250 "
+        "Restoration ratio on the facts that were contradicted (in the generated answer) rose from 0.000 to 0.250 "
         "(the clean model: 1.000)."
     )

@@ -30,7 +30,7 @@ _VALUES = {
     ("score", "min_k_plus_plus"): "Min-K++",
     ("score", "gradient_norm"): "gradient norm",
     ("score", "statistic"): "statistic D",
-    ("score", "match"): "as it is said",
+    ("score", "match"): "in the generated answer",
     ("score", "options"): "among options",
     ("score", "accuracy"): "accuracy on samples",
     ("score", "of_target"): "of the target’s",
