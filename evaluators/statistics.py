@@ -174,7 +174,8 @@ def _kernel_diagonal(a: Tensor) -> Tensor:
 def frechet_ci95(a: Tensor, b: Tensor, randomness: Randomness, bootstraps: int) -> tuple[float, Interval]:
     """Return ``frechet`` of features a (n, D) and b (m, D), and its 95 % interval from resamples of both sides.
 
-    The interval is normal, with the resamples' standard deviation: their quantiles are biased, as each has fewer distinct items.
+    The interval is normal, with the resamples' standard deviation: their quantiles are biased, as each resample
+    has fewer distinct items.
     """
     rows = torch.arange(bootstraps)
     of_a = randomness.child("bootstrap a").integers(rows, len(a), (len(a),))
