@@ -44,11 +44,11 @@ def text_image_net(path: str) -> TextImage:
     if (place / "config.json").is_file():
         return _clip(place)
     if place.is_file():
-        return Scripted(place)
+        return ScriptedTextImage(place)
     raise RecipeError(f"There is no scorer at {path}. Type the folder of a CLIP model, or a TorchScript file.")
 
 
-class Scripted:
+class ScriptedTextImage:
     """A scorer in a TorchScript file.
 
     Args:
