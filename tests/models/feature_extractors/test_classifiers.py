@@ -55,7 +55,7 @@ def test_digitnet28_looks_inside_of_a_frame() -> None:
     assert torch.equal(net.embed(images), expected)
     images[..., :2, :] = 255
     assert torch.equal(net.embed(images), expected)
-    with pytest.raises(RecipeError, match=r"digitnet28 takes images of shape \(1, 28, 28\); the data has \(1, 32"):
+    with pytest.raises(RecipeError, match=r"digitnet28.*\(1, 28, 28\).*\(1, 32"):
         features_for({**framed.info, "frame": 0}, "digitnet28")
 
 
@@ -124,7 +124,7 @@ def test_loading_leaves_the_global_generator_alone() -> None:
 def test_an_unknown_shape_names_the_nets_and_the_remedy() -> None:
     with pytest.raises(RecipeError, match=r"data of shape \(3, 64, 64\).*digitnet8.*--images FOLDER --output NET"):
         features_for({"shape": (3, 64, 64), "levels": 256})
-    with pytest.raises(RecipeError, match=r"digitnet8 takes images of shape \(1, 8, 8\); the data has \(1, 28, 28\)"):
+    with pytest.raises(RecipeError, match=r"digitnet8.*\(1, 8, 8\).*\(1, 28, 28\)"):
         features_for({"shape": (1, 28, 28), "levels": 256}, "digitnet8")
 
 

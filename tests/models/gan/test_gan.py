@@ -152,7 +152,7 @@ def test_kinds_of_parameters() -> None:
     ]
     plain = small("dcgan")
     assert plain.parameter_kinds()["synthesis"] == [name for name, _ in plain.named_parameters()]
-    with pytest.raises(RecipeError, match=r"no parameter of the kind 'mapping'\. It has: synthesis"):
+    with pytest.raises(RecipeError, match=r"'mapping'.*synthesis"):
         Kind(["mapping"]).select(plain)
 
 
@@ -209,7 +209,7 @@ def test_configurations_say_what_is_wrong() -> None:
             StyleGAN2().build({"shape": shape, "levels": 256}, STREAM)
     with pytest.raises(RecipeError, match="no folder 'nowhere'"):
         StyleGAN2().fetch("nowhere")
-    with pytest.raises(RecipeError, match="shape \\(1, 8, 8\\) and 17 grey levels; the data"):
+    with pytest.raises(RecipeError, match=r"\(1, 8, 8\)"):
         small("stylegan2").check_fits({"shape": (3, 8, 8), "levels": 17})
     small("stylegan2").check_fits(INFO)
     small("stylegan2").check_fits({})
@@ -269,11 +269,11 @@ def test_a_broken_discriminator_is_refused(content: bytes, tmp_path: Path) -> No
     model = small("stylegan2")
     model.save_pretrained(tmp_path)
     (tmp_path / DISCRIMINATOR).write_bytes(content)
-    with pytest.raises(RecipeError, match=r"is no discriminator of the generator beside it.*or remove it"):
+    with pytest.raises(RecipeError, match=r"no discriminator.*remove it"):
         LatentGenerator.from_pretrained(tmp_path).adversary(STREAM)
     other = Discriminator(replace(model.generator.shape, size=16))
     save_file(other.state_dict(), tmp_path / DISCRIMINATOR)
-    with pytest.raises(RecipeError, match="is no discriminator of the generator beside it"):
+    with pytest.raises(RecipeError, match="no discriminator"):
         LatentGenerator.from_pretrained(tmp_path).adversary(STREAM)
 
 
@@ -310,7 +310,7 @@ def test_a_face_package_that_is_not_there_or_not_the_one(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RecipeError, match="does not hold the expected generator"):
         FaceDCGAN().fetch("face_dcgan")
-    with pytest.raises(RecipeError, match=r"not trained here. Remove model.pretrained=null"):
+    with pytest.raises(RecipeError, match=r"model\.pretrained=null"):
         FaceDCGAN(pretrained=None).build({}, STREAM)
 
 

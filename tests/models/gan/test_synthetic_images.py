@@ -44,7 +44,7 @@ def test_smaller_images_are_means_of_pixels(generator: Path) -> None:
     large = model.synthesis(latents_of_seeds(model, data.batch(torch.arange(6))["seed"]))
     wanted = large.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean(dim=(3, 5))
     assert (found.images.int() - model.images(wanted).int()).abs().max() <= 1
-    with pytest.raises(RecipeError, match=r"model\.size is 24; the images of .* have 64 pixels"):
+    with pytest.raises(RecipeError, match=r"model\.size is 24.*64"):
         drawn(data, generator, 24)
 
 
