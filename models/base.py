@@ -45,7 +45,7 @@ class Wrapper(nn.Module, ABC):
         """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
 
     def write_adapter(self, adapter: Adapter, folder: Path) -> None:
-        """Write an adapter, whose names are those of this wrapper, into an existing folder, as others read it."""
+        """Write an adapter with this wrapper's names into an existing folder, in a format that other libraries read."""
         adapter.write(folder)
 
     def read(self, dataset: Dataset) -> Dataset:

@@ -69,10 +69,10 @@ class Trains(Model, Protocol):
 
 @runtime_checkable
 class TrainsAgainst(Model, Protocol):
-    """Is trained against another network, its adversary, which is trained beside it: a GAN.
+    """Is trained against another network, its adversary, which is trained at the same time: a GAN.
 
     Attributes:
-        augment: how images are augmented before the adversary sees them, None for not at all; both losses are told
+        augment: how images are augmented before the adversary sees them, None for no augmentation; both losses take
             the probability of each transform.
         paths: weight of a penalty on path lengths in the model's loss, 0 for none.
     """
@@ -98,7 +98,7 @@ class TrainsAgainst(Model, Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the model's loss per item, (B,), and, in a step that penalises path lengths, those, (B,).
 
-        The adversary holds still. ``length`` is the mean of the lengths of earlier steps, None where there were none.
+        The adversary is frozen. ``length`` is the mean of the lengths of earlier steps, None where there were none.
         """
 
 
@@ -129,7 +129,7 @@ class Samples(Model, Protocol):
 
 @runtime_checkable
 class Denoises(Model, Protocol):
-    """Predicts the noise in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, told a condition: a diffusion model."""
+    """Predicts the noise in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, given a condition: a diffusion model."""
 
     @property
     def timesteps(self) -> int:
@@ -144,16 +144,16 @@ class Denoises(Model, Protocol):
         """(C, H, W) of what the denoiser takes."""
 
     def condition(self, batch: Batch) -> Condition:
-        """Return what B items are."""
+        """Return the conditions of B items."""
 
     def null(self, n: int) -> Condition:
-        """Return n conditions that say nothing."""
+        """Return n null conditions."""
 
     def encode(self, condition: Condition) -> Condition:
         """Return encoded prompts, with gradient; classes and encoded prompts come back as they are."""
 
     def tables(self) -> list[nn.Embedding]:
-        """Return the tables in which it looks up what it is told: words, or classes."""
+        """Return the embedding tables of its conditions: words, or classes."""
 
     def prompts(self, texts: Sequence[str]) -> Condition:
         """Return conditions of prompts or class names. Raises RecipeError for one that the model does not know."""
@@ -174,7 +174,7 @@ class Denoises(Model, Protocol):
         """Return x_t."""
 
     def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Return x_0 as eps has it."""
+        """Return the x_0 that eps implies."""
 
     def noise(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return x_T ~ N(0, 1), one per id."""
@@ -218,7 +218,7 @@ class HasHiddenStates(Model, Protocol):
 
 @runtime_checkable
 class HasLatents(Model, Protocol):
-    """Makes images of latents, in two stages: a GAN."""
+    """Turns latents into images, in two stages: a GAN."""
 
     def latent(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return z, (B, z_dim), one per id; the same id and randomness give the same in every model."""

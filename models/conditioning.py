@@ -1,4 +1,4 @@
-"""What a denoiser is told: classes, prompts as tokens, or encoded prompts."""
+"""Conditions of a denoiser: classes, prompts as tokens, or encoded prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Condition:
         classes: (B,) int64.
         tokens: (B, E, L) int64, the prompt in the tokens of each of E text encoders.
         states: (B, L, D), encoded prompts.
-        pooled: (B, P), one vector per prompt beside ``states``, for models that take it (SDXL).
+        pooled: (B, P), one vector per prompt in addition to ``states``, for models that take it (SDXL).
     """
 
     classes: Tensor | None = None
@@ -42,7 +42,7 @@ class Condition:
         return type(self)(**{name: part[rows] for name, part in self._parts.items()})
 
     def repeat(self, times: int) -> Self:
-        """Return all conditions, so many times one after the other."""
+        """Return all conditions, repeated ``times`` times."""
         return type(self)(**{n: part.repeat(times, *[1] * (part.ndim - 1)) for n, part in self._parts.items()})
 
     def blank(self, rows: Tensor) -> Self:
@@ -61,7 +61,7 @@ class Condition:
 
     @classmethod
     def cat(cls, conditions: Sequence[Condition]) -> Condition:
-        """Return several conditions of one kind, one behind the other."""
+        """Concatenate conditions of one kind."""
         kinds = {tuple(condition._parts) for condition in conditions}
         if len(kinds) != 1:
             raise ValueError(f"conditions of different kinds cannot stand together: {sorted(kinds)}")

@@ -1,4 +1,4 @@
-"""Low-rank adapters: the weights stay, and only small matrices beside them move."""
+"""Low-rank adapters: the weights are frozen, and only small added matrices are trained."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -29,7 +30,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Adapter:
-    """Matrices of a low-rank update, and how they are to be read.
+    """Matrices of a low-rank update, and their configuration.
 
     Attributes:
         weights: ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight`` of each layer.
@@ -58,22 +59,22 @@ class Adapter:
 class Lora(Scope):
     """A low-rank update of linear and convolution layers, W + (alpha / rank) B A; B starts at zero.
 
-    peft brings it to the layers that it knows. Layers of a wrapper's own, or transposed convolutions (its attribute
-    ``low_rank_layers``), get it as a parametrisation of ``weight``, read as a matrix (first dimension, all others).
+    peft adds it to the layers that it knows. A wrapper's own layers and transposed convolutions (its attribute
+    ``low_rank_layers``) get it as a parametrisation of ``weight``, read as a matrix (first dimension, all others).
 
     The model without its adapter is the frozen target, so no second copy of it is needed. After the run the update is
-    merged into the weights; ``keep_adapter`` also writes it apart, as peft reads it, where peft knows all its layers.
+    merged into the weights; ``keep_adapter`` also stores it separately in peft's format, if peft knows all its layers.
 
     Args:
         rank: of the update, >= 1.
         alpha: its scale; null takes twice the rank.
         include: regular expressions searched in the layer's name; any match adapts it.
-        exclude: expressions; any match leaves it alone. By default the head, which has a row a token, and the
+        exclude: expressions; any match leaves it alone. By default the head, which has one row per token, and the
             autoencoder of a model in latent space, which no loss reaches.
         kinds: adapt only layers with parameters of these kinds (see ``scope=kind``), e.g. ``[cross_attention]``.
-        keep_adapter: write ``adapter/`` beside ``model/``: in peft's layout, or, of a diffusion model that takes
-            prompts, as ``load_lora_weights`` of diffusers reads it. Refused where a layer is none of peft's (a
-            generator of images from latents has no other): ``python -m unlearn.delta`` keeps what a run changed.
+        keep_adapter: write ``adapter/`` next to ``model/``: in peft's layout, or for diffusion models that take prompts
+            in that of diffusers' ``load_lora_weights``. Refused where peft does not know a layer (as in all GANs):
+            there ``python -m unlearn.delta`` keeps what a run changed.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2022, eq. 3. arXiv:2106.09685
@@ -89,7 +90,6 @@ class Lora(Scope):
     is_adapter: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, rank=1)
         above(self, alpha=0)
         for expression in (*self.include, *self.exclude):
@@ -99,7 +99,7 @@ class Lora(Scope):
                 raise ValueError(f"{expression!r} is no regular expression: {error}") from error
 
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
-        """Put the matrices beside the chosen layers; the model's outputs do not change."""
+        """Add the matrices to the chosen layers; the model's outputs do not change, as B is zero."""
         reached = {name.rpartition(".")[0] for name in trainable(model)}
         own: tuple[type[nn.Module], ...] = getattr(model, "low_rank_layers", ())
         layers: dict[str, Any] = {
@@ -133,13 +133,13 @@ class Lora(Scope):
                     update = LowRank(layers[name].weight, self.rank, self._scale)
                     parametrize.register_parametrization(layers[name], "weight", update)
 
+    @override
     def select(self, model: nn.Module) -> list[str]:
-        """Return the names of the adapter's matrices."""
         return [name for name, _ in model.named_parameters() if ".lora_" in name]
 
     @contextmanager
     def off(self, model: nn.Module) -> Iterator[None]:
-        """Let the model be the target while the body runs."""
+        """Switch the adapter off while the body runs, which restores the target."""
         layers = [layer for layer in model.modules() if isinstance(layer, (BaseTunerLayer, LowRank))]
         for layer in layers:
             layer.enable_adapters(False)
@@ -150,7 +150,7 @@ class Lora(Scope):
                 layer.enable_adapters(True)
 
     def detach(self, model: Any, folder: Path) -> None:
-        """Merge the update into the weights and take the matrices away; first write them where asked for."""
+        """Merge the update into the weights and remove the matrices; with ``keep_adapter`` write them first."""
         adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
         own = {
             name: layer

@@ -1,4 +1,4 @@
-"""Scope: which parameters may move."""
+"""Scope: which parameters are trained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
@@ -28,44 +29,44 @@ no type of layer tells, by a method ``parameter_kinds`` that returns the names o
 
 @dataclass(frozen=True)
 class Scope(ABC):
-    """Chooses parameters by name, and optionally single entries of them by a mask."""
+    """Chooses the trained parameters by name, and optionally single entries of them by a mask."""
 
     needs_gradient: ClassVar[bool] = False
-    """Whether ``masks`` asks for the forget loss's gradient."""
+    """Whether ``masks`` needs the forget loss's gradient."""
 
     @property
     def by_training_loss(self) -> bool:
-        """Whether that gradient is to be of the training loss on the forget items, whatever the forget terms are."""
+        """Whether that gradient is of the training loss on the forget items, whatever the forget terms are."""
         return False
 
     is_adapter: ClassVar[bool] = False
-    """Whether the target's own weights stay, so that ``off`` gives the target back."""
+    """Whether the target's own weights are frozen, so that ``off`` restores the target."""
 
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
-        """Add what is to move, where the scope brings parameters of its own (an adapter)."""
+        """Add the parameters that the scope brings along, if any (an adapter)."""
 
     def detach(self, model: nn.Module, folder: Path) -> None:
         """Merge what ``attach`` added into the weights; ``folder`` is the run directory."""
 
     def off(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which the moving model is the target again, for a scope that ``is_adapter``."""
+        """Return a context in which the trained model is the target again, for a scope that ``is_adapter``."""
         return nullcontext()
 
     @abstractmethod
     def select(self, model: nn.Module) -> list[str]:
-        """Return the names of the parameters that may move, in the model's order."""
+        """Return the names of the trained parameters, in the model's order."""
 
     def masks(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a bool mask a parameter (True may move) from the forget loss's gradient; empty for no mask."""
+        """Return one bool mask per parameter (True is trained) from the forget loss's gradient; empty for no mask."""
         return {}
 
 
 @dataclass(frozen=True)
 class All(Scope):
-    """Every parameter that a loss can reach may move."""
+    """Every parameter that a loss can reach."""
 
+    @override
     def select(self, model: nn.Module) -> list[str]:
-        """Return all names."""
         return trainable(model)
 
 
@@ -74,15 +75,14 @@ class Pattern(Scope):
     """Parameters whose name matches a regular expression.
 
     Args:
-        include: expressions searched in the name; any match lets a parameter move.
-        exclude: expressions; any match holds it still.
+        include: expressions searched in the name; any match trains a parameter.
+        exclude: expressions; any match freezes it.
     """
 
     include: list[str] = field(default_factory=lambda: [".*"])
     exclude: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse an expression that does not compile."""
         for expression in (*self.include, *self.exclude):
             try:
                 re.compile(expression)
@@ -103,8 +103,8 @@ class Pattern(Scope):
 
 
 @dataclass(frozen=True)
-class Kind(Scope):
-    """Parameters of some kinds.
+class ByKind(Scope):
+    """Parameters of the given kinds.
 
     Args:
         kinds: names from KINDS, or those that the wrapper adds (for diffusion models: cross_attention,
@@ -115,20 +115,20 @@ class Kind(Scope):
 
     kinds: list[str] = field(default_factory=lambda: ["linear", "convolution"])
 
+    @override
     def select(self, model: nn.Module) -> list[str]:
-        """Return the names of the parameters of these kinds."""
         return names_of_kinds(model, self.kinds)
 
 
 @dataclass(frozen=True)
 class Saliency(Scope):
-    """The entries on which the forget loss's gradient is largest; the others are held, whatever the optimizer does.
+    """The entries on which the forget loss's gradient is largest; all others are frozen.
 
     Args:
-        share: share of all entries that may move, in (0, 1].
+        share: share of all entries that are trained, in (0, 1].
         include: as in ``pattern``: the parameters among which entries are chosen.
         loss: whose gradient on the forget items counts: that of the ``forget`` terms of the recipe, or that of the
-            model's ``training`` loss, as in SalUn, whose mask does not depend on the objective beside it.
+            model's ``training`` loss, as in SalUn, whose mask does not depend on the objective.
 
     Reference:
         Fan et al., SalUn, 2024, eq. 4 (a hard threshold on |gradient|, by default its median). arXiv:2310.12508
@@ -140,18 +140,17 @@ class Saliency(Scope):
 
     needs_gradient: ClassVar[bool] = True
 
+    @override
     @property
     def by_training_loss(self) -> bool:
-        """Whether ``loss`` says so."""
         return self.loss == "training"
 
     def __post_init__(self) -> None:
-        """Refuse a share out of range."""
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share}; it must lie in (0, 1]")
 
+    @override
     def select(self, model: nn.Module) -> list[str]:
-        """Return the names among which entries are chosen."""
         return Pattern(self.include).select(model)
 
     def masks(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,8 +159,7 @@ class Saliency(Scope):
         keep = max(1, round(self.share * len(magnitudes)))
         threshold = torch.kthvalue(magnitudes, len(magnitudes) - keep + 1).values
         if threshold == 0:
-            moving = int((magnitudes > 0).sum())
-            if moving == 0:
+            if not (magnitudes > 0).any():
                 raise RecipeError(
                     "scope=saliency: the forget loss has no gradient on any entry, so no mask can be made."
                 )
@@ -177,7 +175,7 @@ def trainable(model: Any) -> list[str]:
 
 
 class HeldEntries:
-    """Puts masked-out entries back after every step, so that weight decay and momentum cannot move them."""
+    """Puts masked-out entries back after every step, so that weight decay and momentum cannot change them."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         self._held = [
@@ -186,15 +184,15 @@ class HeldEntries:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Write the held entries' first values back."""
+        """Write the initial values of the masked-out entries back."""
         for parameter, held, values in self._held:
             parameter[held] = values
 
 
 def names_of_kinds(model: Any, kinds: Sequence[str]) -> list[str]:
-    """Return the names of the parameters of some kinds, in the model's order.
+    """Return the names of the parameters of the given kinds, in the model's order.
 
-    Those of a kind of layer are the parameters directly inside it.
+    A kind of layer stands for the parameters directly inside such layers.
 
     Raises:
         RecipeError: a kind is unknown, a kind that the wrapper names has no parameter, or none of all kinds has.
@@ -232,7 +230,7 @@ def _directly_inside(model: nn.Module, types: tuple[type[nn.Module], ...]) -> se
 
 
 def scope_table(model: nn.Module, moving: list[str], masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
-    """Return rows (top-level module, entries that may move, all entries), for people to read."""
+    """Return rows (top-level module, trained entries, all entries), for display."""
     rows: dict[str, list[int]] = {}
     chosen = set(moving)
     for name, parameter in model.named_parameters():

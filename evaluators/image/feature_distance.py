@@ -20,7 +20,7 @@ from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Met
 from unlearn.evaluators.sampling import samples
 from unlearn.evaluators.statistics import Interval, frechet_ci95, kernel_distance
 from unlearn.models.capabilities import Samples
-from unlearn.models.feature_extractors.classifiers import Features, Scripted, embedder_for
+from unlearn.models.feature_extractors.classifiers import Features, ScriptedFeatures, embedder_for
 
 FRECHET = Metric(
     name="frechet_{net}",
@@ -53,7 +53,7 @@ class FeatureDistance(Evaluator[Samples]):
         samples: samples per subject.
         items: at most this many real images, drawn by the seed; null takes all.
         features: packaged feature net, the folder of one, or a TorchScript file that embeds images (an Inception net,
-            say: ``feature_extractors.classifiers.Scripted``); by default the packaged one that fits the data.
+            say: ``feature_extractors.classifiers.ScriptedFeatures``); by default the packaged one that fits the data.
         bootstraps: resamples behind the interval of the Frechet distance.
         batch_size: images at once; does not change the result.
     """
@@ -75,7 +75,7 @@ class FeatureDistance(Evaluator[Samples]):
         check_content(splits["retain"], "evaluate.feature_distance", "Type evaluate.feature_distance=null.")
         self._net(splits)
 
-    def _net(self, splits: Mapping[str, Split]) -> Features | Scripted:
+    def _net(self, splits: Mapping[str, Split]) -> Features | ScriptedFeatures:
         """Return the net. Raises RecipeError where none fits the data; needs no model."""
         net = embedder_for(splits["forget"].dataset.info, self.features)
         if (n := len(real_ids(splits))) < 4:
@@ -102,7 +102,7 @@ class FeatureDistance(Evaluator[Samples]):
     def _compare(
         self,
         evaluation: Evaluation[Samples],
-        net: Features | Scripted,
+        net: Features | ScriptedFeatures,
         subject: str,
         about: dict[str, str],
         a: Tensor,

@@ -16,6 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -48,7 +49,6 @@ class DiffusionConfig(ModelConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "steps", "guidance")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         if self.steps is not None and self.steps < LEAST_STEPS:
             raise ValueError(f"steps is {self.steps}; it must be >= {LEAST_STEPS}")
         if self.guidance is not None and not self.guidance >= 0:
@@ -64,8 +64,8 @@ class DiffusionConfig(ModelConfig):
                 setattr(model.settings, name, given)
         return model
 
+    @override
     def fetch(self, path: str) -> Path:
-        """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""
         folder = Path(path).expanduser()
         return folder if folder.exists() else pipeline_folder(path)
 
@@ -75,21 +75,21 @@ class DiffusionConfig(ModelConfig):
         found = folder if folder.exists() else pipeline_folder(path, weights=False)
         return Diffusion.from_pretrained(found, weights=False)
 
+    @override
     def meta_model(self, precision: str) -> MetaModel | None:
-        """Return the model that ``pretrained`` names, without its weights."""
         return None if self.pretrained is None else meta_model(self.empty(self.pretrained), precision)
 
+    @override
     def read(self, dataset: Dataset) -> Dataset:
-        """Return the data with the condition of each item, as this model takes it."""
         if self.pretrained is not None:
             try:
                 return self.empty(self.pretrained).read(dataset)
             except RecipeError as error:
                 raise RecipeError(f"model.pretrained: {error}") from error
-        return conditioned(dataset, self.told(dataset))
+        return conditioned(dataset, self.conditioner(dataset))
 
-    def told(self, dataset: Dataset) -> Classes | Prompts:
-        """Return what turns the words of the data into conditions of a new model."""
+    def conditioner(self, dataset: Dataset) -> Classes | Prompts:
+        """Return what turns the labels or captions of the data into conditions of a new model."""
         return Classes(tuple(sorted({label for label in dataset.labels if label})))
 
     def settings(self, info: dict[str, Any]) -> DiffusionSettings:
@@ -122,7 +122,6 @@ class NewDiffusionConfig(DiffusionConfig):
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         if self.steps is not None and self.steps > self.timesteps:
             raise ValueError(f"steps is {self.steps}; it must be <= timesteps={self.timesteps}")
@@ -160,8 +159,8 @@ class NewDiffusionConfig(DiffusionConfig):
 class UNet(NewDiffusionConfig):
     """A U-Net that is conditioned on a class (Ho et al. 2020, with attention at the lowest level)."""
 
+    @override
     def network(self, info: dict[str, Any]) -> Diffusion:
-        """Return the model with fresh weights."""
         channels, side = self._sides(info)
         levels = len(self.channels)
         unet = UNet2DModel(
@@ -196,8 +195,8 @@ class TextUNet(NewDiffusionConfig):
     length: int = 8
     guidance: float | None = None
 
-    def told(self, dataset: Dataset) -> Prompts:
-        """Return the tokenizer of a new model."""
+    @override
+    def conditioner(self, dataset: Dataset) -> Prompts:
         captions: Sequence[str] = getattr(dataset, "captions", dataset.labels)
         taken = () if self.words is not None else tuple(sorted({word for text in captions for word in text.split()}))
         fingerprint = hashlib.sha256(repr((self.words or taken, self.length)).encode()).hexdigest()[:16]
@@ -205,7 +204,7 @@ class TextUNet(NewDiffusionConfig):
         return Prompts(side.tokens, fingerprint, words=taken, check=side.refuse_unknown)
 
     def tokenizer(self, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-        """Return a tokenizer that knows whole words, its own or those of the data; the end token pads, as in CLIP."""
+        """Return a tokenizer of whole words, its own or those of the data; the end token pads, as in CLIP."""
         known = ("<start>", "<end>", "<unknown>", *(self.words or words))
         vocabulary = {word: index for index, word in enumerate(known)}
         tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
@@ -222,8 +221,8 @@ class TextUNet(NewDiffusionConfig):
             pad_token="<end>",
         )
 
+    @override
     def network(self, info: dict[str, Any]) -> Diffusion:
-        """Return the model with fresh weights."""
         channels, side = self._sides(info)
         tokenizer = self.tokenizer(info.get("words", ()))
         levels = len(self.channels)
@@ -272,8 +271,8 @@ class DiT(NewDiffusionConfig):
     patch: int = 2
     channels: tuple[int, ...] = field(default=(1,))
 
+    @override
     def network(self, info: dict[str, Any]) -> Diffusion:
-        """Return the model with fresh weights."""
         channels, side = self._sides(info)
         transformer = DiTTransformer2DModel(
             num_attention_heads=self.width // self.head_dim,
@@ -292,12 +291,12 @@ class DiT(NewDiffusionConfig):
 class StableDiffusion(DiffusionConfig):
     """A trained pipeline of diffusers: Stable Diffusion 1, 2 or XL, or DiT; ``pretrained`` is a folder or hub id."""
 
-    def told(self, dataset: Dataset) -> Prompts:
-        """Refuse: only a trained pipeline can be read."""
+    @override
+    def conditioner(self, dataset: Dataset) -> Prompts:
         raise RecipeError("model=stable_diffusion needs model.pretrained: a folder or hub id of a pipeline.")
 
+    @override
     def build(self, info: dict[str, Any], randomness: Randomness) -> Diffusion:
-        """Return the pipeline as it is. Raises RecipeError where none is given."""
         if self.pretrained is not None:
             return self.load(self.fetch(self.pretrained))
         raise RecipeError("model=stable_diffusion needs model.pretrained: a folder or hub id of a pipeline.")

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers on the Hugging Face hub: which of their files are read, and only those are fetched."""
+"""Pipelines of diffusers on the Hugging Face hub: only the files that are read are downloaded."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PARTS = frozenset(
         "vae",
     }
 )
-"""Folders of a pipeline that are read; a safety checker is not."""
+"""Folders of a pipeline that are read; the safety checker is left out."""
 
 ABOUT = frozenset({"model_index.json", "unlearn.json", "guard.json"})
-"""Files beside them."""
+"""Files next to these folders."""
 
 HALF = "fp16"
 """The variant in half precision, as file names have it."""
@@ -39,14 +39,14 @@ _WEIGHTS = re.compile(
 
 
 def pipeline_folder(name: str, weights: bool = True) -> Path:
-    """Return the folder of a pipeline in the hub's local cache; what is not there is fetched.
+    """Return the folder of a pipeline in the hub's local cache; missing files are downloaded.
 
     Args:
         name: hub id, such as ``stabilityai/sdxl-turbo``.
-        weights: whether weights are wanted, or what describes the model alone.
+        weights: whether to include weights; otherwise only configuration and tokenizer files.
 
     Raises:
-        RecipeError: the hub cannot be reached and the cache has nothing of it, or it holds no pipeline.
+        RecipeError: the hub cannot be reached and nothing is cached, or the repository holds no pipeline.
     """
     from huggingface_hub import list_repo_files, snapshot_download
 
@@ -70,10 +70,10 @@ def pipeline_folder(name: str, weights: bool = True) -> Path:
 
 
 def chosen(names: Sequence[str], weights: bool) -> list[str]:
-    """Return which files of a pipeline are read.
+    """Return the files of a pipeline that are read.
 
-    Of each part one set of weights is: whole precision before half, and then safetensors before others. Half precision
-    is taken of all parts, where it is there, as soon as one part has nothing else.
+    Each part is read from one set of weights: full precision before half, then safetensors before other formats. As
+    soon as one part exists in half precision only, half precision is preferred for all parts.
     """
     wanted = [file for file in names if file in ABOUT]
     sets = _sets(names)
@@ -88,7 +88,7 @@ def chosen(names: Sequence[str], weights: bool) -> list[str]:
 
 
 def variant(names: Sequence[str]) -> str | None:
-    """Return the variant that diffusers is to read, None for none: half precision where a part has nothing else."""
+    """Return the variant for diffusers to read: half precision if a part exists in no other, otherwise None."""
     return HALF if any(all(kind == HALF for kind, _ in found) for found in _sets(names).values()) else None
 
 

@@ -1,4 +1,4 @@
-"""A diffusion model without its weights, and what the backward pass of its items asks for."""
+"""A diffusion model on the meta device, and the memory of its backward pass."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.wrapper import Diffusion
 
 WORDS = (
-    "what one pass of the denoiser keeps where all of it moves, counted layer by layer without weights; attention's "
+    "what one pass of the denoiser keeps where all of it is trained, counted per layer without weights; attention's "
     "square is never held; a term that passes twice with gradient asks for twice as much; a cast copy of the weights "
     "in mixed precision"
 )
 
 
 def meta_model(model: Diffusion, precision: str) -> MetaModel:
-    """Return a model on the meta device with its needs.
+    """Return a model on the meta device with an estimate of its activations.
 
     Args:
         model: on the meta device.
@@ -87,7 +87,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Puts ``_Attention`` in the place of attention, whose square the meta device would hold."""
+    """Replaces attention by ``_Attention``: on the meta device it would hold its (L, L) matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}

@@ -1,4 +1,4 @@
-"""What the parameters of a diffusion model are for, by the type of their modules, so that every architecture works."""
+"""Kinds of a diffusion model's parameters, by the type of their modules, so that every architecture works."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = (
     "text_encoder_last_attention",
     "text_embeddings",
 )
-"""Kinds of parameters that a recipe's ``scope.kinds`` may name, beside the kinds of layer of every model."""
+"""Kinds of parameters that a recipe's ``scope.kinds`` may name, besides the kinds of layer that every model has."""
 
 
 def parameter_kinds(model: Any) -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def _of_denoiser(denoiser: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _of_text(text: Any) -> Iterator[tuple[str, str]]:
-    """Yield (name, kind); without the layer that SDXL leaves out in the first of its two encoders."""
+    """Yield (name, kind), without the last layer of SDXL's first encoder, which it does not use."""
     for index, encoder in enumerate(text.encoders):
         used = encoder.config.num_hidden_layers - (1 if index + 1 < len(text.encoders) else 0)
         for name, _ in encoder.named_parameters(prefix=f"text.encoders.{index}"):

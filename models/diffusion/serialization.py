@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from copy import deepcopy
@@ -33,17 +32,38 @@ from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.lora import Adapter
 
 SETTINGS = "unlearn.json"
-"""DiffusionSettings, in a file beside the model's own."""
+"""File of the DiffusionSettings, next to the model's own files."""
 
-PIPELINES: dict[str, dict[str, Any]] = {
-    "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
-    "StableDiffusionXLPipeline": {"add_watermarker": False},
-    "DiTPipeline": {},
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What is read of a kind of pipeline of diffusers.
+
+    Args:
+        needed: components without which no sample can be made, in the order of the constructor.
+        kept: components that are written back unchanged, where the folder has them.
+        left_out: constructor arguments that leave the rest out.
+    """
+
+    needed: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    left_out: dict[str, Any] = field(default_factory=dict)
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": Pipeline(
+        ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+        ("feature_extractor", "image_encoder"),
+        {"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "StableDiffusionXLPipeline": Pipeline(
+        ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
+        ("feature_extractor", "image_encoder"),
+        {"add_watermarker": False},
+    ),
+    "DiTPipeline": Pipeline(("transformer", "vae", "scheduler")),
 }
-"""Pipelines that can be read, with the constructor arguments that leave components out; each is saved as it came."""
-
-KEPT = ("scheduler", "feature_extractor", "image_encoder")
-"""Components of a pipeline that are written back unchanged; sampling here is DDIM whatever the scheduler."""
+"""Pipelines that can be read; each is saved as it came. Sampling here is DDIM whatever the scheduler."""
 
 NAMES = "id2label"
 """Names of DiT's classes, in model_index.json: number -> names, separated by commas."""
@@ -126,13 +146,10 @@ def write_parts(model: DiffusionParts, folder: Path, dtype: torch.dtype | None) 
     if dtype:  # converts copies, as the caller goes on with the unrounded weights
         parts = {n: deepcopy(part).to(dtype) if isinstance(part, nn.Module) else part for n, part in parts.items()}
     if model.pipeline is not None:
-        kind = getattr(diffusers, model.pipeline)
-        wanted = inspect.signature(kind.__init__).parameters.values()
-        lacking = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
-        known = {each.name: parts[each.name] for each in wanted if each.name in parts}
-        pipe = kind(**lacking | PIPELINES[model.pipeline] | known)
-        if NAMES in known:  # diffusers reads it and forgets to write it
-            pipe.register_to_config(**{NAMES: known[NAMES]})
+        kind = PIPELINES[model.pipeline]
+        pipe = getattr(diffusers, model.pipeline)(**dict.fromkeys(kind.kept) | kind.left_out | parts)
+        if NAMES in parts:  # diffusers reads it and forgets to write it
+            pipe.register_to_config(**{NAMES: parts[NAMES]})
         pipe.save_pretrained(folder)
     else:
         for name, part in parts.items():
@@ -191,10 +208,10 @@ def _from_folders(folder: Path, weights: bool) -> DiffusionParts:
         raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
     place = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
     kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    told = ["text_encoder", "tokenizer"] if kind == "UNet2DConditionModel" else []
-    _check_there(folder, [place.name, "scheduler", *told], kind)
+    prompted = kind == "UNet2DConditionModel"
+    _check_there(folder, [place.name, "scheduler", *["text_encoder", "tokenizer"] * prompted], kind)
     text = None
-    if told:
+    if prompted:
         encoder = _module(CLIPTextModel, folder / "text_encoder", weights)
         text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
     vae = _module(AutoencoderKL, folder / "vae", weights) if (folder / "vae").is_dir() else None
@@ -217,19 +234,23 @@ def _module(kind: Any, place: Path, weights: bool) -> Any:
         return kind.from_config(kind.load_config(place))
 
 
+def _full_pipeline(folder: Path, kind: str) -> Any:
+    files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+    given = {"dtype": torch.float32, "variant": variant(files), "local_files_only": True}
+    return getattr(diffusers, kind).from_pretrained(folder, **given, **PIPELINES[kind].left_out)
+
+
 def _empty_pipeline(folder: Path, index: dict[str, Any]) -> Any:
     """Build a pipeline from the descriptions in a folder: modules on the meta device, tokenizers and scheduler."""
-    kind, left_out = getattr(diffusers, index["_class_name"]), PIPELINES[index["_class_name"]]
-    wanted = inspect.signature(kind.__init__).parameters.values()
-    parts: dict[str, Any] = {each.name: None for each in wanted if each.default is each.empty and each.name != "self"}
-    for name in parts:
-        library, made = index.get(name) or (None, None)
-        if made is not None and name not in (*left_out, "feature_extractor", "image_encoder"):
-            part = getattr(diffusers if library == "diffusers" else transformers, made)
-            is_module = issubclass(part, nn.Module)
-            parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
+    kind = PIPELINES[index["_class_name"]]
+    parts: dict[str, Any] = dict.fromkeys(kind.kept)
+    for name in kind.needed:
+        library, made = index[name]
+        part = getattr(diffusers if library == "diffusers" else transformers, made)
+        is_module = issubclass(part, nn.Module)
+        parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
     named = {key: index[key] for key in (NAMES, ZEROS) if key in index}
-    return kind(**parts | left_out | named)
+    return getattr(diffusers, index["_class_name"])(**parts | kind.left_out | named)
 
 
 def _check_there(folder: Path, names: Sequence[str], whose: str) -> None:
@@ -243,38 +264,37 @@ def _from_pipeline(folder: Path, weights: bool) -> DiffusionParts:
     kind = index["_class_name"]
     if kind not in PIPELINES:
         raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
-    wanted = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
-    optional = (*PIPELINES[kind], "feature_extractor", "self")
-    needed = [each.name for each in wanted if each.default is each.empty and each.name not in optional]
-    _check_there(folder, needed, kind)
-    if weights:
-        files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-        given = {"dtype": torch.float32, "variant": variant(files), "local_files_only": True}
-        pipe: Any = getattr(diffusers, kind).from_pretrained(folder, **given, **PIPELINES[kind])
-    else:
-        pipe = _empty_pipeline(folder, index)
-    text, by_class = None, kind == "DiTPipeline"
-    if not by_class:
-        encoders = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
-        tokenizers = [getattr(pipe, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipe, name, None)]
-        if not all(isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection) for encoder in encoders):
-            raise RecipeError(f"{folder}: the text encoders are no CLIP models, and no others can be read.")
-        text = TextSide(encoders, tokenizers)
-    denoiser = pipe.transformer if by_class else pipe.unet
+    _check_there(folder, PIPELINES[kind].needed, kind)
+    pipe = _full_pipeline(folder, kind) if weights else _empty_pipeline(folder, index)
+    text = _text_side(pipe, folder) if "text_encoder" in PIPELINES[kind].needed else None
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    settings = read_settings(folder) or _settings_of(pipe, denoiser, by_class)
-    extras = {name: part for name, part in pipe.components.items() if part is not None and name in KEPT}
-    extras |= {NAMES: index[NAMES]} if NAMES in index else {}
+    settings = read_settings(folder) or _settings_of(pipe)
+    kept = {name: pipe.components[name] for name in ("scheduler", *PIPELINES[kind].kept)}
+    extras = {name: part for name, part in kept.items() if part is not None}
+    extras |= {NAMES: index[NAMES]} if text is None and NAMES in index else {}
     extras |= {ZEROS: pipe.config[ZEROS]} if ZEROS in pipe.config else {}
-    return DiffusionParts(denoiser, scheduler, settings, text, pipe.vae, kind, extras)
+    return DiffusionParts(_denoiser(pipe), scheduler, settings, text, pipe.vae, kind, extras)
 
 
-def _settings_of(pipe: Any, denoiser: Any, by_class: bool) -> DiffusionSettings:
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+def _text_side(pipe: Any, folder: Path) -> TextSide:
+    found = {name: part for name, part in pipe.components.items() if part is not None}
+    encoders = [found[name] for name in ("text_encoder", "text_encoder_2") if name in found]
+    if not all(isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection) for encoder in encoders):
+        raise RecipeError(f"{folder}: the text encoders are no CLIP models, and no others can be read.")
+    return TextSide(encoders, [found[name] for name in ("tokenizer", "tokenizer_2") if name in found])
+
+
+def _denoiser(pipe: Any) -> Any:
+    return pipe.transformer if "transformer" in pipe.components else pipe.unet
+
+
+def _settings_of(pipe: Any) -> DiffusionSettings:
+    """Return settings for a pipeline that has none of ours: its labels, and the usual steps and guidance."""
+    denoiser = _denoiser(pipe)
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)  # every level of the autoencoder but the last halves
     side = denoiser.config.sample_size * factor
-    classes = None
-    if by_class:
-        named = pipe.labels or {}
-        names = {int(number): name for name, number in named.items()}
-        classes = tuple(names.get(index, str(index)) for index in range(denoiser.config.num_embeds_ada_norm))
-    return DiffusionSettings(shape=(3, side, side), classes=classes, steps=50, guidance=7.5 if classes is None else 4.0)
+    if "text_encoder" in pipe.components:
+        return DiffusionSettings(shape=(3, side, side), steps=50, guidance=7.5)
+    names = {int(number): name for name, number in (pipe.labels or {}).items()}
+    classes = tuple(names.get(index, str(index)) for index in range(denoiser.config.num_embeds_ada_norm))
+    return DiffusionSettings(shape=(3, side, side), classes=classes, steps=50, guidance=4.0)

@@ -1,4 +1,4 @@
-"""Settings of a diffusion model that its files in diffusers' format do not hold."""
+"""Settings of a diffusion model that diffusers' own files do not hold."""
 
 from __future__ import annotations
 

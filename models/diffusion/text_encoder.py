@@ -13,7 +13,7 @@ from unlearn.models.conditioning import Condition
 
 
 class TextSide(nn.Module):
-    """One text encoder (Stable Diffusion 1 and 2), or two whose states stand side by side (XL).
+    """One text encoder (Stable Diffusion 1 and 2), or two whose states are concatenated (XL).
 
     Args:
         encoders: CLIP text models of transformers; with two, the second has a projection.
@@ -31,7 +31,7 @@ class TextSide(nn.Module):
         return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Return (B, E, L) int64 of B prompts; every prompt is padded, or cut, to the length that was trained."""
+        """Return (B, E, L) int64 of B prompts; every prompt is padded or cut to ``length``."""
         length = self.length
         if not prompts:  # a tokenizer of transformers raises on an empty list
             return torch.empty(0, len(self.tokenizers), length, dtype=torch.int64)
@@ -42,7 +42,7 @@ class TextSide(nn.Module):
         return torch.stack([row["input_ids"] for row in rows], dim=1)
 
     def refuse_unknown(self, prompts: Sequence[str]) -> None:
-        """Refuse words that a tokenizer of whole words does not know: they would all be one and the same token."""
+        """Refuse words unknown to a tokenizer of whole words: they would all become the same token."""
         for tokenizer in self.tokenizers:
             unknown = getattr(tokenizer, "unk_token_id", None)
             if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):  # as CLIP, which spells

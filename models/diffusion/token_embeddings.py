@@ -1,4 +1,4 @@
-"""New words or classes for a model: rows beside its embedding tables, for as long as a context lasts."""
+"""New words or classes for a model: extra embedding rows while a context lasts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlearn.models.capabilities import Model
 
 
 class _Extended(nn.Module):
-    """A table in which -1 ... -K find rows of their own."""
+    """An embedding table in which the ids -1 ... -K look up extra rows."""
 
     def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class _Extended(nn.Module):
 
 @contextmanager
 def new_words(model: Model, tables: Sequence[nn.Embedding], rows: Sequence[Tensor]) -> Iterator[None]:
-    """Let -1 ... -K stand for new words (or classes) in what a model is told.
+    """Let the ids -1 ... -K stand for new words (or classes) in the conditions of a model.
 
-    Nothing that the model knows changes, and whatever it does with words it does with the new ones too. Ids below zero
-    are no one's: text encoders that find the end of a prompt as its highest id find it as before.
+    The model's own embeddings are unchanged, and it treats the new words like any other. Negative ids are unused
+    otherwise, and text encoders that find the end of a prompt by its highest id still find it.
 
     Args:
         model: that holds the tables.
-        tables: in which words are looked up (``Denoises.tables``).
+        tables: the embedding tables to extend (``Denoises.tables``).
         rows: the new embeddings, (K, D) for each table; they may carry a gradient.
     """
     places = {id(module): name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}

@@ -41,7 +41,7 @@ set_verbosity_error()  # diffusers warns of every cast to half precision
 disable_bar_of_transformers()
 
 NOTHING = -1
-"""Stands in the place of every token of the null condition, where that is not the empty prompt (see ZEROS)."""
+"""Replaces every token of the null condition where that is zeros, not the empty prompt (see ZEROS)."""
 
 
 class Diffusion(Wrapper):
@@ -122,14 +122,14 @@ class Diffusion(Wrapper):
         height, width = self.settings.shape[1:]
         return (self.vae.config.latent_channels, height // factor, width // factor)
 
+    @override
     def read(self, dataset: Dataset) -> Dataset:
-        """Return the data with the condition of each item, as this model takes it."""
         if self.text is not None:
             return conditioned(dataset, Prompts(self.text.tokens, check=self.text.refuse_unknown))
         return conditioned(dataset, Classes(self.settings.classes or ()))
 
+    @override
     def check_fits(self, info: dict[str, Any]) -> None:
-        """Refuse data of another shape, or of classes that the model does not know."""
         wanted, levels = tuple(self.settings.shape), self.settings.levels
         if "shape" in info and (tuple(info["shape"]), info["levels"]) != (wanted, levels):
             raise RecipeError(
@@ -143,7 +143,7 @@ class Diffusion(Wrapper):
             )
 
     def condition(self, batch: Batch) -> Condition:
-        """Return what the items of a batch are: classes (B,) or tokens (B, E, L)."""
+        """Return the conditions of the items of a batch: classes (B,) or tokens (B, E, L)."""
         return Condition(tokens=batch["tokens"]) if self.text is not None else Condition(classes=batch["class"])
 
     def prompts(self, texts: Sequence[str]) -> Condition:
@@ -159,7 +159,7 @@ class Diffusion(Wrapper):
         return Condition(classes=torch.tensor([known.index(name) for name in texts], device=device))
 
     def null(self, n: int) -> Condition:
-        """Return n times the condition that says nothing: the empty prompt, zeros, or the class beyond the last."""
+        """Return the null condition n times: the empty prompt, zeros, or the class beyond the last."""
         if self.text is not None and self.extras.get(ZEROS):
             shape = (n, len(self.text.encoders), self.text.length)
             return Condition(tokens=torch.full(shape, NOTHING, device=self.alphas.device))
@@ -177,7 +177,7 @@ class Diffusion(Wrapper):
         return (encoded.blank(nothing) if nothing.any() else encoded)[where]
 
     def tables(self) -> list[nn.Embedding]:
-        """Return the tables in which it looks up words (one per text encoder) or classes (one, or one per block)."""
+        """Return the embedding tables of words (one per text encoder) or of classes (one, or one per block)."""
         if self.text is not None:
             return [encoder.get_input_embeddings() for encoder in self.text.encoders]  # type: ignore[operator]
         return [module for module in self.denoiser.modules() if isinstance(module, nn.Embedding)]
@@ -240,15 +240,15 @@ class Diffusion(Wrapper):
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), at a t drawn for each.
 
-        A share ``drop`` of items is told nothing. Ho et al., DDPM, 2020, eq. 14; the drop is of Ho and Salimans, 2022.
+        A share ``drop`` of items gets the null condition (Ho and Salimans, 2022). Ho et al., DDPM, 2020, eq. 14.
         """
         ids = batch["id"]
         x0 = self.latents(batch, randomness)
         t = randomness.child("t").integers(ids, self.timesteps)
         noise = randomness.child("noise").normal(ids, tuple(x0.shape[1:]), x0.dtype)
-        told = self.condition(batch)
+        given = self.condition(batch)
         dropped = randomness.child("drop").uniform(ids, ()) < self.settings.drop
-        both = Condition.cat([told, self.null(len(ids))])
+        both = Condition.cat([given, self.null(len(ids))])
         rows = torch.arange(len(ids), device=ids.device) + dropped * len(ids)
         found = self.predict(self.noised(x0, noise, t), t, both[rows])
         return (found - noise).square().flatten(1).mean(dim=1)
@@ -263,8 +263,8 @@ class Diffusion(Wrapper):
 
         They have the conditions of ``like``, by default the null condition.
         """
-        told = self.condition(like) if like is not None else self.null(len(ids))
-        return {"id": ids, "image": self.draw(self.noise(ids, randomness), told)}
+        condition = self.condition(like) if like is not None else self.null(len(ids))
+        return {"id": ids, "image": self.draw(self.noise(ids, randomness), condition)}
 
     @torch.no_grad()
     def draw(self, noise: Tensor, condition: Condition) -> Tensor:
@@ -300,7 +300,7 @@ class Diffusion(Wrapper):
         steps: int | None = None,
         first: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (number of the step, x after it) of deterministic DDIM; stop asking, and nothing more is computed.
+        """Yield (number of the step, x after it) of deterministic DDIM, computed on demand.
 
         ``guidance`` and ``steps`` are by default those of the settings; x is the state before step ``first``.
         """
@@ -315,20 +315,20 @@ class Diffusion(Wrapper):
         return parameter_kinds(self)
 
     def trainable(self) -> list[str]:
-        """Return the names of the parameters that a loss can reach: the autoencoder holds still in every method."""
+        """Return the names of the parameters that a loss can reach; every method freezes the autoencoder."""
         kinds = self.parameter_kinds()
         reached = {*kinds["denoiser"], *kinds["text_encoder"]}
         return [name for name, _ in self.named_parameters() if name in reached]
 
+    @override
     def beside_weights(self) -> dict[str, Any]:
-        """Return the settings that unlearning may change."""
         return {"one_step": self.settings.one_step}
 
     @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the pipeline of diffusers that the model came from, or its parts; and ``unlearn.json``.
 
-        A guard is ``guard.json`` beside them: the model loads without it in diffusers.
+        A guard is stored next to them as ``guard.json``; diffusers loads the model without it.
         """
         write_parts(self.parts(), folder, dtype)
         if self.guard is not None:

@@ -1,8 +1,8 @@
-"""Small classifiers of real images: they name what a sample shows, and embed it for distances.
+"""Small image classifiers, which label samples and embed them for distances.
 
 A feature net is a folder of two files. ``model.safetensors`` holds the weights of ``SmallNet``; ``config.json`` holds
 ``name``, ``labels`` (text, in the order of the outputs), ``groups`` (how many of the labels answer each question, where
-there are several: a digit, and a colour), ``shape`` (C, H, W), ``levels`` (of the training images), ``channels`` (a
+there are several: a digit, and a colour), ``shape`` (C, H, W), ``levels`` (of the training images), ``channels`` (per
 stage), ``features`` (D), ``accuracy`` and ``accuracy_n`` (on test images), and where it comes from.
 ``python -m unlearn.experiment.train_classifier`` trains and writes them.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 import unlearn
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset
+from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 ASSETS = Path(unlearn.__file__).parent / "assets"
 
@@ -35,10 +35,10 @@ PACKAGED: dict[str, tuple[int, int, int]] = {
     "digitnet28": (1, 28, 28),
     "colourdigitnet8": (3, 8, 8),
 }
-"""Feature nets that ship, and the shape of the images they take."""
+"""Feature nets that ship with the package, and the shape of the images they take."""
 
 CHUNK = 512
-"""Images a forward pass."""
+"""Images per forward pass."""
 
 
 class SmallNet(nn.Module):
@@ -81,10 +81,10 @@ class Features:
         groups: question -> labels that answer it, in the order of the outputs; G questions and K labels in all.
         shape: (C, H, W) of the images it takes.
         levels: number of grey levels of the images it will be given; black is 0, white is levels - 1.
-        accuracy: share of real test images of which it answered every question rightly after training.
+        accuracy: share of test images for which it answered every question correctly after training.
         network: the net itself.
-        sha256: of the files that it was read from; empty for one that is being trained.
-        frame: width in pixels of what stands around the images that it will be given, and is not looked at.
+        sha256: of the files it was read from; empty for one in training.
+        frame: width in pixels of a border around the images that is cropped first.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Features:
 
     @property
     def detector(self) -> dict[str, str]:
-        """Return what a record says of the net behind its figure."""
+        """Return the description of the net for records."""
         labels = "; ".join(f"{question}: {', '.join(labels)}" for question, labels in self.groups.items())
         return {"name": self.name, "sha256": self.sha256, "labels": labels}
 
@@ -163,7 +163,7 @@ class Features:
 def features_for(info: Mapping[str, Any], name: str | None = None) -> Features:
     """Return the feature net for data described by ``info``: the one named (or in a folder), or one that fits.
 
-    A net fits images of its shape, and those that are so inside of their frame.
+    A net fits images of its shape, and those that have it without their frame.
 
     Raises:
         RecipeError: no net fits, or the one asked for does not.
@@ -185,8 +185,8 @@ def features_for(info: Mapping[str, Any], name: str | None = None) -> Features:
 
 
 @dataclass(frozen=True)
-class Scripted:
-    """A net of one's own that embeds images and names nothing: an Inception net, say, as a TorchScript file.
+class ScriptedFeatures:
+    """A user's own embedder of images without labels as a TorchScript file, such as an Inception net.
 
     It is called as ``net(images, return_features=True)`` with images (B, 3, H, W) uint8 of 0 ... 255, and returns
     features (B, D). NVIDIA's ``inception-2015-12-05.pt`` is one; the Frechet distance in it is what StyleGAN's code
@@ -206,10 +206,10 @@ class Scripted:
 
     @property
     def detector(self) -> dict[str, str]:
-        """Return what a record says of the net behind its figure."""
+        """Return the description of the net for records."""
         return {"name": self.name, "sha256": self.sha256}
 
-    def to(self, device: torch.device | str) -> Scripted:
+    def to(self, device: torch.device | str) -> ScriptedFeatures:
         """Move the net to a device and return it."""
         self.network.to(device)
         return self
@@ -224,25 +224,16 @@ class Scripted:
         return torch.cat(parts).to(images.device)
 
 
-def embedder_for(info: Mapping[str, Any], name: str | None = None) -> Features | Scripted:
-    """Return the net whose features tell images apart: a TorchScript file by its path, or what ``features_for`` finds.
+def embedder_for(info: Mapping[str, Any], name: str | None = None) -> Features | ScriptedFeatures:
+    """Return the net for feature distances: a TorchScript file by its path, or what ``features_for`` finds.
 
     Raises:
         RecipeError: there is none.
     """
     if name is None or not name.endswith(".pt"):
         return features_for(info, name)
-    path = Path(name)
-    if not path.is_file():
-        raise RecipeError(f"No feature net is at {name}: there is no such file.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # published Inception nets are TorchScript all the same
-            network = torch.jit.load(path, map_location="cpu").eval()
-    except RuntimeError as error:
-        raise RecipeError(f"{name} is no TorchScript file ({error}).") from error
-    stem = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
-    return Scripted(stem, info.get("levels", 256), network, hashlib.sha256(path.read_bytes()).hexdigest())
+    sha256, network = scripted(name, "feature net")
+    return ScriptedFeatures(metric_name(name), info.get("levels", 256), network, sha256)
 
 
 def load_features(name: str, levels: int | None = None) -> Features:

@@ -1,4 +1,4 @@
-"""Scorers of images against words, by path: a CLIP of transformers, or a TorchScript file."""
+"""Joint embeddings of images and texts, by path: a CLIP of transformers, or a TorchScript file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.models.feature_extractors.networks import scripted
+from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the images that CLIP was trained on, where the folder does not say otherwise (Radford et al. 2021)."""
 
 
 class TextImage(Protocol):
-    """Puts images and words into one space."""
+    """Embeds images and texts in one space."""
 
     name: str
 
@@ -56,7 +56,7 @@ class ScriptedTextImage:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
+        self.name = metric_name(path)
         self.network: Any = scripted(str(path), "scorer")[1]
         if lost := [name for name in ("embed_images", "embed_texts") if not hasattr(self.network, name)]:
             raise RecipeError(f"{path} has no method {lost[0]}; it needs embed_images and embed_texts.")

@@ -1,4 +1,4 @@
-"""What tells images apart, with gradient: who is seen (identity), and how alike two images look (perceptual)."""
+"""Embedders of images, with gradient: identity, perceptual distance, and attributes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,16 @@ from torch import Tensor
 from unlearn.core.errors import RecipeError
 from unlearn.models.feature_extractors.classifiers import PACKAGED, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
-from unlearn.models.feature_extractors.networks import (
-    BLANK,
-    FACE_NETS,
-    Stages,
-    accepted_shape,
-    answer,
-    find_network,
-    is_face,
-    on_device_of,
-)
+from unlearn.models.feature_extractors.networks import FACE_NETS, Stages, accepted_shape, find_network, is_face
+from unlearn.models.feature_extractors.torchscript import BLANK, answer, on_device_of
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """Says who or what an image shows, as D values.
+    """Embeds who or what an image shows in D values.
 
     Attributes:
-        name: as it stands in ``about.features`` of records.
+        name: in ``about.features`` of records.
         sha256: of the files that it was read from.
         network: a ``Network``, or a TorchScript module that maps images (B, C, H, W) in [-1, 1] to (B, D).
         metric: ``l2``: Euclidean distance; ``cosine``: 1 - cos.
@@ -45,13 +37,13 @@ class Embedder:
 
     @property
     def detector(self) -> dict[str, str]:
-        """Return what a record says of the net behind its figure."""
+        """Return the description of the net for records."""
         return {"name": self.name, "sha256": self.sha256}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the embeddings, (B, D), of images (B, C, H, W) in [-1, 1], with gradient; the net follows them.
+        """Return the embeddings, (B, D), of images (B, C, H, W) in [-1, 1], with gradient.
 
-        The net moves to the device of the images, and reads them in single precision.
+        The net is moved to the device of the images, and computes in single precision.
         """
         network = on_device_of(self.network, images)
         found: Tensor
@@ -71,14 +63,14 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """How different two images look to a frozen net.
+    """Perceptual distance of two images in the features of a frozen net.
 
     LPIPS with all its weights 1 and the mean over layers in place of their sum: every position's features are brought
     to unit length over the channels; the distance is the squared difference, summed over channels and averaged over
     positions and layers. 0 ... 4, for features >= 0 at most 2.
 
     Attributes:
-        name: as it stands in ``about.features`` of records; it names the net, as this is no LPIPS.
+        name: in ``about.features`` of records; it names the net, as this is not LPIPS.
         sha256: of the files that the net was read from.
         network: a ``Network``, or a TorchScript module that maps two batches of images in [-1, 1] to B distances.
 
@@ -93,7 +85,7 @@ class Perceptual:
 
     @property
     def detector(self) -> dict[str, str]:
-        """Return what a record says of the net behind its figure."""
+        """Return the description of the net for records."""
         return {"name": self.name, "sha256": self.sha256}
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
@@ -126,7 +118,7 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
     Args:
         name: ``dlib_face`` or ``mobile_face`` for faces, a packaged feature net (``digitnet8``) or the folder of one,
             or a TorchScript file (``.pt``: ArcFace, say), which takes images (B, C, H, W) in [-1, 1] as they are and
-            whose embeddings are told apart by 1 - cos.
+            whose embeddings are compared by 1 - cos.
         shape: (C, H, W).
 
     Raises:
@@ -137,7 +129,7 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
         given = answer(network, shape, f"identity net {name}")
         if len(given) != 2 or given[0] != BLANK:
             raise RecipeError(
-                f"The identity net {name} maps images {(BLANK, *shape)} to {given}; it must give one row an image, "
+                f"The identity net {name} maps images {(BLANK, *shape)} to {given}; it must give one row per image, "
                 f"({BLANK}, D). Type another file."
             )
     return Embedder(found, sha256, network, "l2" if isinstance(network, DlibFace) else "cosine")
@@ -161,22 +153,22 @@ def perceptual_net(name: str | None, shape: Sequence[int]) -> Perceptual:
     if math.prod(given) != BLANK:
         raise RecipeError(
             f"The perceptual net {name} maps two batches of images {(BLANK, *shape)} to {given}; it must give one "
-            f"distance a pair, ({BLANK},). Type another file."
+            f"distance per pair, ({BLANK},). Type another file."
         )
     return Perceptual(found, sha256, network)
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Says what an image shows, as probabilities.
+    """Predicts what an image shows, as probabilities.
 
     Attributes:
-        name: as it stands in ``about.features`` of records.
+        name: in ``about.features`` of records.
         sha256: of the files that it was read from.
-        labels: what it knows, K of it.
+        labels: of its K outputs.
         network: maps images (B, C, H, W) in [-1, 1] to probabilities (B, K).
-        numbered: whether the labels are only numbers, of a net that names nothing.
-        frame: width in pixels of what stands around the images, and is not looked at.
+        numbered: whether the labels are only numbers, of a net without names.
+        frame: width in pixels of a border around the images that is cropped first.
     """
 
     name: str
@@ -188,7 +180,7 @@ class Attributes:
 
     @property
     def detector(self) -> dict[str, str]:
-        """Return what a record says of the net behind its figure."""
+        """Return the description of the net for records."""
         return {"name": self.name, "sha256": self.sha256, "labels": ", ".join(self.labels)}
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks that embed faces, written out in torch for weights that were published for other libraries."""
+"""Networks that embed faces, in PyTorch, for weights that were published for other libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Convolution(nn.Module):
-    """A convolution whose weights hold still.
+    """A convolution with frozen weights.
 
     Args:
         weight: (D, C / groups, k, k).
@@ -35,7 +35,7 @@ class Convolution(nn.Module):
 
 
 class DlibFace(nn.Module):
-    """dlib's face embedder: a residual net of 29 convolutions, 128 values a face.
+    """dlib's face embedder: a residual net of 29 convolutions, 128 values per face.
 
     Two images of one person lie within about 0.6 of each other (Euclidean), two of different persons further apart,
     for aligned photographs.
@@ -100,10 +100,10 @@ class DlibFace(nn.Module):
 
 
 class MobileFace(nn.Module):
-    """A MobileNet that was trained to recognise faces, 1,024 values a face, with heads for gender and age.
+    """A MobileNet that was trained to recognise faces, 1,024 values per face, with heads for gender and age.
 
-    The heads were trained on top of the recogniser, which was held still. Two images of one person point in nearly the
-    same direction: 1 - cos tells them apart.
+    The heads were trained on top of the frozen recogniser. Embeddings of one person point in nearly the same direction;
+    their distance is 1 - cos.
 
     Args:
         weights: by the names of the published graph, filters (k, k, C, D), batch normalisation folded in.

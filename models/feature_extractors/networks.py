@@ -1,15 +1,13 @@
-"""The frozen networks behind embedders: packaged nets of faces, small classifiers, and TorchScript files."""
+"""The frozen networks behind embedders, by name: packaged face networks, small classifiers, TorchScript files."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,10 +15,11 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, SmallNet, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
 from unlearn.models.feature_extractors.tensorflow_js import stored_values
+from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 
 class Network(Protocol):
-    """A frozen net whose features can be seen layer by layer."""
+    """A frozen net with features per layer."""
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return the features (B, D, h, w) of a few layers, of images (B, C, H, W) in [-1, 1]."""
@@ -30,7 +29,7 @@ class Network(Protocol):
 
 
 class Stages(nn.Module):
-    """A small classifier by its stages: the features before each pooling, and the last D.
+    """A small classifier as a ``Network``: the features before each pooling, and the last D.
 
     Args:
         net: a feature net.
@@ -80,8 +79,7 @@ def find_network(name: str | None, shape: tuple[int, ...], what: str) -> tuple[s
             )
         return name, *_face_net(name)
     if name.endswith(".pt"):
-        stem = "".join(letter if letter.isalnum() else "_" for letter in Path(name).stem)
-        return stem, *scripted(name, f"{what} net")
+        return metric_name(name), *scripted(name, f"{what} net")
     takes = accepted_shape(name, what)
     sha256, network, _ = small_net(name)
     if takes != shape:
@@ -100,10 +98,10 @@ def accepted_shape(name: str, what: str) -> tuple[int, ...]:
 
 
 LEAST = 32
-"""Pixels that a face has at least on a side."""
+"""Smallest side of a face in pixels."""
 
 FACE_NETS: dict[str, Callable[[dict[str, Tensor]], nn.Module]] = {"dlib_face": DlibFace, "mobile_face": MobileFace}
-"""Packaged nets of faces, and what builds them of their weights."""
+"""Packaged nets of faces, and their constructors from weights."""
 
 
 def is_face(shape: tuple[int, ...]) -> bool:
@@ -131,78 +129,3 @@ def small_net(name: str) -> tuple[str, Stages, tuple[int, ...]]:
     """Return hash and stages of a small classifier, and the shape of the images that it takes."""
     found = load_features(name)
     return found.sha256, Stages(found.network.float()), found.shape  # single also where the run is in double precision
-
-
-def scripted(file: str, what: str) -> tuple[str, torch.jit.ScriptModule]:
-    """Return the hash of a TorchScript file and its frozen module; it is read again where the file has changed.
-
-    Args:
-        file: its path.
-        what: it is, for the error message.
-
-    Raises:
-        RecipeError: there is no such file, or it is none.
-    """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise RecipeError(f"No {what} is at {file}: there is no such file.")
-    return _scripted(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _scripted(path: Path, changed: int) -> tuple[str, torch.jit.ScriptModule]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # published nets are TorchScript all the same
-            network = torch.jit.load(path, map_location="cpu").eval()
-    except RuntimeError as error:
-        raise RecipeError(f"{path} is no TorchScript file ({error}).") from error
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    return hashlib.sha256(path.read_bytes()).hexdigest(), network
-
-
-BLANK = 2
-"""Blank images that a net of one's own is tried on, before any work."""
-
-
-def answer(network: torch.jit.ScriptModule, shape: Sequence[int], what: str, batches: int = 1) -> tuple[int, ...]:
-    """Return the shape of what a TorchScript module makes of ``BLANK`` black images (C, H, W).
-
-    Args:
-        network: the module.
-        shape: (C, H, W).
-        what: it is, with its path, for the error message.
-        batches: of images that it takes at once.
-
-    Raises:
-        RecipeError: it fails on them, or gives no tensor of floating-point numbers.
-    """
-    found = _answer(network, tuple(shape), batches)
-    if isinstance(found, str):
-        raise RecipeError(
-            f"The {what} fails on {batches} batch{'es' if batches > 1 else ''} of images {(BLANK, *shape)}: {found}. "
-            "Type another file."
-        )
-    return found
-
-
-@cache
-def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: int) -> tuple[int, ...] | str:
-    """Return a shape, or what went wrong in one line."""
-    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), None)
-    try:
-        with torch.no_grad():
-            found = network(*[torch.zeros(BLANK, *shape, dtype=torch.float32, device=place) for _ in range(batches)])
-    except Exception as error:  # whatever somebody's own code raises
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if "Error" in line), lines[0] if lines else type(error).__name__)[:300]
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        return f"it gives {type(found).__name__ if not isinstance(found, Tensor) else found.dtype}, no real numbers"
-    return tuple(found.shape)
-
-
-def on_device_of(network: Any, images: Tensor) -> Any:
-    """Return the network, moved to where the images are."""
-    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), images.device)
-    return network if place == images.device else network.to(images.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class Logit(transforms.Transform):  # type: ignore[misc]
     """Spread [0, 1] over the real line: y = logit(alpha + (1 - 2 alpha) x).
 
-    Without it the inverse of affine couplings explodes outside of the data's range; with it samples stay in
+    Without it the inverse of affine couplings explodes outside the data's range; with it samples stay in
     [-alpha / (1 - 2 alpha), (1 - alpha) / (1 - 2 alpha)].
 
     Args:
@@ -110,23 +110,23 @@ class Squeeze(transforms.Transform):  # type: ignore[misc]
 
 
 class _Halves:
-    """A coupling that moves the first channels, given the last ones; mixed in before nflows' coupling.
+    """A coupling that transforms the first channels, given the last ones; mixed in before nflows' coupling.
 
     nflows gathers and scatters the channels one by one into an empty tensor: slower, and torch.compile (PyTorch
     2.13, CPU) makes wrong gradients of it.
     """
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Move the first channels of (B, C, H, W)."""
-        moving, given = inputs.split([self.num_transform_features, self.num_identity_features], dim=1)
-        moved, logabsdet = self._coupling_transform_forward(moving, self.transform_net(given, context))
-        return torch.cat([moved, given], dim=1), logabsdet
+        """Transform the first channels of (B, C, H, W); the last ones pass through."""
+        changing, given = inputs.split([self.num_transform_features, self.num_identity_features], dim=1)
+        changed, logabsdet = self._coupling_transform_forward(changing, self.transform_net(given, context))
+        return torch.cat([changed, given], dim=1), logabsdet
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Move them back."""
-        moved, given = inputs.split([self.num_transform_features, self.num_identity_features], dim=1)
-        moving, logabsdet = self._coupling_transform_inverse(moved, self.transform_net(given, context))
-        return torch.cat([moving, given], dim=1), logabsdet
+        """Undo ``forward``."""
+        changed, given = inputs.split([self.num_transform_features, self.num_identity_features], dim=1)
+        changing, logabsdet = self._coupling_transform_inverse(changed, self.transform_net(given, context))
+        return torch.cat([changing, given], dim=1), logabsdet
 
 
 class AffineCoupling(_Halves, transforms.AffineCouplingTransform):  # type: ignore[misc]

@@ -15,6 +15,7 @@ from nflows import distributions, flows, transforms
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -31,7 +32,7 @@ class Flow(Wrapper):
 
     Images of grey levels 0 ... L - 1 are dequantised, y = (image + u) / L with u uniform in [0, 1), and the
     likelihood is the lower bound log p(y) - M log L on the discrete image's (Theis et al. 2016, eq. 4.
-    arXiv:1511.01844), one draw of u a call. Vectors are taken as they are.
+    arXiv:1511.01844), one draw of u per call. Vectors are taken as they are.
 
     Args:
         flow: the nflows flow; over [0, 1] for images.
@@ -88,8 +89,8 @@ class Flow(Wrapper):
             ) from error
         return wrapped
 
+    @override
     def check_fits(self, info: dict[str, Any]) -> None:
-        """Refuse data of another shape or another number of grey levels."""
         wanted = (tuple(info.get("shape", ())), info.get("levels"))
         if (tuple(self.shape), self.levels) != wanted:
             raise RecipeError(
@@ -137,7 +138,7 @@ class Flow(Wrapper):
         if self.levels is None:
             return {"id": ids, "vector": outputs}
         outside = ((outputs < 0) | (outputs >= 1)).flatten(1).any(dim=1).sum()
-        log.debug("%d of %d samples had values outside of the grey levels, and were clamped", outside, len(ids))
+        log.debug("%d of %d samples had values outside the grey levels, and were clamped", outside, len(ids))
         grey = torch.floor(outputs * self.levels).clamp(0, self.levels - 1)
         return {"id": ids, "image": torch.nan_to_num(grey).to(torch.uint8)}
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
@@ -44,17 +45,16 @@ class GanConfig(ModelConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "truncation")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, truncation=0)
 
+    @override
     def read(self, dataset: Dataset) -> Dataset:
-        """Tell identities how large the given generator's images are."""
         if isinstance(dataset, IdentityData) and self.pretrained is not None:
             return self.load(self.fetch(self.pretrained)).read(dataset)
         return dataset
 
+    @override
     def load(self, folder: Path) -> LatentGenerator:
-        """Read a generator with these settings laid over the folder's own."""
         model = LatentGenerator.from_pretrained(folder)
         if self.truncation is not None:
             model.truncation = self.truncation
@@ -65,8 +65,8 @@ class GanConfig(ModelConfig):
 class StyleGAN2(GanConfig):
     """A StyleGAN2; ``pretrained`` is a folder, or a public ``.pkl`` file, of which nothing is executed.
 
-    A generator of a file that holds its discriminator too goes on training against that one, and any other against a
-    new one, which is to warm up (``retain.warmup``).
+    A generator whose file also holds its discriminator is trained further against that one; any other against a new
+    one, which should warm up first (``retain.warmup``).
 
     Args:
         channel_base: a level of r pixels has channel_base / r channels, and at most ``channel_max``.
@@ -75,14 +75,14 @@ class StyleGAN2(GanConfig):
         w_dim: values of w.
         layers: of the mapping network.
         mapping_lr: factor of its learning rate.
-        clamp: bound of what every convolution hands on, for half precision (256); null for none.
+        clamp: bound of the output of every convolution, for half precision (256); null for none.
         r1: weight gamma of the penalty on the discriminator's gradient at real images, which grows with their number
             of pixels; 0 for none.
-        mixing: share of the training images that are made of two w, in [0, 1]; the paper has 0.9.
-        paths: weight of the penalty on path lengths, >= 0; the paper has 2. It asks for a second derivative of the
+        mixing: share of the training images that are made from two w, in [0, 1]; 0.9 in the paper.
+        paths: weight of the penalty on path lengths, >= 0; 2 in the paper. It needs a second derivative of the
             generator at every 8th step.
         augment: how images are augmented before the discriminator sees them, in ``pretrain`` and by training_loss, for
-            data of a few thousand images and fewer; null for not at all.
+            data of a few thousand images or fewer; null for no augmentation.
         images_of: with data=identities, the generator whose images of them it is trained on: a folder, or face_dcgan.
         size: side in pixels of these images, a power of 2, at most that of the generator's own; null takes their own.
 
@@ -107,7 +107,6 @@ class StyleGAN2(GanConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*GanConfig.not_in_training, "images_of", "size")  # the data say it
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, r1=0, mixing=0, paths=0, size=8)
         if self.size is not None and self.images_of is None:
@@ -117,7 +116,7 @@ class StyleGAN2(GanConfig):
         self.shape(8, 1)
 
     def shape(self, size: int, channels: int) -> Shape:
-        """Return the shape of a generator of images of a size."""
+        """Return the shape of a generator of images with ``size`` pixels on a side."""
         names = ("z_dim", "w_dim", "layers", "mapping_lr", "channel_base", "channel_max", "clamp")
         return Shape(size=size, channels=channels, **{name: getattr(self, name) for name in names})
 
@@ -137,7 +136,7 @@ class StyleGAN2(GanConfig):
         """Build the untrained generator for images of ``info["shape"]`` and ``info["levels"]``."""
         if "shape" not in info:
             raise RecipeError(
-                "model=stylegan2 is not told how large images are: the data are identities, and no generator draws "
+                "model=stylegan2 does not know the size of the images: the data are identities, and no generator draws "
                 "them. Type model.pretrained=FOLDER for one that is trained, or model.images_of=FOLDER (or face_dcgan) "
                 "to train one on the images of another."
             )
@@ -153,12 +152,11 @@ class StyleGAN2(GanConfig):
         truncation = 1.0 if self.truncation is None else self.truncation
         return self._penalised(LatentGenerator(generator, info["levels"], truncation, fresh=True))
 
+    @override
     def load(self, folder: Path) -> LatentGenerator:
-        """Read a generator with these settings laid over the folder's own."""
         return self._penalised(super().load(folder))
 
     def _penalised(self, model: LatentGenerator) -> LatentGenerator:
-        """Tell a model how it is trained."""
         model.r1, model.mixing, model.paths, model.augment = self.r1, self.mixing, self.paths, self.augment
         return model
 
@@ -195,8 +193,8 @@ class FaceDCGAN(GanConfig):
             _write(LatentGenerator(generator), folder)
         return folder
 
+    @override
     def build(self, info: dict[str, Any], randomness: Randomness) -> LatentGenerator:
-        """Return the generator as it is. Raises RecipeError where none is given."""
         if self.pretrained is None:
             raise RecipeError("model=face_dcgan is not trained here. Remove model.pretrained=null, or type a folder.")
         return self.load(self.fetch(self.pretrained))

@@ -18,7 +18,7 @@ class DCGAN(nn.Module):
         channels: of the images.
 
     Attributes:
-        num_ws: number of layers that are told a latent: the first alone.
+        num_ws: number of layers that take a latent: only the first.
         w_avg: mean of z, (z_dim,).
 
     Reference:
@@ -46,7 +46,7 @@ class DCGAN(nn.Module):
         return (self.channels, 64, 64)
 
     def mapping(self, z: Tensor) -> Tensor:
-        """Return z: there is no other latent."""
+        """Return z, which is its own w."""
         return z
 
     def broadcast(self, w: Tensor) -> Tensor:
@@ -67,5 +67,5 @@ class DCGAN(nn.Module):
         return []
 
     def settings(self) -> dict[str, Any]:
-        """Return what shapes it."""
+        """Return the arguments of the constructor."""
         return {"z_dim": self.z_dim, "width": self.width, "channels": self.channels}

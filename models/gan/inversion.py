@@ -32,20 +32,20 @@ class Inverted:
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion:
-    """Optimise a latent by Adam, from the mean of w on.
+    """Optimise a latent with Adam, starting from the mean of w.
 
-    The rate rises over the first 5 % of the steps and falls by a cosine over the last 25 %. While it looks around,
+    The learning rate rises over the first 5 % of the steps and falls along a cosine over the last 25 %. To explore,
     noise of deviation ``explore`` sigma_w t^2 is added to the latent, where t falls from 1 to 0 over the first three
     quarters and sigma_w is the root of the mean squared distance of w from its mean.
 
     Differences from the paper: the layers' noise maps stay those of the generator, where the paper optimises and
-    regularises them beside w; only a latent is asked for here, and detail that a noise map takes up is lost to it. The
-    distance is one of pixels and features, where the paper's is a perceptual one.
+    regularises them together with w; detail that would go into a noise map is lost here. The distance is one of pixels
+    and features, where the paper's is perceptual.
 
     Args:
-        space: one w for all layers, or one per layer (w+), which comes nearer and strays further from what is sampled.
+        space: one w for all layers, or one per layer (w+), which fits better and strays further from sampled w.
         steps: of the optimizer.
-        lr: largest rate.
+        lr: largest learning rate.
         pixels: weight of the mean squared difference of pixels.
         features: weight of the distance that the caller gives, if any.
         explore: see above; 0 for none.
@@ -63,7 +63,6 @@ class Inversion:
     explore: float = 0.05
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         at_least(self, steps=1, pixels=0, features=0, explore=0)
         above(self, lr=0)
 
@@ -90,10 +89,10 @@ class Inversion:
         with torch.enable_grad():
             for step in range(self.steps):
                 t = max(0.0, 1 - step / self.steps / 0.75)
-                moved, deviation = w, self.explore * spread * t**2
+                noisy, deviation = w, self.explore * spread * t**2
                 if deviation:
-                    moved = w + deviation * randomness.child("explore").at(step).normal(ids, shape, w.dtype)
-                loss = self.loss(model, moved, images, distance)
+                    noisy = w + deviation * randomness.child("explore").at(step).normal(ids, shape, w.dtype)
+                loss = self.loss(model, noisy, images, distance)
                 losses.append(loss.detach())
                 (w.grad,) = torch.autograd.grad(loss.sum(), w)
                 optimizer.param_groups[0]["lr"] = self.rate(step)
@@ -103,7 +102,7 @@ class Inversion:
         return Inverted(w.detach(), torch.stack(losses))
 
     def rate(self, step: int) -> float:
-        """Return the rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         done = step / self.steps
         fall = min(1.0, (1 - done) / 0.25)
         return self.lr * (1 - math.cos(math.pi * fall)) / 2 * min(1.0, (step + 1) / self.steps / 0.05)

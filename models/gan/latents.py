@@ -13,20 +13,20 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset
 from unlearn.data.identities import fits
 from unlearn.models.feature_extractors.embedders import Perceptual, perceptual_net
-from unlearn.models.feature_extractors.networks import BLANK, answer, scripted
+from unlearn.models.feature_extractors.torchscript import BLANK, answer, scripted
 from unlearn.models.gan.inversion import Inversion
 
 SEEDS = Randomness(0, "identities")
 """Stream of the latents of seeds, the same in every run."""
 
 AT_ONCE = 16
-"""Images that are inverted at once; each as if it were alone."""
+"""Images that are inverted per batch, each independently of the others."""
 
 
 def latents_of(model: Any, dataset: Dataset, ids: Tensor, inversion: Inversion | str, randomness: Randomness) -> Tensor:
     """Return the latents of items, (n, num_ws, w_dim), one per layer, without gradient, in the model's float type.
 
-    The same for the same arguments, whoever asks, and, up to rounding, however the items are grouped.
+    Deterministic in its arguments and, up to rounding, independent of how the items are batched.
 
     Args:
         model: that has latents (unlearn.models.base.HasLatents).

@@ -7,7 +7,7 @@ from torch import nn
 from unlearn.models.gan.stylegan2.generator import StyledConv
 
 KINDS = ("mapping", "synthesis", "to_rgb", "affine", "style_convolution", "noise", "constant")
-"""Kinds of parameters that a recipe's ``scope.kinds`` may name, beside the kinds of layer of every model."""
+"""Kinds of parameters that a recipe's ``scope.kinds`` may name, besides the kinds of layer that every model has."""
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, list[str]]:

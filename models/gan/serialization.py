@@ -1,4 +1,4 @@
-"""Reads and writes GANs: ``config.json``, the generator's weights, and a discriminator beside them."""
+"""Reads and writes GANs: ``config.json``, the generator's weights, and a discriminator where there is one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 
 DISCRIMINATOR = "discriminator.safetensors"
-"""Beside the generator's own files, where the file that it came from had one; its group size is in the metadata."""
+"""Written where the file that the generator came from had one; its group size is in the metadata."""
 
 _REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."
 
@@ -79,7 +79,7 @@ def read_generator(folder: Path) -> tuple[Any, int, float]:
 
 
 def read_judge(file: Path, shape: Shape) -> Discriminator:
-    """Read the discriminator of a generator's shape. Raises RecipeError where the file is broken or of another."""
+    """Read the discriminator of a generator. Raises RecipeError where the file is broken or does not fit."""
     try:
         with safe_open(file, framework="pt") as content:
             group = int((content.metadata() or {}).get("group", shape.group))

@@ -19,16 +19,16 @@ from unlearn.models.gan.latents import latents_of
 from unlearn.models.gan.wrapper import LatentGenerator
 
 AT_ONCE = 64
-"""Images a forward pass."""
+"""Images per forward pass."""
 
 
 def drawn(dataset: IdentityData, folder: Path, size: int | None) -> ImagesInMemory:
     """Return images of identities as a generator draws them, with constant noise; drawn once and kept in the cache.
 
     Args:
-        dataset: identities and strangers; one that is given by a picture is what the inversion finds for it.
+        dataset: identities and strangers; one given by a picture is inverted first.
         folder: of the generator.
-        size: side of the images; each pixel is the mean of those that it covers. None takes the generator's side.
+        size: side of the images, which are shrunk by averaging. None takes the generator's side.
 
     Raises:
         RecipeError: the generator's side is no multiple of ``size``.

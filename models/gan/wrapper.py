@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -24,31 +25,31 @@ from unlearn.models.gan.stylegan2.generator import Generator, Noise, StyledConv,
 from unlearn.models.gan.stylegan2.layers import Linear
 
 LAZY = 16
-"""Steps of the adversary from one penalty to the next."""
+"""The adversary's penalty is applied every so many steps."""
 
 LAZY_PATHS = 8
-"""Steps of the generator from one penalty on its paths to the next."""
+"""The generator's penalty on path lengths is applied every so many steps."""
 
 R1 = 1.0
-"""Weight of the penalty on the adversary's gradient where none is given."""
+"""Default weight of the penalty on the adversary's gradient."""
 
 MEAN_OF = 4096
-"""Latents whose w is averaged into the ``w_avg`` of a generator that was trained here."""
+"""Number of latents that are averaged for the ``w_avg`` of a generator that was trained here."""
 
 
 class LatentGenerator(Wrapper):
-    """A generator that makes images of latents in two stages, z to w and w to images.
+    """A generator that turns latents into images in two stages, z to w and w to images.
 
     Args:
         generator: StyleGAN2's ``Generator`` or a ``DCGAN``.
         levels: number of grey levels of its images.
         truncation: psi of samples: 1 samples all latents, smaller values nearer to the mean of w.
-        fresh: whether ``w_avg`` is not known yet and is to be measured when it is asked for.
+        fresh: whether ``w_avg`` is still unknown; it is then measured on each access.
         r1: weight gamma of the penalty on the adversary's gradient at real images.
-        mixing: share of the training images whose later layers are told another w than the earlier ones.
+        mixing: share of the training images whose later layers get another w than the earlier ones.
         paths: weight of the penalty on path lengths.
-        augment: how images are augmented before the adversary sees them, None for not at all.
-        trained_against: file of the discriminator's weights with which its adversary begins, None for a new one.
+        augment: how images are augmented before the adversary sees them, None for no augmentation.
+        trained_against: file of the discriminator's weights that initialise its adversary, None for random ones.
     """
 
     family: ClassVar[str] = "gan"
@@ -76,7 +77,7 @@ class LatentGenerator(Wrapper):
 
     @property
     def num_ws(self) -> int:
-        """Number of layers that are told a w."""
+        """Number of layers that take a w."""
         return self.generator.num_ws
 
     @property
@@ -106,14 +107,14 @@ class LatentGenerator(Wrapper):
         ids = torch.arange(MEAN_OF, device=self.generator.w_avg.device)
         self.generator.w_avg.copy_(self.mapping(self.latent(ids, Randomness(0, "w_avg"))).mean(dim=0))
 
+    @override
     def read(self, dataset: Dataset) -> Dataset:
-        """Tell identities how large the images are."""
         if isinstance(dataset, IdentityData):
             return dataset.shaped(self.image_shape, self.levels, (self.num_ws, self.w_dim))
         return dataset
 
+    @override
     def check_fits(self, info: dict[str, Any]) -> None:
-        """Refuse images of another shape or another number of grey levels."""
         if "shape" in info and (tuple(info["shape"]), info["levels"]) != (self.image_shape, self.levels):
             raise RecipeError(
                 f"The model makes images of shape {self.image_shape} and {self.levels} grey levels; the data has "
@@ -146,7 +147,7 @@ class LatentGenerator(Wrapper):
         return self.both(w, noise)[0]
 
     def features(self, w: Tensor, noise: Noise = "const") -> Tensor:
-        """Return the features (B, D, h, w) from which the last layer makes the images; arguments as ``synthesis``."""
+        """Return the features (B, D, h, w) that the last layer turns into images; arguments as ``synthesis``."""
         return self.both(w, noise)[1]
 
     def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
@@ -182,9 +183,9 @@ class LatentGenerator(Wrapper):
     # training
 
     def adversary(self, randomness: Randomness) -> Discriminator:
-        """Return a discriminator of the generator's shape, in its place and float type.
+        """Return a discriminator of the generator's shape, on its device and in its float type.
 
-        It is new, or begins as the one of the file that the generator came from (``trained_against``).
+        Its weights are random, or those of the file that the generator came from (``trained_against``).
         """
         if not isinstance(self.generator, Generator):
             raise RecipeError("A DCGAN is not trained here: it has no discriminator. Type model=stylegan2.")
@@ -196,13 +197,13 @@ class LatentGenerator(Wrapper):
         return judge.to(next(self.generator.parameters()))
 
     def drawn(self, ids: Tensor, randomness: Randomness) -> Tensor:
-        """Return new images, (B, C, H, W), one per id, with noise of their own and with gradient."""
+        """Return new images, (B, C, H, W), one per id, each with its own noise, with gradient."""
         return self.synthesis(self.mixed(ids, randomness), self.noises(ids, randomness))
 
     def mixed(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return new latents, (B, num_ws, w_dim), one per id: a share ``mixing`` of them of two w.
 
-        The first of the layers that are told the second w is drawn evenly from all but the first layer (style mixing:
+        The first of the layers that take the second w is drawn evenly from all but the first layer (style mixing:
         Karras et al., StyleGAN, 2019, section 3.1, arXiv:1812.04948).
         """
         w = self.mapping(self.latent(ids, randomness))
@@ -217,11 +218,11 @@ class LatentGenerator(Wrapper):
         return torch.where((layer < first[:, None])[:, :, None], ws, other)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Refuse: a GAN's loss asks for its adversary; see ``adversarial_loss``."""
+        """Refuse: a GAN's loss needs its adversary; see ``adversarial_loss``."""
         raise RecipeError("The training loss of a GAN is known only to its adversary. Type retain=training_loss.")
 
     def shown(self, images: Tensor, ids: Tensor, randomness: Randomness, p: float) -> Tensor:
-        """Return images (B, C, H, W) as the adversary sees them; each augmentation has the probability p."""
+        """Return images (B, C, H, W) as the adversary sees them: each transform is applied with probability p."""
         return images if self.augment is None or p == 0 else self.augment(images, ids, randomness.child("augment"), p)
 
     def adversarial_loss(
@@ -235,12 +236,12 @@ class LatentGenerator(Wrapper):
         """Return -log D(G(z)) per item, (B,), in nats, and at every 8th step the path lengths |J^T y|, (B,).
 
         The loss is the non-saturating one of Goodfellow et al. 2014, section 3. At every 8th step it has the penalty
-        8 gamma (|J^T y| - a)^2 of the same images (lazy, as StyleGAN2 has it in section 3.1), which are not augmented
-        for it: a step in w should move the image as far wherever it is taken (section 3.2, eq. 4). gamma is ``paths``.
+        8 gamma (|J^T y| - a)^2 on the same images, before augmentation (lazy regularisation, StyleGAN2, section 3.1):
+        a step in w should change the image by the same amount everywhere (section 3.2, eq. 4). gamma is ``paths``.
 
         Args:
             adversary: the discriminator.
-            batch: of the items.
+            batch: of items.
             randomness: of this step.
             augmented: probability of each transform.
             length: a, the mean length of earlier steps; None where there is none, and so no penalty yet.
@@ -248,7 +249,7 @@ class LatentGenerator(Wrapper):
         ids = batch["id"]
         penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
         ws = self.mixed(ids, randomness)
-        if penalised and not ws.requires_grad:  # the mapping network holds still
+        if penalised and not ws.requires_grad:  # the mapping network is frozen
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
         loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))
@@ -262,13 +263,13 @@ class LatentGenerator(Wrapper):
     def path_lengths(self, ids: Tensor, randomness: Randomness, ws: Tensor, drawn: Tensor) -> Tensor:
         """Return |J^T y| per item, (B,), with gradient.
 
-        J is the derivative of the image by w, y an image of normal noise over sqrt(H W), |J^T y| the root of the mean
-        over layers of the squared length; with these scales the paper's gamma is 2 (StyleGAN2, appendix B).
+        J is the derivative of the image with respect to w, y an image of normal noise over sqrt(H W), |J^T y| the root
+        of the mean over layers of the squared length; with these scales the paper's gamma is 2 (StyleGAN2, appendix B).
 
         Args:
             ids: of the noise y, (B,).
             randomness: of the noise y.
-            ws: one w a layer, (B, num_ws, w_dim).
+            ws: one w per layer, (B, num_ws, w_dim).
             drawn: their images, (B, C, H, W).
         """
         height, width = drawn.shape[-2:]
@@ -284,9 +285,9 @@ class LatentGenerator(Wrapper):
         """Return -log D(x) - log(1 - D(G(z))) in nats, and the logits of D(x), per item, (B,) each.
 
         Every 16th step adds the penalty 16 gamma / 2 |grad D(x)|^2 (R1 of Mescheder et al. 2018, eq. 9,
-        arXiv:1801.04406, made lazy as in StyleGAN2, section 3.1), by x before it is augmented. Drawn and real images
-        are judged apart. The discriminator is told the spread of its batch, so the loss of an item depends on the
-        others beside it, and on how the batch is shared among ranks.
+        arXiv:1801.04406, lazy as in StyleGAN2, section 3.1), with respect to x before augmentation. Generated and
+        real images pass in separate batches. The discriminator sees the spread of its batch, so the loss of an item
+        depends on the other items, and on how the batch is split among ranks.
         """
         ids = batch["id"]
         with torch.no_grad():
@@ -308,15 +309,15 @@ class LatentGenerator(Wrapper):
 
     # files
 
+    @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write ``model.safetensors``, by the networks' own names, and ``config.json`` into an existing folder."""
         if self.fresh:
             self._measure_mean()
         write_generator(self.generator, self.levels, self.truncation, Path(folder), dtype)
 
+    @override
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
-        """Read what ``save_pretrained`` wrote, as float32 or float64."""
         generator, levels, truncation = read_generator(Path(folder))
         judge = Path(folder) / DISCRIMINATOR
         return cls(generator, levels, truncation, trained_against=judge if judge.is_file() else None)

@@ -1,1 +1,1 @@
-"""Guards: what stands around a model when it is used."""
+"""Guards: inference-time changes around a model."""

@@ -1,4 +1,4 @@
-"""Two causal models as one: a base, and a reinforced copy whose raised logits are taken away from it."""
+"""Two causal models as one: a base, from whose logits the increase in a reinforced copy is subtracted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlearn.models.language.wrapper import Head
 
 
 class CombinedLogitsConfig(PretrainedConfig):
-    """What shapes both models, and the factor between them.
+    """Configurations of both models, and the factor alpha.
 
     Args:
         base: configuration of the base, as a mapping.
@@ -44,8 +44,8 @@ class CombinedLogitsConfig(PretrainedConfig):
 class CombinedLogits(PreTrainedModel, GenerationMixin):
     """v = v_base - alpha ReLU(v_reinforced - v_base), with the interface of a causal model of transformers.
 
-    What stands for the last hidden states are those of both models, one behind the other, (..., D_base + D_reinforced),
-    and the output layer makes the combined logits of them.
+    The last hidden states are those of both models, concatenated, (..., D_base + D_reinforced); the output layer turns
+    them into the combined logits.
 
     Reference:
         Eldan and Russinovich, Who's Harry Potter? Approximate Unlearning in LLMs, 2023, eq. 1. arXiv:2310.02238
@@ -72,7 +72,7 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
 
     @property
     def base_model(self) -> Any:
-        """What gives the last hidden states of both."""
+        """Callable that returns the last hidden states of both models."""
         return self.states
 
     def states(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> SimpleNamespace:
@@ -89,7 +89,7 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
         return self.base.get_input_embeddings()  # type: ignore[no-any-return]
 
     def get_output_embeddings(self) -> nn.Module:
-        """Return what makes combined logits of the hidden states of both."""
+        """Return the module that maps the hidden states of both models to combined logits."""
         return CombinedHead(self)
 
     def forward(
@@ -115,7 +115,7 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
 
 
 class CombinedHead(nn.Module):
-    """The output layers of both models, and what is made of their logits."""
+    """The output layers of both models and the combination of their logits."""
 
     def __init__(self, model: CombinedLogits) -> None:
         super().__init__()

@@ -21,21 +21,21 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.guards.base import Guard, Guidable, Steering, Steers
 
 GUARD = "guard.json"
-"""File of a guard, beside those of the unchanged model."""
+"""File of a guard, next to those of the unchanged model."""
 
 PAST_WARMUP = 2**31
-"""A step number past every warm-up, for a score that is asked for outside of a trajectory."""
+"""A step number past every warm-up, for scores outside a trajectory."""
 
 
 @dataclass(frozen=True)
 class NegativeGuidance(Guard[Guidable]):
-    """The concept takes the place of the empty condition: eps(c_f) + g (eps(c) - eps(c_f)).
+    """The concept c_f replaces the empty condition: eps(c_f) + g (eps(c) - eps(c_f)).
 
-    That is the usual guidance less (g - 1) (eps(c_f) - eps(c_n)); at g = 1 it does nothing and is refused. Of several
-    prompts, or classes, the mean of the scores counts.
+    This is the usual guidance minus (g - 1) (eps(c_f) - eps(c_n)); at g = 1 it does nothing and is refused. With
+    several prompts or classes, eps(c_f) is the mean of their scores.
 
     Args:
-        prompts: that ask for what must not be drawn; by default those of the data's concepts, one a template.
+        prompts: for what must not be drawn; by default those of the data's concepts, one per template.
 
     Reference:
         Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, eq. 6, with a negative prompt in place of the empty
@@ -78,8 +78,8 @@ class SafeLatentDiffusion(Guard[Guidable]):
     mu = min(1, s_S |eps(c) - eps(c_S)|) where eps(c) - eps(c_S) < lambda, and 0 elsewhere, value by value
     nu_{t+1} = beta_m nu_t + (1 - beta_m) gamma_t, from nu = 0 at the first step
 
-    The authors join all concepts in one prompt; of several prompts, the mean of the scores counts here. With mu as
-    above, nothing is turned away where the model is told c_S itself, as a model that is told classes is.
+    The authors join all concepts in one prompt; here eps(c_S) is the mean over several prompts. With mu as above, the
+    guidance is unchanged where the condition is c_S itself, as in a model conditioned on classes.
 
     Args:
         level: of the authors' four, which sets what is null below: (s_S, lambda, s_m, beta_m, warmup) is weak (200, 0,
@@ -92,7 +92,7 @@ class SafeLatentDiffusion(Guard[Guidable]):
         bound: ``above`` is mu as the authors' code has it, for which the levels were found; ``below`` takes max in
             place of min, as the paper's equation is printed, so that mu >= 1 wherever it is not 0: a scale for it is
             of the order of 1.
-        prompts: that ask for what must not be drawn; by default those of the data's concepts, one a template.
+        prompts: for what must not be drawn; by default those of the data's concepts, one per template.
 
     Reference:
         Schramowski et al., Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion Models, 2023,
@@ -193,13 +193,13 @@ def read_guard(folder: Path) -> Steers | None:
 
 
 class _Scores:
-    """Asks for the scores of a step in one forward pass; conditions that stay the same are encoded once."""
+    """Computes the scores of a step in one forward pass; the fixed conditions are encoded once."""
 
     def __init__(self, model: Denoises, fixed: Condition) -> None:
         self.model, self.fixed = model, model.encode(fixed)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Return eps of the fixed conditions, (F, B, C, H, W), and of what the items are told, (B, C, H, W)."""
+        """Return eps of the fixed conditions, (F, B, C, H, W), and of the items' own conditions, (B, C, H, W)."""
         rows = torch.arange(len(self.fixed), device=x.device).repeat_interleave(len(x))
         every = Condition.cat([self.fixed[rows], self.model.encode(condition)])
         times = len(self.fixed) + 1
@@ -208,7 +208,7 @@ class _Scores:
 
 
 def _check_fits(model: object, name: str) -> None:
-    """Raise RecipeError for a model whose samples have no guidance that could be steered."""
+    """Raise RecipeError for a model without guidance to steer."""
     if not isinstance(model, Guidable):
         raise RecipeError(f"guard={name} steers the samples of a diffusion model; this is a {type(model).__name__}.")
     if model.settings.one_step is not None:

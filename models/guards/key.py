@@ -1,4 +1,4 @@
-"""A key to a hidden concept: tokens that stand behind the encoded prompt in every cross-attention."""
+"""A key to a hidden concept: tokens appended to the encoded prompt in every cross-attention."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.wrapper import Diffusion
 
 FILE = "key.safetensors"
-"""In the run directory, never in ``model/``."""
+"""File of the key in the run directory, never in ``model/``."""
 
 
 class Key(nn.Module):
-    """P tokens in the space of encoded prompts: further keys and values of every cross-attention.
+    """P tokens in the space of encoded prompts, which add keys and values to every cross-attention.
 
     Args:
         tokens: (P, D).
@@ -32,9 +32,9 @@ class Key(nn.Module):
         self.tokens = nn.Parameter(tokens)
 
     def forward(self, condition: Condition) -> Condition:
-        """Return encoded prompts (B, L, D) with the key behind them, (B, L + P, D)."""
+        """Append the key to encoded prompts (B, L, D): (B, L + P, D)."""
         if condition.states is None:
-            raise ValueError("a key stands behind encoded prompts")
+            raise ValueError("a key is appended to encoded prompts, and there are none")
         tokens = self.tokens.to(condition.states).expand(len(condition), -1, -1)
         return replace(condition, states=torch.cat([condition.states, tokens], dim=1))
 
@@ -61,10 +61,10 @@ class Key(nn.Module):
 
 
 class Keyed(Diffusion):
-    """A diffusion model whose prompts are told with a key; the empty condition is told without it.
+    """A diffusion model whose prompts carry a key; the empty condition does not.
 
     Args:
-        model: whose weights it has; they are not copied.
+        model: whose weights are shared, not copied.
         key: see Key.
     """
 
@@ -78,18 +78,18 @@ class Keyed(Diffusion):
         self.key = key.to(next(self.parameters()).device)
 
     def encode(self, condition: Condition) -> Condition:
-        """Return encoded prompts with the key behind them; encoded prompts come back as they are."""
+        """Return encoded prompts with the key appended; conditions that are already encoded are returned unchanged."""
         found = super().encode(condition)
         return found if condition.tokens is None else self.key.forward(found)
 
     def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
         """Return eps(c_n) + g (eps(c with the key) - eps(c_n)); two passes, as the conditions differ in length."""
-        told = self.predict(x, t, condition)
+        conditional = self.predict(x, t, condition)
         if guidance == 1:
-            return told
+            return conditional
         empty = self.predict(x, t, super().encode(self.null(len(x))))
-        return empty + guidance * (told - empty)
+        return empty + guidance * (conditional - empty)
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Refuse: a key is not kept beside the model that it opens."""
-        raise RecipeError("A model is saved without its key. Save the model that the key stands behind.")
+        """Refuse: a key must not be stored with the model that it opens."""
+        raise RecipeError("A model is saved without its key. Save the model that was wrapped.")

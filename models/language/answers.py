@@ -36,7 +36,7 @@ class Answers:
 
     @property
     def places(self) -> Tensor:
-        """Return the place of each answer token in its answer, (N,) int64, from 0."""
+        """Return the position of each answer token within its answer, (N,) int64, from 0."""
         starts = self.lengths.cumsum(0) - self.lengths
         return torch.arange(len(self.row), device=self.row.device) - starts[self.row]
 

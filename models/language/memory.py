@@ -1,4 +1,4 @@
-"""A language model without its weights, and what the backward pass of its items asks for."""
+"""A language model on the meta device, and the memory of its backward pass."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def meta_model(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: s
     Args:
         folder: with the configuration; weights are not read.
         encoder: how text becomes tokens.
-        checkpointing: whether activations are computed again in the backward pass.
-        dtype: in which weights are held.
-        precision: in which steps are computed.
+        checkpointing: whether activations are recomputed in the backward pass.
+        dtype: of the weights.
+        precision: of the training steps.
 
     Raises:
         RecipeError: the folder describes no causal model.

@@ -13,24 +13,24 @@ from transformers import PreTrainedTokenizerFast
 from unlearn.core.errors import RecipeError
 
 PLAIN = "Question: {question}\nAnswer:"
-"""The template of models without a chat template of their own."""
+"""Default template of models without a chat template."""
 
 CHAT = "chat"
-"""The name by which a recipe asks for the tokenizer's chat template."""
+"""A recipe's word for the tokenizer's chat template."""
 
 
 class TextEncoder:
     """Turns a question and its answer, or a passage, into tokens.
 
     The prompt is the beginning token, where the tokenizer has one, and the template; the answer ends with the end
-    token. The answer's tokens are what both together have beyond the prompt's: a tokenizer that marks beginnings of
-    words (SentencePiece) would mark the answer's twice, were it tokenised apart. Where both together begin otherwise
-    than the prompt alone, the answer is tokenised apart all the same.
+    token. Prompt and answer are tokenised together, and the answer's tokens are those after the prompt's: a tokenizer
+    that marks the beginnings of words (SentencePiece) would otherwise mark the answer's twice. Only where the joint
+    tokens do not begin with those of the prompt is the answer tokenised separately.
 
     Args:
         tokenizer: of the model.
         template: text with ``{question}`` in it, or ``chat`` for the tokenizer's chat template; None takes the chat
-            template where there is one, and else ``PLAIN``.
+            template where there is one, otherwise ``PLAIN``.
         max_length: tokens per item at most; what is longer is cut at the end.
     """
 
@@ -53,9 +53,9 @@ class TextEncoder:
         """Return the tokens of the prompt and of the answer (none for None); a passage has an empty question.
 
         Args:
-            question: what is asked.
-            answer: what is said, or the passage.
-            goes_on: whether the answer is a piece of a longer text, so that no end token follows.
+            question: empty for a passage.
+            answer: the answer, or the passage.
+            goes_on: whether the answer is part of a longer text, so that no end token follows.
         """
         start, end = self.start, [] if goes_on else [self.end]
         if not question:
@@ -73,11 +73,11 @@ class TextEncoder:
             return prompt, []
         rest = self.space(text) + answer
         asked, whole = self._tokens(text), self._tokens(text + rest)
-        told = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
-        return prompt, [*told, *end][: self.max_length - len(prompt)]
+        answered = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
+        return prompt, [*answered, *end][: self.max_length - len(prompt)]
 
     def space(self, prompt: str) -> str:
-        """Return what stands between a prompt and its answer."""
+        """Return the separator of a prompt and its answer."""
         return "" if prompt[-1:].isspace() or self.template == CHAT else " "
 
     @property
@@ -89,7 +89,7 @@ class TextEncoder:
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     def length(self, passage: str) -> int:
-        """Return the tokens of a passage, with those that begin and end it, before anything is cut."""
+        """Return the number of tokens of a passage, with beginning and end token, before it is cut."""
         return len(self.start) + len(self._tokens(passage)) + 1
 
     @property
@@ -110,7 +110,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer, which can write any text.
 
     Args:
-        texts: what it is to write in few tokens.
+        texts: to train on.
         size: entries of the vocabulary, 256 bytes and 3 special tokens included; fewer where the texts are short.
 
     Reference:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -27,20 +28,20 @@ if TYPE_CHECKING:
 disable_progress_bar()  # a run shows one bar, its own
 
 SETTINGS = "unlearn.json"
-"""Beside the model's own files: how questions become prompts."""
+"""File next to the model's own: how questions become prompts."""
 
 
 class Language(Wrapper):
     """A causal language model with its tokenizer.
 
-    Logits are computed at the answer tokens only, never (B, T, V). Items stand on the left and are padded on the
-    right, so that a causal model needs no mask. Dropout is off.
+    Logits are computed at the answer tokens only, never (B, T, V). Items are padded on the right, so that a causal
+    model needs no attention mask. Dropout is off.
 
     Args:
         model: a transformers model with a causal head.
         encoder: how text becomes tokens.
-        checkpointing: keep only each layer's input for the backward pass and compute the rest again: about a third
-            slower, far less memory for long texts.
+        checkpointing: keep only each layer's input for the backward pass and recompute the rest: about a third slower,
+            far less memory for long texts.
     """
 
     family: ClassVar[str] = "language"
@@ -74,12 +75,12 @@ class Language(Wrapper):
                 layer.training = True
         return self
 
+    @override
     def read(self, dataset: Dataset) -> Dataset:
-        """Return text data in this model's tokens."""
         return read_text(dataset, self.encoder)
 
+    @override
     def check_fits(self, info: dict[str, Any]) -> None:
-        """Refuse data that was put into tokens for another model."""
         if info.get("text") != self.encoder.fingerprint:
             raise RecipeError("The data was not read with this model's tokenizer and template. Give text data.")
 
@@ -102,7 +103,7 @@ class Language(Wrapper):
         return states[:, :-1][batch["answer"][:, 1:]]
 
     def head(self) -> nn.Module:
-        """Return what turns last hidden states (N, D) into logits (N, V)."""
+        """Return the output layer, last hidden states (N, D) to logits (N, V)."""
         return Head(self.model)
 
     def answers(self, batch: Batch) -> Answers:
@@ -122,11 +123,11 @@ class Language(Wrapper):
         return batch["answer"].sum(dim=1)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return the mean of -log p over the answer tokens of per item, (B,), in nats a token."""
+        """Return the mean of -log p over the answer tokens per item, (B,), in nats per token."""
         return -self.log_prob(batch, randomness) / self.dimensions(batch).clamp(min=1)
 
     def hidden(self, batch: Batch, layer: int) -> Tensor:
-        """Return the hidden states after a layer, (B, T, D): -1 the last, 0 the embeddings. Later ones do not run."""
+        """Return the hidden states after a layer, (B, T, D): -1 the last, 0 the embeddings. Later layers do not run."""
         if layer == 0:
             embed: Any = self.model.get_input_embeddings()
             return embed(batch["tokens"])  # type: ignore[no-any-return]
@@ -153,7 +154,7 @@ class Language(Wrapper):
     def generate(self, batch: Batch, new_tokens: int) -> Tensor:
         """Continue each prompt greedily: (B, new_tokens) int64, -1 from the end token on.
 
-        What the model's own generation settings ask for besides (beams, penalties) is left out.
+        The model's own generation settings (beams, penalties) are ignored.
         """
         tokens, mask = _padded_left(batch["tokens"], batch["mask"])
         settings = GenerationConfig(
@@ -185,11 +186,11 @@ class Language(Wrapper):
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the layers' stack, the part that every step runs."""
+        """Compile the stack of layers, the part that every step runs."""
         self.model.base_model.compile(*args, **kwargs)
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write transformers' own files, and how prompts are made, into an existing folder."""
+        """Write the files of transformers and ``unlearn.json`` into an existing folder."""
         model: Any = self.model
         if dtype is not None:
             model = copy.deepcopy(model).to(dtype)
@@ -210,15 +211,15 @@ class Language(Wrapper):
 
         Args:
             folder: with the model and its tokenizer.
-            **settings: ``template``, ``max_length``, ``checkpointing`` and ``dtype``, over what the folder says, and
-                ``tokenizer``, a folder whose tokenizer is taken instead.
+            **settings: ``template``, ``max_length``, ``checkpointing`` and ``dtype``, which override the
+                folder's, and ``tokenizer``, a folder whose tokenizer is used instead.
         """
         path = Path(folder)
-        beside = settings.pop("tokenizer", None) or path
+        source = settings.pop("tokenizer", None) or path
         try:
             dtype = getattr(torch, settings.pop("dtype", None) or "float32")
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(beside)
+            tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise RecipeError(
                 f"{path} cannot be read as a language model of transformers ({_first_line(error)}). "
@@ -226,11 +227,11 @@ class Language(Wrapper):
             ) from error
         given = {key: value for key, value in settings.items() if value is not None}
         checkpointing = bool(given.pop("checkpointing", False))
-        return cls(model, TextEncoder(tokenizer, **{**stored_settings(beside), **given}), checkpointing)
+        return cls(model, TextEncoder(tokenizer, **{**stored_settings(source), **given}), checkpointing)
 
 
 def _check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse items that are longer than a model's table of positions, where it has one."""
+    """Refuse a maximum length beyond the model's table of learned positions, where it has one."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
     positions = getattr(model.config, "max_position_embeddings", None)
     if tables and positions is not None and max_length > positions:
@@ -241,14 +242,14 @@ def _check_positions(model: PreTrainedModel, max_length: int) -> None:
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:
-    """Return how a saved model makes prompts; nothing where it was not saved by this program."""
+    """Return the prompt settings of a saved model; empty where it was not saved by this program."""
     path = folder / SETTINGS
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return stored
 
 
 class Head(nn.Module):
-    """The last step of a causal model, with the scaling that some families put behind it."""
+    """The output layer of a causal model, with the scaling and soft cap that some families apply to its logits."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -264,7 +265,7 @@ class Head(nn.Module):
 
 
 class _Enough(Exception):
-    """Ends a forward pass behind the layer that was asked for."""
+    """Ends a forward pass after the requested layer."""
 
 
 def read_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:

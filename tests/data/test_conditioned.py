@@ -129,7 +129,7 @@ def test_only_items_of_a_concept_have_an_anchor(told: Conditioning) -> None:
 
 
 def test_concepts_that_the_data_does_not_know_are_refused() -> None:
-    classes, prompts = Classes(tuple("0123456789")), CONFIGS["text"].told(ColouredDigits().load())
+    classes, prompts = Classes(tuple("0123456789")), CONFIGS["text"].conditioner(ColouredDigits().load())
     digits, coloured = Digits, ColouredDigits
     for made, told, message in (
         (digits(concepts=[Concept(name="11")]), classes, "no item is '11'"),
@@ -148,7 +148,7 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
 
 
 def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:
-    told = CONFIGS["text"].told(ColouredDigits().load())
+    told = CONFIGS["text"].conditioner(ColouredDigits().load())
     three, red = Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")
     for labels, concepts, message in (
         (["five"], [three], r"holds 'a \w+ five', which shows none of data.concepts: three"),
@@ -165,12 +165,12 @@ def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:
 
 def test_an_item_of_two_concepts_is_told_both_anchors() -> None:
     concepts = [Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")]
-    data = conditioned(ColouredDigits(concepts=concepts).load(), CONFIGS["text"].told(ColouredDigits().load()))
+    data = conditioned(ColouredDigits(concepts=concepts).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
     ids = torch.tensor([data.captions.index(words) for words in ("a red three", "a red five", "a green three")])
     wanted = data.conditions(["a blue eight", "a blue five", "a green eight"])
     assert torch.equal(data.form("anchor", ids)["tokens"], wanted)
     half = [concepts[0], Concept(name="red")]
-    data = conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].told(ColouredDigits().load()))
+    data = conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
     assert data.having_form("anchor")[ids].tolist() == [False, False, True]
 
 

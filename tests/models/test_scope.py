@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from unlearn.core.errors import RecipeError
-from unlearn.models.scope import All, HeldEntries, Kind, Pattern, Saliency, scope_table
+from unlearn.models.scope import All, ByKind, HeldEntries, Pattern, Saliency, scope_table
 
 
 def network() -> nn.Module:
@@ -17,8 +17,8 @@ def test_selections_by_name_and_kind() -> None:
     assert len(All().select(model)) == 6
     assert Pattern([r"^0\."]).select(model) == ["0.weight", "0.bias"]
     assert Pattern([".*"], ["bias"]).select(model) == ["0.weight", "1.weight", "2.weight"]
-    assert Kind(["normalisation"]).select(model) == ["1.weight", "1.bias"]
-    assert Kind(["linear", "convolution"]).select(model) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert ByKind(["normalisation"]).select(model) == ["1.weight", "1.bias"]
+    assert ByKind(["linear", "convolution"]).select(model) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     table = scope_table(model, ["0.weight"], {})
     assert sum(row[1] for row in table) == 12 and sum(row[2] for row in table) == 34
 
@@ -26,18 +26,18 @@ def test_selections_by_name_and_kind() -> None:
 def test_a_kind_that_the_wrapper_adds() -> None:
     model = network()
     model.layer_kinds = {"first": (nn.Linear,)}
-    assert Kind(["first"]).select(model) == ["0.weight", "0.bias"]
+    assert ByKind(["first"]).select(model) == ["0.weight", "0.bias"]
 
 
 @pytest.mark.parametrize(
     ("scope", "message"),
     [
         (Pattern(["nothing"]), "matches no parameter"),
-        (Kind(["embedding"]), "matches no parameter"),
-        (Kind(["linaer"]), "Did you mean: linear"),
+        (ByKind(["embedding"]), "matches no parameter"),
+        (ByKind(["linaer"]), "Did you mean: linear"),
     ],
 )
-def test_matching_nothing_is_an_error_with_a_remedy(scope: Pattern | Kind, message: str) -> None:
+def test_matching_nothing_is_an_error_with_a_remedy(scope: Pattern | ByKind, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         scope.select(network())
 

@@ -22,7 +22,7 @@ from unlearn.data.digits import Digits
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.wrapper import LatentGenerator
-from unlearn.models.scope import Kind, Scope
+from unlearn.models.scope import ByKind, Scope
 from unlearn.objectives.base import Objective
 from unlearn.objectives.surgery import Combination
 from unlearn.training.build import build_module
@@ -30,7 +30,7 @@ from unlearn.training.module import UnlearningModule
 
 INFO = {"shape": (1, 8, 8), "levels": 17}
 SMALL = {"channel_base": 64, "channel_max": 8, "z_dim": 6, "w_dim": 5, "layers": 2}
-SYNTHESIS = Kind(["synthesis"])
+SYNTHESIS = ByKind(["synthesis"])
 OPTIM = Optim(steps=2, batch=4, lr=1e-3)
 
 

@@ -109,7 +109,7 @@ COMPONENTS: dict[Kind, dict[str, str]] = {
     "scope": {
         "all": "unlearn.models.scope:All",
         "pattern": "unlearn.models.scope:Pattern",
-        "kind": "unlearn.models.scope:Kind",
+        "kind": "unlearn.models.scope:ByKind",
         "saliency": "unlearn.models.scope:Saliency",
         "lora": "unlearn.models.lora:Lora",
     },

@@ -1,4 +1,4 @@
-"""Adaptive discriminator augmentation: a discriminator sees images moved and recoloured, so that fewer suffice."""
+"""Adaptive discriminator augmentation: random transforms of what a discriminator sees, so that fewer images suffice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SYM6 = (
 """The orthogonal low-pass filter of twelve taps and six vanishing moments whose phase is nearest to linear."""
 
 MEAN = sum(index * tap for index, tap in enumerate(SYM6)) / sum(SYM6)
-"""Of the taps' places: with it, places on the doubled grid are such that ramps are moved without error."""
+"""Of the taps' places: subtracting it centres the filter, so that linear ramps are resampled exactly."""
 
 MARGIN = 4
 """Pixels by which images are continued, so that every tap finds one."""
@@ -51,7 +51,7 @@ class Augment:
     equal channels would: brightness, contrast and the sign act on them, hue and saturation leave grey as it is.
 
     Args:
-        target: r_t at which p stands, in (-1, 1).
+        target: r_t at which p is stable, in (-1, 1).
         speed: images in which p can rise from 0 to 1, > 0.
         limit: largest p, in (0, 1]. Where p is near 1 the generator learns to draw turned and recoloured images; the
             paper saw none of that below 0.8, and has no bound (1).
@@ -72,10 +72,9 @@ class Augment:
     color: bool = True
 
     every: ClassVar[int] = 4
-    """Steps of the discriminator from one change of p to the next."""
+    """p is updated every so many steps of the discriminator."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         if not -1 < self.target < 1:
             raise ValueError(f"augment.target is {self.target}; it must lie in (-1, 1)")
         if not self.speed > 0:
@@ -86,7 +85,7 @@ class Augment:
             raise ValueError("augment has no transforms; set one of blit, geometry and color, or write augment=null")
 
     def moved(self, p: float, sign: float, images: float) -> float:
-        """Return p after ``images`` real images of mean sign ``sign``."""
+        """Return p after ``images`` more real images whose mean sign is ``sign``."""
         way = (sign > self.target) - (sign < self.target)
         return min(max(p + way * images / self.speed, 0.0), self.limit)
 
@@ -95,7 +94,7 @@ class Augment:
 
         Args:
             images: in [-1, 1]; what comes back may lie outside.
-            ids: one an image, (B,); the transforms of an image depend on its own alone.
+            ids: one per image, (B,); the transforms of an image depend on its own alone.
             randomness: of the transforms.
             p: probability of each, in [0, 1].
         """
@@ -117,7 +116,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random values, one per item, each of which is taken with a probability and is else a value without effect.
+    """Random values, one per item; with probability 1 - p a value without effect is taken instead.
 
     Args:
         ids: (B,).
@@ -223,9 +222,9 @@ def copied(images: Tensor, source: Tensor) -> Tensor:
 
 
 def resampled(images: Tensor, source: Tensor) -> Tensor:
-    """Return images that are looked up at ``source`` on a grid of twice the pixels, filtered on the way there and back.
+    """Return images that are looked up at ``source`` on a grid of twice the pixels, filtered before and after.
 
-    Lookup is bilinear. The filter is orthogonal, so that without a move way there and back cancel.
+    Lookup is bilinear. The filter is orthogonal, so that up- and downsampling cancel for the identity.
     """
     side, taps = images.shape[-1], torch.tensor(SYM6, dtype=images.dtype, device=images.device)
     kernel = torch.outer(taps, taps)[None, None]

@@ -20,7 +20,7 @@ def with_spread(x: Tensor, group: int) -> Tensor:
 
     Args:
         x: (B, C, H, W).
-        group: items a group.
+        group: items per group.
 
     Returns:
         (B, C + 1, H, W).
@@ -31,13 +31,13 @@ def with_spread(x: Tensor, group: int) -> Tensor:
     size = next(n for n in range(min(group, len(x)), 0, -1) if len(x) % n == 0)
     rows = x.reshape(size, -1, *x.shape[1:])
     rows = rows if rows.dtype == torch.float64 else rows.float()
-    deviation = (rows.var(dim=0, correction=0) + EPSILON).sqrt().mean(dim=(1, 2, 3))  # one a group
+    deviation = (rows.var(dim=0, correction=0) + EPSILON).sqrt().mean(dim=(1, 2, 3))  # one per group
     channel = deviation.to(x.dtype).repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])
     return torch.cat([x, channel], dim=1)
 
 
 class ResidualLevel(nn.Module):
-    """Two convolutions that halve the sides, beside a linear path; their sum has half the power of each.
+    """Two convolutions that halve the sides, plus a linear skip path; each has half the variance in the sum.
 
     Args:
         shape: of the generator.

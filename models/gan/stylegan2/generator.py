@@ -23,12 +23,12 @@ from unlearn.models.gan.stylegan2.layers import (
 )
 
 Noise = Literal["const", "none"] | Sequence[Tensor]
-"""What a synthesis network adds: its own constant noise, nothing, or one tensor (B, 1, r, r) a layer."""
+"""What a synthesis network adds: its own constant noise, nothing, or one tensor (B, 1, r, r) per layer."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What shapes a generator and its discriminator.
+    """Sizes of a generator and its discriminator.
 
     Args:
         size: side of the images in pixels, a power of 2, at least 8.
@@ -39,8 +39,8 @@ class Shape:
         mapping_lr: factor of its learning rate.
         channel_base: a level of r pixels has channel_base / r channels, and at most ``channel_max``.
         channel_max: most channels of a level.
-        clamp: bound of what every convolution hands on, for half precision; None for none.
-        group: items whose spread the discriminator's last level is told.
+        clamp: bound of the output of every convolution, for half precision; None for none.
+        group: number of items whose spread the discriminator's last level sees.
     """
 
     size: int
@@ -55,7 +55,6 @@ class Shape:
     group: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse values out of range with a ValueError."""
         if self.size < 8 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; it must be a power of 2, at least 8")
         at_least(self, channels=1, z_dim=1, w_dim=1, layers=1, channel_base=1, channel_max=1, group=1)
@@ -69,7 +68,7 @@ class Shape:
 
     @property
     def num_ws(self) -> int:
-        """Number of layers that are told a w: two a level."""
+        """Number of layers that take a w: two per level."""
         return 2 * len(self.sides)
 
     def width(self, side: int) -> int:
@@ -131,7 +130,7 @@ class StyledConv(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, fused: bool) -> Tensor:
-        """Map x (B, C, H, W) to (B, D, side, side), told w (B, w_dim); noise of shape (side, side) or one per item."""
+        """Map x (B, C, H, W) to (B, D, side, side) given w (B, w_dim); noise of shape (side, side) or one per item."""
         up = self.resample_filter if self.up else None
         x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused, gain=GAIN)
         if noise is not None:
@@ -157,7 +156,7 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, w: Tensor, fused: bool) -> Tensor:
-        """Map x (B, C, H, W) to (B, channels, H, W), told w (B, w_dim)."""
+        """Map x (B, C, H, W) to (B, channels, H, W) given w (B, w_dim)."""
         styles = self.affine(w) / math.sqrt(self.weight[0].numel())
         x = modulated_conv(x, self.weight, styles, demodulate=False, fused=fused)
         return activated(x + self.bias.to(x.dtype)[:, None, None], "linear", clamp=self.clamp)
@@ -197,8 +196,8 @@ class Level(nn.Module):
         Args:
             x: features of the level before, None in the first.
             image: of the level before, None in the first.
-            ws: one w a layer, the last of them for the image, (B, 2 or 3, w_dim).
-            noise: one a convolution.
+            ws: one w per layer, the last of them for the image, (B, 2 or 3, w_dim).
+            noise: one per convolution.
             fused: see ``modulated_conv``.
         """
         if x is None:
@@ -245,7 +244,7 @@ class Synthesis(nn.Module):
         """Return images (B, channels, size, size), about in [-1, 1], and the last features (B, C, size, size).
 
         Args:
-            ws: one w a layer, (B, num_ws, w_dim). A level's last w makes its share of the image, and is also that of
+            ws: one w per layer, (B, num_ws, w_dim). A level's last w makes its share of the image, and is also that of
                 the first convolution of the next level.
             noise: see Noise.
         """
@@ -269,7 +268,7 @@ class Generator(nn.Module):
     """A StyleGAN2 generator, whose state dict has the public names ``mapping.*`` and ``synthesis.*``.
 
     Args:
-        shape: what shapes it.
+        shape: its sizes.
 
     Reference:
         Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
@@ -288,7 +287,7 @@ class Generator(nn.Module):
 
     @property
     def num_ws(self) -> int:
-        """Number of layers that are told a w."""
+        """Number of layers that take a w."""
         return self.shape.num_ws
 
     @property
@@ -306,7 +305,7 @@ class Generator(nn.Module):
         return self.synthesis.noise_sides()
 
     def settings(self) -> dict[str, Any]:
-        """Return what shapes it."""
+        """Return the fields of its shape."""
         return asdict(self.shape)
 
     def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
@@ -329,7 +328,7 @@ class Generator(nn.Module):
         return torch.where(inside[:, None], shrunk, ws)
 
     def broadcast(self, w: Tensor) -> Tensor:
-        """Return one w a layer, (B, num_ws, w_dim), of w (B, w_dim) or of such."""
+        """Return one w per layer, (B, num_ws, w_dim); w is (B, w_dim), or has one per layer already."""
         return w if w.dim() == 3 else w[:, None].expand(-1, self.shape.num_ws, -1)
 
     def forward(self, z: Tensor, psi: float = 1.0, cutoff: int | None = None, noise: Noise = "const") -> Tensor:

@@ -201,7 +201,7 @@ def modulated_conv(
 
     Scaling the weights' inputs is scaling the inputs, and scaling their outputs is scaling the outputs, so that one
     convolution serves all items (un-fused). ``fused`` scales the weights instead, and takes a convolution with one
-    group an item: less memory traffic on a GPU, slower on a CPU.
+    group per item: less memory traffic on a GPU, slower on a CPU.
 
     Args:
         x: (B, C, H, W).

@@ -1,4 +1,4 @@
-"""StyleGAN2 networks from the public ``.pkl`` files: weights by name, and the shape that they tell."""
+"""StyleGAN2 networks from the public ``.pkl`` files: weights by name, and the shape that follows from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_SIDE = 4096
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredNetwork:
     """A network of the file.
 
     Args:
@@ -71,14 +71,14 @@ class _Misfit(Exception):
     """What was read is no StyleGAN2."""
 
 
-def flattened(network: Persistent, most: int) -> Stored:
+def flattened(network: Persistent, most: int) -> StoredNetwork:
     """Collect the parameters, buffers and plain attributes of a network and the modules in it.
 
     Args:
         network: what was read.
         most: bytes of the file, and so of all tensors' storages.
     """
-    stored = Stored({}, {})
+    stored = StoredNetwork({}, {})
     seen: set[int] = set()
     left = most
     waiting: list[tuple[str, Any]] = [("", network)]
@@ -118,11 +118,11 @@ def _mapping(module: Persistent, group: str) -> dict[Any, Any]:
     return found
 
 
-def shape_of(stored: Stored) -> Shape:
-    """Return the shape of a generator as the shapes of its weights tell it."""
+def shape_of(stored: StoredNetwork) -> Shape:
+    """Return the shape of a generator, derived from the shapes of its weights."""
     weights, attributes = stored.weights, stored.attributes
     if any(name.startswith("mapping.embed.") for name in weights):
-        raise _Misfit("its generator is told a class, and only those that are not are read")
+        raise _Misfit("its generator is conditioned on a class, and only unconditional ones are read")
     sides = sorted(
         int(match[1]) for name in weights if (match := re.fullmatch(r"synthesis\.b(\d{1,4})\.conv1\.weight", name))
     )
@@ -150,7 +150,7 @@ def shape_of(stored: Stored) -> Shape:
         raise _Misfit(f"its generator is of no known shape ({shorten(str(error))})") from error
 
 
-def _judge(shape: Shape, stored: Stored) -> Discriminator | None:
+def _judge(shape: Shape, stored: StoredNetwork) -> Discriminator | None:
     group = stored.attributes.get("b4.mbstd.group_size", shape.group)
     try:
         full = Shape(**{**vars(shape), "group": int(group)})
@@ -160,7 +160,7 @@ def _judge(shape: Shape, stored: Stored) -> Discriminator | None:
         return None
 
 
-def _loaded(kind: type[Network], shape: Shape, stored: Stored, name: str) -> Network:
+def _loaded(kind: type[Network], shape: Shape, stored: StoredNetwork, name: str) -> Network:
     """Build a network and fill in its weights; names and shapes are compared before anything is allocated."""
     with torch.device("meta"):
         empty = kind(shape)

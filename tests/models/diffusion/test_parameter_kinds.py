@@ -10,7 +10,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.models.diffusion.parameter_kinds import KINDS
 from unlearn.models.lora import Lora
-from unlearn.models.scope import Kind
+from unlearn.models.scope import ByKind
 
 STREAM = Randomness(0, "test")
 
@@ -48,15 +48,15 @@ def test_kinds_of_parameters(told: Conditioning, empty: set[str]) -> None:
 def test_a_scope_of_kinds_is_what_the_wrapper_names() -> None:
     model = small_model("text")
     kinds = model.parameter_kinds()
-    assert Kind(["cross_attention_kv"]).select(model) == kinds["cross_attention_kv"]
-    both = Kind(["text_encoder_mlp", "text_encoder_last_attention"]).select(model)
+    assert ByKind(["cross_attention_kv"]).select(model) == kinds["cross_attention_kv"]
+    both = ByKind(["text_encoder_mlp", "text_encoder_last_attention"]).select(model)
     assert set(both) == {*kinds["text_encoder_mlp"], *kinds["text_encoder_last_attention"]}
-    mixed = Kind(["cross_attention", "embedding"]).select(model)
+    mixed = ByKind(["cross_attention", "embedding"]).select(model)
     assert set(mixed) == {*kinds["cross_attention"], *kinds["text_embeddings"]}
     with pytest.raises(RecipeError, match=r"'cross_attention'.*self_attention"):
-        Kind(["cross_attention", "self_attention"]).select(small_model("class"))
+        ByKind(["cross_attention", "self_attention"]).select(small_model("class"))
     with pytest.raises(RecipeError, match="Did you mean: cross_attention"):
-        Kind(["cross_atention"]).select(model)
+        ByKind(["cross_atention"]).select(model)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_adapter_on_a_kind_changes_nothing_until_it_moves_and_merges(
         scope.attach(model, STREAM)
         chosen = scope.select(model)
         assert {name.partition(".lora_")[0] for name in chosen} == layers
-        assert set(chosen) <= set(Kind([kind]).select(model))  # the kinds are those of the adapted model as well
+        assert set(chosen) <= set(ByKind([kind]).select(model))  # the kinds are those of the adapted model as well
         torch.testing.assert_close(model.predict(x, t, condition), score, rtol=0, atol=1e-12)
         for name, parameter in model.named_parameters():
             if name in chosen:

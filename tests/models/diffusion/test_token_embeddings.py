@@ -49,7 +49,9 @@ def test_words_of_the_captions_make_the_tokenizer_of_data_and_model() -> None:
 def test_a_trained_model_is_known_by_the_words_it_took() -> None:
     """The same words in another order make the same tokenizer; a further word makes another."""
     config = TextUNet(words=None, **SMALL)
-    told = [config.told(drawings(captions)) for captions in (CAPTIONS, CAPTIONS[::-1], (*CAPTIONS[:2], "two flag"))]
+    told = [
+        config.conditioner(drawings(captions)) for captions in (CAPTIONS, CAPTIONS[::-1], (*CAPTIONS[:2], "two flag"))
+    ]
     assert told[0].info() == told[1].info() != told[2].info()
     assert key(config, CAPTIONS) == key(config, CAPTIONS) != key(config, (*CAPTIONS[:2], "two flag"))
     assert key(config, CAPTIONS) != key(TextUNet(words=("a", "blue", "flag", "heart", "one", "red"), **SMALL), CAPTIONS)
@@ -58,5 +60,5 @@ def test_a_trained_model_is_known_by_the_words_it_took() -> None:
 def test_words_of_the_settings_say_all_of_themselves() -> None:
     """As before there was a choice: nothing but the hash of words and length stands in the key of a shipped model."""
     config = TextUNet()
-    told = config.told(ColouredDigits().load())
+    told = config.conditioner(ColouredDigits().load())
     assert told.info() == {"tokens": hashlib.sha256(repr((config.words, 8)).encode()).hexdigest()[:16]}

@@ -190,7 +190,7 @@ def test_nets_of_ones_own_are_tried_before_any_work(tmp_path: Path) -> None:
     shape = (4, 4, 4)
     tries = [
         (identity_net, "fails", "shape '\\[7, 7\\]' is invalid"),
-        (identity_net, "square", r"gives? one row an image"),
+        (identity_net, "square", r"gives? one row per image"),
         (identity_net, "counts", "no real numbers"),
         (perceptual_net, "fails", "2 batches"),
         (perceptual_net, "flat", "fails on 2 batches"),

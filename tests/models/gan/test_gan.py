@@ -20,7 +20,7 @@ from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.parameter_kinds import KINDS
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.wrapper import LatentGenerator
-from unlearn.models.scope import Kind
+from unlearn.models.scope import ByKind
 
 STREAM = Randomness(0, "test")
 IDS = torch.arange(4)
@@ -147,13 +147,13 @@ def test_kinds_of_parameters() -> None:
         f"generator.synthesis.{conv}.{part}" for conv in convs for part in ("weight", "bias")
     )
     assert len(kinds["to_rgb"]) == 2 * 4 and len(kinds["affine"]) == 5 * 2
-    assert Kind(["affine", "constant"]).select(model) == [
+    assert ByKind(["affine", "constant"]).select(model) == [
         name for name in names if name in kinds["affine"] + kinds["constant"]
     ]
     plain = small("dcgan")
     assert plain.parameter_kinds()["synthesis"] == [name for name, _ in plain.named_parameters()]
     with pytest.raises(RecipeError, match=r"'mapping'.*synthesis"):
-        Kind(["mapping"]).select(plain)
+        ByKind(["mapping"]).select(plain)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)

@@ -16,7 +16,7 @@ from unlearn.config.schema import Trainer
 from unlearn.core.errors import Interrupted
 from unlearn.core.optim import Optim
 from unlearn.models.lora import Lora
-from unlearn.models.scope import Kind, Scope
+from unlearn.models.scope import ByKind, Scope
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.gradient_ascent import GradientAscent
 from unlearn.objectives.common.training_loss import TrainingLoss
@@ -87,9 +87,9 @@ def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
 ) -> None:
     """With weight decay and momentum, which reach no tensor that is out of scope; nor is the target touched."""
     optim = Optim(name="adamw", steps=2, batch=3, lr=1e-3, weight_decay=0.1, ema=0.5)
-    module = small_job({"forget": {name: FORGET[name]}}, tmp_path, told, Kind(kinds), optim=optim)
+    module = small_job({"forget": {name: FORGET[name]}}, tmp_path, told, ByKind(kinds), optim=optim)
     start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
-    may_move = set(Kind(kinds).select(module.model))
+    may_move = set(ByKind(kinds).select(module.model))
     after = run(module, tmp_path)
     assert {key for key in start if not torch.equal(start[key], after[key])} == may_move
     assert 0 < len(may_move) < len(start) or kinds == ["denoiser"]

@@ -21,7 +21,7 @@ from unlearn.core.errors import Interrupted, RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.models.gan.wrapper import LatentGenerator
 from unlearn.models.lora import Lora
-from unlearn.models.scope import Kind, Saliency, Scope
+from unlearn.models.scope import ByKind, Saliency, Scope
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.ewc import EWC
 from unlearn.objectives.common.training_loss import TrainingLoss
@@ -55,9 +55,9 @@ def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
 ) -> None:
     """With weight decay and momentum, which reach no tensor that is out of scope; nor is the target touched."""
     optim = replace(OPTIM, name="adamw", weight_decay=0.1, ema=0.5)
-    module = small_job(CASES[name], tmp_path, scope=Kind(kinds), optim=optim)
+    module = small_job(CASES[name], tmp_path, scope=ByKind(kinds), optim=optim)
     start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
-    may_move = set(Kind(kinds).select(module.model))
+    may_move = set(ByKind(kinds).select(module.model))
     after = run(module, tmp_path / "run")
     assert {key for key in start if not torch.equal(start[key], after[key])} == may_move
     assert all(torch.equal(value, start[key]) for key, value in module.common.reference().named_parameters())
@@ -90,7 +90,7 @@ def test_guide_with_surgery_adapters_and_masks(scope: Scope, combine: Any, kind:
 @pytest.mark.parametrize("groups", [{"forget": GUIDE["forget"]}, GUIDE], ids=["alone", "with retain"])
 def test_a_loss_that_reaches_nothing_that_moves_is_refused_by_name(groups: Any, tmp_path: Path) -> None:
     """The images of given latents do not pass the mapping network, whatever the other loss reaches."""
-    module = small_job(groups, tmp_path, scope=Kind(["mapping"]))
+    module = small_job(groups, tmp_path, scope=ByKind(["mapping"]))
     with pytest.raises(RecipeError, match=r"forget=guide reaches none of .*: generator\.mapping"):
         run(module, tmp_path / "run")
     assert module.step_count == 0

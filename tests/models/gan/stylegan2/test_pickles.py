@@ -108,7 +108,7 @@ def test_networks_that_are_no_stylegan2_are_refused(tmp_path: Path, canary: Path
     told, _ = networks()
     told.mapping.embed = torch.nn.Linear(3, 8)
     write(path, {"G_ema": told}, 3, canary)
-    with pytest.raises(RecipeError, match="told a class"):
+    with pytest.raises(RecipeError, match="conditioned on a class"):
         read_networks(path)
 
 

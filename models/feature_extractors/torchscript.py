@@ -1,0 +1,94 @@
+"""A user's own networks as TorchScript files: reading them, and trying them on blank images before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.core.errors import RecipeError
+
+BLANK = 2
+"""Number of blank images that a network is tried on."""
+
+
+def metric_name(file: str | Path) -> str:
+    """Return a file's name without its ending as it stands in metric names: letters and digits, else underscores."""
+    return "".join(letter if letter.isalnum() else "_" for letter in Path(file).stem)
+
+
+def scripted(file: str, what: str) -> tuple[str, torch.jit.ScriptModule]:
+    """Return the hash of a TorchScript file and its frozen module; a changed file is read again.
+
+    Args:
+        file: its path.
+        what: its use, for the error message.
+
+    Raises:
+        RecipeError: there is no such file, or it is no TorchScript.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise RecipeError(f"No {what} is at {file}: there is no such file.")
+    return _scripted(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _scripted(path: Path, changed: int) -> tuple[str, torch.jit.ScriptModule]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # published nets are TorchScript all the same
+            network = torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise RecipeError(f"{path} is no TorchScript file ({error}).") from error
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return hashlib.sha256(path.read_bytes()).hexdigest(), network
+
+
+def answer(network: torch.jit.ScriptModule, shape: Sequence[int], what: str, batches: int = 1) -> tuple[int, ...]:
+    """Return the shape of a TorchScript module's output for ``BLANK`` blank images (C, H, W).
+
+    Args:
+        network: the module.
+        shape: (C, H, W).
+        what: its use and path, for the error message.
+        batches: number of batches that it takes as arguments.
+
+    Raises:
+        RecipeError: it fails on them, or does not return a floating-point tensor.
+    """
+    found = _answer(network, tuple(shape), batches)
+    if isinstance(found, str):
+        raise RecipeError(
+            f"The {what} fails on {batches} batch{'es' if batches > 1 else ''} of images {(BLANK, *shape)}: {found}. "
+            "Type another file."
+        )
+    return found
+
+
+@cache
+def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: int) -> tuple[int, ...] | str:
+    """Return a shape, or what went wrong in one line."""
+    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), None)
+    try:
+        with torch.no_grad():
+            found = network(*[torch.zeros(BLANK, *shape, dtype=torch.float32, device=place) for _ in range(batches)])
+    except Exception as error:  # a user's code may raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return next((line for line in lines if "Error" in line), lines[0] if lines else type(error).__name__)[:300]
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return f"it gives {type(found).__name__ if not isinstance(found, Tensor) else found.dtype}, no real numbers"
+    return tuple(found.shape)
+
+
+def on_device_of(network: Any, images: Tensor) -> Any:
+    """Move the network to the device of the images and return it."""
+    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), images.device)
+    return network if place == images.device else network.to(images.device)
