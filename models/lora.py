@@ -166,9 +166,10 @@ class Lora(Scope):
             (folder / "adapter").mkdir(exist_ok=True)
             model.write_adapter(Adapter(weights, self._config([*adapted])), folder / "adapter")
         for layer in own.values():
+            # the weight becomes W + scale B A
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         for name, layer in adapted.items():
-            layer.merge()
+            layer.merge()  # into the base layer, which then takes the adapter's place
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, layer.get_base_layer())
 
@@ -198,7 +199,7 @@ class LowRank(nn.Module):
         rows, columns = weight.shape[0], weight[0].numel()
         self.lora_A = nn.Parameter(weight.new_empty(rank, columns))
         self.lora_B = nn.Parameter(weight.new_zeros(rows, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does; B = 0 makes the first update zero
         self.scale, self.on = scale, True
 
     def forward(self, weight: Tensor) -> Tensor:

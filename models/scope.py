@@ -158,7 +158,7 @@ class Saliency(Scope):
         magnitudes = torch.cat([gradient.abs().reshape(-1) for gradient in gradients.values()])
         keep = max(1, round(self.share * len(magnitudes)))
         threshold = torch.kthvalue(magnitudes, len(magnitudes) - keep + 1).values
-        if threshold == 0:
+        if threshold == 0:  # fewer entries than asked for have a gradient: those, and not the ties at zero
             if not (magnitudes > 0).any():
                 raise RecipeError(
                     "scope=saliency: the forget loss has no gradient on any entry, so no mask can be made."

@@ -39,7 +39,7 @@ class NoiseSchedule(nn.Module):
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t of clean items and noise, both (B, C, H, W)."""
-        signal, scale = self.scales(t, x0)
+        signal, scale = self.scales(t, x0)  # Ho et al., DDPM, 2020, eq. 4
         return signal * x0 + scale * noise
 
     def denoised(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class NoiseSchedule(nn.Module):
         signal, noise = self.scales(t, x)
         if kind == "sample":  # x_t = signal x_0 + noise eps, solved for eps
             return (x - signal * raw) / noise
-        return signal * raw + noise * x  # velocity: Salimans and Ho 2022, appendix D
+        # velocity v = signal eps - noise x_0 (Salimans and Ho 2022, appendix D): signal v + noise x_t = eps
+        return signal * raw + noise * x
 
     def times(self, steps: int) -> Tensor:
         """Return the timesteps of a trajectory, (S,) int64, falling."""
@@ -78,7 +79,7 @@ class NoiseSchedule(nn.Module):
         Reference:
             Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 with sigma = 0. arXiv:2010.02502
         """
-        # the eps that it is given is already converted, whatever the network predicts
+        # eps is already converted, whatever the network predicts; the last step leads to abar = 1, the clean item
         scheduler = DDIMScheduler.from_config(
             self.config, prediction_type="epsilon", clip_sample=clip, set_alpha_to_one=True
         )

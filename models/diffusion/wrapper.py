@@ -21,13 +21,7 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
 from unlearn.models.diffusion.parameter_kinds import parameter_kinds
 from unlearn.models.diffusion.schedule import NoiseSchedule
-from unlearn.models.diffusion.serialization import (
-    ZEROS,
-    DiffusionParts,
-    read_parts,
-    write_adapter,
-    write_parts,
-)
+from unlearn.models.diffusion.serialization import ZEROS, DiffusionParts, read_parts, write_adapter, write_parts
 from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.guards.base import Steering, Steers
@@ -199,6 +193,7 @@ class Diffusion(Wrapper):
             return self.guard.steering(self, guidance)(PAST_WARMUP, x, t, condition)
         if guidance == 1:
             return self.predict(x, t, condition)
+        # g = 0 gives the unconditional score, g > 1 extrapolates (Ho and Salimans 2022, eq. 6, with w = g - 1)
         both = Condition.cat([self.encode(self.null(len(x))), self.encode(condition)])
         null, conditional = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
         return null + guidance * (conditional - null)
@@ -227,6 +222,7 @@ class Diffusion(Wrapper):
             return images
         with torch.no_grad():
             spread = self.vae.encode(images).latent_dist
+            # not spread.sample(), so that an item's noise depends on its id alone
             noise = randomness.child("autoencoder").normal(batch["id"], self.latent_shape, dtype)
             return (spread.mean + spread.std * noise) * self.vae.config.scaling_factor  # type: ignore[no-any-return]
 
@@ -234,6 +230,7 @@ class Diffusion(Wrapper):
         """Return clean items (B, C, H, W) as images (B, C, H, W) uint8."""
         if self.vae is not None:
             x0 = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
+        # [-1, 1] -> 0 ... levels - 1; NaN of a diverged model become black
         grey = ((x0 + 1) * (self.settings.levels - 1) / 2).round().clamp(0, self.settings.levels - 1)
         return torch.nan_to_num(grey).to(torch.uint8)
 
@@ -249,6 +246,7 @@ class Diffusion(Wrapper):
         given = self.condition(batch)
         dropped = randomness.child("drop").uniform(ids, ()) < self.settings.drop
         both = Condition.cat([given, self.null(len(ids))])
+        # row B + i of ``both`` is the null condition of item i
         rows = torch.arange(len(ids), device=ids.device) + dropped * len(ids)
         found = self.predict(self.noised(x0, noise, t), t, both[rows])
         return (found - noise).square().flatten(1).mean(dim=1)

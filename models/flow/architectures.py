@@ -109,7 +109,7 @@ def _glow(
         steps = [(ActNorm(channels), InvertibleConvolution(channels), kind(mask, net)) for _ in range(depth)]
         scale = transforms.CompositeTransform([Squeeze(factor), *chain.from_iterable(steps)])
         rest = multiscale.add_transform(scale, (channels, rows, columns))
-        channels = channels if rest is None else rest[0]
+        channels = channels if rest is None else rest[0]  # half of the channels leave as latents, but at the last scale
     transform = transforms.CompositeTransform([Logit(alpha), multiscale])
     return flows.Flow(transform, distributions.StandardNormal([math.prod(shape)]))
 

@@ -31,12 +31,14 @@ class Logit(transforms.Transform):  # type: ignore[misc]
         """Map x in [0, 1], (B, ...), to y and the log-determinant, (B,)."""
         p = self.alpha + (1 - 2 * self.alpha) * inputs
         log_p, log_q = torch.log(p), torch.log1p(-p)
+        # dy/dx = (1 - 2 alpha) / (p (1 - p))
         slope = math.log(1 - 2 * self.alpha) - log_p - log_q
         return log_p - log_q, slope.flatten(1).sum(dim=1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map y, (B, ...), back to x and the log-determinant, (B,)."""
         outputs = (torch.sigmoid(inputs) - self.alpha) / (1 - 2 * self.alpha)
+        # dx/dy = sigmoid(y) sigmoid(-y) / (1 - 2 alpha)
         slope = nn.functional.logsigmoid(inputs) + nn.functional.logsigmoid(-inputs) - math.log(1 - 2 * self.alpha)
         return outputs, slope.flatten(1).sum(dim=1)
 
@@ -51,7 +53,7 @@ class ActNorm(transforms.ActNorm):  # type: ignore[misc]
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale and shift each channel of (B, C) or (B, C, H, W)."""
         scale, shift = self._broadcastable_scale_shift(inputs)
-        area = math.prod(inputs.shape[2:])
+        area = math.prod(inputs.shape[2:])  # log |det| = H W sum over channels of log s
         return inputs * scale + shift, (area * self.log_scale.sum()).expand(len(inputs))
 
 
@@ -73,6 +75,7 @@ class InvertibleConvolution(transforms.OneByOneConvolution):  # type: ignore[mis
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mix the channels of (B, C, H, W)."""
         with torch.autocast(inputs.device.type, enabled=False):
+            # permuting the inputs is permuting the columns of the weight; log |det| = H W log |det W|
             weight = self.weight()[:, self.permutation._inverse_permutation]
             outputs = nn.functional.conv2d(inputs, weight[..., None, None], self.bias)
             return outputs, (inputs[0, 0].numel() * self.logabsdet()).expand(len(inputs))
@@ -83,6 +86,7 @@ class InvertibleConvolution(transforms.OneByOneConvolution):  # type: ignore[mis
         with torch.autocast(inputs.device.type, enabled=False):
             lower, upper = self._create_lower_upper()
             rows = (inputs.transpose(0, 1).reshape(channels, -1) - self.bias[:, None]).contiguous()
+            # W = L U, so W^-1 is two triangular solves
             rows = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
             rows = torch.linalg.solve_triangular(upper, rows, upper=True)
             outputs = rows.view(channels, batch, height, width).transpose(0, 1)
@@ -169,7 +173,7 @@ class CouplingNet(nn.Module):
             nn.ReLU(),
             last,
         )
-        for parameter in last.parameters():
+        for parameter in last.parameters():  # every coupling begins as a fixed map (Glow, section 3.3)
             nn.init.zeros_(parameter)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:

@@ -107,6 +107,7 @@ class Flow(Wrapper):
         inputs = self.dequantise(batch, randomness)
         if len(inputs) == 0:  # nflows cannot reshape an empty batch; this keeps the graph, with gradients of zero
             return self._density(inputs.new_full((1, *self.shape), 0.5))[:0]
+        # v = L y has the density p(v) = p(y) / L^M, and log P(x) >= E_u log p(x + u) by Jensen's inequality
         return self._density(inputs) - math.prod(self.shape) * math.log(self.levels or 1)
 
     def training_loss(self, batch: Batch, randomness: Randomness) -> Tensor:
@@ -128,6 +129,7 @@ class Flow(Wrapper):
             )
         if self.levels is None:
             return batch["vector"].to(self._dtype)
+        # the noise fills the cell of a grey level; a density of bare levels could grow without bound at each of them
         noise = randomness.child("dequantise").uniform(batch["id"], self.shape, self._dtype)
         return (batch["image"].to(self._dtype) + noise) / self.levels
 
@@ -139,6 +141,7 @@ class Flow(Wrapper):
             return {"id": ids, "vector": outputs}
         outside = ((outputs < 0) | (outputs >= 1)).flatten(1).any(dim=1).sum()
         log.debug("%d of %d samples had values outside the grey levels, and were clamped", outside, len(ids))
+        # floor undoes the dequantisation; a diverged flow's NaN become black
         grey = torch.floor(outputs * self.levels).clamp(0, self.levels - 1)
         return {"id": ids, "image": torch.nan_to_num(grey).to(torch.uint8)}
 
@@ -277,6 +280,7 @@ def _set_from_data(layer: nn.Module, args: tuple[Any, ...]) -> None:
     rows = args[0].transpose(0, 1).flatten(1)
     mean, deviation = rows.mean(dim=1), rows.std(dim=1, correction=0)
     constant = ~(deviation > 1e-6)
+    # y = exp(s) (x - mean) with s = -log(deviation); log_scale is s, and shift is -mean exp(s)
     log_scale = -torch.log(torch.where(constant, torch.ones_like(deviation), deviation))
     layer.log_scale.copy_(log_scale)  # type: ignore[operator]
     layer.shift.copy_(-mean * log_scale.exp())  # type: ignore[operator]

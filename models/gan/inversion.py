@@ -94,6 +94,7 @@ class Inversion:
                     noisy = w + deviation * randomness.child("explore").at(step).normal(ids, shape, w.dtype)
                 loss = self.loss(model, noisy, images, distance)
                 losses.append(loss.detach())
+                # the gradient of the sum is each image's own; unlike backward() it leaves the model's gradients alone
                 (w.grad,) = torch.autograd.grad(loss.sum(), w)
                 optimizer.param_groups[0]["lr"] = self.rate(step)
                 optimizer.step()

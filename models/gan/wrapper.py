@@ -171,6 +171,7 @@ class LatentGenerator(Wrapper):
 
     def images(self, x: Tensor) -> Tensor:
         """Return images in [-1, 1] as grey levels, (B, C, H, W) uint8."""
+        # [-1, 1] -> 0 ... levels - 1; NaN of a diverged model become black
         grey = ((x + 1) * (self.levels - 1) / 2).round().clamp(0, self.levels - 1)
         return torch.nan_to_num(grey).to(torch.uint8)
 
@@ -213,6 +214,7 @@ class LatentGenerator(Wrapper):
         stream = randomness.child("mixing")
         other = self.generator.broadcast(self.mapping(self.latent(ids, stream)))
         first = 1 + stream.child("layer").integers(ids, self.num_ws - 1, ())
+        # first = num_ws: no layer takes the second w
         first = torch.where(stream.child("share").uniform(ids, ()) < self.mixing, first, self.num_ws)
         layer = torch.arange(self.num_ws, device=ws.device)
         return torch.where((layer < first[:, None])[:, :, None], ws, other)
@@ -249,6 +251,7 @@ class LatentGenerator(Wrapper):
         ids = batch["id"]
         penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
         ws = self.mixed(ids, randomness)
+        # -log sigmoid(D) = softplus(-D); the weight is 8 gamma, as 7 of 8 steps go without the penalty
         if penalised and not ws.requires_grad:  # the mapping network is frozen
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
@@ -274,6 +277,7 @@ class LatentGenerator(Wrapper):
         """
         height, width = drawn.shape[-2:]
         noise = randomness.child("paths").normal(ids, tuple(drawn.shape[1:]), drawn.dtype)
+        # J^T y is the gradient of <G(w), y>: one backward pass, and no Jacobian; items do not depend on one another
         total = (drawn * noise).sum() / math.sqrt(height * width)
         (slope,) = torch.autograd.grad(total, ws, create_graph=True)
         lengths: Tensor = slope.square().sum(dim=2).mean(dim=1).sqrt()
@@ -295,6 +299,7 @@ class LatentGenerator(Wrapper):
         penalised = self.r1 > 0 and randomness.step % LAZY == 0 and torch.is_grad_enabled()
         real = self.pixels(batch).requires_grad_(penalised)
         logits: Tensor = adversary(self.shown(real, ids, randomness.child("real"), augmented))
+        # -log sigmoid(l) = softplus(-l), and -log(1 - sigmoid(l)) = softplus(l)
         loss: Tensor = softplus(-logits) + softplus(adversary(drawn))
         if penalised:
             (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)

@@ -110,6 +110,7 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             use_cache=use_cache,
         ).last_hidden_state
+        # 0 keeps all positions, as slice(-0, None) is slice(0, None)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(logits=CombinedHead(self)(states[:, kept]), past_key_values=past_key_values)
 
@@ -139,6 +140,7 @@ def _split(cache: Cache | None, first: int, both: int) -> tuple[Cache | None, Ca
     """Return the part of a cache that each model writes its layers to."""
     if cache is None:
         return None, None
+    # generation passes an empty cache at first; both parts share the list, so that what they append is kept
     while len(cache.layers) < both:
         cache.layers.append(DynamicLayer())
     return Cache(layers=cache.layers[:first]), Cache(layers=cache.layers[first:both])

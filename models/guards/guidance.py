@@ -60,7 +60,7 @@ class NegativeGuidance(Guard[Guidable]):
 
         def steer(number: int, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             fixed, conditional = scores(x, t, condition)
-            unsafe = fixed.mean(dim=0)
+            unsafe = fixed.mean(dim=0)  # eps(c_f)
             return unsafe + guidance * (conditional - unsafe)
 
         return steer
@@ -142,10 +142,11 @@ class SafeLatentDiffusion(Guard[Guidable]):
             nonlocal momentum
             fixed, conditional = scores(x, t, condition)
             empty, unsafe = fixed[0], fixed[1:].mean(dim=0)
-            apart = conditional - unsafe
+            apart = conditional - unsafe  # below lambda, the prompt leads towards the concept
             size = scale * apart.abs()
             bounded = size.clamp(max=1.0) if self.bound == "above" else size.clamp(min=1.0)
             mu = torch.where(apart < threshold, bounded, 0.0)
+            # nu_0 = 0, and nu is updated during warm-up too, though gamma is not applied then
             gamma = mu * (unsafe - empty) + momentum_scale * momentum
             momentum = beta * momentum + (1 - beta) * gamma
             return empty + guidance * (conditional - empty - (gamma if number >= warmup else 0.0))

@@ -100,7 +100,7 @@ class Language(Wrapper):
     def answer_states(self, batch: Batch) -> Tensor:
         """Return the last hidden states before each answer token, (N, D)."""
         states: Tensor = self.model.base_model(input_ids=batch["tokens"], use_cache=False).last_hidden_state
-        return states[:, :-1][batch["answer"][:, 1:]]
+        return states[:, :-1][batch["answer"][:, 1:]]  # the state at position t - 1 predicts token t
 
     def head(self) -> nn.Module:
         """Return the output layer, last hidden states (N, D) to logits (N, V)."""
@@ -109,6 +109,7 @@ class Language(Wrapper):
     def answers(self, batch: Batch) -> Answers:
         """Return the logits at the answer tokens, in single precision or better."""
         logits = self.head()(self.answer_states(batch))
+        # both masks run row by row, so that logits, targets and rows are in one order
         row, _ = batch["answer"].nonzero(as_tuple=True)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return Answers(wide, batch["tokens"][batch["answer"]], row, len(batch["tokens"]))
@@ -156,6 +157,7 @@ class Language(Wrapper):
 
         The model's own generation settings (beams, penalties) are ignored.
         """
+        # generation appends on the right, so the padding goes to the left
         tokens, mask = _padded_left(batch["tokens"], batch["mask"])
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=self.ends, use_cache=True
@@ -168,6 +170,7 @@ class Language(Wrapper):
         finally:
             self.model.generation_config = own
         new = whole[:, tokens.shape[1] :]
+        # from the first end token on, padding included
         ended = torch.isin(new, torch.tensor(self.ends, device=new.device)).cumsum(dim=1) > 0
         result = torch.full((len(tokens), new_tokens), -1, dtype=torch.int64, device=tokens.device)
         result[:, : new.shape[1]] = new.masked_fill(ended, -1)

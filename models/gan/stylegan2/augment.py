@@ -190,7 +190,9 @@ def blitted(draws: Draws, side: int) -> Tensor:
 
 def moved_about(draws: Draws, side: int) -> Tensor:
     """Return where places come from, as ``blitted`` does, under a scaling, a turn, a stretching, a turn, a shift."""
-    apart = Draws(draws.ids, draws.randomness, 1 - math.sqrt(1 - draws.p), draws.dtype)  # p that either turns
+    # each of two turns has p_rot with 1 - (1 - p_rot)^2 = p, so that one or both are made with probability p
+    apart = Draws(draws.ids, draws.randomness, 1 - math.sqrt(1 - draws.p), draws.dtype)
+    # factors are log-normal; the sign is that of the inverse, as matrices map places back to where they come from
     scale, wide = (torch.exp2(-0.2 * draws.normal(name)) for name in ("scale", "stretch"))
     first, second = (math.pi * apart.uniform(name) for name in ("turn", "second turn"))
     before, after = (turn(angle.cos(), angle.sin()) for angle in (first, second))
@@ -210,6 +212,7 @@ def sources(matrix: Tensor, places: Tensor, side: int) -> tuple[Tensor, Tensor]:
     centre, last = (side - 1) / 2, side - 1
     grid = torch.stack([x.flatten() - centre, y.flatten() - centre, torch.ones_like(x).flatten()])
     found = (matrix @ grid)[:, :2] + centre
+    # a triangle wave of period 2 (side - 1) mirrors at the ends without repeating the outermost pixel
     found = last - (found.remainder(2 * last) - last).abs()
     return found[:, :1], found[:, 1:]
 
@@ -228,6 +231,8 @@ def resampled(images: Tensor, source: Tensor) -> Tensor:
     """
     side, taps = images.shape[-1], torch.tensor(SYM6, dtype=images.dtype, device=images.device)
     kernel = torch.outer(taps, taps)[None, None]
+    # the taps sum to sqrt(2) and the kernel to 2: twice that is the gain of 4 that zero insertion asks for,
+    # and half of it the mean when every second value is kept
     padded = F.pad(images, (MARGIN,) * 4, mode="reflect").flatten(0, 1)[:, None]
     fine = F.conv_transpose2d(padded, 2 * kernel, stride=2).unflatten(0, images.shape[:2]).squeeze(2)
     wanted = torch.arange(2 * side + len(SYM6) - 2, dtype=images.dtype, device=images.device)
@@ -276,4 +281,5 @@ def colours(contrast: Tensor, sign: Tensor, hue: Tensor, saturation: Tensor, cha
     if channels == 3:  # Rodrigues' formula
         cross = hue.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
         turned = hue.cos() * rest + hue.sin() * cross
+    # along v the image is mirrored by I - 2 v v^T or left, across v turned and saturated
     return contrast * ((1 - 2 * sign) * grey + saturation * turned)

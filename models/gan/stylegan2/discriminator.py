@@ -29,7 +29,7 @@ def with_spread(x: Tensor, group: int) -> Tensor:
         Karras et al., Progressive Growing of GANs, 2018, section 3. arXiv:1710.10196
     """
     size = next(n for n in range(min(group, len(x)), 0, -1) if len(x) % n == 0)
-    rows = x.reshape(size, -1, *x.shape[1:])
+    rows = x.reshape(size, -1, *x.shape[1:])  # (items of a group, groups, C, H, W)
     rows = rows if rows.dtype == torch.float64 else rows.float()
     deviation = (rows.var(dim=0, correction=0) + EPSILON).sqrt().mean(dim=(1, 2, 3))  # one per group
     channel = deviation.to(x.dtype).repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])

@@ -122,15 +122,16 @@ class StyledConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, w_dim: int, side: int, up: bool, clamp: float | None) -> None:
         super().__init__()
         self.up, self.clamp = up, clamp
-        self.affine = Linear(w_dim, inputs, bias=1.0)
+        self.affine = Linear(w_dim, inputs, bias=1.0)  # styles begin around 1
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.noise_strength = nn.Parameter(torch.zeros(()))  # noise is learnt, and absent at first
         self.register_buffer("noise_const", torch.randn(side, side))
         self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, fused: bool) -> Tensor:
         """Map x (B, C, H, W) to (B, D, side, side) given w (B, w_dim); noise of shape (side, side) or one per item."""
+        # the leaky rectifier r is positively homogeneous: g r(a + b) = r(g a + g b), so the gain goes to each summand
         up = self.resample_filter if self.up else None
         x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused, gain=GAIN)
         if noise is not None:
@@ -157,6 +158,7 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, fused: bool) -> Tensor:
         """Map x (B, C, H, W) to (B, channels, H, W) given w (B, w_dim)."""
+        # without demodulation nothing cancels the weight's scale, so the equalised learning rate is in the styles
         styles = self.affine(w) / math.sqrt(self.weight[0].numel())
         x = modulated_conv(x, self.weight, styles, demodulate=False, fused=fused)
         return activated(x + self.bias.to(x.dtype)[:, None, None], "linear", clamp=self.clamp)
@@ -251,7 +253,7 @@ class Synthesis(nn.Module):
         fused = ws.is_cuda or len(ws) == 1 if self.fused is None else self.fused
         x: Tensor | None = None
         image: Tensor | None = None
-        start, used = 0, 0
+        start, used = 0, 0  # the ws of two levels overlap by one, their noise does not
         for level in self.levels():
             convs = level.convs()
             own: list[Tensor | None] = [None] * len(convs)

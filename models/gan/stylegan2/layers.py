@@ -43,6 +43,7 @@ def filtered(x: Tensor, kernel: Tensor, padding: int, stride: int = 1, gain: flo
     Returns:
         (B, C, (H + 2 padding - T) // stride + 1, ...).
     """
+    # conv2d correlates; flipping the kernel makes it a convolution
     weight = (kernel.flip(0, 1) * gain).to(x.dtype).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
 
@@ -57,6 +58,7 @@ def upsampled(x: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         (B, C, 2 H, 2 W).
     """
+    # three of four values are zeros after the insertion, hence the gain of 4
     weight = (kernel * 4).to(x.dtype).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
@@ -119,6 +121,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D) to (B, E)."""
+        # He's constant 1 / sqrt(fan-in) is applied here, not at initialisation: all weights then have the same range,
+        # and Adam, whose steps do not depend on the size of the gradient, trains all layers at the same relative rate
         scale = self.lr / math.sqrt(self.weight.shape[1])
         return activated(F.linear(x, self.weight * scale, self.bias * self.lr), self.activation)
 
@@ -183,6 +187,7 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
         weight: (D, C, k, k).
         styles: (B, C).
     """
+    # for independent inputs of variance 1 the output then has variance 1 as well
     with torch.autocast(weight.device.type, enabled=False):
         weight, styles = _exact(weight), _exact(styles)
         return (styles.square() @ weight.square().sum(dim=(2, 3)).T + EPSILON).rsqrt()
@@ -226,6 +231,7 @@ def modulated_conv(
         out = _convolved(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), up)
         return out if scale is None else out * scale.to(out.dtype)[:, :, None, None]
     batch, _, height, width = x.shape
+    # items become groups of one convolution: (1, B C, H, W) with (B D, C, k, k)
     own = weight * styles[:, None, :, None, None].to(weight.dtype)  # (B, D, C, k, k)
     if scale is not None:
         own = own * scale.to(weight.dtype)[:, :, None, None, None]
