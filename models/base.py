@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
@@ -133,6 +133,18 @@ class ModelConfig(ABC):
     @abstractmethod
     def build(self, info: dict[str, Any], randomness: Randomness) -> Wrapper:
         """Build the untrained model for data described by ``info`` (see Dataset.info)."""
+
+
+REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."
+"""Ends the message on a broken model folder."""
+
+
+def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return a network's weights as a file takes them; floating-point ones in ``dtype``, by default their own."""
+    return {
+        name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearn.models.gan.stylegan2.augment import Augment
+    from unlearn.models.gan.stylegan2.generator import Noise
     from unlearn.models.language.tokenization import TextEncoder
 
 M = TypeVar("M", default=Any)
@@ -226,13 +227,13 @@ class HasLatents(Model, Protocol):
     def mapping(self, z: Tensor) -> Tensor:
         """Map z to w, (B, w_dim)."""
 
-    def synthesis(self, w: Tensor, noise: Any = "const") -> Tensor:
+    def synthesis(self, w: Tensor, noise: Noise = "const") -> Tensor:
         """Map w, (B, w_dim) or one per layer (B, num_ws, w_dim), to images (B, C, H, W) in about [-1, 1]."""
 
-    def features(self, w: Tensor, noise: Any = "const") -> Tensor:
+    def features(self, w: Tensor, noise: Noise = "const") -> Tensor:
         """Return the last features, (B, D, h, w), that become the images of w."""
 
-    def both(self, w: Tensor, noise: Any = "const") -> tuple[Tensor, Tensor]:
+    def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return the images and the last features from one forward pass."""
 
     def images(self, x: Tensor) -> Tensor:
@@ -305,6 +306,10 @@ class ImageGenerator(HasLatents, Protocol):
     @property
     def w_avg(self) -> Tensor:
         """Mean of w, (w_dim,)."""
+
+    @property
+    def w_dim(self) -> int:
+        """Number of dimensions of w."""
 
     @property
     def num_ws(self) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
@@ -124,8 +123,7 @@ class Lora(Scope):
                 f"({kind.__module__}.{kind.__qualname__}{more}). Drop keep_adapter; "
                 "python -m unlearn.delta save RUN FILE keeps what the run changed as one file."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("adapter").generator().initial_seed())
+        with randomness.child("adapter").seeding():
             if known:
                 inject_adapter_in_model(self._config(known), model)
             for name in chosen:

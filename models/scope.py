@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -167,11 +167,10 @@ class Saliency(Scope):
         return {name: gradient.abs() >= threshold for name, gradient in gradients.items()}
 
 
-def trainable(model: Any) -> list[str]:
+def trainable(model: nn.Module) -> list[str]:
     """Return the names of the parameters that a loss can reach: those that the wrapper names, or all."""
-    if hasattr(model, "trainable"):
-        return model.trainable()  # type: ignore[no-any-return]
-    return [name for name, _ in model.named_parameters()]
+    named: Callable[[], list[str]] | None = getattr(model, "trainable", None)
+    return named() if named else [name for name, _ in model.named_parameters()]
 
 
 class HeldEntries:
@@ -189,7 +188,7 @@ class HeldEntries:
             parameter[held] = values
 
 
-def names_of_kinds(model: Any, kinds: Sequence[str]) -> list[str]:
+def names_of_kinds(model: nn.Module, kinds: Sequence[str]) -> list[str]:
     """Return the names of the parameters of the given kinds, in the model's order.
 
     A kind of layer stands for the parameters directly inside such layers.
@@ -198,7 +197,7 @@ def names_of_kinds(model: Any, kinds: Sequence[str]) -> list[str]:
         RecipeError: a kind is unknown, a kind that the wrapper names has no parameter, or none of all kinds has.
     """
     layers = {**KINDS, **getattr(model, "layer_kinds", {})}
-    named: dict[str, list[str]] = model.parameter_kinds() if hasattr(model, "parameter_kinds") else {}
+    named: dict[str, list[str]] = getattr(model, "parameter_kinds", dict)()
     chosen: set[str] = set()
     for kind in kinds:
         if kind in named:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -137,8 +136,7 @@ class NewDiffusionConfig(DiffusionConfig):
                 "A new diffusion model is trained on images; the data has prompts alone. Give images, "
                 "or a trained one: model.pretrained=FOLDER."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+        with randomness.child("weights").seeding():
             return self.network(info)
 
     def network(self, info: dict[str, Any]) -> Diffusion:

@@ -13,11 +13,11 @@ from unlearn.models.conditioning import Condition
 Denoiser = UNet2DConditionModel | UNet2DModel | DiTTransformer2DModel
 
 
-def call_denoiser(network: Any, x: Tensor, t: Tensor, condition: Condition, sides: Sequence[int]) -> Tensor:
+def call_denoiser(network: Denoiser, x: Tensor, t: Tensor, condition: Condition, sides: Sequence[int]) -> Tensor:
     """Return what a network predicts of x_t, (B, C, H, W).
 
     Args:
-        network: a ``Denoiser``.
+        network: predicts the noise, the clean image or the velocity.
         x: x_t, (B, C, H, W).
         t: timesteps, (B,) int64.
         condition: B encoded conditions.

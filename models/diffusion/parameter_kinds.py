@@ -10,6 +10,8 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from unlearn.models.diffusion.text_encoder import TextSide
+
 KINDS = (
     "cross_attention",
     "cross_attention_kv",
@@ -26,14 +28,16 @@ KINDS = (
 """Kinds of parameters that a recipe's ``scope.kinds`` may name, besides the kinds of layer that every model has."""
 
 
-def parameter_kinds(model: Any) -> dict[str, list[str]]:
+def parameter_kinds(model: nn.Module, denoiser: nn.Module, text: TextSide | None) -> dict[str, list[str]]:
     """Return the names of the parameters of each kind, in the model's order; a kind that is not there is empty.
 
     Args:
-        model: with parts ``denoiser`` and ``text`` (or None).
+        model: has the parts ``denoiser`` and ``text``.
+        denoiser: see ``Diffusion``.
+        text: see ``Diffusion``.
     """
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    for name, kind in (*_of_denoiser(model.denoiser), *(_of_text(model.text) if model.text is not None else ())):
+    for name, kind in (*_of_denoiser(denoiser), *(_of_text(text) if text is not None else ())):
         found[kind].add(name)
     found["not_cross_attention"] = found["denoiser"] - found["cross_attention"]
     order = [name for name, _ in model.named_parameters()]
@@ -58,8 +62,9 @@ def _of_denoiser(denoiser: nn.Module) -> Iterator[tuple[str, str]]:
                 yield name, "feed_forward"
 
 
-def _of_text(text: Any) -> Iterator[tuple[str, str]]:
+def _of_text(text: TextSide) -> Iterator[tuple[str, str]]:
     """Yield (name, kind), without the last layer of SDXL's first encoder, which it does not use."""
+    encoder: Any
     for index, encoder in enumerate(text.encoders):
         used = encoder.config.num_hidden_layers - (1 if index + 1 < len(text.encoders) else 0)
         for name, _ in encoder.named_parameters(prefix=f"text.encoders.{index}"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 PREDICTED = ("epsilon", "sample", "v_prediction")
@@ -23,7 +22,7 @@ class NoiseSchedule(nn.Module):
     alphas: Tensor
     """abar_t, (T,)."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: DDPMScheduler) -> None:
         super().__init__()
         if scheduler.config.prediction_type not in PREDICTED:
             raise ValueError(

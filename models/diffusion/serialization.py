@@ -93,7 +93,7 @@ class DiffusionParts:
     """
 
     denoiser: Denoiser
-    scheduler: Any
+    scheduler: DDPMScheduler
     settings: DiffusionSettings
     text: TextSide | None = None
     vae: nn.Module | None = None

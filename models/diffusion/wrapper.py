@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
@@ -52,13 +53,14 @@ class Diffusion(Wrapper):
     family: ClassVar[str] = "diffusion"
 
     denoiser: Any
+    text: TextSide | None
     vae: Any
     settings: DiffusionSettings
 
     def __init__(
         self,
         denoiser: Denoiser,
-        scheduler: Any,
+        scheduler: DDPMScheduler,
         settings: DiffusionSettings,
         text: TextSide | None = None,
         vae: nn.Module | None = None,
@@ -310,7 +312,7 @@ class Diffusion(Wrapper):
 
     def parameter_kinds(self) -> dict[str, list[str]]:
         """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
-        return parameter_kinds(self)
+        return parameter_kinds(self, self.denoiser, self.text)
 
     def trainable(self) -> list[str]:
         """Return the names of the parameters that a loss can reach; every method freezes the autoencoder."""

@@ -201,7 +201,7 @@ class ScriptedFeatures:
 
     name: str
     levels: int
-    network: Any
+    network: torch.jit.ScriptModule
     sha256: str
 
     @property

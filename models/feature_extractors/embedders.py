@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
+from unlearn.models.feature_extractors.base import Network
 from unlearn.models.feature_extractors.classifiers import PACKAGED, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
 from unlearn.models.feature_extractors.networks import FACE_NETS, Stages, accepted_shape, find_network, is_face
@@ -32,7 +33,7 @@ class Embedder:
 
     name: str
     sha256: str
-    network: Any
+    network: Network | torch.jit.ScriptModule
     metric: Literal["l2", "cosine"]
 
     @property
@@ -46,12 +47,10 @@ class Embedder:
         The net is moved to the device of the images, and computes in single precision.
         """
         network = on_device_of(self.network, images)
-        found: Tensor
         if isinstance(network, torch.jit.ScriptModule):
-            found = network(images.float())
+            found: Tensor = network(images.float())
             return found
-        found = network.embed(network.layers(images.float()))
-        return found
+        return network.embed(network.layers(images.float()))
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances, (B,), between embeddings (B, D); the gradient is 0 where they are equal."""
@@ -81,7 +80,7 @@ class Perceptual:
 
     name: str
     sha256: str
-    network: Any
+    network: Network | torch.jit.ScriptModule
 
     @property
     def detector(self) -> dict[str, str]:
@@ -97,7 +96,7 @@ class Perceptual:
         network = on_device_of(self.network, images)
         if isinstance(network, torch.jit.ScriptModule):
             return [images.float()]
-        return self.of_layers(self.network.layers(images.float()))
+        return self.of_layers(network.layers(images.float()))
 
     def of_layers(self, layers: Sequence[Tensor]) -> list[Tensor]:
         """Return what ``between`` compares, of features that ``network.layers`` gave."""

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlearn.models.feature_extractors.base import Network
+
 
 class Convolution(nn.Module):
     """A convolution with frozen weights.
@@ -34,7 +36,7 @@ class Convolution(nn.Module):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
 
 
-class DlibFace(nn.Module):
+class DlibFace(Network):
     """dlib's face embedder: a residual net of 29 convolutions, 128 values per face.
 
     Two images of one person lie within about 0.6 of each other (Euclidean), two of different persons further apart,
@@ -99,7 +101,7 @@ class DlibFace(nn.Module):
         return F.relu(y + x)
 
 
-class MobileFace(nn.Module):
+class MobileFace(Network):
     """A MobileNet that was trained to recognise faces, 1,024 values per face, with heads for gender and age.
 
     The heads were trained on top of the frozen recogniser. Embeddings of one person point in nearly the same direction;

@@ -6,29 +6,21 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.models.feature_extractors.base import Network
 from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, SmallNet, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
 from unlearn.models.feature_extractors.tensorflow_js import stored_values
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 
-class Network(Protocol):
-    """A frozen net with features per layer."""
-
-    def layers(self, images: Tensor) -> list[Tensor]:
-        """Return the features (B, D, h, w) of a few layers, of images (B, C, H, W) in [-1, 1]."""
-
-    def embed(self, layers: list[Tensor]) -> Tensor:
-        """Return the embedding (B, D) that ``layers`` lead to, without computing them again."""
-
-
-class Stages(nn.Module):
+class Stages(Network):
     """A small classifier as a ``Network``: the features before each pooling, and the last D.
 
     Args:
@@ -39,8 +31,8 @@ class Stages(nn.Module):
         super().__init__()
         self.net = net
 
+    @override
     def layers(self, images: Tensor) -> list[Tensor]:
-        """Return the features before each pooling."""
         found, x = [], images
         for layer in self.net.body:
             if isinstance(layer, nn.MaxPool2d):
@@ -60,7 +52,9 @@ class Stages(nn.Module):
         return F.relu(x)
 
 
-def find_network(name: str | None, shape: tuple[int, ...], what: str) -> tuple[str, str, Any]:
+def find_network(
+    name: str | None, shape: tuple[int, ...], what: str
+) -> tuple[str, str, Network | torch.jit.ScriptModule]:
     """Return name, hash and network; ``what`` names its use in error messages."""
     if name is None:
         name = next((net for net, takes in PACKAGED.items() if takes == shape), None)
@@ -100,7 +94,7 @@ def accepted_shape(name: str, what: str) -> tuple[int, ...]:
 LEAST = 32
 """Smallest side of a face in pixels."""
 
-FACE_NETS: dict[str, Callable[[dict[str, Tensor]], nn.Module]] = {"dlib_face": DlibFace, "mobile_face": MobileFace}
+FACE_NETS: dict[str, Callable[[dict[str, Tensor]], Network]] = {"dlib_face": DlibFace, "mobile_face": MobileFace}
 """Packaged nets of faces, and their constructors from weights."""
 
 
@@ -115,7 +109,7 @@ def _packaged() -> str:
 
 
 @cache
-def _face_net(name: str) -> tuple[str, nn.Module]:
+def _face_net(name: str) -> tuple[str, Network]:
     folder = ASSETS / name
     files = sorted(folder.glob("weights_*.safetensors"))
     content = hashlib.sha256()

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
+
+N = TypeVar("N", bound=nn.Module)
 
 BLANK = 2
 """Number of blank images that a network is tried on."""
@@ -88,7 +90,7 @@ def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: in
     return tuple(found.shape)
 
 
-def on_device_of(network: Any, images: Tensor) -> Any:
+def on_device_of(network: N, images: Tensor) -> N:
     """Move the network to the device of the images and return it."""
     place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), images.device)
     return network if place == images.device else network.to(images.device)

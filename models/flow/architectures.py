@@ -53,8 +53,7 @@ def build_flow(
     if kind not in ARCHITECTURES:
         raise RecipeError(f"unknown kind {kind!r}. {did_you_mean(kind, ARCHITECTURES)}")
     check_settings(settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.child("weights").generator().initial_seed())
+    with randomness.child("weights").seeding():
         own = {name: value for name, value in settings.items() if name != "temperature"}
         return ARCHITECTURES[kind](shape, levels, **own)
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import Wrapper
+from unlearn.models.base import REMEDY, Wrapper, stored_weights
 from unlearn.models.flow.architectures import build_flow
 from unlearn.models.likelihood import bits_per_dim
 
@@ -202,10 +202,7 @@ class Flow(Wrapper):
             folder: where.
             dtype: precision of the stored weights, e.g. torch.float16; by default as they are.
         """
-        weights = {
-            name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
-            for name, value in self.flow.state_dict().items()
-        }
+        weights = stored_weights(self.flow, dtype)
         about = self.description or {"kind": "wrapped", "shape": list(self.shape), "levels": self.levels}
         folder = Path(folder)
         (folder / "model.safetensors").write_bytes(save(weights))
@@ -229,7 +226,7 @@ class Flow(Wrapper):
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise RecipeError(f"{path} does not describe a flow ({error}). {_REMEDY}") from error
+            raise RecipeError(f"{path} does not describe a flow ({error}). {REMEDY}") from error
         return cls(flow, shape, levels, temperature, about).load_weights(folder)
 
     def load_weights(self, folder: Path | str) -> Self:
@@ -238,29 +235,26 @@ class Flow(Wrapper):
         try:
             weights = load_file(path)
         except FileNotFoundError as error:
-            raise RecipeError(f"{path} is missing. {_REMEDY}") from error
+            raise RecipeError(f"{path} is missing. {REMEDY}") from error
         except (SafetensorError, OSError) as error:
-            raise RecipeError(f"{path} cannot be read ({error}). {_REMEDY}") from error
+            raise RecipeError(f"{path} cannot be read ({error}). {REMEDY}") from error
         if problem := _misfit(weights, self.flow.state_dict()):
-            raise RecipeError(f"{path} does not fit the flow: {problem}. {_REMEDY}")
+            raise RecipeError(f"{path} does not fit the flow: {problem}. {REMEDY}")
         if any(value.dtype == torch.float64 for value in weights.values()):
             self.double()
         self.flow.load_state_dict(weights)
         return self
 
 
-_REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"{path} is missing: the folder holds no flow. {_REMEDY}") from error
+        raise RecipeError(f"{path} is missing: the folder holds no flow. {REMEDY}") from error
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read ({error}). {_REMEDY}") from error
+        raise RecipeError(f"{path} cannot be read ({error}). {REMEDY}") from error
     if not isinstance(found, dict):
-        raise RecipeError(f"{path} holds {type(found).__name__} instead of a mapping. {_REMEDY}")
+        raise RecipeError(f"{path} holds {type(found).__name__} instead of a mapping. {REMEDY}")
     return found
 
 

@@ -146,8 +146,7 @@ class StyleGAN2(GanConfig):
                 f"model=stylegan2 makes square images whose side is a power of 2, at least 8; the data has "
                 f"{height} x {width} pixels. Type data.size=32, say."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+        with randomness.child("weights").seeding():
             generator = Generator(self.shape(height, channels))
         truncation = 1.0 if self.truncation is None else self.truncation
         return self._penalised(LatentGenerator(generator, info["levels"], truncation, fresh=True))

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from unlearn.models.gan.stylegan2.generator import Noise
+
 
 class DCGAN(nn.Module):
     """Five transposed convolutions from a latent to an image of 64 pixels.
@@ -57,7 +59,7 @@ class DCGAN(nn.Module):
         """Return psi w, (B, 1, z_dim)."""
         return self.broadcast(w) * psi
 
-    def synthesis(self, ws: Tensor, noise: Any = "const") -> tuple[Tensor, Tensor]:
+    def synthesis(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return images (B, C, 64, 64) in [-1, 1] and the last features (B, width, 32, 32); it has no noise."""
         features = self.main[:-2](ws[:, 0, :, None, None])
         return cast(Tensor, self.main[-2:](features)), features

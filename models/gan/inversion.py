@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
+from unlearn.models.capabilities import ImageGenerator
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of images (B, C, H, W) in [-1, 1] to others, (B,), with gradient."""
@@ -67,14 +68,19 @@ class Inversion:
         above(self, lr=0)
 
     def __call__(
-        self, model: Any, images: Tensor, ids: Tensor, randomness: Randomness, distance: Distance | None = None
+        self,
+        model: ImageGenerator,
+        images: Tensor,
+        ids: Tensor,
+        randomness: Randomness,
+        distance: Distance | None = None,
     ) -> Inverted:
         """Return the latents of images (B, C, H, W) in [-1, 1].
 
         Each image is inverted as if it were alone. The model is not changed.
 
         Args:
-            model: that has latents (unlearn.models.base.HasLatents).
+            model: a GAN.
             images: what to find.
             ids: of the exploring noise, (B,) int64.
             randomness: of the exploring noise.
@@ -108,14 +114,14 @@ class Inversion:
         fall = min(1.0, (1 - done) / 0.25)
         return self.lr * (1 - math.cos(math.pi * fall)) / 2 * min(1.0, (step + 1) / self.steps / 0.05)
 
-    def loss(self, model: Any, w: Tensor, images: Tensor, distance: Distance | None) -> Tensor:
+    def loss(self, model: ImageGenerator, w: Tensor, images: Tensor, distance: Distance | None) -> Tensor:
         """Return the distance of the images of w to the given ones, (B,)."""
         found = model.synthesis(w)
         total: Tensor = self.pixels * (found - images).square().flatten(1).mean(dim=1)
         return total if distance is None else total + self.features * distance(found, images)
 
     @torch.no_grad()
-    def _spread(self, model: Any, mean: Tensor) -> float:
+    def _spread(self, model: ImageGenerator, mean: Tensor) -> float:
         ids = torch.arange(1024, device=mean.device)
         w = model.mapping(model.latent(ids, Randomness(0, "spread")))
         return float((w - mean).square().sum(dim=1).mean().sqrt())

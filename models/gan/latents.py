@@ -12,6 +12,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset
 from unlearn.data.identities import fits
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Perceptual, perceptual_net
 from unlearn.models.feature_extractors.torchscript import BLANK, answer, scripted
 from unlearn.models.gan.inversion import Inversion
@@ -23,13 +24,15 @@ AT_ONCE = 16
 """Images that are inverted per batch, each independently of the others."""
 
 
-def latents_of(model: Any, dataset: Dataset, ids: Tensor, inversion: Inversion | str, randomness: Randomness) -> Tensor:
+def latents_of(
+    model: ImageGenerator, dataset: Dataset, ids: Tensor, inversion: Inversion | str, randomness: Randomness
+) -> Tensor:
     """Return the latents of items, (n, num_ws, w_dim), one per layer, without gradient, in the model's float type.
 
     Deterministic in its arguments and, up to rounding, independent of how the items are batched.
 
     Args:
-        model: that has latents (unlearn.models.base.HasLatents).
+        model: a GAN.
         dataset: of identities, or of images.
         ids: of the items, (n,).
         inversion: how the latents of images are found; or the path of an encoder, a TorchScript file (``.pt``) that
@@ -51,14 +54,14 @@ def latents_of(model: Any, dataset: Dataset, ids: Tensor, inversion: Inversion |
     return found
 
 
-def latents_of_seeds(model: Any, seeds: Tensor) -> Tensor:
+def latents_of_seeds(model: ImageGenerator, seeds: Tensor) -> Tensor:
     """Return the latents of seeds (n,), (n, num_ws, w_dim), without gradient."""
     with torch.no_grad():
         w = model.mapping(model.latent(seeds.to(model.w_avg.device), SEEDS))
     return layered(model, w)
 
 
-def layered(model: Any, w: Tensor) -> Tensor:
+def layered(model: ImageGenerator, w: Tensor) -> Tensor:
     """Return w (B, w_dim), (B, 1, w_dim) or (B, num_ws, w_dim) as one per layer, (B, num_ws, w_dim)."""
     w = w if w.dim() == 3 else w[:, None]
     if not fits(w.shape[1:], (model.num_ws, model.w_dim)):
@@ -99,7 +102,9 @@ def _kind(dataset: Dataset, item: int) -> str:
     raise RecipeError("The items of the data are neither images nor latents of a generator. Type data=identities.")
 
 
-def _of(kind: str, model: Any, batch: dict[str, Tensor], inversion: Inversion | str, randomness: Randomness) -> Tensor:
+def _of(
+    kind: str, model: ImageGenerator, batch: dict[str, Tensor], inversion: Inversion | str, randomness: Randomness
+) -> Tensor:
     if kind == "seed":
         return latents_of_seeds(model, batch["seed"])
     if kind == "w":
@@ -107,7 +112,9 @@ def _of(kind: str, model: Any, batch: dict[str, Tensor], inversion: Inversion | 
     return invert(model, model.pixels(batch), batch["id"], inversion, randomness)
 
 
-def invert(model: Any, images: Tensor, ids: Tensor, inversion: Inversion | str, randomness: Randomness) -> Tensor:
+def invert(
+    model: ImageGenerator, images: Tensor, ids: Tensor, inversion: Inversion | str, randomness: Randomness
+) -> Tensor:
     """Return the latents of images (B, C, H, W) in [-1, 1], (B, num_ws, w_dim); arguments as ``latents_of``.
 
     An inversion compares pixels and, where a packaged perceptual net fits the images, what that net sees.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.models.base import REMEDY, stored_weights
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
@@ -20,31 +21,19 @@ from unlearn.models.gan.stylegan2.generator import Generator, Shape
 DISCRIMINATOR = "discriminator.safetensors"
 """Written where the file that the generator came from had one; its group size is in the metadata."""
 
-_REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=true) to train the model anew."
 
-
-def stylegan2(settings: Mapping[str, Any]) -> Generator:
-    """Return a StyleGAN2 generator of a shape with fresh weights."""
-    return Generator(Shape(**settings))
-
-
-def dcgan(settings: Mapping[str, Any]) -> DCGAN:
-    """Return a DCGAN generator with fresh weights."""
-    return DCGAN(**settings)
-
-
-BACKENDS = {"stylegan2": stylegan2, "dcgan": dcgan}
-"""Kind in ``config.json`` -> what builds the network of its settings."""
+BACKENDS: dict[str, Callable[[Mapping[str, Any]], Generator | DCGAN]] = {
+    "stylegan2": lambda settings: Generator(Shape(**settings)),
+    "dcgan": lambda settings: DCGAN(**settings),
+}
+"""Kind in ``config.json`` -> settings -> generator with fresh weights."""
 
 
 def write_generator(
     generator: Generator | DCGAN, levels: int, truncation: float, folder: Path, dtype: torch.dtype | None
 ) -> None:
     """Write ``model.safetensors``, by the network's own names, and ``config.json`` into an existing folder."""
-    weights = {
-        name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in generator.state_dict().items()
-    }
+    weights = stored_weights(generator, dtype)
     about = {
         "kind": "stylegan2" if isinstance(generator, Generator) else "dcgan",
         "settings": generator.settings(),
@@ -55,7 +44,7 @@ def write_generator(
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def read_generator(folder: Path) -> tuple[Any, int, float]:
+def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
     """Return the generator that ``write_generator`` wrote, its number of grey levels and its truncation."""
     path = folder / "config.json"
     try:
@@ -63,10 +52,10 @@ def read_generator(folder: Path) -> tuple[Any, int, float]:
         kind = str(about["kind"])
         if kind not in BACKENDS:
             raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, BACKENDS)}")
-        generator: Any = BACKENDS[kind](about["settings"])
+        generator = BACKENDS[kind](about["settings"])
         levels, truncation = int(about["levels"]), float(about["truncation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path} does not describe a generator ({error}). {_REMEDY}") from error
+        raise RecipeError(f"{path} does not describe a generator ({error}). {REMEDY}") from error
     path = folder / "model.safetensors"
     try:
         weights = load_file(path)
@@ -74,7 +63,7 @@ def read_generator(folder: Path) -> tuple[Any, int, float]:
             generator.double()
         generator.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {_REMEDY}") from error
+        raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {REMEDY}") from error
     return generator, levels, truncation
 
 

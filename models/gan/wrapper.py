@@ -192,8 +192,7 @@ class LatentGenerator(Wrapper):
             raise RecipeError("A DCGAN is not trained here: it has no discriminator. Type model=stylegan2.")
         if self.trained_against is not None:
             return read_judge(self.trained_against, self.generator.shape).to(next(self.generator.parameters()))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("adversary").generator().initial_seed())
+        with randomness.child("adversary").seeding():
             judge = Discriminator(self.generator.shape)
         return judge.to(next(self.generator.parameters()))
 

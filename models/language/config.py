@@ -129,8 +129,7 @@ class CausalLM(LanguageConfig):
         from transformers import AutoConfig
 
         folder = self.model_folder()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+        with randomness.child("weights").seeding():
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
         return Language(model, encoder, self.checkpointing)
@@ -181,8 +180,7 @@ class SmallLlama(LanguageConfig):
             bos_token_id=encoder.tokenizer.bos_token_id,
             eos_token_id=encoder.tokenizer.eos_token_id,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+        with randomness.child("weights").seeding():
             model = LlamaForCausalLM(config)
         return Language(model, encoder, self.checkpointing)
 

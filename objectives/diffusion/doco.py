@@ -147,8 +147,7 @@ class PatchDiscriminator(nn.Module):
         channels, height, side = shape
         halvings = max(1, min(height, side).bit_length() - 3)
         layers: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.child("weights").generator().initial_seed())
+        with randomness.child("weights").seeding():
             for level in range(halvings):
                 wanted = width * min(2**level, 8)
                 layers.append(nn.Conv2d(channels, wanted, 4, stride=2, padding=1))

@@ -121,8 +121,7 @@ class Sugar(IdentityReplacement):
     def _new(self, like: Tensor, stream: Randomness) -> dict[str, Tensor]:
         """Return A, a, B and b as torch initialises linear layers, in the place and float type of latents."""
         size = like.shape[-1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream.generator().initial_seed())
+        with stream.seeding():
             layers = nn.ModuleList([nn.Linear(size, self.surrogate_width), nn.Linear(self.surrogate_width, size)])
         return {f"f{number}": value for number, value in enumerate(layers.to(like).parameters())}
 

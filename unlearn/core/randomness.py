@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,6 +75,13 @@ class Randomness:
         # 7 bytes: manual_seed takes a signed 64-bit integer
         digest = hashlib.blake2b(repr((self.seed, self.purpose, self.step, item)).encode(), digest_size=7)
         return torch.Generator(device).manual_seed(int.from_bytes(digest.digest(), "little"))
+
+    @contextmanager
+    def seeding(self) -> Iterator[None]:
+        """Seed PyTorch's global generator while the body runs, for code that draws from it; restore it afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.generator().initial_seed())
+            yield
 
     def _bits(self, ids: Tensor, size: int) -> Tensor:
         """Return (B, size) integers in [0, 2**32) as int64."""
