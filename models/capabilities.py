@@ -256,47 +256,6 @@ class ImageDenoiser(Samples, Denoises, Protocol):
     """Draws samples by denoising: a diffusion model."""
 
 
-class OneStepSettings(Protocol):
-    """Settings of a denoiser that may be a one-step generator.
-
-    Attributes:
-        one_step: timestep from which it draws in one step; None for a diffusion model.
-    """
-
-    one_step: int | None
-
-
-class PipelineDenoiser(Denoises, Protocol):
-    """A denoiser with the parts of a pipeline: text encoders, autoencoder, and settings that unlearning may change."""
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The network that predicts."""
-
-    @property
-    def text(self) -> nn.Module | None:
-        """Text encoders; None for a model conditioned on classes."""
-
-    @property
-    def vae(self) -> nn.Module | None:
-        """Autoencoder; None for a model in pixel space."""
-
-    @property
-    def settings(self) -> OneStepSettings:
-        """What the weights do not say."""
-
-    def generated(self, noise: Tensor, condition: Condition) -> Tensor:
-        """Return x_0 of a one-step generator, with gradient, (B, C, H, W)."""
-
-
-class PromptableDenoiser(Samples, PipelineDenoiser, Protocol):
-    """A diffusion pipeline for which an attack searches other prompts."""
-
-
-class TrainableDenoiser(Trains, PromptableDenoiser, Protocol):
-    """A diffusion pipeline that an attack trains further."""
-
-
 class ImageGenerator(HasLatents, Protocol):
     """A GAN's generator with the sizes of its latents and images.
 
@@ -370,8 +329,7 @@ CAPABILITIES: dict[str, type] = {
     "hidden_states": HasHiddenStates,
     "latents": HasLatents,
 }
-"""Capabilities that objectives and evaluators ask for, by the name used in error messages. A new family adds its own
-protocol here; a plugin does so when its module is imported."""
+"""Capabilities by the name used in error messages; a plugin adds its own protocol when its module is imported."""
 
 
 def protocol_of(component: type) -> type | None:

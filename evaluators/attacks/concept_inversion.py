@@ -19,7 +19,7 @@ from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, mean_squ
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier
 from unlearn.evaluators.sampling import conditioned_data, limited, sampled_items, samples
-from unlearn.models.capabilities import PromptableDenoiser
+from unlearn.models.diffusion.protocols import PromptableDenoiser
 from unlearn.models.diffusion.token_embeddings import new_words
 
 ATTACK = Metric(

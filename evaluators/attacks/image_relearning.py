@@ -18,7 +18,7 @@ from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import concept_classifier
 from unlearn.evaluators.sampling import drawn, sampled_items
-from unlearn.models.capabilities import TrainableDenoiser
+from unlearn.models.diffusion.protocols import TrainableDenoiser
 
 ATTACK = Metric(
     name="attack_relearning",

@@ -21,8 +21,8 @@ from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, check_pr
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier
 from unlearn.evaluators.sampling import conditioned_data
-from unlearn.models.capabilities import PromptableDenoiser
 from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.protocols import PromptableDenoiser
 
 ATTACK = Metric(
     name="attack_ring_a_bell",

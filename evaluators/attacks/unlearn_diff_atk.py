@@ -20,7 +20,7 @@ from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, check_pr
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier
 from unlearn.evaluators.sampling import conditioned_data, samples
-from unlearn.models.capabilities import PromptableDenoiser
+from unlearn.models.diffusion.protocols import PromptableDenoiser
 from unlearn.models.diffusion.token_embeddings import new_words
 
 ATTACK = Metric(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 PREDICTED = ("epsilon", "sample", "v_prediction")
@@ -22,7 +23,7 @@ class NoiseSchedule(nn.Module):
     alphas: Tensor
     """abar_t, (T,)."""
 
-    def __init__(self, scheduler: DDPMScheduler) -> None:
+    def __init__(self, scheduler: Any) -> None:
         super().__init__()
         if scheduler.config.prediction_type not in PREDICTED:
             raise ValueError(

@@ -17,8 +17,8 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import PipelineDenoiser
 from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.protocols import PipelineDenoiser
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import AnchorStates, NoisyStateObjective, Source, States
 

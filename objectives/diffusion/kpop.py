@@ -14,7 +14,8 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import Denoises, PipelineDenoiser
+from unlearn.models.capabilities import Denoises
+from unlearn.models.diffusion.protocols import PipelineDenoiser
 from unlearn.models.guards.key import FILE, Key
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import NoisyStateObjective, Source, States, StateSource

@@ -17,8 +17,8 @@ from unlearn.core.validation import above, at_least
 from unlearn.data.base import Batch
 from unlearn.data.conditioned import Conditioned
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import PipelineDenoiser
 from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.protocols import PipelineDenoiser
 from unlearn.models.feature_extractors.classifiers import Features, features_for
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 from unlearn.objectives.diffusion.score_targets import mean_square

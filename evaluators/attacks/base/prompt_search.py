@@ -21,7 +21,7 @@ from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Met
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier, concept_classifier
 from unlearn.evaluators.sampling import conditioned_data, drawn, sampled_items
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import PromptableDenoiser
+from unlearn.models.diffusion.protocols import PromptableDenoiser
 
 
 @dataclass(frozen=True, kw_only=True)
