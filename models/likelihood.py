@@ -25,7 +25,7 @@ def bits_per_dim(model: HasLikelihood, batch: Batch, randomness: Randomness, dra
         randomness: stream of the dequantisation noise; the same stream gives two models the same noise.
         draws: how many draws of the noise are averaged, >= 1.
     """
-    # averaging log-likelihoods, not likelihoods, keeps the lower bound of a single draw
+    # log-likelihoods are averaged, not likelihoods: every number of draws estimates the same lower bound
     nats = torch.stack([model.log_prob(batch, randomness.child(f"draw{index}")) for index in range(draws)])
     return -nats.mean(0) / (math.log(2) * model.dimensions(batch))
 

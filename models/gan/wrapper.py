@@ -250,15 +250,16 @@ class LatentGenerator(Wrapper):
         ids = batch["id"]
         penalised = self.paths > 0 and randomness.step % LAZY_PATHS == 0 and torch.is_grad_enabled()
         ws = self.mixed(ids, randomness)
-        # -log sigmoid(D) = softplus(-D); the weight is 8 gamma, as 7 of 8 steps go without the penalty
         if penalised and not ws.requires_grad:  # the mapping network is frozen
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
+        # -log sigmoid(l) = softplus(-l)
         loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))
         if not penalised:
             return loss, None
         lengths = self.path_lengths(ids, randomness, ws, drawn)
         if length is not None:
+            # the factor makes up for the steps without the penalty
             loss = loss + LAZY_PATHS * self.paths * (lengths - length).square()
         return loss, lengths.detach()
 

@@ -140,7 +140,7 @@ def _split(cache: Cache | None, first: int, both: int) -> tuple[Cache | None, Ca
     """Return the part of a cache that each model writes its layers to."""
     if cache is None:
         return None, None
-    # generation passes an empty cache at first; both parts share the list, so that what they append is kept
+    # generation begins with an empty cache; the parts share its layer objects, and so fill it
     while len(cache.layers) < both:
         cache.layers.append(DynamicLayer())
     return Cache(layers=cache.layers[:first]), Cache(layers=cache.layers[first:both])

@@ -142,7 +142,7 @@ class SafeLatentDiffusion(Guard[Guidable]):
             nonlocal momentum
             fixed, conditional = scores(x, t, condition)
             empty, unsafe = fixed[0], fixed[1:].mean(dim=0)
-            apart = conditional - unsafe  # below lambda, the prompt leads towards the concept
+            apart = conditional - unsafe  # where it is below lambda, the prompt leads towards the concept
             size = scale * apart.abs()
             bounded = size.clamp(max=1.0) if self.bound == "above" else size.clamp(min=1.0)
             mu = torch.where(apart < threshold, bounded, 0.0)

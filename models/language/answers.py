@@ -26,7 +26,7 @@ class Answers:
 
     def log_probs(self) -> Tensor:
         """Return log p of each answer token, (N,), in nats."""
-        # log softmax at the target alone, without a second (N, V) tensor
+        # log softmax at the target alone
         chosen: Tensor = self.logits.gather(1, self.targets[:, None]).squeeze(1)
         return chosen - self.logits.logsumexp(dim=1)
 

@@ -109,7 +109,7 @@ class Language(Wrapper):
     def answers(self, batch: Batch) -> Answers:
         """Return the logits at the answer tokens, in single precision or better."""
         logits = self.head()(self.answer_states(batch))
-        # both masks run row by row, so that logits, targets and rows are in one order
+        # indexing by a mask runs row by row, so that logits, targets and rows are in one order
         row, _ = batch["answer"].nonzero(as_tuple=True)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return Answers(wide, batch["tokens"][batch["answer"]], row, len(batch["tokens"]))
