@@ -99,6 +99,7 @@ class Lora(Scope):
 
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
         """Add the matrices to the chosen layers; the model's outputs do not change, as B is zero."""
+        # a layer is adapted only where a loss can reach its own parameters
         reached = {name.rpartition(".")[0] for name in trainable(model)}
         own: tuple[type[nn.Module], ...] = getattr(model, "low_rank_layers", ())
         layers: dict[str, Any] = {
@@ -123,7 +124,7 @@ class Lora(Scope):
                 f"({kind.__module__}.{kind.__qualname__}{more}). Drop keep_adapter; "
                 "python -m unlearn.delta save RUN FILE keeps what the run changed as one file."
             )
-        with randomness.child("adapter").seeding():
+        with randomness.child("adapter").seeding():  # peft draws A from the global generator
             if known:
                 inject_adapter_in_model(self._config(known), model)
             for name in chosen:

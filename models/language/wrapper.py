@@ -281,6 +281,7 @@ def read_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:
 def _padded_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return tokens and mask with the padding moved from the right to the left."""
     missing = mask.shape[1] - mask.sum(dim=1, keepdim=True)
+    # position j takes what stood at j - missing; the padding at the end wraps round to the beginning
     place = (torch.arange(mask.shape[1], device=mask.device) - missing) % mask.shape[1]
     return tokens.gather(1, place), mask.gather(1, place)
 
