@@ -46,7 +46,7 @@ T = TypeVar("T")
 _UNREAD = object()  # stands for an array of numpy, which no network needs
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save, before its zip format
 _MOST_BITS = 80  # of an integer; _MAGIC has 77
-_MOST_HEADER = 4096  # bytes before the numbers of a stored tensor; torch.save writes some 300
+_MOST_HEADER = 4096  # bytes of a stored tensor that a call may copy; torch.save puts some 300 before its numbers
 _DAMAGE = (ValueError, LookupError, TypeError, OverflowError, EOFError, struct.error, pickle.UnpicklingError)
 
 
@@ -263,15 +263,13 @@ def _persistent(reader: _Reader, meta: Any) -> Persistent:
 
 
 def _strided(reader: _Reader, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Strided:
-    _whole((offset,))
-    whole = Strided(_is(Storage, storage), offset, _whole(size), _whole(stride))
+    whole = Strided(_is(Storage, storage), _whole((offset,))[0], _whole(size), _whole(stride))
     if len(size) != len(stride) or len(rest) > 3:
         raise ValueError("a shape and strides that differ, or more than it takes")
     if 0 in size and size != (0,):
         raise ValueError(f"an empty tensor of {len(size)} dimensions")
-    count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count > len(storage) or (count and last >= len(storage)):
+    if (count := math.prod(size)) > len(storage) or (count and last >= len(storage)):
         raise ValueError("a tensor that is larger than what is stored of it")
     return whole
 
@@ -282,7 +280,6 @@ def _parameter(reader: _Reader, data: Any, requires_grad: Any, hooks: Any) -> St
 
 def _storage(reader: _Reader, data: Any) -> Storage:
     """Read the bytes of one stored tensor, as ``torch.save`` wrote them before its zip format."""
-    # the header alone, or else a file could have the reader copy the same large bytes again and again
     file = io.BytesIO(_is(bytes, data)[:_MOST_HEADER])
     magic, version, system, about, keys = (_Reader(file, reader.budget, in_storage=True).load() for _ in range(5))
     if (magic, version) != (_MAGIC, _VERSION) or _is(dict, system).get("little_endian") is not True:
@@ -298,7 +295,7 @@ def _storage(reader: _Reader, data: Any) -> Storage:
 
 
 def _dtype(reader: _Reader, code: Any, *rest: Any) -> np.dtype[Any]:
-    # one character, not all: a text of a billion of them would be stripped again at each call
+    # not lstrip, which would go through a long text of them again at each call
     if (number := _is(str, code).removeprefix("<").removeprefix("|")) not in NUMBERS:
         raise ValueError(f"the numpy type {code[:80]}")
     return np.dtype(f"<{number}")
