@@ -53,6 +53,10 @@ class LatentGenerator(Wrapper):
     """
 
     family: ClassVar[str] = "gan"
+
+    levels: int
+    augment: Augment | None
+    paths: float
     layer_kinds: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {"linear": (nn.Linear, Linear)}
     low_rank_layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.ConvTranspose2d, Linear, StyledConv, ToRGB)
 

@@ -46,6 +46,9 @@ class Language(Wrapper):
 
     family: ClassVar[str] = "language"
 
+    model: PreTrainedModel
+    encoder: TextEncoder
+
     def __init__(self, model: PreTrainedModel, encoder: TextEncoder, checkpointing: bool = False) -> None:
         super().__init__()
         _check_positions(model, encoder.max_length)

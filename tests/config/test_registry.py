@@ -11,7 +11,9 @@ import pytest
 
 from tests.toys import ROOT
 from unlearn.config import registry
+from unlearn.config.compatibility import fits
 from unlearn.core.errors import MANY, RecipeError, did_you_mean
+from unlearn.models.capabilities import protocol_of
 
 OWN = """
 from dataclasses import dataclass
@@ -148,3 +150,12 @@ def test_names_are_listed_without_importing_what_is_behind_them() -> None:
     code += "assert 'torch' not in sys.modules and 'omegaconf' not in sys.modules; "
     code += "registry.resolve('objective', 'taming'); assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("kind", ["objective", "evaluator", "edit", "guard"])
+def test_every_component_fits_a_model(kind: registry.Kind) -> None:
+    """What a component asks for, methods and attributes, some packaged wrapper has: no recipe with it is refused."""
+    wrappers = {registry.resolve("model", name).wrapper for name in registry.names("model")}
+    for name in registry.names(kind):
+        asked = protocol_of(registry.resolve(kind, name))
+        assert asked is None or any(fits(wrapper, asked) for wrapper in wrappers), name

@@ -107,9 +107,14 @@ def _check_samples(recipe: Recipe) -> None:
         )
 
 
+def fits(wrapper: type, protocol: type) -> bool:
+    """Return whether a wrapper class has every method and attribute of a protocol."""
+    return not _lacking(wrapper, protocol)
+
+
 def has(wrapper: type, capability: str) -> bool:
     """Return whether a wrapper class has every method and attribute of a capability."""
-    return not _lacking(wrapper, CAPABILITIES[capability])
+    return fits(wrapper, CAPABILITIES[capability])
 
 
 def _lacking(wrapper: type, protocol: type) -> list[str]:
@@ -123,7 +128,7 @@ def _lacking(wrapper: type, protocol: type) -> list[str]:
 def _backend_has(name: str, protocol: type) -> bool:
     """Return whether a registered backend fits a protocol; False if its packages are not installed."""
     try:
-        return not _lacking(resolve("model", name).wrapper, protocol)
+        return fits(resolve("model", name).wrapper, protocol)
     except RecipeError:
         return False
 
