@@ -32,7 +32,9 @@ class Combination(ABC):
     """
 
     separate: ClassVar[bool] = True
-    """Whether the two gradients are needed separately (one extra copy of the trained parameters)."""
+    """Whether the two gradients are needed separately (one extra copy of the trained parameters).
+
+    A rule that does not need them separately is the plain sum: gradients are added as they come, without calling it."""
 
     per_sample: ClassVar[bool] = False
     """Whether the gradient per retain sample is needed too (one extra copy per sample)."""
@@ -71,10 +73,10 @@ class PCGrad(Combination):
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with PCGrad's sum."""
-        dot, norm_f, norm_r = gram(forget, retain)
-        conflict = _conflict(dot, norm_f, norm_r)
+        dot, square_f, square_r = gram(forget, retain)
+        conflict = _conflict(dot, square_f, square_r)
         # (g_f - <f,r>/|r|^2 g_r) + (g_r - <f,r>/|f|^2 g_f), sorted by gradient: neither projection needs a copy
-        _add(forget, retain, 1 - _divide(conflict, norm_f), 1 - _divide(conflict, norm_r))
+        _add(forget, retain, 1 - _divide(conflict, square_f), 1 - _divide(conflict, square_r))
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ class OneSided(Combination):
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with proj(g_f) + g_r."""
-        dot, norm_f, norm_r = gram(forget, retain)
+        dot, square_f, square_r = gram(forget, retain)
         # g_f - <f,r>/|r|^2 g_r, plus the whole of g_r
-        _add(forget, retain, 1.0, 1 - _divide(_conflict(dot, norm_f, norm_r), norm_r))
+        _add(forget, retain, 1.0, 1 - _divide(_conflict(dot, square_f, square_r), square_r))
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class GRU(Combination):
             for old, new in zip(average, retain, strict=True):
                 old.lerp_(new, self.gamma)  # (1 - gamma) old + gamma new, in place
         # the average takes the retain gradient's place in the projection: one batch's gradient is too noisy
-        dot, norm_f, norm = gram(forget, average)
-        coefficient = -_divide(_conflict(dot, norm_f, norm), norm)
+        dot, square_f, square = gram(forget, average)
+        coefficient = -_divide(_conflict(dot, square_f, square), square)
         for f, r, a in zip(forget, retain, average, strict=True):
             r.mul_(float(self.add_retain)).add_(f).addcmul_(a, coefficient.to(a.dtype))
 
@@ -141,9 +143,9 @@ class MGDA(Combination):
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with w g_f + (1 - w) g_r, w = clip((g_r - g_f).g_r / |g_f - g_r|^2, 0, 1)."""
-        dot, norm_f, norm_r = gram(forget, retain)
+        dot, square_f, square_r = gram(forget, retain)
         # the minimum over w of |w g_f + (1 - w) g_r|^2, a parabola in w; outside [0, 1] an end is the nearest
-        weight = _divide(norm_r - dot, norm_f + norm_r - 2 * dot).clamp(0, 1)
+        weight = _divide(square_r - dot, square_f + square_r - 2 * dot).clamp(0, 1)
         _add(forget, retain, weight, 1 - weight)
 
 
@@ -228,10 +230,10 @@ class DoCoReleased(Combination):
         if self.clip is not None:
             scale = (self.clip / (gram(forget, forget)[1].sqrt() + 1e-6)).clamp(max=1)
         for f, r in zip(forget, retain, strict=True):
-            dot, norm_f, norm_r = gram([f], [r])
+            dot, square_f, square_r = gram([f], [r])
             # c r / |r| as released: a projection would have |f| c r / |r|
-            taken = self.strength * angle(dot, norm_f, norm_r).clamp(max=0)
-            _add([f], [r], scale, -_divide(taken, norm_r.sqrt()))
+            taken = self.strength * cosine_of(dot, square_f, square_r).clamp(max=0)
+            _add([f], [r], scale, -_divide(taken, square_r.sqrt()))
 
 
 def _remove(vector: Sequence[Tensor], basis: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:
@@ -247,16 +249,16 @@ def gram(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Ten
     total = torch.zeros(3, dtype=torch.float64, device=first[0].device)
     for a, b in _chunks(first, second):
         total += torch.stack((a @ b, a @ a, b @ b))
-    dot, norm_first, norm_second = total.unbind()
-    return dot, norm_first, norm_second
+    dot, square_first, square_second = total.unbind()
+    return dot, square_first, square_second
 
 
 def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Return the cosine between two gradients; 0 where one of them is zero."""
-    return angle(*gram(first, second))
+    return cosine_of(*gram(first, second))
 
 
-def angle(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def cosine_of(dot: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Return the cosine of two vectors from <first, second>, |first|^2 and |second|^2; 0 where one is zero."""
     return _divide(dot, (first * second).sqrt())
 

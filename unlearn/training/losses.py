@@ -13,7 +13,7 @@ from unlearn.core.distributed import gather_objects, gather_rows, rank, sum_over
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, ParameterObjective
-from unlearn.objectives.surgery import WeightedSum, angle, cosine, gram
+from unlearn.objectives.surgery import WeightedSum, cosine, cosine_of, gram
 from unlearn.training.gradients import LazyLoss, add_gradient, fresh_gradients, take_gradients
 from unlearn.training.phase import Phase
 
@@ -244,7 +244,7 @@ class StepLosses:
             products.add_(torch.stack(gram([old], [added])))
 
         add_gradient(retain, parameters, note)
-        self.log.add("cosine", angle(products[0], square, products[2]))
+        self.log.add("cosine", cosine_of(products[0], square, products[2]))
         return total
 
     def followed(self) -> dict[str, dict[str, float]]:
