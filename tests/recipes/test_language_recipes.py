@@ -157,7 +157,7 @@ def test_muse_runs_with_adapter_and_checkpointing(models: list[str], muse: Path,
     asked = {("verbatim_memorization", "forget"), ("knowledge_memorization", "forget"), ("privleak", "forget")}
     assert asked | {("knowledge_memorization", "retain"), ("exact_memorization", "holdout")} <= set(found)
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "may move" in log and load(tmp_path / "out" / "recipe.yaml").model.checkpointing  # type: ignore[attr-defined]
+    assert "trained: " in log and load(tmp_path / "out" / "recipe.yaml").model.checkpointing  # type: ignore[attr-defined]
 
 
 def test_muse_runs_with_its_stop_rule(
@@ -190,7 +190,7 @@ def test_tofu_itself_runs(models: list[str], tmp_path: Path, monkeypatch: pytest
     [
         ("language/tofu", [], "model.pretrained: 'open-unlearning/tofu_Llama-3.2-1B-Instruct_full' is no folder here"),
         ("language/muse_news", ["model.tokenizer=no/body"], "model.tokenizer: 'no/body' is no folder here"),
-        ("language/muse_books", ["data.path=null"], "muse-bench/MUSE-Books (raw, retain1) cannot be had from the hub"),
+        ("language/muse_books", ["data.path=null"], "muse-bench/MUSE-Books (raw, retain1)"),
     ],
 )
 def test_without_the_hub_the_exit_code_is_2_and_the_message_says_what_is_missing(
