@@ -31,7 +31,7 @@ bench: $(VENV)/.ready-dev
 	$(PY) -m tests.benchmarks $(ARGS)
 
 accept: $(VENV)/.ready-dev
-	$(PY) -m tests.acceptance.__main__
+	$(PY) -m tests.acceptance
 
 models: $(VENV)/.ready-dev
 	$(PY) -m unlearn.experiment.make_assets

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, ForwardRef, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,6 @@ class Model(Protocol):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Train or freeze all parameters."""
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        """Return the parameter of a name."""
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Return all modules with their names."""
@@ -332,19 +330,20 @@ CAPABILITIES: dict[str, type] = {
 """Capabilities by the name used in error messages; a plugin adds its own protocol when its module is imported."""
 
 
-def protocol_of(component: type) -> type | None:
-    """Return what a component's class asks of a model: its type argument, None for a bare ``Objective``."""
-    for base in (base for cls in component.__mro__ for base in cls.__dict__.get("__orig_bases__", ())):
-        for argument in get_args(base):
-            if isinstance(argument, type):
-                return argument
-    return None
+def protocols_of(component: type) -> list[type]:
+    """Return what a component's class and its bases ask of a model: their type arguments that are protocols."""
+    found: list[type] = []
+    for cls in component.__mro__:
+        for argument in (one for base in cls.__dict__.get("__orig_bases__", ()) for one in get_args(base)):
+            if isinstance(argument, ForwardRef):  # Objective["Denoises"]
+                argument = getattr(sys.modules[cls.__module__], argument.__forward_arg__, None)
+            argument = getattr(argument, "__bound__", argument)  # a type variable asks for its bound
+            if getattr(argument, "_is_protocol", False) and argument not in found:
+                found.append(argument)
+    return found
 
 
 def capabilities_of(component: type) -> tuple[str, ...]:
-    """Return the names of the capabilities that a component's class asks for: those of its type argument.
-
-    ``class NPO(Objective[HasLikelihood])`` asks for ``likelihood``; a bare ``Objective`` asks for none.
-    """
-    asked = protocol_of(component)
-    return tuple(name for name, protocol in CAPABILITIES.items() if asked and protocol in asked.__mro__)
+    """Return the names of what a class asks for: ``likelihood`` for an ``Objective[HasLikelihood]``, none if bare."""
+    asked = {protocol for one in protocols_of(component) for protocol in one.__mro__}
+    return tuple(name for name, protocol in CAPABILITIES.items() if protocol in asked)

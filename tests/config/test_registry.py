@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -13,7 +14,14 @@ from tests.toys import ROOT
 from unlearn.config import registry
 from unlearn.config.compatibility import fits
 from unlearn.core.errors import MANY, RecipeError, did_you_mean
-from unlearn.models.capabilities import protocol_of
+from unlearn.models.capabilities import (
+    Denoises,
+    HasLikelihood,  # noqa: F401  named in quotes below
+    Samples,
+    capabilities_of,
+    protocols_of,
+)
+from unlearn.objectives.base import Objective
 
 OWN = """
 from dataclasses import dataclass
@@ -157,5 +165,25 @@ def test_every_component_fits_a_model(kind: registry.Kind) -> None:
     """What a component asks for, methods and attributes, some packaged wrapper has: no recipe with it is refused."""
     wrappers = {registry.resolve("model", name).wrapper for name in registry.names("model")}
     for name in registry.names(kind):
-        asked = protocol_of(registry.resolve(kind, name))
-        assert asked is None or any(fits(wrapper, asked) for wrapper in wrappers), name
+        asked = protocols_of(registry.resolve(kind, name))
+        assert any(all(fits(wrapper, protocol) for protocol in asked) for wrapper in wrappers), name
+
+
+class Mixed(dict[str, int], Objective["HasLikelihood"]):  # type: ignore[type-arg]
+    """Another generic base, and a name in quotes."""
+
+
+class Also(Mixed, Objective[Samples]):
+    """Asks for what its base asks for, and more."""
+
+
+Bounded = TypeVar("Bounded", bound=Denoises)
+
+
+class Bound(Objective[Bounded]):
+    """Asks for the bound of its type variable."""
+
+
+def test_capabilities_are_found_however_the_type_is_written() -> None:
+    assert capabilities_of(Mixed) == ("likelihood",) and capabilities_of(Bound) == ("denoises",)
+    assert capabilities_of(Also) == ("likelihood", "samples") and capabilities_of(Objective) == ()

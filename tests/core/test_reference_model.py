@@ -38,6 +38,9 @@ def outputs(family: str, model: Any) -> list[Tensor]:
             names[query](states),
             model.get_submodule(query)(states),
             next(iter(model.children()))(input_ids=tokens).logits,
+            dict(model.layers[0]._modules.items())["self_attn"].q_proj(states),
+            next(iter(model.layers[0]._modules.values())).q_proj(states),
+            next(pair for pair in zip(model.layers, names, strict=False))[0].self_attn.q_proj(states),
         ]
     noise = torch.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=torch.float64).view(2, 3, 8, 8)
     condition = model.encode(model.null(2)).states

@@ -10,7 +10,7 @@ from unlearn.config.registry import names, resolve
 from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.evaluators.base import Evaluator
-from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, protocol_of
+from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, protocols_of
 from unlearn.models.scope import All
 from unlearn.objectives.base import ParameterObjective
 
@@ -31,7 +31,7 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
     if recipe.data.asks_likelihood:
         _require("data: likelihood_quantile", HasLikelihood, wrapper)
     for part, component in parts:
-        if protocol := protocol_of(type(component)):
+        for protocol in protocols_of(type(component)):
             _require(part, protocol, wrapper)
     if recipe.combine.per_sample:
         _check_samples(recipe)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from contextlib import AbstractContextManager
+from inspect import isroutine
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -74,13 +76,14 @@ class _View:
         self._module, self._off = module, off
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # Python's own protocols (copy, pickle) must not pass through to the model
+        if name == "eval":
+            return lambda: self  # the trained model keeps its mode
+        # Python's own protocols (copy, pickle), and what would change the trained model, must not pass through
+        if name.startswith(("__", "register_")) or name in ("train", "to", "requires_grad_", "load_state_dict"):
             raise AttributeError(f"the reference under an adapter has no {name}")
         with self._off():  # a parametrized weight is computed when it is read
             found = getattr(self._module, name)
-        if isinstance(found, nn.Module) or not callable(found):
-            return self._viewed(found)
-        return self._bound(found)
+        return self._bound(found) if isroutine(found) else self._viewed(found)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._bound(self._module)(*args, **kwargs)
@@ -104,21 +107,23 @@ class _View:
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._off():
                 result = function(*args, **kwargs)
-            return self._each(result) if isinstance(result, Generator) else self._viewed(result)
+            return self._viewed(result)
 
         return call
 
     def _viewed(self, found: Any) -> Any:
         if isinstance(found, nn.Module):
             return _View(found, self._off)
-        if type(found) in (tuple, list):
+        if type(found) in (tuple, list, set, frozenset):
             return type(found)(self._viewed(item) for item in found)
-        if type(found) is dict:
-            return {key: self._viewed(value) for key, value in found.items()}
-        return found
+        if type(found) in (dict, OrderedDict):
+            return type(found)((key, self._viewed(value)) for key, value in found.items())
+        if isinstance(found, KeysView | ValuesView | ItemsView):  # of a ModuleDict
+            return [self._viewed(item) for item in found]
+        return self._each(found) if isinstance(found, Iterator) else found
 
-    def _each(self, generator: Generator[Any]) -> Iterator[Any]:
-        """Yield a generator's items; the adapter is off only while the generator itself runs."""
+    def _each(self, generator: Iterator[Any]) -> Iterator[Any]:
+        """Yield an iterator's items; the adapter is off only while the iterator itself runs."""
         end = object()
         while True:
             with self._off():

@@ -1,0 +1,1 @@
+"""Long checks with their figures; `make accept` runs them."""
