@@ -121,12 +121,13 @@ def likelihoods(
 
     The noise is the same for every subject and every evaluator. Items measured before are read from the cache.
     """
-    model, dataset = evaluation.models[subject], evaluation.splits[split].dataset
+    dataset = evaluation.splits[split].dataset
     unknown = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
     bits = evaluation.cache.setdefault(("bits", subject, draws), unknown)
     missing = ids[bits[ids].isnan()]
     if len(missing):
         randomness = Randomness(evaluation.seed, "likelihood")
+        model = evaluation.models[subject]  # only now: asking moves it to the device
         found = bits_per_dim_of(
             model, partial(evaluation.batch, split), missing, randomness, draws, partial(map_ids, batch_size=batch_size)
         )

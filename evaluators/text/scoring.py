@@ -68,11 +68,12 @@ def answer_scores(
     batch_size: int = 16,
 ) -> AnswerScores:
     """Return the scores of items (n,) of a split's data in a form; items scored before are read from the cache."""
-    model, data = evaluation.models[subject], texts(evaluation.splits[split])
+    data = texts(evaluation.splits[split])
     unknown = torch.full((len(data), len(AnswerScores._fields)), torch.nan, dtype=torch.float64)
     table = evaluation.cache.setdefault(("answers", subject, id(data), form, k), unknown)
     missing = ids[table[ids, 0].isnan()]
     if len(missing):
+        model = evaluation.models[subject]  # only now: asking moves it to the device
         lengths = torch.tensor([sum(map(len, data.tokens(item, form))) for item in missing.tolist()])
         ordered = missing[lengths.argsort(stable=True)]
 

@@ -13,6 +13,7 @@ import pytest
 from tests.toys import ROOT
 from unlearn.config import registry
 from unlearn.config.compatibility import fits
+from unlearn.config.recipe import load
 from unlearn.core.errors import MANY, RecipeError, did_you_mean
 from unlearn.models.capabilities import (
     Denoises,
@@ -187,3 +188,9 @@ class Bound(Objective[Bounded]):
 def test_capabilities_are_found_however_the_type_is_written() -> None:
     assert capabilities_of(Mixed) == ("likelihood",) and capabilities_of(Bound) == ("denoises",)
     assert capabilities_of(Also) == ("likelihood", "samples") and capabilities_of(Objective) == ()
+
+
+@pytest.mark.parametrize("wrong", ["gate.kept.metric=nonsense", "gate.kept.evaluator=cost"])
+def test_a_gate_on_a_figure_that_nothing_gives_is_refused_at_once(wrong: str) -> None:
+    with pytest.raises(RecipeError, match=r"gate\.kept\.metric.*Allowed: "):
+        load("quickstart", [wrong])

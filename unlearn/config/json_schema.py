@@ -96,6 +96,7 @@ def _terms(objective: Schema, found: Schema) -> Schema:
         "type": "object",
         "not": {"required": ["name"]},
         "properties": {key: _entry("objective", key) for key in registry.names("objective")},
+        "additionalProperties": {"if": {"type": "object", "required": ["name"]}, "then": _ref("objective")},
     }
     found["terms"] = {"anyOf": [name, {"allOf": [one, {"required": ["name"]}]}, several, null]}
     return _ref("terms")

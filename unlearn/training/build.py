@@ -66,6 +66,7 @@ def build_module(
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
     phase = Phase(parameters, groups, optim, combine or WeightedSum())
     teacher = distilled_from or reference or (lambda: model)
+    # the name of a stream is part of its numbers: another one would draw other first weights
     beside = auxiliary_networks(phase, model, teacher, Randomness(seed, "companion"))
     return UnlearningModule(model, [*beside, phase], splits, seed, reference, distilled_from=distilled_from, **settings)
 

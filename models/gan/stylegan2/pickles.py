@@ -190,6 +190,7 @@ class _Reader(pickle._Unpickler):
             raise Refused(f"it calls ({instruction}) what is no name on the list")
         if called.name not in functions:
             raise Refused(f"it calls {called.name} or makes an object of it, which is not on the list for that")
+        _spend(self.budget, len(arguments))  # a call copies them, and one tuple may be called with many times
         try:
             self.append(functions[called.name](self, *arguments))
         except _DAMAGE as error:
