@@ -87,22 +87,25 @@ def measured_by(figure: str, metric: str, evaluator: str, evaluate: Mapping[str,
     if evaluator and evaluator not in evaluate:
         raise RecipeError(f"{figure}.evaluator is {evaluator!r}. {did_you_mean(evaluator, evaluate)}")
     able = [key for key, entry in evaluate.items() if any(one.matches(metric) for one in type(entry).metrics)]
-    if evaluate and (not able or (evaluator and evaluator not in able)):
-        entries = [evaluate[evaluator]] if evaluator else evaluate.values()
-        declared = [one.name for entry in entries for one in type(entry).metrics]
-        # packaged evaluators declare all that they give; a plug-in may declare none
-        if all(type(entry).metrics or type(entry).__module__.startswith("unlearn.") for entry in entries):
-            where = f"evaluate.{evaluator}" if evaluator else "no entry of evaluate"
-            raise RecipeError(
-                f"{figure}.metric is {metric!r}, which {where} {'does not give' if evaluator else 'gives'}. "
-                f"{did_you_mean(metric, declared)}"
-            )
     if not evaluator and len(able) > 1:
         raise RecipeError(
             f"{figure}.metric is {metric}, and several entries of evaluate give it; write {figure}.evaluator=NAME. "
             f"Allowed: {', '.join(able)}."
         )
     return evaluator or next(iter(able), "")
+
+
+def check_declared(figure: str, metric: str, evaluator: str, evaluate: Mapping[str, Evaluator[Any]]) -> None:
+    """Refuse a figure that no entry of ``evaluate`` declares; arguments as in ``measured_by``."""
+    entries = [evaluate[evaluator]] if evaluator else list(evaluate.values())
+    metrics = [one for entry in entries for one in type(entry).metrics]
+    # packaged evaluators declare all that they give; a plug-in may declare none
+    known = all(type(entry).metrics or type(entry).__module__.startswith("unlearn.") for entry in entries)
+    if entries and known and not any(one.matches(metric) for one in metrics):
+        where = f"evaluate.{evaluator} does not give" if evaluator else "no entry of evaluate gives"
+        raise RecipeError(
+            f"{figure}.metric is {metric!r}, which {where}. {did_you_mean(metric, [one.name for one in metrics])}"
+        )
 
 
 def _check_samples(recipe: Recipe) -> None:

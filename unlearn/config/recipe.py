@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config import compose, registry
-from unlearn.config.compatibility import measured_by
+from unlearn.config.compatibility import check_declared, measured_by
 from unlearn.config.compose import Given, Node, bare
 from unlearn.config.interpolation import escape, interpolate
 from unlearn.config.presets import settle
@@ -90,6 +90,7 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(f"combine={name} takes two gradients, and there is no retain part. Type combine=sum.")
     for name, gate in recipe.gate.items():
         measured_by(f"gate.{name}", gate.metric, gate.evaluator, recipe.evaluate)
+        check_declared(f"gate.{name}", gate.metric, gate.evaluator, recipe.evaluate)
     if select := recipe.select:
         evaluator = measured_by("select", select.metric, select.evaluator, recipe.evaluate)
         if not evaluator:
