@@ -1,10 +1,12 @@
 """Runs the real command line in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,3 +52,18 @@ def kill_after_a_checkpoint(arguments: list[str], folder: Path, cache: Path, sec
     process.kill()
     process.wait()
     return int(torch.load(found[0], weights_only=True)["step"])
+
+
+def printed_by_ranks(code: str, ranks: int, folder: Path) -> list[dict[str, Any]]:
+    """Run code once per rank, with (rank, ranks, file to meet at) as arguments; return the JSON each prints last."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(ranks), str(folder / str(ranks))],
+            env=environment(folder),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    return [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in started]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from unlearn.config import registry
-from unlearn.evaluators.catalogue import markdown_table
+from unlearn.evaluators.metrics_page import markdown_table
 
 METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 TABLE = re.compile(r"(?<=\n\n)\| metric \| formula .*?\n(?=\n)", re.DOTALL)

@@ -1,8 +1,5 @@
 """Training a GAN with adaptive augmentation: both losses by hand, the course of p, resume, ranks."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from torch.nn.functional import softplus
 from tests.models.gan.test_gan import INFO, SMALL, small
 from tests.models.gan.test_training import OPTIM, batch
 from tests.toys import ROOT
-from tests.toys.command import environment
+from tests.toys.command import printed_by_ranks
 from tests.toys.flow import digits_splits, stop_at
 from unlearn.config.recipe import load
 from unlearn.config.schema import Pretrain, Trainer
@@ -191,17 +188,7 @@ print(json.dumps(state))
 
 def test_ranks_count_together(tmp_path: Path) -> None:
     """7 of 9 signs are up by 1 in the balance: r_t 0.78 > 0.6; on two ranks, of which one holds 4, as on one."""
-
-    def states(ranks: int) -> list[dict[str, Any]]:
-        command = [sys.executable, "-W", "ignore", "-c", RANK]
-        place = str(tmp_path / str(ranks))
-        started = [
-            subprocess.Popen([*command, str(rank), str(ranks), place], env=environment(tmp_path), stdout=-1, text=True)
-            for rank in range(ranks)
-        ]
-        return [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in started]
-
-    (one,), two = states(1), states(2)
+    (one,), two = (printed_by_ranks(RANK, ranks, tmp_path) for ranks in (1, 2))
     assert two == [one, one]
     assert one == {"p": 0.27, "signs": 0.0, "images": 0.0, "steps": 0}  # 27 images: the first step had none
 

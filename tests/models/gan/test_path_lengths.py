@@ -1,8 +1,5 @@
 """The mean of path lengths that a GAN's training keeps: its course, resume, ranks."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import torch
 from tests.models.gan.test_augmented import first_ids, same, train
 from tests.models.gan.test_gan import INFO, SMALL
 from tests.models.gan.test_training import OPTIM, STREAM
-from tests.toys.command import environment
+from tests.toys.command import printed_by_ranks
 from tests.toys.flow import digits_splits, small_glow
 from unlearn.core.errors import Interrupted
 from unlearn.models.gan.config import StyleGAN2
@@ -115,17 +112,7 @@ print(json.dumps(state))
 
 def test_ranks_measure_together(tmp_path: Path) -> None:
     """On two ranks as on one, also where a rank has no items; a step without a penalty changes nothing."""
-
-    def states(ranks: int) -> list[dict[str, Any]]:
-        command = [sys.executable, "-W", "ignore", "-c", RANK]
-        place = str(tmp_path / str(ranks))
-        started = [
-            subprocess.Popen([*command, str(rank), str(ranks), place], env=environment(tmp_path), stdout=-1, text=True)
-            for rank in range(ranks)
-        ]
-        return [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in started]
-
-    (one,), two = states(1), states(2)
+    (one,), two = (printed_by_ranks(RANK, ranks, tmp_path) for ranks in (1, 2))
     assert one == {"length": pytest.approx((31 / 5 + 3 * 31 / 5) / 2), "penalties": 2}
     assert two == [two[0]] * 2
     assert two[0] == {"length": pytest.approx((31 / 5 + 3 * 21 / 3) / 2), "penalties": 2}  # the last step: rank 0 alone

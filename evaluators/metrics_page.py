@@ -1,25 +1,12 @@
-"""The declared metrics of all evaluators: what reports call them, and the table of docs/metrics.md."""
+"""The table of docs/metrics.md, from the declared metrics of all evaluators."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from unlearn.evaluators.base import Evaluator, Metric
 
 HEADINGS = ("metric", "formula", "unit", "direction", "evaluator", "source")
-
-
-def find_metric(name: str, metrics: Iterable[Metric]) -> Metric | None:
-    """Return the metric of a record's name, its pattern filled in; None where none is declared so."""
-    found = None
-    for metric in metrics:
-        if metric.name == name:
-            return metric
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(metric.name))
-        if found is None and (match := re.fullmatch(pattern, name)):
-            found = metric.named(**match.groupdict())
-    return found
 
 
 def markdown_table(evaluators: Mapping[str, type[Evaluator]]) -> str:
