@@ -58,12 +58,12 @@ def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, b
         n: number of samples.
         batch_size: samples drawn at once; does not change the result.
     """
-    told = is_conditional(evaluation.splits["forget"])
-    key = ("samples", subject, split if told else "")
+    conditional = is_conditional(evaluation.splits["forget"])
+    key = ("samples", subject, split if conditional else "")
     known = evaluation.cache.get(key)
     start = 0 if known is None else len(known)
     if start < n:
-        items = sampled_items(evaluation, split, n)[start:] if told else None
+        items = sampled_items(evaluation, split, n)[start:] if conditional else None
         more = drawn(evaluation, evaluation.models[subject], split, items, batch_size, first=start, count=n - start)
         known = more if known is None else torch.cat((known, more))
         evaluation.cache[key] = known
@@ -76,7 +76,7 @@ def drawn(
     split: str,
     items: Tensor | None,
     batch_size: int = 256,
-    told: Tensor | None = None,
+    conditions: Tensor | None = None,
     first: int = 0,
     count: int = 0,
 ) -> Tensor:
@@ -88,7 +88,7 @@ def drawn(
         split: of the items.
         items: what the samples are conditioned on, (n,); None for unconditional models.
         batch_size: samples drawn at once; does not change the result.
-        told: (n, ...), conditions to use in place of those of the items.
+        conditions: (n, ...), to use in place of those of the items.
         first: number of the first sample.
         count: number of samples where there are no items.
     """
@@ -100,8 +100,8 @@ def drawn(
         else:
             rows = ids.cpu() - first
             like = evaluation.batch(split, items[rows])
-            if told is not None:
-                like[conditioned_data(evaluation.splits).told.key] = told[rows].to(ids.device)
+            if conditions is not None:
+                like[conditioned_data(evaluation.splits).encoder.key] = conditions[rows].to(ids.device)
             batch = model.sample(ids, randomness, like)
         if "image" not in batch:
             raise RecipeError(

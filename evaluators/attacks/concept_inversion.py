@@ -97,7 +97,7 @@ class ConceptInversion(PromptSearch):
         numbers = sum(row.numel() for row in rows)
         budget = f"{self.steps} steps, {numbers} numbers" + ("" if self.bound is None else f", bound {self.bound:g}")
         with new_words(model, model.tables(), rows):
-            yield names.told(items), budget
+            yield names.conditions(items), budget
 
     def _images(self, evaluation: Evaluation[PromptableDenoiser], model: PromptableDenoiser) -> tuple[Tensor, Tensor]:
         """Return forget items (m,) and the clean latents of their images, (m, C, H, W)."""
@@ -131,15 +131,15 @@ class ConceptInversion(PromptSearch):
         optimizer = torch.optim.Adam(rows, lr=self.lr)
         stream = evaluation.randomness.child("search")
         draws = torch.arange(self.batch, device=evaluation.device)
-        key, asked = conditioned_data(evaluation.splits).told.key, names.told(ids).to(evaluation.device)
+        key, asked = conditioned_data(evaluation.splits).encoder.key, names.conditions(ids).to(evaluation.device)
         for step in range(self.steps):  # textual inversion, eq. 2, with the model frozen
             draw = stream.at(step)
             chosen = draw.child("image").integers(draws, len(ids))
             t = draw.child("t").integers(draws, model.timesteps)
             noise = draw.child("noise").normal(draws, tuple(x0.shape[1:]), x0.dtype)
-            told = {"id": draws, key: asked[chosen]}
+            noised_batch = {"id": draws, key: asked[chosen]}
             with torch.enable_grad(), new_words(model, tables, rows):
-                loss = mean_square_error(model, x0[chosen], noise, t, told).mean()
+                loss = mean_square_error(model, x0[chosen], noise, t, noised_batch).mean()
             for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):
                 row.grad = gradient
             optimizer.step()
@@ -168,7 +168,7 @@ class Names:
         self.data, self.classifier = data, classifier
         forgotten = torch.unique(classifier.known[classifier.own]).tolist()
         self.names = [classifier.net.labels[answer] for answer in forgotten]
-        if isinstance(data.told, Classes):
+        if isinstance(data.encoder, Classes):
             self.words = [[[int(number)] for number in data.conditions([name])] for name in self.names]
         else:
             self.words = [words_of(data, name) for name in self.names]
@@ -178,7 +178,7 @@ class Names:
         by_encoder = [[word for words in self.words for word in words[e]] for e in range(len(self.words[0]))]
         return by_encoder if len(by_encoder) == tables else by_encoder * tables  # DiT has a table of classes per block
 
-    def told(self, items: Tensor) -> Tensor:
+    def conditions(self, items: Tensor) -> Tensor:
         """Return the conditions of items (n,) with the forgotten names replaced by new words, (n, ...).
 
         Raises:

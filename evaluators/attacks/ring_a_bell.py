@@ -121,8 +121,10 @@ class RingABell(PromptSearch):
             free = free[~torch.isin(free, named)]
         unique = sorted(set(captions))
         # eq. 3 and 4: the direction of the concept is the mean difference of the encodings with and without its words
-        told = self._encoded(target, data.conditions(unique))
-        wanted = told + self.eta * (told - self._encoded(target, data.conditions(without(unique, names)))).mean(dim=0)
+        encoded = self._encoded(target, data.conditions(unique))
+        wanted = encoded + self.eta * (encoded - self._encoded(target, data.conditions(without(unique, names)))).mean(
+            dim=0
+        )
         found = {}
         for number, caption in enumerate(unique):  # a stream per caption: its search does not depend on the others
             stream = evaluation.randomness.child("search").at(number)

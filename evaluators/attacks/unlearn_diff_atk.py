@@ -122,13 +122,13 @@ class UnlearnDiffAtk(PromptSearch):
         points = projected(start).requires_grad_()
         optimizer = torch.optim.Adam([points], lr=self.lr)
         new = -1 - torch.arange(p * k).view(p, k)
-        told = self._begun(data, prompts, new)
+        begun = self._begun(data, prompts, new)
         t = ((torch.arange(self.draws, device=x0.device) + 0.5) * model.timesteps / self.draws).long().repeat(p)
         noise = stream.child("noise").normal(numbers, (self.draws, *x0.shape[1:]), x0.dtype).to(x0.device).flatten(0, 1)
         x0 = x0.repeat_interleave(self.draws, dim=0)
 
         def losses(asked: Tensor) -> Tensor:
-            batch = {data.told.key: asked.to(x0.device).repeat_interleave(self.draws, dim=0)}
+            batch = {data.encoder.key: asked.to(x0.device).repeat_interleave(self.draws, dim=0)}
             return mean_square_error(model, x0, noise, t, batch).view(p, self.draws).mean(dim=1)
 
         best, kept = losses(prompts), prompts  # the prompt without an attack is the first candidate
@@ -139,7 +139,7 @@ class UnlearnDiffAtk(PromptSearch):
                 read = corner + points - points.detach()  # straight-through: the value of the vertex, the gradient of p
                 rows = [(read @ weight).flatten(0, 1) for weight in weights]
                 with new_words(model, tables, rows):
-                    now = losses(told)
+                    now = losses(begun)
                 whole = now.sum()  # prompts do not interact, so each gets its own gradient
             better = now.detach() < best
             best = torch.where(better, now.detach(), best)

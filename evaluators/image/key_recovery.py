@@ -72,13 +72,13 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
         model = cast(Diffusion, evaluation.models["unlearned"])  # no other class is trained with a key
         stream = evaluation.randomness
         wrong = [key.wrong(stream.child("wrong").at(number)) for number in range(self.wrong_keys)]
-        told: dict[str, list[Diffusion]] = {
+        by_score: dict[str, list[Diffusion]] = {
             "right_key": [Keyed(model, key)],
             "no_key": [model],
             "wrong_key": [Keyed(model, other) for other in wrong],
         }
         records = []
-        for score, models in told.items():
+        for score, models in by_score.items():
             seen = []
             for number, keyed in enumerate(models):
                 first = number * self.samples

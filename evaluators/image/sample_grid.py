@@ -59,10 +59,12 @@ class SampleGrid(Evaluator[Samples]):
         forget = evaluation.splits["forget"]
         net = self._net(evaluation)
         forgotten = [name for name in forgotten_names(forget) if net is not None and name in net.labels]
-        told = sampled_splits(evaluation)
-        grids = [self._grids(evaluation, net, forgotten, split) for split in told]  # refuses models that draw no images
+        given = sampled_splits(evaluation)
+        grids = [
+            self._grids(evaluation, net, forgotten, split) for split in given
+        ]  # refuses models that draw no images
         pictures = [*self._forget_items(evaluation), *grids]
-        if net is not None and forgotten and self.search and told == ("",):
+        if net is not None and forgotten and self.search and given == ("",):
             pictures += self._became(evaluation, net, forgotten)
         return EvaluationResult(pictures=pictures)
 
@@ -93,20 +95,22 @@ class SampleGrid(Evaluator[Samples]):
         )
         return [picture]
 
-    def _grids(self, evaluation: Evaluation[Samples], net: Features | None, forgotten: list[str], told: str) -> Picture:
+    def _grids(
+        self, evaluation: Evaluation[Samples], net: Features | None, forgotten: list[str], given: str
+    ) -> Picture:
         levels = grey_levels(evaluation)
         content, n = [], self.side**2
         for subject in evaluation.models:
-            images = samples(evaluation, subject, told, n, self.batch_size)
+            images = samples(evaluation, subject, given, n, self.batch_size)
             marked = _marked(net, forgotten, images)
             title = subject if marked is None else f"{subject}: {int(marked.sum())} of {n} framed"
             content.append(Panel(title, images, levels, marked))
         frames = f" Framed: what the classifier takes for {_listed(forgotten)}." if forgotten else ""
-        asked = f", with the conditions of {told} items" if told else ""
+        asked = f", with the conditions of {given} items" if given else ""
         return Picture(
-            name=f"samples_{told}" if told else "samples",
+            name=f"samples_{given}" if given else "samples",
             title=f"Samples from the same noise{asked}",
-            caption=f"The same place in each grid is the same noise{' and condition' if told else ''}.{frames}",
+            caption=f"The same place in each grid is the same noise{' and condition' if given else ''}.{frames}",
             png=panels(content, self.side),
         )
 

@@ -79,20 +79,20 @@ class SampleShare(Evaluator[Samples]):
         net = self._net(evaluation.splits).to(evaluation.device)
         forgotten = [name for name in forgotten_names(evaluation.splits["forget"]) if name in net.labels]
         findings = EvaluationResult()
-        for told in sampled_splits(evaluation):
+        for given in sampled_splits(evaluation):
             shares = {}
             for subject in evaluation.models:
-                drawn = samples(evaluation, subject, told, self.samples, self.batch_size)
+                drawn = samples(evaluation, subject, given, self.samples, self.batch_size)
                 answers = net.classify(drawn)
                 counts = torch.bincount(answers.flatten(), minlength=len(net.labels)).tolist()
                 shares[subject] = [share_ci95(count, self.samples) for count in counts]
                 found = dict(zip(net.labels, shares[subject], strict=True))
-                if len(forgotten) > 1 and not told:
+                if len(forgotten) > 1 and not given:
                     gone = torch.tensor([net.labels.index(name) for name in forgotten])
                     hits = torch.isin(answers, gone).any(dim=1)
                     findings.records.append(evaluation.record(SHARE, subject, "forget", hits, detector=net.detector))
                 for name in (*forgotten, *(label for label in net.labels if label not in forgotten)):
-                    split = told or ("forget" if name in forgotten else "retain")
+                    split = given or ("forget" if name in forgotten else "retain")
                     findings.records.append(
                         evaluation.record(
                             SHARE,
@@ -105,22 +105,22 @@ class SampleShare(Evaluator[Samples]):
                             detector=net.detector,
                         )
                     )
-            findings.pictures.append(self._picture(told, shares, net, forgotten))
+            findings.pictures.append(self._picture(given, shares, net, forgotten))
         findings.records.extend(classifier_accuracy(evaluation, net))
         return findings
 
     def _picture(
         self,
-        told: str,
+        given: str,
         shares: dict[str, list[tuple[float, tuple[float, float]]]],
         net: Features,
         forgotten: list[str],
     ) -> Picture:
-        what = f"samples of each model, with the conditions of {told} items," if told else "samples of each model"
+        what = f"samples of each model, with the conditions of {given} items," if given else "samples of each model"
         note = "the shaded category is to be forgotten" if forgotten else "no category is forgotten as a whole"
         return Picture(
-            name=f"shares_{told}" if told else "shares",
-            title=f"What the models draw for {told} conditions" if told else "What the models draw",
+            name=f"shares_{given}" if given else "shares",
+            title=f"What the models draw for {given} conditions" if given else "What the models draw",
             caption=(
                 f"Share of each category in {self.samples} {what} from the same noise, with 95 % intervals; {note}."
             ),

@@ -23,7 +23,7 @@ class DPO(Objective[HasLikelihood]):
     L = -log sigmoid(beta (log(p(y') / p_target(y')) - log(p(y) / p_target(y)))), y the forget answer and y' what is to
     be said instead, log p summed over tokens. ``refusal`` is IdkDPO, ``alternate`` AltPO.
 
-    Two numbers per item are remembered of the target; no second model is held.
+    Two numbers per item are cached of the target; no second model is held.
 
     Args:
         instead: which other answer.

@@ -25,8 +25,8 @@ from unlearn.objectives.language.target_logits import (
 class KL(Objective[Continues]):
     """Keep the distribution at each answer token near the target's.
 
-    L = mean_t KL(p_target || p) over the answer's tokens. The target's distribution comes from remembered last states
-    through a frozen copy of its head, exact and without its body; or, with ``top_k``, from remembered log-probs.
+    L = mean_t KL(p_target || p) over the answer's tokens. The target's distribution comes from cached last states
+    through a frozen copy of its head, exact and without its body; or, with ``top_k``, from cached log-probs.
 
     Args:
         top_k: remember only the target's k most likely tokens, k >= 1, and take all others as one. The value is then

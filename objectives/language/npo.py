@@ -21,7 +21,7 @@ class NPO(Objective[HasLikelihood]):
     gradient is that of ascent on the summed log-likelihood times 2 p^beta / (p^beta + p_target^beta); as beta goes to
     0 that weight goes to 1. At equal models the loss is (2 / beta) log 2.
 
-    One number per item is remembered of the target; no second model is held.
+    One number per item is cached of the target; no second model is held.
 
     Args:
         beta: inverse temperature, > 0.

@@ -1,4 +1,4 @@
-"""The target's distribution at answer tokens without the target: its remembered last states, and its frozen head."""
+"""The target's distribution at answer tokens without the target: its cached last states, and its frozen head."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class UNDIAL(Objective[Continues]):
     """Teach the model the target's distribution with the forget token's logit lowered.
 
     L = mean_t CE(softmax(z_target - beta onehot(y_t)), softmax(z)), over the answer's tokens. The teacher is fixed, so
-    there is a minimum to reach. Its logits come from remembered states through a frozen copy of the target's head.
+    there is a minimum to reach. Its logits come from cached states through a frozen copy of the target's head.
 
     Args:
         beta: by how much the logit is lowered, >= 0; 0 is distillation of the target.

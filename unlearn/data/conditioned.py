@@ -88,18 +88,18 @@ class Conditioned(Dataset):
         encoder: turns words into conditions.
     """
 
-    def __init__(self, base: Dataset, told: ConditionEncoder) -> None:
-        self.base, self.told = base, told
+    def __init__(self, base: Dataset, encoder: ConditionEncoder) -> None:
+        self.base, self.encoder = base, encoder
         self.labels, self.attributes = base.labels, base.attributes
         self.is_test, self.is_corrupt, self.prompts_only = base.is_test, base.is_corrupt, base.prompts_only
         self.captions: Sequence[str] = getattr(base, "captions", base.labels)
         self.concepts: Sequence[Concept] = getattr(base, "concepts", ())
-        self.info = {**base.info, **told.info()}
+        self.info = {**base.info, **encoder.info()}
         self.fingerprint = hashlib.sha256(repr((base.fingerprint, list(self.captions))).encode()).hexdigest()
         unique = sorted(set(self.captions))
-        self._conditions = dict(zip(unique, told(unique), strict=True))
-        if isinstance(told, Classes) and (lost := [word for word in unique if word not in told.names]):
-            raise RecipeError(f"The label {lost[0]!r} is not a class. {did_you_mean(lost[0], told.names)}")
+        self._conditions = dict(zip(unique, encoder(unique), strict=True))
+        if isinstance(encoder, Classes) and (lost := [word for word in unique if word not in encoder.names]):
+            raise RecipeError(f"The label {lost[0]!r} is not a class. {did_you_mean(lost[0], encoder.names)}")
         for concept in self.concepts:
             self._check(concept)
         named = [concept.name for concept in self.concepts]
@@ -154,23 +154,23 @@ class Conditioned(Dataset):
 
     def instead(self, ids: Tensor, words: Sequence[str]) -> Batch:
         """Return items conditioned on other words, one per item, in place of their concept, or of their label."""
-        if isinstance(self.told, Classes):
+        if isinstance(self.encoder, Classes):
             return self._with(words, ids)
         concepts = [next(iter(self._shown[index]), Concept(name=self.labels[index])) for index in ids.tolist()]
         captions = [self.captions[index] for index in ids.tolist()]
-        told = [one.replaced_in(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
-        return self._with(told, ids)
+        replaced = [one.replaced_in(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
+        return self._with(replaced, ids)
 
     def conditions(self, words: Sequence[str]) -> Tensor:
         """Return the conditions of words, (B, ...)."""
         for word in set(words) - set(self._conditions):
-            self._conditions[word] = self.told([word])[0]
+            self._conditions[word] = self.encoder([word])[0]
         return torch.stack([self._conditions[word] for word in words])
 
     def _with(self, words: Sequence[str], ids: Tensor) -> Batch:
         if len(ids) == 0:
             return {"id": ids}
-        return {**self.base.batch(ids), self.told.key: self.conditions(words)}
+        return {**self.base.batch(ids), self.encoder.key: self.conditions(words)}
 
     def _anchor_of(self, index: int) -> str:
         """Return an item's caption with the anchors of all concepts that it shows."""
@@ -180,7 +180,7 @@ class Conditioned(Dataset):
                 f"Item {index} ({caption!r}) shows no concept that has an anchor. "
                 "Type data.concepts=[{name: NAME, anchor: OTHER}]."
             )
-        if isinstance(self.told, Classes):
+        if isinstance(self.encoder, Classes):
             return str(shown[0].anchor)
         for concept in shown:
             anchored = concept.anchored(caption)
@@ -197,14 +197,16 @@ class Conditioned(Dataset):
         if concept.name not in self.names:
             raise RecipeError(f"data.concepts: no item is {concept.name!r}. {did_you_mean(concept.name, self.names)}")
         words = [concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain]
-        if isinstance(self.told, Prompts) and self.told.check is not None:
-            self.told.check(words)
-        if isinstance(self.told, Classes):
+        if isinstance(self.encoder, Prompts) and self.encoder.check is not None:
+            self.encoder.check(words)
+        if isinstance(self.encoder, Classes):
             for word in words:
-                if word not in self.told.names:
-                    raise RecipeError(f"data.concepts: {word!r} is not a class. {did_you_mean(word, self.told.names)}")
+                if word not in self.encoder.names:
+                    raise RecipeError(
+                        f"data.concepts: {word!r} is not a class. {did_you_mean(word, self.encoder.names)}"
+                    )
 
 
-def conditioned(dataset: Dataset, told: ConditionEncoder) -> Conditioned:
+def conditioned(dataset: Dataset, encoder: ConditionEncoder) -> Conditioned:
     """Return a dataset with conditions."""
-    return Conditioned(dataset, told)
+    return Conditioned(dataset, encoder)

@@ -92,8 +92,8 @@ def _loader(module: UnlearningModule, workers: int) -> DataLoader[StepBatches]:
     sizes = {group: optim.batch for phase in module.phases for group in phase.groups}
     if optim.forget_batch is not None and "forget" in sizes:
         sizes["forget"] = optim.forget_batch
-    feed = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"), optim.accumulate)
-    return feed.loader(module.step_count, optim.steps, workers)
+    batches = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"), optim.accumulate)
+    return batches.loader(module.step_count, optim.steps, workers)
 
 
 def _runner(trainer: Trainer, folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:

@@ -38,9 +38,9 @@ class EntryMasks(Callback):
         if self.masks:
             self.masks = {name: mask.to(parameters[name].device) for name, mask in self.masks.items()}
         else:
-            feed = trainer.train_dataloader.dataset  # type: ignore[union-attr]
-            passes = max(1, len(feed.splits["forget"]) // feed.sizes["forget"])
-            batches = [feed[index] for index in range(min(passes, _MOST_BATCHES))]
+            steps = trainer.train_dataloader.dataset  # type: ignore[union-attr]
+            passes = max(1, len(steps.splits["forget"]) // steps.sizes["forget"])
+            batches = [steps[index] for index in range(min(passes, _MOST_BATCHES))]
             terms = {"training_loss": TrainingLoss()} if self.scope.by_training_loss else None
             self.masks = self.scope.masks(module.forget_gradient(batches, terms))
             self.say(scope_lines(module, self.masks))

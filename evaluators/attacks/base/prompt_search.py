@@ -78,8 +78,8 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
         for subject, model in evaluation.models.items():
             if model.settings.one_step is not None:
                 continue
-            with frozen(model), self.finds(evaluation, classifier, subject, items) as (told, budget):
-                images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, told)
+            with frozen(model), self.finds(evaluation, classifier, subject, items) as (conditions, budget):
+                images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, conditions)
             seen = classifier.seen(images, items)
             findings.records.append(seen_record(evaluation, self.metrics[0], subject, seen, budget, classifier))
         return findings
@@ -100,7 +100,7 @@ def seen_record(
 
 def check_prompts(splits: Mapping[str, Split], attack: str) -> None:
     """Refuse models conditioned on classes, which have no words to search. Raises RecipeError."""
-    if isinstance(conditioned_data(splits).told, Classes):
+    if isinstance(conditioned_data(splits).encoder, Classes):
         raise RecipeError(
             f"evaluate.{attack} searches for words of a prompt, and this model is conditioned on classes. "
             f"Type evaluate.{attack}=null, or take evaluate.concept_inversion."
@@ -137,7 +137,7 @@ def position(tokens: Sequence[int], words: Sequence[int]) -> int:
     return next((at for at in range(len(tokens) - n + 1) if list(tokens[at : at + n]) == list(words)), -1)
 
 
-def mean_square_error(model: PromptableDenoiser, x0: Tensor, noise: Tensor, t: Tensor, told: Batch) -> Tensor:
-    """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), conditioned on ``told``."""
-    found: Tensor = model.predict(model.noised(x0, noise, t), t, model.condition(told))
+def mean_square_error(model: PromptableDenoiser, x0: Tensor, noise: Tensor, t: Tensor, conditions: Batch) -> Tensor:
+    """Return the mean over values of (eps - eps(x_t, t, c))^2 per item, (B,), conditioned on ``conditions``."""
+    found: Tensor = model.predict(model.noised(x0, noise, t), t, model.condition(conditions))
     return (found - noise).square().flatten(1).mean(dim=1)

@@ -28,7 +28,7 @@ def test_a_new_word_that_is_an_old_one_changes_nothing(told: str) -> None:
     before = bits(model)
     split = small_splits(told)["forget"]
     batch = split.batch(split.ids[:2])
-    known = batch[split.dataset.told.key]
+    known = batch[split.dataset.encoder.key]
     word = int(known.flatten()[0]) if told != "text" else int(known[0, 0, 3])  # "a COLOUR three"
     renamed = torch.where(known == word, -1, known)
     x, t = torch.randn(2, *model.latent_shape, dtype=torch.float64), torch.tensor([3, 500])
@@ -36,11 +36,11 @@ def test_a_new_word_that_is_an_old_one_changes_nothing(told: str) -> None:
     rows = [table.weight[[word]].detach() for table in model.tables()]
     assert len(rows) == {"class": 1, "text": 1, "dit": 2}[told]
     with new_words(model, model.tables(), rows):
-        found = model.predict(x, t, model.condition({**batch, split.dataset.told.key: renamed}))
+        found = model.predict(x, t, model.condition({**batch, split.dataset.encoder.key: renamed}))
     assert torch.equal(found, expected)
     others = [row + 1 for row in rows]
     with new_words(model, model.tables(), others):
-        moved = model.predict(x, t, model.condition({**batch, split.dataset.told.key: renamed}))
+        moved = model.predict(x, t, model.condition({**batch, split.dataset.encoder.key: renamed}))
         plain = model.predict(x, t, model.condition(batch))
     assert not torch.equal(moved, expected) or told == "dit"  # a new DiT's blocks are the identity
     assert torch.equal(plain, expected)
