@@ -157,8 +157,7 @@ def gradient_of(module: UnlearningModule, combine: Combination) -> dict[str, Ten
     module.primary.combine = combine
     sizes = dict.fromkeys(module.primary.groups, module.primary.optim.batch)
     feed = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"))
-    for _ in module._run_before_step():
-        pass
+    module._run_before_step()
     gradients = StepLosses(module.primary, module.model, feed[0], module._context).gradient({}, log=True)
     return dict(zip(module.primary.parameters, [g.clone() for g in gradients], strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -134,16 +134,18 @@ class UnlearningModule(lightning.LightningModule):
         """End the run before this step (-1) if a term has reached its goal."""
         # a run that is resumed after its goal must not ask again: the answer may differ
         if self.goal is None and self.step_count >= 0:
-            self.goal = next(iter([*self._run_before_step()]), None)
+            self.goal = next(iter(self._run_before_step()), None)
         return None if self.goal is None else -1
 
     @torch.no_grad()
-    def _run_before_step(self) -> Iterator[str]:
-        """Call each term's ``before_step``; yield the terms that reached their goal."""
-        for phase in self.phases:
-            for group, name, objective in phase.terms():
-                if objective.before_step(self.model, self._context(f"{group}/{name}")):
-                    yield f"{group}/{name}"
+    def _run_before_step(self) -> list[str]:
+        """Call each term's ``before_step``; return the terms that reached their goal."""
+        return [
+            f"{group}/{name}"
+            for phase in self.phases
+            for group, name, objective in phase.terms()
+            if objective.before_step(self.model, self._context(f"{group}/{name}"))
+        ]
 
     @override
     def training_step(self, batch: StepBatches, batch_idx: int) -> None:
@@ -186,7 +188,7 @@ class UnlearningModule(lightning.LightningModule):
             self.average.update(step)
         self.step_count += 1
         if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
-            self.goal = next(iter([*self._run_before_step()]), None)
+            self.goal = next(iter(self._run_before_step()), None)
 
     def forget_gradient(
         self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
@@ -205,10 +207,7 @@ class UnlearningModule(lightning.LightningModule):
         if terms is not None:
             phase = replace(phase, groups={"forget": dict(terms)})
             self.states |= {f"forget/{name}": {} for name in terms}
-        for _ in (
-            self._run_before_step()
-        ):  # a generator: the loop runs every term's before_step, whether or not it has a goal
-            pass
+        self._run_before_step()
         parameters = list(self.primary.parameters.values())
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in batches:
