@@ -106,7 +106,7 @@ def test_several_terms() -> None:
 
 
 def test_evaluators_and_gates_can_be_dropped_but_not_by_mistake() -> None:
-    base = {**SMALL, "evaluate": {"cost": {}, "goal": {}}, "gate": {"a": {"metric": "x", "min": 1}}}
+    base = {**SMALL, "evaluate": {"cost": {}, "goal": {}}, "gate": {"a": {"metric": "steps", "min": 1}}}
     assert list(load(base).evaluate) == ["cost", "goal"]
     assert list(load(base, ["evaluate.goal=null", "gate.a=null"]).evaluate) == ["cost"]
     assert load(base, ["evaluate=null", "gate=null"]).evaluate == {}

@@ -221,7 +221,7 @@ def test_from_python_with_a_model_in_memory(
     with pytest.raises(RecipeError, match=r"optim\.stepps"):
         unlearn.unlearn(target, recipe=recipe, optim={"stepps": 3})
     with pytest.raises(GateFailed) as missed:
-        unlearn.unlearn(target, recipe=recipe, **{"optim.steps": 1}, gate={"g": {"metric": "none", "min": 0}})
+        unlearn.unlearn(target, recipe=recipe, **{"optim.steps": 1}, gate={"g": {"metric": "steps", "min": 2}})
     assert missed.value.result.folder.is_dir()
 
 
