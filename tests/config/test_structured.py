@@ -136,6 +136,7 @@ def test_numbers_are_read_from_text() -> None:
         ("forget.treshold=1", "there is no key 'forget.treshold' (command line). Did you mean: threshold"),
         ("data.forget.labels=1", "there is no key 'data.forget.labels' (command line). Did you mean: label?"),
         ("pretrain.optim.step=1", "there is no key 'pretrain.optim.step' (command line). Did you mean: steps?"),
+        ("data.label=1", "Did you mean: data.forget.label, data.retain.label, data.holdout.label?"),
         ("trainer.device=1", "there is no key 'trainer.device' (command line). Did you mean: devices?"),
         ("model=glw", "model (command line): there is no model 'glw'"),
         ("combine=pcgrd", "Did you mean: pcgrad"),

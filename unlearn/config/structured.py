@@ -107,7 +107,8 @@ def _instance(cls: type[Any], node: Node | Tree, place: _Place, start: Any = Non
     for name, item in (entries or {}).items():
         at = place.below(name)
         if name not in allowed:
-            raise RecipeError(f"there is no key {shorten(at.key)}{at.by(item)}. {did_you_mean(name, allowed)}")
+            below = [place.below(part).below(name).key for part, kind in allowed.items() if _has_field(kind, name)]
+            raise RecipeError(f"there is no key {shorten(at.key)}{at.by(item)}. {did_you_mean(name, allowed, below)}")
         if is_dataclass(allowed[name]):  # starts from the field's default, which may differ from its class's
             given[name] = _instance(allowed[name], item, at, defaults[name])
         else:
@@ -123,6 +124,10 @@ def _instance(cls: type[Any], node: Node | Tree, place: _Place, start: Any = Non
         joint = "." if str(error).split()[:1] in [[name] for name in allowed] else ": "
         raise RecipeError(f"{place.key}{joint}{error}" if place.key else str(error)) from error
     return Built(value, {name: given[name].tree if name in given else _plain(defaults[name]) for name in allowed})
+
+
+def _has_field(hint: Any, name: str) -> bool:
+    return is_dataclass(hint) and name in hints(hint)  # type: ignore[arg-type]
 
 
 def _convert(node: Node | Tree, hint: Any, place: _Place) -> Built:

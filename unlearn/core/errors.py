@@ -1,7 +1,7 @@
 """Errors, each with the exit code of the command line."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -46,11 +46,14 @@ class Interrupted(UnlearnError):
     exit_code = 130
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return ``Did you mean: a, b? `` if any name is near, then the allowed names, or their number if they are many."""
+def did_you_mean(given: str, allowed: Iterable[str], near: Sequence[str] = ()) -> str:
+    """Return ``Did you mean: a, b? `` if any name is near, then the allowed names, or their number if they are many.
+
+    ``near`` holds what is meant, if the caller knows; otherwise the names of similar spelling are taken.
+    """
     names = sorted(allowed)
     many = len(names) > MANY
-    near = get_close_matches(given, names, n=5 if many else 3, cutoff=0.5)
+    near = near or get_close_matches(given, names, n=5 if many else 3, cutoff=0.5)
     hint = f"Did you mean: {', '.join(near)}? " if near else ""
     return f"{hint}Allowed: {f'{len(names):,} names' if many else ', '.join(names) or 'none'}."
 
