@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, check_ranges
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import M, M_co
 
@@ -143,11 +143,11 @@ class Objective(ABC, Generic[M]):
         weight: factor of this term, >= 0.
     """
 
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for values out of range; subclasses extend it."""
-        at_least(self, weight=0)
+        """Raise a ValueError for values outside of the ranges that their types state; subclasses extend it."""
+        check_ranges(self)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Raise a RecipeError, before any work, for data that this term cannot use; it reads ``splits[split]``."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from unlearn.core.distributed import rank, sum_over_ranks, world_size
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt
 from unlearn.data.base import Split
 from unlearn.models.capabilities import HasLatents, HasLikelihood, ImageGenerator, Model, Trains
 from unlearn.models.gan.inversion import Inversion
@@ -53,18 +53,16 @@ class EWC(ParameterObjective[Model]):
         in SUGAR (Nguyen et al., 2026, arXiv:2512.06562).
     """
 
-    strength: float = 1.0
-    items: int = 64
-    draws: int = 1
+    strength: PositiveFloat = 1.0
+    items: PositiveInt = 64
+    draws: PositiveInt = 1
     latents: Literal["drawn", "near"] = "drawn"
-    reach: float | None = None
+    reach: NonNegativeFloat | None = None
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(self, strength=0)
-        at_least(self, items=1, draws=1, reach=0)
         if self.latents == "drawn" and self.reach is not None:
             raise ValueError("reach is that of latents near the forget items; type latents: near, or drop reach")
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from unlearn.core.distributed import sum_over_ranks
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.base import frozen
 from unlearn.models.capabilities import Trains, TrainsAgainst
@@ -38,11 +38,7 @@ class TrainingLoss(Objective[Trains]):
         penalties: n. At the first the length is only measured.
     """
 
-    warmup: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, warmup=0)
+    warmup: NonNegativeInt = 0
 
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import above
+from unlearn.core.validation import PositiveFloat
 from unlearn.models.capabilities import Model
 from unlearn.objectives.base import Context, ParameterObjective
 
@@ -26,11 +26,7 @@ class WeightAnchor(ParameterObjective[Model]):
         arXiv:1802.01483
     """
 
-    strength: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, strength=0)
+    strength: PositiveFloat = 0.01
 
     def penalty(self, parameters: Mapping[str, Tensor], context: Context[Model]) -> Tensor:
         """Return strength / 2 * sum of squared differences, a scalar; names are the model's parameter names."""

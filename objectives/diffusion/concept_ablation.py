@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
@@ -39,14 +39,13 @@ class ConceptAblation(NoisyStateObjective[Denoises]):
 
     variant: Literal["model", "noise"] = "model"
     scores: Literal["student", "target"] = "student"
-    prior: float = 0.0
+    prior: NonNegativeFloat = 0.0
     states: AnchorStates = field(default_factory=AnchorStates)
     sources: ClassVar[tuple[Source, ...]] = ("generated",)
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, prior=0)
         if self.variant == "noise" and self.scores == "target":
             raise ValueError("scores is target, but variant is noise, which asks for no score. Take variant=model")
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeInt, PositiveFloat
 from unlearn.data.base import Batch
 from unlearn.models.base import frozen
 from unlearn.models.conditioning import Condition
@@ -51,16 +51,14 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
     states: AnchorStates = field(default_factory=AnchorStates)
     sources: ClassVar[tuple[Source, ...]] = ("generated",)
     width: int = 64
-    discriminator_lr: float | None = 5e-4
-    warmup: int = 100
+    discriminator_lr: PositiveFloat | None = 5e-4
+    warmup: NonNegativeInt = 100
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width < 8 or self.width % 8:
             raise ValueError(f"width is {self.width}; it must be a multiple of 8")
-        at_least(self, warmup=0)
-        above(self, discriminator_lr=0)
 
     @override
     def auxiliary(

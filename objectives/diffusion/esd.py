@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
@@ -38,15 +38,10 @@ class ESD(NoisyStateObjective[Denoises]):
         Gandikota et al., Erasing Concepts from Diffusion Models, 2023. arXiv:2303.07345
     """
 
-    eta: float = 1.0
+    eta: NonNegativeFloat = 1.0
     erase_from: str | None = None
     states: StateSource = field(default_factory=lambda: StateSource(source="trajectory"))
     sources: ClassVar[tuple[Source, ...]] = ("trajectory", "student")
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, eta=0)
 
     @override
     def prepare(self, model: Denoises, context: Context[Denoises]) -> None:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt
 from unlearn.data.base import Batch
 from unlearn.models.base import frozen
 from unlearn.models.capabilities import Denoises
@@ -55,21 +55,15 @@ class KPOP(NoisyStateObjective[PipelineDenoiser]):
         arXiv:2403.12326
     """
 
-    tokens: int = 10
-    eta: float = 1.0
-    hide: float = 1.0
-    recover: float = 0.1
-    wrong: float = 0.0
+    tokens: PositiveInt = 10
+    eta: NonNegativeFloat = 1.0
+    hide: NonNegativeFloat = 1.0
+    recover: NonNegativeFloat = 0.1
+    wrong: NonNegativeFloat = 0.0
     turns: Literal["together", "alternating"] = "together"
-    key_lr: float | None = None
+    key_lr: PositiveFloat | None = None
     states: StateSource = field(default_factory=lambda: StateSource(source="trajectory"))
     sources: ClassVar[tuple[Source, ...]] = ("trajectory",)
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, tokens=1, eta=0, hide=0, recover=0, wrong=0)
-        above(self, key_lr=0)
 
     @override
     def attach(self, model: PipelineDenoiser) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from typing_extensions import TypeVar, override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveInt, Range, at_least, check_ranges
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
@@ -66,18 +66,18 @@ class StateSource:
     """
 
     source: Source
-    items: int = 64
-    steps: int = 20
-    guidance: float = 3.0
-    walks: int = 4
-    images: int | None = None
+    items: PositiveInt = 64
+    steps: Annotated[int, Range(at_least, LEAST_STEPS)] = 20
+    guidance: NonNegativeFloat = 3.0
+    walks: PositiveInt = 4
+    images: PositiveInt | None = None
     spread: bool = False
     of_anchor: ClassVar[bool] = False
     """Whether trajectories and generated items are conditioned on the anchor instead of the concept."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        at_least(self, items=1, steps=LEAST_STEPS, walks=1, images=1, guidance=0)
+        check_ranges(self)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse items without images where states are made of images, with a RecipeError."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from unlearn.data.base import Batch
 from unlearn.data.conditioned import Conditioned
 from unlearn.models.base import frozen
@@ -82,14 +82,14 @@ class SFD(Objective[PipelineDenoiser]):
     judge: str | None = None
     loss: Literal["sid", "diff_instruct"] = "sid"
     alpha: float = 1.2
-    one_step: int = 440
+    one_step: NonNegativeInt = 440
     t_min: int = 38
     t_max: int = 712
-    guidance: float = 1.0
+    guidance: NonNegativeFloat = 1.0
     drop: float = 0.0
-    fake_weight: float = 1.0
-    fake_lr: float | None = None
-    warmup: int = 0
+    fake_weight: NonNegativeFloat = 1.0
+    fake_lr: PositiveFloat | None = None
+    warmup: NonNegativeInt = 0
     redraw: bool = False
 
     @typing_extensions.override
@@ -97,10 +97,8 @@ class SFD(Objective[PipelineDenoiser]):
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
             raise ValueError(f"t_min is {self.t_min} and t_max {self.t_max}; 0 <= t_min < t_max must hold")
-        at_least(self, one_step=0, guidance=0, fake_weight=0, warmup=0)
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is {self.drop}; it must lie in [0, 1)")
-        above(self, fake_lr=0)
 
     @typing_extensions.override
     def attach(self, model: PipelineDenoiser) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from unlearn.core.optim import Optim
+from unlearn.core.validation import check_ranges
 from unlearn.data.base import Split
 from unlearn.models.capabilities import M
 
@@ -27,6 +28,9 @@ class Edit(ABC, Generic[M]):
 
     ``Edit[Denoises]`` asks the target for a denoiser; a recipe with another model is refused.
     """
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @abstractmethod
     def __call__(self, target: M, train: Train, splits: Mapping[str, Split]) -> M:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt
 from unlearn.data.base import Split
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.edits.base import Edit, Train
@@ -42,11 +42,8 @@ class RECE(Edit[Denoises]):
     """
 
     uce: UCE = field(default_factory=lambda: UCE(lam=0.1, preserve_scale=0.1, tokens="all"))
-    rounds: int = 1
-    reg: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least(self, rounds=0, reg=0)
+    rounds: NonNegativeInt = 1
+    reg: NonNegativeFloat = 0.1
 
     def __call__(self, target: Denoises, train: Train, splits: Mapping[str, Split]) -> Denoises:
         """Return the edited model."""

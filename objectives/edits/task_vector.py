@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from unlearn.core.optim import Optim
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Split
 from unlearn.models.capabilities import Trains
 from unlearn.objectives.edits.base import Edit, Train
@@ -30,11 +30,8 @@ class TaskVector(Edit[Trains]):
         arXiv:2212.04089
     """
 
-    alpha: float = 1.0
+    alpha: NonNegativeFloat = 1.0
     optim: Optim = field(default_factory=Optim)
-
-    def __post_init__(self) -> None:
-        at_least(self, alpha=0)
 
     def __call__(self, target: Trains, train: Train, splits: Mapping[str, Split]) -> Trains:
         """Return the target moved against the task vector of the forget data."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.models.capabilities import Denoises
@@ -64,20 +64,16 @@ class UCE(Edit[Denoises]):
         Gandikota et al., Unified Concept Editing in Diffusion Models, 2024, eq. 7. arXiv:2308.14761
     """
 
-    lam: float = 0.5
-    erase_scale: float = 1.0
-    preserve_scale: float = 1.0
+    lam: NonNegativeFloat = 0.5
+    erase_scale: PositiveFloat = 1.0
+    preserve_scale: NonNegativeFloat = 1.0
     tokens: Tokens = "last_subject"
     preserve_tokens: Tokens | None = None
     value: Rule = "replace"
-    captions: int = 1000
+    captions: NonNegativeInt = 1000
     prior: str | None = None
-    prior_scale: float = 1.0
+    prior_scale: NonNegativeFloat = 1.0
     singular: Singular = "refuse"
-
-    def __post_init__(self) -> None:
-        at_least(self, lam=0, preserve_scale=0, captions=0, prior_scale=0)
-        above(self, erase_scale=0)
 
     def __call__(self, target: Denoises, train: Train, splits: Mapping[str, Split]) -> Denoises:
         """Return the edited model."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Split
 from unlearn.models.capabilities import TrainableLanguageModel
 from unlearn.objectives.edits.base import Edit, Train
@@ -30,11 +30,8 @@ class WhosHarryPotter(Edit[TrainableLanguageModel]):
         on logits alone in Shi et al., MUSE, 2024. arXiv:2407.06460
     """
 
-    alpha: float = 1.0
+    alpha: NonNegativeFloat = 1.0
     optim: Optim = field(default_factory=Optim)
-
-    def __post_init__(self) -> None:
-        at_least(self, alpha=0)
 
     def __call__(
         self, target: TrainableLanguageModel, train: Train, splits: Mapping[str, Split]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from typing_extensions import override
 
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import PositiveFloat, PositiveInt, Range, at_least
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import bits_per_dim
@@ -40,18 +41,13 @@ class CategoryTaming(Objective[HasLikelihood]):
         authors' research code (alpha 0.6, gamma 0.6, delta 1, learning rate 5e-5, 200 steps of 8 images).
     """
 
-    threshold: float = 4.0
+    threshold: PositiveFloat = 4.0
     distance: Unit = "sigma"
-    refresh: int = 10
-    reference_images: int = 1024
+    refresh: PositiveInt = 10
+    reference_images: Annotated[int, Range(at_least, 2)] = 1024
     stop: bool = False
-    epsilon: float = 0.15
-    stop_draws: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, threshold=0, epsilon=0)
-        at_least(self, refresh=1, reference_images=2, stop_draws=1)
+    epsilon: PositiveFloat = 0.15
+    stop_draws: PositiveInt = 5
 
     @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import PositiveFloat, PositiveInt, Range, at_least
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import LikelihoodSampler
 from unlearn.models.feature_extractors.classifiers import features_for
@@ -59,20 +59,18 @@ class Debias(Objective[LikelihoodSampler]):
 
     shares: dict[str, float | None] = field(default_factory=dict)
     mode: Literal["controlled", "paper"] = "controlled"
-    threshold: float = 4.0
+    threshold: PositiveFloat = 4.0
     distance: Unit = "sigma"
-    measure_every: int = 20
-    samples: int = 2000
-    gain: float = 0.5
+    measure_every: PositiveInt = 20
+    samples: PositiveInt = 2000
+    gain: PositiveFloat = 0.5
     tolerance: float = 0.02
     features: str | None = None
-    refresh: int = 10
-    reference_images: int = 1024
+    refresh: PositiveInt = 10
+    reference_images: Annotated[int, Range(at_least, 2)] = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(self, threshold=0, gain=0)
-        at_least(self, measure_every=1, samples=1, refresh=1, reference_images=2)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; it must lie between 0 and 1")
         if not all(0 < share < 1 for share in self.asked.values()) or sum(self.asked.values()) > 1:

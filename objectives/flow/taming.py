@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from typing_extensions import override
 
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import PositiveFloat, PositiveInt, Range, at_least
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import Moments, bits_per_dim
@@ -52,18 +52,13 @@ class Taming(Objective[HasLikelihood]):
         taming_an_identity.py.
     """
 
-    threshold: float = 4.0
+    threshold: PositiveFloat = 4.0
     distance: Unit = "sigma"
-    epsilon: float = 0.15
-    refresh: int = 10
-    reference_images: int = 1024
-    stop_draws: int = 5
+    epsilon: PositiveFloat = 0.15
+    refresh: PositiveInt = 10
+    reference_images: Annotated[int, Range(at_least, 2)] = 1024
+    stop_draws: PositiveInt = 5
     variant: Literal["paper", "released"] = "paper"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, threshold=0, epsilon=0)
-        at_least(self, refresh=1, reference_images=2, stop_draws=1)
 
     @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.base import frozen
 from unlearn.models.capabilities import AdversarialGenerator, TrainsAgainst
@@ -66,20 +66,14 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
     """
 
     repulsion: Literal["inverse", "negative", "exponential"] = "inverse"
-    gamma: float = 1.0
-    scale: float = 100.0
+    gamma: PositiveFloat = 1.0
+    scale: PositiveFloat = 100.0
     distance: Literal["squared", "released"] = "squared"
-    models: int = 1
-    adapt_steps: int = 300
-    adapt_lr: float | None = None
-    adapt_ewc: float = 1.0
-    adapt_items: int = 32
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, models=1, adapt_steps=1, adapt_ewc=0, adapt_items=1)
-        above(self, gamma=0, scale=0, adapt_lr=0)
+    models: PositiveInt = 1
+    adapt_steps: PositiveInt = 300
+    adapt_lr: PositiveFloat | None = None
+    adapt_ewc: NonNegativeFloat = 1.0
+    adapt_items: PositiveInt = 32
 
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:

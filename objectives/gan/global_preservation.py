@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
@@ -48,7 +48,7 @@ class GlobalPreservation(Objective[ImageGenerator]):
     """
 
     latents: Literal["drawn", "items"] = "drawn"
-    pool: int | None = 256
+    pool: PositiveInt | None = 256
     judge: str | None = None
     label: list[str] = field(default_factory=list)
     likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
@@ -58,7 +58,6 @@ class GlobalPreservation(Objective[ImageGenerator]):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, pool=1)
         if self.label and self.judge is None:
             raise ValueError("label is what the judge looks for, and there is none; give judge too, or drop label")
 

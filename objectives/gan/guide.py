@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.gan.identity_replacement import IdentityReplacement
 
@@ -39,13 +39,12 @@ class Guide(IdentityReplacement):
     """
 
     target: Literal["extrapolation", "average"] = "extrapolation"
-    distance: float | None = None
+    distance: NonNegativeFloat | None = None
     method: ClassVar[str] = "guide"
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, distance=0)
         if self.target == "average" and self.distance is not None:
             raise ValueError("distance has no effect with target=average; leave one of the two out")
 

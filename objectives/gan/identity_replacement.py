@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveInt
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
@@ -58,11 +58,11 @@ class IdentityReplacement(Objective[ImageGenerator]):
         target_latents: the aims of these.
     """
 
-    local: float = 1.0
-    adjacent: float = 1.0
-    neighbours: int = 2
-    reach: float | None = None
-    pool: int | None = 64
+    local: NonNegativeFloat = 1.0
+    adjacent: NonNegativeFloat = 1.0
+    neighbours: NonNegativeInt = 2
+    reach: NonNegativeFloat | None = None
+    pool: PositiveInt | None = 64
     likeness: PerceptualLoss = field(default_factory=PerceptualLoss)
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
@@ -89,7 +89,6 @@ class IdentityReplacement(Objective[ImageGenerator]):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, local=0, adjacent=0, neighbours=0, reach=0, pool=1)
         if not (self.local or self.near):
             raise ValueError("local and adjacent are both 0, or adjacent has no neighbours; one of the two must stay")
 

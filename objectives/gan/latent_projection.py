@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveInt, Range, at_least
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.base import Context, Objective, Values
@@ -54,21 +54,16 @@ class LatentProjection(Objective[ImageGenerator]):
 
     classifier: str | None = None
     label: list[str] = field(default_factory=list)
-    samples: int = 1000
+    samples: Annotated[int, Range(at_least, 4)] = 1000
     space: Space = "z"
     direction: Way = "mean_difference"
     threshold: float | None = None
-    depth: float = 0.0
-    per_item: int = 1
+    depth: NonNegativeFloat = 0.0
+    per_item: PositiveInt = 1
     draws: Literal["all", "beyond"] = "all"
     likeness: PerceptualLoss = field(
         default_factory=lambda: PerceptualLoss(pixels=1.0, norm="l2", features=0.0, identity=0.0)
     )
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, samples=4, depth=0, per_item=1)
 
     @property
     def judge(self) -> ForgetClassifier:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, check_ranges
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Embedder, Perceptual, identity_net, perceptual_net
 
@@ -74,17 +74,17 @@ class PerceptualLoss:
         identity_net: the same.
     """
 
-    pixels: float = 0.0
+    pixels: NonNegativeFloat = 0.0
     norm: Literal["l1", "l2"] = "l1"
-    features: float = 0.01
-    perceptual: float = 1.0
-    identity: float = 0.1
+    features: NonNegativeFloat = 0.01
+    perceptual: NonNegativeFloat = 1.0
+    identity: NonNegativeFloat = 0.1
     perceptual_net: str | None = None
     identity_net: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        at_least(self, pixels=0, features=0, perceptual=0, identity=0)
+        check_ranges(self)
         if not (self.pixels or self.features or self.perceptual or self.identity):
             raise ValueError("pixels, features, perceptual and identity are all 0; one of them must be above")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unlearn.models.base import frozen
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.base import Context
@@ -59,18 +59,12 @@ class Sugar(IdentityReplacement):
         Nguyen et al., SUGAR: A Sweeter Spot for Generative Unlearning of Many Identities, 2026. arXiv:2512.06562
     """
 
-    distance: float | None = None
-    surrogate_steps: int = 100
-    surrogate_lr: float = 1e-3
-    surrogate_width: int = 128
-    surrogate_features: float = 0.01
+    distance: PositiveFloat | None = None
+    surrogate_steps: NonNegativeInt = 100
+    surrogate_lr: PositiveFloat = 1e-3
+    surrogate_width: PositiveInt = 128
+    surrogate_features: NonNegativeFloat = 0.01
     method: ClassVar[str] = "sugar"
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, surrogate_steps=0, surrogate_width=1, surrogate_features=0)
-        above(self, distance=0, surrogate_lr=0)
 
     @override
     def aim(self, w: Tensor, steps: Tensor, state: Mapping[str, Any]) -> Tensor:

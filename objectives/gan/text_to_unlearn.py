@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt
 from unlearn.data.base import Batch, Split
 from unlearn.models.base import frozen
 from unlearn.models.capabilities import ImageGenerator
@@ -65,11 +65,11 @@ class TextToUnlearn(Objective[ImageGenerator]):
     path: str = ""
     words: str = ""
     without: str | None = None
-    direction: float = 1.0
-    mapper_steps: int = 100
-    mapper_lr: float = 0.05
-    mapper_decay: float = 0.01
-    mapper_batch: int = 8
+    direction: PositiveFloat = 1.0
+    mapper_steps: PositiveInt = 100
+    mapper_lr: PositiveFloat = 0.05
+    mapper_decay: NonNegativeFloat = 0.01
+    mapper_batch: PositiveInt = 8
     likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
 
     @override
@@ -77,8 +77,6 @@ class TextToUnlearn(Objective[ImageGenerator]):
         super().__post_init__()
         if not self.path or not self.words:
             raise ValueError("path or words is empty; give a scorer and what is to be forgotten, in words")
-        above(self, direction=0, mapper_lr=0)
-        at_least(self, mapper_steps=1, mapper_decay=0, mapper_batch=1)
 
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:

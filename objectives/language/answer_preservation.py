@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from typing_extensions import override
 
-from unlearn.core.validation import above
+from unlearn.core.validation import PositiveFloat
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
@@ -29,11 +29,7 @@ class AnswerPreservation(Objective[HasLikelihood]):
         checked against the released losses.py.
     """
 
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, beta=0)
+    beta: PositiveFloat = 0.1
 
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:

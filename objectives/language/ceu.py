@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.models.language.answers import Answers
@@ -29,11 +29,7 @@ class CEU(Objective[Continues]):
         training settings. The code in OpenUnlearning averages over all tokens of a batch rather than an answer's.
     """
 
-    ignore_first: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, ignore_first=0)
+    ignore_first: NonNegativeInt = 1
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the cross-entropy per item, (B,), in nats per token."""

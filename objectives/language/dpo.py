@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from typing_extensions import override
 
-from unlearn.core.validation import above
+from unlearn.core.validation import PositiveFloat
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
@@ -39,12 +39,8 @@ class DPO(Objective[HasLikelihood]):
     """
 
     instead: Instead = "refusal"
-    beta: float = 0.1
+    beta: PositiveFloat = 0.1
     variant: Literal["paper", "released"] = "paper"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, beta=0)
 
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues, Trains
 from unlearn.objectives.base import Context, Objective, Values
@@ -60,18 +60,13 @@ class PDURetain(Objective[Trains]):
         Entesari et al., 2025 (see PDU): the primal-dual algorithm, and epsilon = (1 + alpha) L_retain(target).
     """
 
-    epsilon: float | None = None
-    tolerance: float = 0.5
-    rate: float = 1.0
-    start: float = 50.0
-    warmup: int = 0
+    epsilon: PositiveFloat | None = None
+    tolerance: PositiveFloat = 0.5
+    rate: NonNegativeFloat = 1.0
+    start: NonNegativeFloat = 50.0
+    warmup: NonNegativeInt = 0
 
     follows: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, epsilon=0, tolerance=0)
-        at_least(self, rate=0, start=0, warmup=0)
 
     def prepare(self, model: Trains, context: Context[Trains]) -> None:
         """Set the limit from the target's loss, where none is given."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import above
+from unlearn.core.validation import PositiveFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasHiddenStates
 from unlearn.objectives.base import Context, Objective, Values
@@ -40,14 +40,10 @@ class RMU(Objective[HasHiddenStates]):
         of RMU. arXiv:2403.03218
     """
 
-    coefficient: float = 6.5
+    coefficient: PositiveFloat = 6.5
     layer: int = 2
     tokens: Tokens = "answer"
     reduction: Literal["mean", "sum"] = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, coefficient=0)
 
     @override
     def prepare(self, model: HasHiddenStates, context: Context[HasHiddenStates]) -> None:

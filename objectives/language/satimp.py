@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
@@ -28,13 +28,9 @@ class SatImp(Objective[Continues]):
         arXiv:2505.11953; the powers 5 and 1 are those of the released code.
     """
 
-    beta1: float = 5.0
-    beta2: float = 1.0
+    beta1: NonNegativeFloat = 5.0
+    beta2: NonNegativeFloat = 1.0
     reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, beta1=0, beta2=0)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the weighted log-likelihood per item, (B,), in nats per token."""

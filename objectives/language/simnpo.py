@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from unlearn.core.validation import above
+from unlearn.core.validation import PositiveFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
@@ -28,13 +28,9 @@ class SimNPO(Objective[HasLikelihood]):
         arXiv:2410.07163
     """
 
-    beta: float = 4.5
+    beta: PositiveFloat = 4.5
     margin: float = 0.0
     scaled_margin: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above(self, beta=0)
 
     def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the loss per item, (B,), in nats per token / beta."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
@@ -32,11 +32,7 @@ class UNDIAL(Objective[Continues]):
         offered.
     """
 
-    beta: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, beta=0)
+    beta: NonNegativeFloat = 10.0
 
     @override
     def prepare(self, model: Continues, context: Context[Continues]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
@@ -27,12 +27,8 @@ class WGA(Objective[Continues]):
         (there the power is alpha). arXiv:2502.19301
     """
 
-    beta: float = 1.0
+    beta: NonNegativeFloat = 1.0
     reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, beta=0)
 
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the weighted log-likelihood per item, (B,), in nats per token."""

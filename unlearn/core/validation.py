@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 
 def at_least(settings: Any, **bounds: float) -> None:
@@ -27,3 +30,30 @@ def distinct(settings: Any, **bounds: float) -> None:
         values = getattr(settings, name)
         if not values or min(values) < bound or len(set(values)) < len(values):
             raise ValueError(f"{name} is {values}; it must be different numbers, each >= {bound}")
+
+
+class Range(NamedTuple):
+    """Range of a setting, as metadata of its type: ``steps: Annotated[int, Range(at_least, 2)]``."""
+
+    check: Callable[..., None]
+    bound: float
+
+
+PositiveInt = Annotated[int, Range(at_least, 1)]
+NonNegativeInt = Annotated[int, Range(at_least, 0)]
+PositiveFloat = Annotated[float, Range(above, 0)]
+NonNegativeFloat = Annotated[float, Range(at_least, 0)]
+
+
+def check_ranges(settings: Any) -> None:
+    """Raise a ValueError for settings of a dataclass outside of the ranges that their types state; None is allowed."""
+    for name, allowed in _ranges(type(settings)):
+        allowed.check(settings, **{name: allowed.bound})
+
+
+@cache
+def _ranges(cls: type[Any]) -> list[tuple[str, Range]]:
+    hints = get_type_hints(cls, include_extras=True)
+    # the range of ``PositiveFloat | None`` is that of its first part
+    parts = [(field.name, part) for field in fields(cls) for part in (hints[field.name], *get_args(hints[field.name]))]
+    return [(name, one) for name, part in parts for one in getattr(part, "__metadata__", ()) if isinstance(one, Range)]
