@@ -21,7 +21,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset
 from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS
-from unlearn.data.conditioned import Classes, Prompts, conditioned
+from unlearn.data.conditioned import Classes, Conditioned, Prompts
 from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.diffusion.hub import pipeline_folder
 from unlearn.models.diffusion.memory import meta_model
@@ -85,7 +85,7 @@ class DiffusionConfig(ModelConfig):
                 return self.empty(self.pretrained).read(dataset)
             except RecipeError as error:
                 raise RecipeError(f"model.pretrained: {error}") from error
-        return conditioned(dataset, self.conditioner(dataset))
+        return Conditioned(dataset, self.conditioner(dataset))
 
     def conditioner(self, dataset: Dataset) -> Classes | Prompts:
         """Return what turns the labels or captions of the data into conditions of a new model."""

@@ -16,7 +16,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
-from unlearn.data.conditioned import Classes, Prompts, conditioned
+from unlearn.data.conditioned import Classes, Conditioned, Prompts
 from unlearn.models.base import Wrapper
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
@@ -121,8 +121,8 @@ class Diffusion(Wrapper):
     @override
     def read(self, dataset: Dataset) -> Dataset:
         if self.text is not None:
-            return conditioned(dataset, Prompts(self.text.tokens, check=self.text.refuse_unknown))
-        return conditioned(dataset, Classes(self.settings.classes or ()))
+            return Conditioned(dataset, Prompts(self.text.tokens, check=self.text.refuse_unknown))
+        return Conditioned(dataset, Classes(self.settings.classes or ()))
 
     @override
     def check_fits(self, info: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection
 from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS, ColouredDigits
 from unlearn.data.concept import Concept
-from unlearn.data.conditioned import Classes, Conditioned, Prompts, conditioned
+from unlearn.data.conditioned import Classes, Conditioned, Prompts
 from unlearn.data.digits import Digits
 from unlearn.data.mnist import Mnist
 from unlearn.data.splits import make_splits
@@ -141,10 +141,10 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
         (coloured(concepts=[Concept(name="three", anchor="cow")]), prompts, "does not know the word 'cow'"),
     ):
         with pytest.raises(RecipeError, match=message):
-            conditioned(made.load(), told)
+            Conditioned(made.load(), told)
     numbers = Digits(concepts=[Concept(name="even", anchor="odd")]).load()
     with pytest.raises(RecipeError, match=r"caption '0' of item 0 does not have the words 'even'"):
-        conditioned(numbers, Prompts(prompts.tokens)).form("anchor", torch.tensor([0]))
+        Conditioned(numbers, Prompts(prompts.tokens)).form("anchor", torch.tensor([0]))
 
 
 def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:
@@ -160,17 +160,17 @@ def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:
     ):
         given = ColouredDigits(forget=Selection(label=labels), concepts=concepts)
         with pytest.raises(RecipeError, match=message) if message else nullcontext():
-            make_splits(conditioned(given.load(), told), given, Randomness(0))
+            make_splits(Conditioned(given.load(), told), given, Randomness(0))
 
 
 def test_an_item_of_two_concepts_is_told_both_anchors() -> None:
     concepts = [Concept(name="three", anchor="eight"), Concept(name="red", anchor="blue")]
-    data = conditioned(ColouredDigits(concepts=concepts).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
+    data = Conditioned(ColouredDigits(concepts=concepts).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
     ids = torch.tensor([data.captions.index(words) for words in ("a red three", "a red five", "a green three")])
     wanted = data.conditions(["a blue eight", "a blue five", "a green eight"])
     assert torch.equal(data.form("anchor", ids)["tokens"], wanted)
     half = [concepts[0], Concept(name="red")]
-    data = conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
+    data = Conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
     assert data.having_form("anchor")[ids].tolist() == [False, False, True]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.toys.scripted import evaluation_of
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Selection, Split
-from unlearn.data.conditioned import Classes, Prompts, conditioned
+from unlearn.data.conditioned import Classes, Conditioned, Prompts
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.evaluators.base import Evaluation
@@ -77,7 +77,7 @@ class Splitter:
 def digits(told: str) -> Dataset:
     data = Digits().load()
     words = Classes(DIGITS) if told == "class" else Prompts(TextSide([], [Splitter()]).tokens)
-    return conditioned(data, words)
+    return Conditioned(data, words)
 
 
 def threes(told: str) -> dict[str, Split]:

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -74,8 +75,13 @@ class Dataset(ABC):
     @property
     def names(self) -> list[str]:
         """All labels and attributes that occur, sorted."""
-        found = set(self.labels).union(*self.attributes) if len(self.labels) else set()
-        return sorted(found - {""})
+        return sorted(set(self.labels).union(*self.attributes) - {""})
+
+    @cached_property
+    def label_numbers(self) -> Tensor:
+        """Each item's label as an index into ``names``, -1 for none, (N,) int64."""
+        number = {name: index for index, name in enumerate(self.names)}
+        return torch.tensor([number.get(label, -1) for label in self.labels], dtype=torch.int64)
 
     def having(self, names: Sequence[str]) -> Tensor:
         """Return (N,) bool: the items whose label or attributes include all of ``names``."""

@@ -12,7 +12,6 @@ from typing_extensions import override
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.digits import Digits
-from unlearn.data.in_memory import label_numbers
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (1, 0, 0),
@@ -57,7 +56,6 @@ class _Coloured(Dataset):
         self.is_test = digits.is_test.repeat_interleave(len(names))
         self.info = {"shape": (3, *digits.info["shape"][1:]), "levels": digits.info["levels"]}
         self.fingerprint = hashlib.sha256(repr((digits.fingerprint, COLOURS)).encode()).hexdigest()
-        self._numbers = label_numbers(self)
         self._ink = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[:, :, None, None]
 
     @override
@@ -65,4 +63,4 @@ class _Coloured(Dataset):
         """Return ``id``, ``image`` (B, 3, 8, 8) uint8 and ``label`` (B,)."""
         digits, colours = ids // len(COLOURS), ids % len(COLOURS)
         image = self.digits.batch(digits)["image"] * self._ink[colours]
-        return {"id": ids, "image": image, "label": self._numbers[ids]}
+        return {"id": ids, "image": image, "label": self.label_numbers[ids]}

@@ -205,8 +205,3 @@ class Conditioned(Dataset):
                     raise RecipeError(
                         f"data.concepts: {word!r} is not a class. {did_you_mean(word, self.encoder.names)}"
                     )
-
-
-def conditioned(dataset: Dataset, encoder: ConditionEncoder) -> Conditioned:
-    """Return a dataset with conditions."""
-    return Conditioned(dataset, encoder)

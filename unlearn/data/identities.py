@@ -20,7 +20,6 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.image_io import read_picture
-from unlearn.data.in_memory import label_numbers
 
 IdentityForm = Literal["seed", "image", "w"]
 
@@ -162,7 +161,6 @@ class IdentityData(Dataset):
         for row in rows:
             content.update(str(row.content).encode() if row.kind == "seed" else np.asarray(row.content).tobytes())
         self.fingerprint = content.hexdigest()
-        self._numbers = label_numbers(self)
 
     def kind(self, item: int) -> IdentityForm:
         """Return how an item is given."""
@@ -183,7 +181,7 @@ class IdentityData(Dataset):
         other items hold -1, 0 and nan. A latent for all layers is repeated if others have one per layer.
         """
         rows = [self.rows[item] for item in ids.tolist()]
-        found: Batch = {"id": ids, "label": self._numbers[ids]}
+        found: Batch = {"id": ids, "label": self.label_numbers[ids]}
         kinds = {row.kind for row in rows}
         if "seed" in kinds:
             found["seed"] = torch.tensor([row.content if row.kind == "seed" else -1 for row in rows])

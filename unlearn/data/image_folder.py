@@ -22,7 +22,7 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.image_io import opened, read_picture
-from unlearn.data.in_memory import label_numbers, systematic_test_share
+from unlearn.data.in_memory import systematic_test_share
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "-1", "0", "false", "no"})
@@ -102,7 +102,6 @@ class FolderImages(Dataset):
         self.is_test = systematic_test_share(self.labels)
         self.info = {"shape": (channels, size, size), "levels": 2**bits}
         self._bits = bits
-        self._numbers = label_numbers(self)
         content = hashlib.sha256(repr((self.info, [sorted(names) for names in self.attributes])).encode())
         for name, file in files.items():
             data = file.read_bytes()
@@ -117,7 +116,7 @@ class FolderImages(Dataset):
         images = torch.empty(len(ids), *shape, dtype=torch.uint8)
         for row, item in enumerate(ids.tolist()):
             images[row] = self._pixels(item)
-        return {"id": ids, "image": images >> (8 - self._bits), "label": self._numbers[ids]}
+        return {"id": ids, "image": images >> (8 - self._bits), "label": self.label_numbers[ids]}
 
     def _pixels(self, item: int) -> Tensor:
         """Return the central square of an image, resized, (C, size, size) uint8."""

@@ -30,12 +30,6 @@ def systematic_test_share(labels: Sequence[str]) -> Tensor:
     return torch.tensor(chosen, dtype=torch.bool)
 
 
-def label_numbers(dataset: Dataset) -> Tensor:
-    """Return (N,) int64: each item's label as an index into ``dataset.names``, -1 for none."""
-    number = {name: index for index, name in enumerate(dataset.names)}
-    return torch.tensor([number.get(label, -1) for label in dataset.labels], dtype=torch.int64)
-
-
 class ImagesInMemory(Dataset):
     """Images that fit in memory.
 
@@ -66,12 +60,11 @@ class ImagesInMemory(Dataset):
         content = hashlib.sha256(repr((self.info, list(labels), [sorted(a) for a in attributes])).encode())
         content.update(images.contiguous().numpy().tobytes())
         self.fingerprint = content.hexdigest()
-        self._numbers = label_numbers(self)
 
     @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``image`` (B, C, H, W) uint8 and ``label`` (B,) of the items ``ids``."""
-        return {"id": ids, "image": self.images[ids], "label": self._numbers[ids]}
+        return {"id": ids, "image": self.images[ids], "label": self.label_numbers[ids]}
 
 
 def digit_attributes(images: Tensor, digits: Sequence[int]) -> list[frozenset[str]]:

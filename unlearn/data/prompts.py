@@ -13,7 +13,6 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.in_memory import label_numbers
 
 EVERYDAY = (
     "a dog running on a beach",
@@ -114,9 +113,8 @@ class Prompted(Dataset):
         self.is_test: Tensor = torch.tensor([name == "holdout" for _, _, name in rows])
         self.info = {}
         self.fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()
-        self._numbers = label_numbers(self)
 
     @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id`` and ``label`` (B,) of the items ``ids``."""
-        return {"id": ids, "label": self._numbers[ids]}
+        return {"id": ids, "label": self.label_numbers[ids]}

@@ -99,8 +99,6 @@ class TextDataset(Dataset):
         trained = [item for item, kept in zip(items, self.is_trained.tolist(), strict=True) if kept]
         self.fingerprint = hashlib.sha256(repr([(i.question, i.answer, i.label) for i in trained]).encode()).hexdigest()
         self.forms = frozenset(OWN_FORMS).union(*(item.forms for item in items))
-        number = {name: index for index, name in enumerate(self.names)}
-        self._numbers = torch.tensor([number.get(label, -1) for label in self.labels], dtype=torch.int64)
         self._encoded: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
 
     def encoded_by(self, encoder: Encoder) -> TextDataset:
@@ -112,6 +110,7 @@ class TextDataset(Dataset):
     def holding(self, items: Sequence[TextItem], is_test: Tensor, is_corrupt: Tensor | None = None) -> Self:
         """Return other items with the same encoder, chunking and in-context questions."""
         other = copy.copy(self)
+        vars(other).pop("label_numbers", None)  # cached, and of the old items
         TextDataset.__init__(other, items, is_test, is_corrupt, self.encoder)
         return other
 
@@ -147,7 +146,7 @@ class TextDataset(Dataset):
     def form(self, name: str, ids: Tensor) -> Batch:
         """Return the items in another form, which each of them must have (see ``having_form``)."""
         pairs = [self.tokens(index, name) for index in ids.tolist()]
-        return {**collate(pairs, ids), "label": self._numbers[ids]}
+        return {**collate(pairs, ids), "label": self.label_numbers[ids]}
 
     @override
     def having_form(self, name: str) -> Tensor:

@@ -12,7 +12,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Selection, Split
 from unlearn.data.coloured_digits import ColouredDigits
-from unlearn.data.conditioned import Classes, Prompts, conditioned
+from unlearn.data.conditioned import Classes, Conditioned, Prompts
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.evaluators.image.concept_accuracy import ConceptAccuracy
@@ -155,7 +155,7 @@ def test_several_digits_have_categories() -> None:
 
 
 def test_class_conditional_digits_have_one_question() -> None:
-    data = conditioned(Digits().load(), Classes(tuple(map(str, range(10)))))
+    data = Conditioned(Digits().load(), Classes(tuple(map(str, range(10)))))
     splits = make_splits(data, Digits(forget=Selection(label=["3"])), Randomness(0))
     models = {"target": Obedient(data), "unlearned": Obedient(data, lambda ids, items: items * 0 + 1)}  # item 1 is a 1
     records = ConceptAccuracy(samples=50)(evaluation_of(models, splits)).records
@@ -242,7 +242,7 @@ def test_prompts_without_images_have_grids() -> None:
         def batch(self, ids: Tensor) -> dict[str, Tensor]:
             return {"id": ids}
 
-    words = conditioned(Words(), Prompts(lambda texts: torch.zeros(len(texts), 1, 2, dtype=torch.int64)))
+    words = Conditioned(Words(), Prompts(lambda texts: torch.zeros(len(texts), 1, 2, dtype=torch.int64)))
     splits = {
         "forget": Split("forget", words, torch.arange(0, 20, 2)),
         "retain": Split("retain", words, torch.arange(1, 20, 2)),
