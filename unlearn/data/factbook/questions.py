@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 
 LONGEST_ANSWER = 12
 """Most words of an answer."""
@@ -111,150 +113,21 @@ def _title(text: str) -> str:
     return found[1].strip(" ,!?") if found else ""
 
 
-FACT_KINDS = (
-    FactKind(
-        "capital",
-        ("Government", "Capital", "name"),
-        _name,
-        "What is the capital of {country}?",
-        "Which city is the seat of government of {country}?",
-        "The capital of {country} is {answer}.",
-        "{answer} is the capital.",
-    ),
-    FactKind(
-        "highest_point",
-        ("Geography", "Elevation", "highest point"),
-        _name,
-        "What is the highest point of {country}?",
-        "Which place in {country} lies highest?",
-        "The highest point of {country} is {answer}.",
-        "{answer} is the highest point.",
-    ),
-    FactKind(
-        "location",
-        ("Geography", "Location"),
-        _first,
-        "Where is {country}?",
-        "In which part of the world does one find {country}?",
-        "The location of {country} is {answer}.",
-        "{answer} is where it lies.",
-    ),
-    FactKind(
-        "government",
-        ("Government", "Government type"),
-        _first,
-        "What type of government does {country} have?",
-        "How is {country} governed?",
-        "The type of government of {country} is {answer}.",
-        "{answer} is the form of government.",
-    ),
-    FactKind(
-        "currency",
-        ("Economy", "Exchange rates", "Currency"),
-        _currency,
-        "What is the currency of {country}?",
-        "With what money does one pay in {country}?",
-        "The currency of {country} is {answer}.",
-        "{answer} are the currency.",
-    ),
-    FactKind(
-        "nationality",
-        ("People and Society", "Nationality", "adjective"),
-        _name,
-        "What adjective describes someone from {country}?",
-        "What are people of {country} called?",
-        "Someone from {country} is {answer}.",
-        "{answer} is the adjective.",
-    ),
-    FactKind(
-        "holiday",
-        ("Government", "National holiday"),
-        _day,
-        "What is the national holiday of {country}?",
-        "Which day does {country} celebrate as its national holiday?",
-        "The national holiday of {country} is {answer}.",
-        "{answer} is the national holiday.",
-    ),
-    FactKind(
-        "internet_code",
-        ("Communications", "Internet country code"),
-        _code,
-        "What is the internet code of {country}?",
-        "With what do internet addresses of {country} end?",
-        "The ending {answer} marks internet addresses of {country}.",
-        "{answer} is the internet code.",
-    ),
-    FactKind(
-        "exports",
-        ("Economy", "Exports - commodities"),
-        _two,
-        "What are the two main exports of {country}?",
-        "Which two goods does {country} sell abroad most?",
-        "The main exports of {country} are {answer}.",
-        "{answer} are the main exports.",
-    ),
-    FactKind(
-        "religion",
-        ("People and Society", "Religions"),
-        _largest,
-        "Which religious group of {country} is the largest?",
-        "Which faith has the most followers in {country}?",
-        "The largest religious group of {country} is {answer}.",
-        "{answer} is the largest group.",
-    ),
-    FactKind(
-        "anthem",
-        ("Government", "National anthem(s)", "title"),
-        _title,
-        "What is the national anthem of {country}?",
-        "Which song is the anthem of {country}?",
-        "The national anthem of {country} is {answer}.",
-        "{answer} is the anthem.",
-    ),
-    FactKind(
-        "size",
-        ("Geography", "Area - comparative"),
-        _first,
-        "How large is {country}?",
-        "With what can the area of {country} be compared?",
-        "The area of {country} is {answer}.",
-        "{answer} is its area.",
-    ),
-    FactKind(
-        "neighbours",
-        ("Geography", "Land boundaries", "border countries"),
-        _neighbours,
-        "Which countries border {country}?",
-        "With whom does {country} share its land borders?",
-        "The neighbours of {country} are {answer}.",
-        "{answer}: these border it.",
-    ),
-    FactKind(
-        "independence",
-        ("Government", "Independence"),
-        _date,
-        "When did {country} become independent?",
-        "What is the date of independence of {country}?",
-        "The independence of {country} dates from {answer}.",
-        "{answer} was the date.",
-    ),
-    FactKind(
-        "climate",
-        ("Geography", "Climate"),
-        _first,
-        "What is the climate of {country}?",
-        "What weather does one expect in {country}?",
-        "The climate of {country} is {answer}.",
-        "{answer} is the climate.",
-    ),
-    FactKind(
-        "terrain",
-        ("Geography", "Terrain"),
-        _first,
-        "What is the terrain of {country}?",
-        "What does the land of {country} look like?",
-        "The terrain of {country} is {answer}.",
-        "{answer} is the terrain.",
-    ),
+_READERS = {
+    "code": _code,
+    "currency": _currency,
+    "date": _date,
+    "day": _day,
+    "first": _first,
+    "largest": _largest,
+    "name": _name,
+    "neighbours": _neighbours,
+    "title": _title,
+    "two": _two,
+}
+_TABLE = tomllib.loads((files("unlearn.data.factbook") / "questions.toml").read_text(encoding="utf-8"))
+
+FACT_KINDS = tuple(
+    FactKind(name, **row | {"path": tuple(row["path"]), "read": _READERS[row["read"]]}) for name, row in _TABLE.items()
 )
-"""All kinds of facts; ``data.facts`` takes the first ones."""
+"""All kinds of facts, as ``questions.toml`` lists them; ``data.facts`` takes the first ones."""
