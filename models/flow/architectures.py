@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
+from unlearn.core.validation import above, at_least
 from unlearn.models.flow.layers import (
     ActNorm,
     AdditiveCoupling,
@@ -60,12 +62,10 @@ def build_flow(
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise ValueError where one of the settings is out of range."""
-    for name, least in (("depth", 1), ("width", 1), ("scales", 1), ("bins", 2)):
-        if name in settings and not settings[name] >= least:
-            raise ValueError(f"{name} is {settings[name]}; it must be >= {least}")
-    for name in ("temperature", "tail"):
-        if settings.get(name) is not None and not settings[name] > 0:
-            raise ValueError(f"{name} is {settings[name]}; it must be > 0")
+    names = ("depth", "width", "scales", "bins", "temperature", "tail")
+    given = SimpleNamespace(**{**dict.fromkeys(names), **settings})  # no architecture has all of them, and None passes
+    at_least(given, depth=1, width=1, scales=1, bins=2)
+    above(given, temperature=0, tail=0)
     if not 0 < settings.get("alpha", 0.1) < 0.5:
         raise ValueError(f"alpha is {settings['alpha']}; it must lie between 0 and 0.5")
     if settings.get("coupling", "affine") not in get_args(Coupling):
@@ -84,11 +84,7 @@ def shrink_factors(height: int, width: int) -> list[int]:
 def _glow(
     shape: tuple[int, ...], levels: int | None, *, scales: int, depth: int, width: int, coupling: str, alpha: float
 ) -> Any:
-    """Build a multiscale Glow over images in [0, 1].
-
-    Reference:
-        Kingma and Dhariwal, Glow, 2018. arXiv:1807.03039
-    """
+    """Build a multiscale Glow over images in [0, 1] (see ``GlowConfig``)."""
     if levels is None or len(shape) != 3:
         raise RecipeError(f"model glow takes images; the data has shape {shape}. Type model=spline_flow for vectors.")
     channels, rows, columns = shape
@@ -114,55 +110,43 @@ def _glow(
 
 
 def _coupling_flow(shape: tuple[int, ...], levels: int | None, *, depth: int, width: int) -> Any:
-    """Build a flow over vectors (D,), D >= 2, from affine couplings (Real NVP).
-
-    Reference:
-        Dinh et al., Density estimation using Real NVP, 2017. arXiv:1605.08803
-    """
+    """Build a Real NVP over vectors (D,), D >= 2 (see ``CouplingFlowConfig``)."""
     features = _features("coupling_flow", shape, levels, 2)
-    layers: list[Any] = [ActNorm(features)]
+    layers: list[Any] = []
     for index in range(depth):
         mask, net = _alternating(features, index), _vector_net(width)
         layers += [transforms.AffineCouplingTransform(mask, net), ActNorm(features)]
-    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+    return _over_vectors(features, layers)
 
 
 def _spline_flow(shape: tuple[int, ...], levels: int | None, *, depth: int, width: int, bins: int, tail: float) -> Any:
-    """Build a flow over vectors (D,), D >= 2, from rational-quadratic splines of ``bins`` pieces on [-tail, tail].
-
-    Reference:
-        Durkan et al., Neural Spline Flows, 2019. arXiv:1906.04032
-    """
+    """Build a spline flow over vectors (D,), D >= 2 (see ``SplineFlowConfig``)."""
     features = _features("spline_flow", shape, levels, 2)
-    layers: list[Any] = [ActNorm(features)]
-    for index in range(depth):
-        layers.append(
-            transforms.PiecewiseRationalQuadraticCouplingTransform(
-                _alternating(features, index), _vector_net(width), num_bins=bins, tails="linear", tail_bound=tail
-            )
+    layers = [
+        transforms.PiecewiseRationalQuadraticCouplingTransform(
+            _alternating(features, index), _vector_net(width), num_bins=bins, tails="linear", tail_bound=tail
         )
-    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+        for index in range(depth)
+    ]
+    return _over_vectors(features, layers)
 
 
 def _autoregressive_flow(shape: tuple[int, ...], levels: int | None, *, depth: int, width: int) -> Any:
-    """Build a masked autoregressive flow over vectors (D,), D >= 1. Sampling takes D passes.
-
-    Reference:
-        Papamakarios et al., Masked Autoregressive Flow, 2017. arXiv:1705.07057
-    """
+    """Build a masked autoregressive flow over vectors (D,), D >= 1 (see ``AutoregressiveFlowConfig``)."""
     features = _features("autoregressive_flow", shape, levels, 1)
-    layers: list[Any] = [ActNorm(features)]
+    layers: list[Any] = []
     for _ in range(depth):
-        layers += [
-            transforms.ReversePermutation(features),
-            transforms.MaskedAffineAutoregressiveTransform(features, hidden_features=width),
-            ActNorm(features),
-        ]
-    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features]))
+        masked = transforms.MaskedAffineAutoregressiveTransform(features, hidden_features=width)
+        layers += [transforms.ReversePermutation(features), masked, ActNorm(features)]
+    return _over_vectors(features, layers)
+
+
+def _over_vectors(features: int, layers: list[Any]) -> Any:
+    transform = transforms.CompositeTransform([ActNorm(features), *layers])
+    return flows.Flow(transform, distributions.StandardNormal([features]))
 
 
 def _features(kind: str, shape: tuple[int, ...], levels: int | None, least: int) -> int:
-    """Return D of vectors; refuse images and vectors shorter than ``least``."""
     if levels is not None or len(shape) != 1 or shape[0] < least:
         raise RecipeError(
             f"model {kind} takes vectors of {least} values or more; the data has shape {shape}. "
@@ -172,8 +156,7 @@ def _features(kind: str, shape: tuple[int, ...], levels: int | None, least: int)
 
 
 def _alternating(features: int, index: int) -> Tensor:
-    """Return 0, 1, 0, ... or 1, 0, 1, ... in turn, (D,)."""
-    return (torch.arange(features) + index) % 2
+    return (torch.arange(features) + index) % 2  # 0, 1, 0, ... and 1, 0, 1, ... in turn
 
 
 def _vector_net(width: int) -> Callable[[int, int], nn.Module]:

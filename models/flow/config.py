@@ -22,7 +22,7 @@ class FlowConfig(ModelConfig):
     """Settings shared by all flows.
 
     Args:
-        depth: number of steps (per scale, for Glow), >= 1.
+        depth: number of steps of the flow (per scale, for Glow), >= 1.
         width: hidden channels or units of the networks, >= 1.
         temperature: standard deviation of the latents that samples start from, > 0; below 1 samples are more
             typical and less varied. The likelihood does not depend on it. null takes the stored value, or 1.
@@ -37,7 +37,7 @@ class FlowConfig(ModelConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "temperature")
 
     def __post_init__(self) -> None:
-        check_settings({name: value for name, value in asdict(self).items() if value is not None})
+        check_settings(asdict(self))
 
     @override
     def build(self, info: dict[str, Any], randomness: Randomness) -> Flow:
@@ -92,14 +92,18 @@ class GlowConfig(FlowConfig):
 
 @dataclass
 class CouplingFlowConfig(FlowConfig):
-    """Affine couplings (Real NVP) for vectors of two or more values."""
+    """Affine couplings for vectors of two or more values (Dinh et al., Real NVP, 2017. arXiv:1605.08803)."""
 
     kind: ClassVar[str] = "coupling_flow"
 
 
 @dataclass
 class AutoregressiveFlowConfig(FlowConfig):
-    """Masked autoregressive flow for vectors; sampling a vector takes one pass per value."""
+    """Masked autoregressive flow for vectors; sampling a vector takes one pass per value.
+
+    Reference:
+        Papamakarios et al., Masked Autoregressive Flow, 2017. arXiv:1705.07057
+    """
 
     kind: ClassVar[str] = "autoregressive_flow"
 
@@ -111,6 +115,9 @@ class SplineFlowConfig(FlowConfig):
     Args:
         bins: pieces of each spline, >= 2.
         tail: splines act on [-tail, tail] standard deviations of the data and are the identity outside, > 0.
+
+    Reference:
+        Durkan et al., Neural Spline Flows, 2019. arXiv:1906.04032
     """
 
     bins: int = 8

@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -74,9 +76,9 @@ class Flow(Wrapper):
             )
         return cls(flow, shape, levels, temperature)
 
+    @override
     @classmethod
     def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
-        """Wrap a user's nflows ``Flow`` for data described by ``info``."""
         wrapped = cls.wrap(model, tuple(info["shape"]), info.get("levels"))
         key, dtype = ("vector", torch.float32) if wrapped.levels is None else ("image", torch.uint8)
         example = {"id": torch.zeros(2, dtype=torch.int64), key: torch.zeros(2, *info["shape"], dtype=dtype)}
@@ -172,13 +174,12 @@ class Flow(Wrapper):
 
         A channel that is constant in the batch keeps its scale. On several ranks, give all the same batch.
         """
-        inputs = self.dequantise(batch, randomness)
         layers = [m for m in self.modules() if isinstance(m, transforms.ActNorm) and not m.initialized]
         hooks = [layer.register_forward_pre_hook(_set_from_data) for layer in layers]
         was_training = self.training
         try:
             self.eval()  # nflows' own ActNorm sets itself in training mode
-            self._density(inputs)
+            self._density(self.dequantise(batch, randomness))
         finally:
             self.train(was_training)
             for hook in hooks:
@@ -195,24 +196,21 @@ class Flow(Wrapper):
     def _density(self, inputs: Tensor) -> Tensor:
         return self.flow.log_prob(inputs)  # type: ignore[no-any-return]
 
+    @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into an existing folder.
-
-        Args:
-            folder: where.
-            dtype: precision of the stored weights, e.g. torch.float16; by default as they are.
-        """
-        weights = stored_weights(self.flow, dtype)
+        """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
         about = self.description or {"kind": "wrapped", "shape": list(self.shape), "levels": self.levels}
-        folder = Path(folder)
-        (folder / "model.safetensors").write_bytes(save(weights))
+        (folder / "model.safetensors").write_bytes(save(stored_weights(self.flow, dtype)))
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
         """Build the flow that ``config.json`` describes and read its weights, as float32 or float64."""
-        path = Path(folder) / "config.json"
-        about = _read_json(path)
+        path = folder / "config.json"
+        with _reading(path):
+            about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise RecipeError(f"{path} holds {type(about).__name__} instead of a mapping. {REMEDY}")
         if about.get("kind") == "wrapped":
             raise RecipeError(
                 f"{path}: this flow was built by a user's own code, which is not stored. Build it again and type "
@@ -232,12 +230,8 @@ class Flow(Wrapper):
     def load_weights(self, folder: Path | str) -> Self:
         """Read ``model.safetensors`` into this flow; every weight must be there and fit. Returns the flow."""
         path = Path(folder) / "model.safetensors"
-        try:
+        with _reading(path):
             weights = load_file(path)
-        except FileNotFoundError as error:
-            raise RecipeError(f"{path} is missing. {REMEDY}") from error
-        except (SafetensorError, OSError) as error:
-            raise RecipeError(f"{path} cannot be read ({error}). {REMEDY}") from error
         if problem := _misfit(weights, self.flow.state_dict()):
             raise RecipeError(f"{path} does not fit the flow: {problem}. {REMEDY}")
         if any(value.dtype == torch.float64 for value in weights.values()):
@@ -246,16 +240,15 @@ class Flow(Wrapper):
         return self
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file of a model folder that cannot be read while the body runs, in a RecipeError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError as error:
-        raise RecipeError(f"{path} is missing: the folder holds no flow. {REMEDY}") from error
-    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} is missing. {REMEDY}") from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read ({error}). {REMEDY}") from error
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path} holds {type(found).__name__} instead of a mapping. {REMEDY}")
-    return found
 
 
 def _misfit(given: dict[str, Tensor], needed: dict[str, Tensor]) -> str:
