@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
+from unlearn.core.validation import at_least
 from unlearn.data.base import Dataset
 from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS
 from unlearn.data.conditioned import Classes, Conditioned, Prompts
@@ -48,31 +49,26 @@ class DiffusionConfig(ModelConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "steps", "guidance")
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < LEAST_STEPS:
-            raise ValueError(f"steps is {self.steps}; it must be >= {LEAST_STEPS}")
-        if self.guidance is not None and not self.guidance >= 0:
-            raise ValueError(f"guidance is {self.guidance}; it must be >= 0")
+        at_least(self, steps=LEAST_STEPS, guidance=0)
 
     def load(self, folder: Path) -> Diffusion:
         """Read a model with these settings laid over the folder's own. Raises RecipeError where they do not fit."""
         model = Diffusion.from_pretrained(folder)
         if self.steps is not None:
             check_steps(self.steps, model.timesteps, "model.steps")
-        for name in ("steps", "guidance"):
-            if (given := getattr(self, name)) is not None:
-                setattr(model.settings, name, given)
+            model.settings.steps = self.steps
+        if self.guidance is not None:
+            model.settings.guidance = self.guidance
         return model
 
     @override
-    def fetch(self, path: str) -> Path:
+    def fetch(self, path: str, weights: bool = True) -> Path:
         folder = Path(path).expanduser()
-        return folder if folder.exists() else pipeline_folder(path)
+        return folder if folder.exists() else pipeline_folder(path, weights)
 
     def empty(self, path: str) -> Diffusion:
         """Return the model of a folder or hub id on the meta device; no weights are read."""
-        folder = Path(path).expanduser()
-        found = folder if folder.exists() else pipeline_folder(path, weights=False)
-        return Diffusion.from_pretrained(found, weights=False)
+        return Diffusion.from_pretrained(self.fetch(path, weights=False), weights=False)
 
     @override
     def meta_model(self, precision: str) -> MetaModel | None:
@@ -94,7 +90,7 @@ class DiffusionConfig(ModelConfig):
     def settings(self, info: dict[str, Any]) -> DiffusionSettings:
         """Return the settings of a new model for data described by ``info``."""
         return DiffusionSettings(
-            shape=tuple(info["shape"]),
+            shape=info["shape"],
             levels=info["levels"],
             classes=info.get("classes"),
             steps=self.steps or 20,
@@ -143,6 +139,19 @@ class NewDiffusionConfig(DiffusionConfig):
         """Return the model with fresh weights from the global generator."""
         raise NotImplementedError
 
+    def _sizes(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that all U-Nets of diffusers have in common, for images of ``info["shape"]``."""
+        channels, side = self._sides(info)
+        return {
+            "sample_size": side,
+            "in_channels": channels,
+            "out_channels": channels,
+            "block_out_channels": self.channels,
+            "layers_per_block": self.layers,
+            "attention_head_dim": self.head_dim,
+            "norm_num_groups": 8,
+        }
+
     def _sides(self, info: dict[str, Any]) -> tuple[int, int]:
         channels, height, width = info["shape"]
         if height != width or height % 2 ** (len(self.channels) - 1):
@@ -159,19 +168,12 @@ class UNet(NewDiffusionConfig):
 
     @override
     def network(self, info: dict[str, Any]) -> Diffusion:
-        channels, side = self._sides(info)
-        levels = len(self.channels)
+        plain = len(self.channels) - 1
         unet = UNet2DModel(
-            sample_size=side,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=self.channels,
-            layers_per_block=self.layers,
-            down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
-            attention_head_dim=self.head_dim,
-            norm_num_groups=8,
-            num_class_embeds=len(info["classes"]) + 1,
+            **self._sizes(info),
+            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+            num_class_embeds=len(info["classes"]) + 1,  # the last stands for no class
         )
         return Diffusion(unet, self.scheduler(), self.settings(info))
 
@@ -191,7 +193,6 @@ class TextUNet(NewDiffusionConfig):
     text_width: int = 32
     text_layers: int = 2
     length: int = 8
-    guidance: float | None = None
 
     @override
     def conditioner(self, dataset: Dataset) -> Prompts:
@@ -221,22 +222,15 @@ class TextUNet(NewDiffusionConfig):
 
     @override
     def network(self, info: dict[str, Any]) -> Diffusion:
-        channels, side = self._sides(info)
         tokenizer = self.tokenizer(info.get("words", ()))
-        levels = len(self.channels)
-        plain_down, plain_up = (("DownBlock2D",), ("UpBlock2D",)) if levels > 1 else ((), ())
+        plain = min(len(self.channels) - 1, 1)  # without attention: the first level, unless it is the only one
+        attending = len(self.channels) - plain
         unet = UNet2DConditionModel(
-            sample_size=side,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=self.channels,
-            layers_per_block=self.layers,
-            down_block_types=plain_down + ("CrossAttnDownBlock2D",) * (levels - len(plain_down)),
-            up_block_types=("CrossAttnUpBlock2D",) * (levels - len(plain_down)) + plain_up,
+            **self._sizes(info),
+            down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attending,
+            up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
             mid_block_type="UNetMidBlock2DCrossAttn",
             cross_attention_dim=self.text_width,
-            attention_head_dim=self.head_dim,
-            norm_num_groups=8,
         )
         encoder = CLIPTextModel(
             CLIPTextConfig(
@@ -267,7 +261,7 @@ class DiT(NewDiffusionConfig):
     width: int = 96
     depth: int = 4
     patch: int = 2
-    channels: tuple[int, ...] = field(default=(1,))
+    channels: tuple[int, ...] = (1,)
 
     @override
     def network(self, info: dict[str, Any]) -> Diffusion:

@@ -1,28 +1,48 @@
-"""Pipelines of diffusers on the Hugging Face hub: only the files that are read are downloaded."""
+"""Pipelines of diffusers, and their folders from the Hugging Face hub: only the files that are read are downloaded."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from unlearn.core.errors import RecipeError
 
-PARTS = frozenset(
-    {
-        "feature_extractor",
-        "image_encoder",
-        "scheduler",
-        "text_encoder",
-        "text_encoder_2",
-        "tokenizer",
-        "tokenizer_2",
-        "transformer",
-        "unet",
-        "vae",
-    }
-)
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What is read of a kind of pipeline of diffusers.
+
+    Args:
+        needed: components without which no sample can be made, in the order of the constructor.
+        kept: components that are written back unchanged, where the folder has them.
+        left_out: constructor arguments that leave the rest out.
+    """
+
+    needed: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    left_out: dict[str, Any] = field(default_factory=dict)
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": Pipeline(
+        ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+        ("feature_extractor", "image_encoder"),
+        {"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "StableDiffusionXLPipeline": Pipeline(
+        ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
+        ("feature_extractor", "image_encoder"),
+        {"add_watermarker": False},
+    ),
+    "DiTPipeline": Pipeline(("transformer", "vae", "scheduler")),
+}
+"""Pipelines that can be read; each is saved as it came. Sampling here is DDIM whatever the scheduler."""
+
+PARTS = frozenset(name for kind in PIPELINES.values() for name in kind.needed + kind.kept)
 """Folders of a pipeline that are read; the safety checker is left out."""
 
 ABOUT = frozenset({"model_index.json", "unlearn.json", "guard.json"})
@@ -80,7 +100,8 @@ def chosen(names: Sequence[str], weights: bool) -> list[str]:
     half = variant(names) is not None
     for part in sorted({file.partition("/")[0] for file in names} & PARTS):
         own = [file for file in names if file.startswith(f"{part}/") and file.count("/") == 1]
-        wanted += [f for f in own if f.endswith((".json", ".txt", ".model")) and not _WEIGHTS.fullmatch(_last(f))]
+        described = [file for file in own if file.endswith((".json", ".txt", ".model"))]
+        wanted += [file for file in described if not _WEIGHTS.fullmatch(file.rpartition("/")[2])]
         if weights and (found := sets.get(part)):
             best = min(found, key=lambda key: ((key[0] == HALF) != half, key[0] != "", key[1] != "safetensors", key))
             wanted += found[best]
@@ -102,7 +123,3 @@ def _sets(names: Sequence[str]) -> dict[str, dict[tuple[str, str], list[str]]]:
             key = (match["early"] or match["late"] or match["listed"] or "", match["kind"])
             found.setdefault(part, {}).setdefault(key, []).append(file)
     return found
-
-
-def _last(file: str) -> str:
-    return file.rpartition("/")[2]

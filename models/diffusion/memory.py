@@ -25,22 +25,14 @@ WORDS = (
 
 
 def meta_model(model: Diffusion, precision: str) -> MetaModel:
-    """Return a model on the meta device with an estimate of its activations.
-
-    Args:
-        model: on the meta device.
-        precision: in which steps are computed.
-    """
+    """Return a model on the meta device with an estimate of its activations in steps of this precision."""
     mixed = precision == "bf16-mixed"
     width = 2 if mixed else 8 if precision == "64-true" else 4
     cast = 2 * sum(parameter.numel() for parameter in model.denoiser.parameters()) if mixed else 0
-
-    @cache
-    def one() -> int:
-        return kept_numbers(model)
+    of_an_item = cache(partial(kept_numbers, model))  # a pass that takes seconds, and only where it is asked for
 
     def needed(split: Split, items: int) -> int:
-        return width * min(items, len(split)) * one() + cast
+        return width * min(items, len(split)) * of_an_item() + cast
 
     return MetaModel(model, needed, WORDS)
 

@@ -31,10 +31,7 @@ KINDS = (
 def parameter_kinds(model: nn.Module, denoiser: nn.Module, text: TextSide | None) -> dict[str, list[str]]:
     """Return the names of the parameters of each kind, in the model's order; a kind that is not there is empty.
 
-    Args:
-        model: has the parts ``denoiser`` and ``text``.
-        denoiser: see ``Diffusion``.
-        text: see ``Diffusion``.
+    ``denoiser`` and ``text`` are the parts of ``model``, a ``Diffusion``.
     """
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for name, kind in (*_of_denoiser(denoiser), *(_of_text(text) if text is not None else ())):
@@ -45,17 +42,16 @@ def parameter_kinds(model: nn.Module, denoiser: nn.Module, text: TextSide | None
 
 
 def _of_denoiser(denoiser: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield (name, kind)."""
     for name, _ in denoiser.named_parameters(prefix="denoiser"):
         yield name, "denoiser"
     for place, module in denoiser.named_modules(prefix="denoiser"):
         if isinstance(module, Attention):
             for own, _ in module.named_parameters():
-                name, part = f"{place}.{own}", own.partition(".")[0]
+                name = f"{place}.{own}"
                 yield name, "cross_attention" if module.is_cross_attention else "self_attention"
-                if module.is_cross_attention and part in ("to_k", "to_v"):
+                if module.is_cross_attention and own.startswith(("to_k.", "to_v.")):
                     yield name, "cross_attention_kv"
-                if module.is_cross_attention and part == "to_q":
+                if module.is_cross_attention and own.startswith("to_q."):
                     yield name, "cross_attention_q"
         elif isinstance(module, FeedForward):
             for name, _ in module.named_parameters(prefix=place):

@@ -7,25 +7,19 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import torch
 import transformers
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DiTTransformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from unlearn.core.errors import RecipeError
 from unlearn.models.diffusion.denoiser import Denoiser
-from unlearn.models.diffusion.hub import ABOUT, variant
+from unlearn.models.diffusion.hub import ABOUT, PIPELINES, variant
 from unlearn.models.diffusion.schedule import NoiseSchedule
 from unlearn.models.diffusion.settings import DiffusionSettings, check_steps
 from unlearn.models.diffusion.text_encoder import TextSide
@@ -35,47 +29,13 @@ SETTINGS = "unlearn.json"
 """File of the DiffusionSettings, next to the model's own files."""
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """What is read of a kind of pipeline of diffusers.
-
-    Args:
-        needed: components without which no sample can be made, in the order of the constructor.
-        kept: components that are written back unchanged, where the folder has them.
-        left_out: constructor arguments that leave the rest out.
-    """
-
-    needed: tuple[str, ...]
-    kept: tuple[str, ...] = ()
-    left_out: dict[str, Any] = field(default_factory=dict)
-
-
-PIPELINES = {
-    "StableDiffusionPipeline": Pipeline(
-        ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
-        ("feature_extractor", "image_encoder"),
-        {"safety_checker": None, "requires_safety_checker": False},
-    ),
-    "StableDiffusionXLPipeline": Pipeline(
-        ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
-        ("feature_extractor", "image_encoder"),
-        {"add_watermarker": False},
-    ),
-    "DiTPipeline": Pipeline(("transformer", "vae", "scheduler")),
-}
-"""Pipelines that can be read; each is saved as it came. Sampling here is DDIM whatever the scheduler."""
-
 NAMES = "id2label"
 """Names of DiT's classes, in model_index.json: number -> names, separated by commas."""
 
 ZEROS = "force_zeros_for_empty_prompt"
 """Setting of a pipeline, kept in ``extras``: the null condition is zeros, not the encoded empty prompt (SDXL)."""
 
-_DENOISERS = {
-    "UNet2DModel": UNet2DModel,
-    "UNet2DConditionModel": UNet2DConditionModel,
-    "DiTTransformer2DModel": DiTTransformer2DModel,
-}
+_DENOISERS = {network.__name__: network for network in get_args(Denoiser)}
 
 
 @dataclass
@@ -173,33 +133,29 @@ def write_adapter(model: DiffusionParts, adapter: Adapter, folder: Path) -> None
         assert denoiser is not None  # there is nothing else that could be adapted
         denoiser.write(folder)
         return
-    names = ("text_encoder", "text_encoder_2")[: len(model.text.encoders)]
-    found = {"unet": denoiser, **{name: adapter.inside(f"text.encoders.{i}") for i, name in enumerate(names)}}
-    parts = {name: part for name, part in found.items() if part is not None}
-    layers = {name: dict(part.weights) for name, part in parts.items()}
-    for name in names:  # diffusers reads peft's own names of attention alone, and these of every layer
-        layers[name] = {_of_text_encoder(key): weight for key, weight in layers.get(name, {}).items()}
-    kind = diffusers.StableDiffusionXLPipeline if len(names) == 2 else diffusers.StableDiffusionPipeline
-    settings: Any = {name: part.config for name, part in parts.items()}
-    kind.save_lora_weights(
-        folder,
-        **{f"{name}_lora_layers": weights for name, weights in layers.items()},
-        **{f"{name}_lora_adapter_metadata": config.to_dict() for name, config in settings.items()},
-    )
-
-
-def _of_text_encoder(key: str) -> str:
-    return key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up.")
+    written: dict[str, Any] = {}
+    for name, part in (
+        ("unet", denoiser),
+        ("text_encoder", adapter.inside("text.encoders.0")),
+        ("text_encoder_2", adapter.inside("text.encoders.1")),
+    ):
+        if part is None:
+            continue
+        weights = dict(part.weights)
+        if name != "unet":  # diffusers reads peft's own names of attention alone, and these of every layer
+            for old, new in ((".lora_A.", ".lora_linear_layer.down."), (".lora_B.", ".lora_linear_layer.up.")):
+                weights = {key.replace(old, new): weight for key, weight in weights.items()}
+        written[f"{name}_lora_layers"] = weights
+        written[f"{name}_lora_adapter_metadata"] = part.config.to_dict()
+    two = len(model.text.encoders) == 2
+    kind: Any = diffusers.StableDiffusionXLPipeline if two else diffusers.StableDiffusionPipeline
+    kind.save_lora_weights(folder, **written)
 
 
 def read_settings(folder: Path) -> DiffusionSettings | None:
     """Return what ``unlearn.json`` says, None where there is none."""
-    if not (folder / SETTINGS).is_file():
-        return None
-    content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    content["shape"] = tuple(content["shape"])
-    content["classes"] = tuple(content["classes"]) if content["classes"] is not None else None
-    return DiffusionSettings(**content)
+    path = folder / SETTINGS
+    return DiffusionSettings(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _from_folders(folder: Path, weights: bool) -> DiffusionParts:

@@ -51,6 +51,8 @@ class DiffusionSettings:
     one_step: int | None = None
 
     def __post_init__(self) -> None:
+        self.shape = tuple(self.shape)  # both are lists in a file
+        self.classes = tuple(self.classes) if self.classes is not None else None
         if len(self.shape) != 3 or not all(isinstance(side, int) and side > 0 for side in self.shape):
             raise ValueError(f"shape is {self.shape!r}; it must be three numbers above 0: channels, height, width")
         for name, whole, least in (("levels", self.levels, 2), ("one_step", self.one_step or 0, 0)):

@@ -113,7 +113,7 @@ class Diffusion(Wrapper):
     def latent_shape(self) -> tuple[int, ...]:
         """(C, H, W) of what the denoiser takes."""
         if self.vae is None:
-            return tuple(self.settings.shape)
+            return self.settings.shape
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         height, width = self.settings.shape[1:]
         return (self.vae.config.latent_channels, height // factor, width // factor)
@@ -126,10 +126,10 @@ class Diffusion(Wrapper):
 
     @override
     def check_fits(self, info: dict[str, Any]) -> None:
-        wanted, levels = tuple(self.settings.shape), self.settings.levels
-        if "shape" in info and (tuple(info["shape"]), info["levels"]) != (wanted, levels):
+        shape, levels = self.settings.shape, self.settings.levels
+        if "shape" in info and (tuple(info["shape"]), info["levels"]) != (shape, levels):
             raise RecipeError(
-                f"The model was built for shape {wanted} and {levels} grey levels; the data has shape "
+                f"The model was built for shape {shape} and {levels} grey levels; the data has shape "
                 f"{tuple(info['shape'])} and {info['levels']}. Type another model.pretrained=FOLDER, or other data."
             )
         if self.settings.classes is not None and tuple(info.get("classes", ())) != self.settings.classes:
