@@ -1,1 +1,1 @@
-"""Frozen networks that judge: classifiers, embedders, face nets, CLIP."""
+"""Frozen networks that look at images: classifiers, embedders, face nets, CLIP."""

@@ -205,10 +205,10 @@ def unpacked(file: Path) -> Path:
         key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     folder = models_cache() / f"stylegan2-{key}"
     if not (folder / "config.json").is_file():
-        generator, judge = read_networks(file)
+        generator, discriminator = read_networks(file)
         extra = {}
-        if judge is not None:
-            extra[DISCRIMINATOR] = save(judge.state_dict(), {"group": str(judge.shape.group)})
+        if discriminator is not None:
+            extra[DISCRIMINATOR] = save(discriminator.state_dict(), {"group": str(discriminator.shape.group)})
         _write(LatentGenerator(generator), folder, extra)
     return folder
 

@@ -55,10 +55,6 @@ class DCGAN(nn.Module):
         """Return (B, 1, z_dim)."""
         return w if w.dim() == 3 else w[:, None]
 
-    def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-        """Return psi w, (B, 1, z_dim)."""
-        return self.broadcast(w) * psi
-
     def synthesis(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return images (B, C, 64, 64) in [-1, 1] and the last features (B, width, 32, 32); it has no noise."""
         features = self.main[:-2](ws[:, 0, :, None, None])

@@ -33,13 +33,13 @@ class Inverted:
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion:
-    """Optimise a latent with Adam, starting from the mean of w.
+    """Optimize a latent with Adam, starting from the mean of w.
 
     The learning rate rises over the first 5 % of the steps and falls along a cosine over the last 25 %. To explore,
     noise of deviation ``explore`` sigma_w t^2 is added to the latent, where t falls from 1 to 0 over the first three
     quarters and sigma_w is the root of the mean squared distance of w from its mean.
 
-    Differences from the paper: the layers' noise maps stay those of the generator, where the paper optimises and
+    Differences from the paper: the layers' noise maps stay those of the generator, where the paper optimizes and
     regularises them together with w; detail that would go into a noise map is lost here. The distance is one of pixels
     and features, where the paper's is perceptual.
 

@@ -67,17 +67,17 @@ def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
     return generator, levels, truncation
 
 
-def read_judge(file: Path, shape: Shape) -> Discriminator:
+def read_discriminator(file: Path, shape: Shape) -> Discriminator:
     """Read the discriminator of a generator. Raises RecipeError where the file is broken or does not fit."""
     try:
         with safe_open(file, framework="pt") as content:
             group = int((content.metadata() or {}).get("group", shape.group))
             weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        judge = Discriminator(replace(shape, group=group))
-        judge.load_state_dict(weights)
+        discriminator = Discriminator(replace(shape, group=group))
+        discriminator.load_state_dict(weights)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise RecipeError(
             f"{file} is no discriminator of the generator beside it ({str(error)[:300]}). Copy it again, or remove it, "
             "to begin with a new one."
         ) from error
-    return judge
+    return discriminator

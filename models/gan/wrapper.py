@@ -17,8 +17,7 @@ from unlearn.data.base import Batch, Dataset
 from unlearn.data.identities import IdentityData
 from unlearn.models.base import Wrapper
 from unlearn.models.gan.dcgan import DCGAN
-from unlearn.models.gan.parameter_kinds import parameter_kinds
-from unlearn.models.gan.serialization import DISCRIMINATOR, read_generator, read_judge, write_generator
+from unlearn.models.gan.serialization import DISCRIMINATOR, read_discriminator, read_generator, write_generator
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Noise, StyledConv, ToRGB
@@ -33,6 +32,9 @@ LAZY_PATHS = 8
 R1 = 1.0
 """Default weight of the penalty on the adversary's gradient."""
 
+KINDS = ("mapping", "synthesis", "to_rgb", "affine", "style_convolution", "noise", "constant")
+"""Kinds of parameters that a recipe's ``scope.kinds`` may name, besides the kinds of layer that every model has."""
+
 MEAN_OF = 4096
 """Number of latents that are averaged for the ``w_avg`` of a generator that was trained here."""
 
@@ -45,18 +47,22 @@ class LatentGenerator(Wrapper):
         levels: number of grey levels of its images.
         truncation: psi of samples: 1 samples all latents, smaller values nearer to the mean of w.
         fresh: whether ``w_avg`` is still unknown; it is then measured on each access.
+        trained_against: file of the discriminator's weights that initialise its adversary, None for random ones.
+
+    Attributes:
         r1: weight gamma of the penalty on the adversary's gradient at real images.
         mixing: share of the training images whose later layers get another w than the earlier ones.
         paths: weight of the penalty on path lengths.
         augment: how images are augmented before the adversary sees them, None for no augmentation.
-        trained_against: file of the discriminator's weights that initialise its adversary, None for random ones.
     """
 
     family: ClassVar[str] = "gan"
 
     levels: int
-    augment: Augment | None
-    paths: float
+    r1: float = R1
+    mixing: float = 0.0
+    paths: float = 0.0
+    augment: Augment | None = None
     layer_kinds: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {"linear": (nn.Linear, Linear)}
     low_rank_layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.ConvTranspose2d, Linear, StyledConv, ToRGB)
 
@@ -66,16 +72,11 @@ class LatentGenerator(Wrapper):
         levels: int = 256,
         truncation: float = 1.0,
         fresh: bool = False,
-        r1: float = R1,
-        mixing: float = 0.0,
-        paths: float = 0.0,
-        augment: Augment | None = None,
         trained_against: Path | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.levels, self.truncation, self.fresh = levels, truncation, fresh
-        self.r1, self.mixing, self.paths, self.augment = r1, mixing, paths, augment
         self.trained_against = trained_against
         self.eval()
 
@@ -156,14 +157,16 @@ class LatentGenerator(Wrapper):
 
     def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return the images and the last features of one forward pass; arguments as ``synthesis``."""
-        image, features = self.generator.synthesis(self.generator.broadcast(w), noise)
-        return image, features
+        images, features = self.generator.synthesis(self.generator.broadcast(w), noise)
+        return images, features
 
     def truncated(self, w: Tensor) -> Tensor:
-        """Return w_avg + psi (w - w_avg), (B, num_ws, w_dim), psi that of samples."""
-        if self.truncation != 1 and self.fresh:
-            self._measure_mean()
-        return self.generator.truncated(w, self.truncation)
+        """Return w_avg + psi (w - w_avg), (B, num_ws, w_dim), psi that of samples (StyleGAN, 2019, appendix B)."""
+        ws = self.generator.broadcast(w)
+        if self.truncation == 1:
+            return ws  # without measuring the mean
+        mean = self.w_avg
+        return mean + self.truncation * (ws - mean)
 
     # images
 
@@ -195,10 +198,11 @@ class LatentGenerator(Wrapper):
         if not isinstance(self.generator, Generator):
             raise RecipeError("A DCGAN is not trained here: it has no discriminator. Type model=stylegan2.")
         if self.trained_against is not None:
-            return read_judge(self.trained_against, self.generator.shape).to(next(self.generator.parameters()))
-        with randomness.child("adversary").seeding():
-            judge = Discriminator(self.generator.shape)
-        return judge.to(next(self.generator.parameters()))
+            discriminator = read_discriminator(self.trained_against, self.generator.shape)
+        else:
+            with randomness.child("adversary").seeding():
+                discriminator = Discriminator(self.generator.shape)
+        return discriminator.to(next(self.generator.parameters()))
 
     def drawn(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Return new images, (B, C, H, W), one per id, each with its own noise, with gradient."""
@@ -257,8 +261,7 @@ class LatentGenerator(Wrapper):
         if penalised and not ws.requires_grad:  # the mapping network is frozen
             ws = ws.detach().requires_grad_()
         drawn = self.synthesis(ws, self.noises(ids, randomness))
-        # -log sigmoid(l) = softplus(-l)
-        loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))
+        loss: Tensor = softplus(-adversary(self.shown(drawn, ids, randomness, augmented)))  # -log sigmoid(l)
         if not penalised:
             return loss, None
         lengths = self.path_lengths(ids, randomness, ws, drawn)
@@ -314,7 +317,16 @@ class LatentGenerator(Wrapper):
 
     def parameter_kinds(self) -> dict[str, list[str]]:
         """Return the names of the parameters of each kind, for ``scope.kinds``; a kind that is not there is empty."""
-        return parameter_kinds(self)
+        kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        parts = {"to_rgb": ".torgb.", "affine": ".affine.", "noise": ".noise_strength.", "constant": ".const."}
+        convolutions = [place for place, module in self.named_modules() if isinstance(module, StyledConv)]
+        for name, _ in self.named_parameters():
+            kinds["mapping" if ".mapping." in name else "synthesis"].append(name)
+            for kind in (kind for kind, part in parts.items() if part in f"{name}."):
+                kinds[kind].append(name)
+            if name.rpartition(".")[0] in convolutions and not name.endswith("noise_strength"):
+                kinds["style_convolution"].append(name)
+        return kinds
 
     # files
 
@@ -328,5 +340,5 @@ class LatentGenerator(Wrapper):
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
         generator, levels, truncation = read_generator(Path(folder))
-        judge = Path(folder) / DISCRIMINATOR
-        return cls(generator, levels, truncation, trained_against=judge if judge.is_file() else None)
+        discriminator = Path(folder) / DISCRIMINATOR
+        return cls(generator, levels, truncation, trained_against=discriminator if discriminator.is_file() else None)

@@ -14,8 +14,9 @@ from unlearn.core.validation import at_least
 from unlearn.models.gan.stylegan2.layers import (
     GAIN,
     Linear,
-    activated,
     binomial_filter,
+    clamped,
+    exact,
     modulated_conv,
     normalised,
     rectified,
@@ -98,7 +99,7 @@ class Mapping(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, z_dim) to w (B, w_dim)."""
-        x = normalised(z if z.dtype == torch.float64 else z.float())
+        x = normalised(exact(z))
         for index in range(self.depth):
             x = self.get_submodule(f"fc{index}")(x)
         return x
@@ -161,7 +162,7 @@ class ToRGB(nn.Module):
         # without demodulation nothing cancels the weight's scale, so the equalised learning rate is in the styles
         styles = self.affine(w) / math.sqrt(self.weight[0].numel())
         x = modulated_conv(x, self.weight, styles, demodulate=False, fused=fused)
-        return activated(x + self.bias.to(x.dtype)[:, None, None], "linear", clamp=self.clamp)
+        return clamped(x + self.bias.to(x.dtype)[:, None, None], self.clamp)
 
 
 class Level(nn.Module):
@@ -208,8 +209,7 @@ class Level(nn.Module):
                 x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs()):
             x = conv(x, ws[:, index], noise[index], fused)
-        share = self.torgb(x, ws[:, -1], fused)
-        share = share if share.dtype == torch.float64 else share.float()
+        share = exact(self.torgb(x, ws[:, -1], fused))
         if image is None:
             return x, share
         with torch.autocast(share.device.type, enabled=False):
@@ -237,10 +237,6 @@ class Synthesis(nn.Module):
         """Yield the levels, the smallest first."""
         for side in self.shape.sides:
             yield cast(Level, self.get_submodule(f"b{side}"))
-
-    def noise_sides(self) -> list[int]:
-        """Return the side of each layer's noise, in their order."""
-        return [side for side, level in zip(self.shape.sides, self.levels(), strict=True) for _ in level.convs()]
 
     def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return images (B, channels, size, size), about in [-1, 1], and the last features (B, C, size, size).
@@ -304,36 +300,16 @@ class Generator(nn.Module):
 
     def noise_sides(self) -> list[int]:
         """Return the side of each layer's noise, in their order."""
-        return self.synthesis.noise_sides()
+        return [conv.noise_const.shape[-1] for level in self.synthesis.levels() for conv in level.convs()]
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of its shape."""
         return asdict(self.shape)
 
-    def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-        """Return w_avg + psi (w - w_avg) in the first ``cutoff`` layers (all by default), (B, num_ws, w_dim).
-
-        Args:
-            w: (B, w_dim) or (B, num_ws, w_dim).
-            psi: 1 leaves w, 0 gives w_avg.
-            cutoff: number of layers.
-
-        Reference:
-            Karras et al., StyleGAN, 2019, appendix B. arXiv:1812.04948
-        """
-        ws = self.broadcast(w)
-        if psi == 1:
-            return ws
-        layer = torch.arange(self.shape.num_ws, device=ws.device)
-        shrunk = self.mapping.w_avg + psi * (ws - self.mapping.w_avg)
-        inside = layer < (self.shape.num_ws if cutoff is None else cutoff)
-        return torch.where(inside[:, None], shrunk, ws)
-
     def broadcast(self, w: Tensor) -> Tensor:
         """Return one w per layer, (B, num_ws, w_dim); w is (B, w_dim), or has one per layer already."""
         return w if w.dim() == 3 else w[:, None].expand(-1, self.shape.num_ws, -1)
 
-    def forward(self, z: Tensor, psi: float = 1.0, cutoff: int | None = None, noise: Noise = "const") -> Tensor:
+    def forward(self, z: Tensor, noise: Noise = "const") -> Tensor:
         """Return the images (B, channels, size, size) of z (B, z_dim)."""
-        image, _ = self.synthesis(self.truncated(self.mapping(z), psi, cutoff), noise)
-        return cast(Tensor, image)
+        return cast(Tensor, self.synthesis(self.broadcast(self.mapping(z)), noise)[0])

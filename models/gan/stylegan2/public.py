@@ -59,10 +59,10 @@ def read_networks(path: Path) -> tuple[Generator, Discriminator | None]:
         stored = flattened(found[name], size)
         shape = shape_of(stored)
         generator = _loaded(Generator, shape, stored, name)
-        judge = found.get("D")
-        if not isinstance(judge, Persistent):
+        discriminator = found.get("D")
+        if not isinstance(discriminator, Persistent):
             return generator, None
-        return generator, _judge(shape, flattened(judge, size))
+        return generator, _discriminator(shape, flattened(discriminator, size))
     except _Misfit as error:
         raise RecipeError(f"{path} holds no StyleGAN2 that can be read: {error}.") from error
 
@@ -150,7 +150,7 @@ def shape_of(stored: StoredNetwork) -> Shape:
         raise _Misfit(f"its generator is of no known shape ({shorten(str(error))})") from error
 
 
-def _judge(shape: Shape, stored: StoredNetwork) -> Discriminator | None:
+def _discriminator(shape: Shape, stored: StoredNetwork) -> Discriminator | None:
     group = stored.attributes.get("b4.mbstd.group_size", shape.group)
     try:
         full = Shape(**{**vars(shape), "group": int(group)})

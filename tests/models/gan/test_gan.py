@@ -17,9 +17,8 @@ from unlearn.core.randomness import Randomness
 from unlearn.models.capabilities import CAPABILITIES
 from unlearn.models.gan.config import DISCRIMINATOR, FaceDCGAN, StyleGAN2
 from unlearn.models.gan.dcgan import DCGAN
-from unlearn.models.gan.parameter_kinds import KINDS
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
-from unlearn.models.gan.wrapper import LatentGenerator
+from unlearn.models.gan.wrapper import KINDS, LatentGenerator
 from unlearn.models.scope import ByKind
 
 STREAM = Randomness(0, "test")
