@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
+from unlearn.models.gan.stylegan2.layers import exact
 
 SYM6 = (
     0.0154041093270448243,
@@ -99,19 +100,19 @@ class Augment:
             p: probability of each, in [0, 1].
         """
         with torch.autocast(images.device.type, enabled=False):
-            exact = images if images.dtype == torch.float64 else images.float()
-            draws = Draws(ids, randomness, p, exact.dtype)
-            side, batch = exact.shape[-1], exact.shape[0]
-            source = blitted(draws, side) if self.blit else identity(batch, 3, exact)
+            found = exact(images)
+            draws, side = Draws(ids, randomness, p, found.dtype), found.shape[-1]
+            identity = torch.eye(3, dtype=found.dtype, device=found.device).expand(len(found), -1, -1)
+            source = blitted(draws, side) if self.blit else identity
             if self.geometry:
                 moving = moved_about(draws, side)
-                still = (moving == identity(batch, 3, exact)).all(dim=(1, 2))[:, None, None, None]
-                exact = torch.where(still, copied(exact, source), resampled(exact, source @ moving))
+                still = (moving == identity).all(dim=(1, 2))[:, None, None, None]
+                found = torch.where(still, copied(found, source), resampled(found, source @ moving))
             elif self.blit:
-                exact = copied(exact, source)
+                found = copied(found, source)
             if self.color:
-                exact = recoloured(exact, draws)
-            return exact.to(images.dtype)
+                found = recoloured(found, draws)
+            return found.to(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,6 @@ class Draws:
         gate = self.randomness.child(name).child("gate").uniform(self.ids, (1,)) < self.p
         values = torch.where(gate, values, torch.zeros_like(values))
         return values.squeeze(1) if values.shape[1] == 1 else values
-
-
-def identity(batch: int, size: int, like: Tensor) -> Tensor:
-    """Return identities (B, size, size)."""
-    return torch.eye(size, dtype=like.dtype, device=like.device).expand(batch, -1, -1)
 
 
 def matrices(rows: Sequence[Sequence[Entry]], like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.models.gan.stylegan2.generator import Shape
-from unlearn.models.gan.stylegan2.layers import EPSILON, Conv, Linear, binomial_filter
+from unlearn.models.gan.stylegan2.layers import EPSILON, Conv, Linear, binomial_filter, exact
 
 
 def with_spread(x: Tensor, group: int) -> Tensor:
@@ -29,8 +29,7 @@ def with_spread(x: Tensor, group: int) -> Tensor:
         Karras et al., Progressive Growing of GANs, 2018, section 3. arXiv:1710.10196
     """
     size = next(n for n in range(min(group, len(x)), 0, -1) if len(x) % n == 0)
-    rows = x.reshape(size, -1, *x.shape[1:])  # (items of a group, groups, C, H, W)
-    rows = rows if rows.dtype == torch.float64 else rows.float()
+    rows = exact(x.reshape(size, -1, *x.shape[1:]))  # (items of a group, groups, C, H, W)
     deviation = (rows.var(dim=0, correction=0) + EPSILON).sqrt().mean(dim=(1, 2, 3))  # one per group
     channel = deviation.to(x.dtype).repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])
     return torch.cat([x, channel], dim=1)
@@ -83,8 +82,7 @@ class LastLevel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, 4, 4) to (B, 1)."""
-        x = x if x.dtype == torch.float64 else x.float()
-        return cast(Tensor, self.out(self.fc(self.conv(with_spread(x, self.group)).flatten(1))))
+        return cast(Tensor, self.out(self.fc(self.conv(with_spread(exact(x), self.group)).flatten(1))))
 
 
 class Discriminator(nn.Module):

@@ -63,32 +63,19 @@ def upsampled(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
-def activated(x: Tensor, activation: Activation, gain: float = 1.0, clamp: float | None = None) -> Tensor:
-    """Apply the rectifier with its gain of sqrt(2), or none with gain 1, and clamp what half precision cannot hold.
-
-    Args:
-        x: (B, ...).
-        activation: which.
-        gain: further factor, also of the bound.
-        clamp: bound of the magnitude, None for none; 256 for mixed precision (Karras et al., ADA, 2020).
-            arXiv:2006.06676
-    """
-    if activation == "lrelu":
-        return rectified(x * (GAIN * gain), None if clamp is None else clamp * gain)
-    if gain != 1:
-        x = x * gain
-    return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
+def clamped(x: Tensor, bound: float | None) -> Tensor:
+    """Bound the magnitude, None for no bound; 256 for mixed precision (Karras et al., ADA, 2020, arXiv:2006.06676)."""
+    return x if bound is None else x.clamp(-bound, bound)
 
 
-def rectified(x: Tensor, clamp: float | None = None) -> Tensor:
-    """Apply the rectifier to x that has its gain already (a positive factor may come before or after), and clamp.
+def rectified(x: Tensor, bound: float | None = None) -> Tensor:
+    """Apply the rectifier to x that has its gain already (a positive factor may come before or after), and clamp."""
+    return clamped(F.leaky_relu(x, SLOPE), bound)
 
-    Args:
-        x: (B, ...).
-        clamp: bound of the magnitude, None for none.
-    """
-    x = F.leaky_relu(x, SLOPE)
-    return x if clamp is None else x.clamp(-clamp, clamp)
+
+def exact(x: Tensor) -> Tensor:
+    """Return x in single precision or better."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -124,7 +111,8 @@ class Linear(nn.Module):
         # He's constant 1 / sqrt(fan-in) is applied here, not at initialisation: all weights then have the same range,
         # and Adam, whose steps do not depend on the size of the gradient, trains all layers at the same relative rate
         scale = self.lr / math.sqrt(self.weight.shape[1])
-        return activated(F.linear(x, self.weight * scale, self.bias * self.lr), self.activation)
+        x = F.linear(x, self.weight * scale, self.bias * self.lr)
+        return rectified(x * GAIN) if self.activation == "lrelu" else x
 
 
 class Conv(nn.Module):
@@ -137,7 +125,7 @@ class Conv(nn.Module):
         activation: what follows.
         bias: whether there is one.
         down: filter first, and halve the sides.
-        clamp: see ``activated``.
+        clamp: see ``clamped``.
     """
 
     bias: nn.Parameter | None
@@ -173,9 +161,7 @@ class Conv(nn.Module):
         else:
             x = F.conv2d(filtered(x, self.resample_filter, 1 + size // 2), weight, bias, stride=2)
         bound = None if self.clamp is None else self.clamp * gain
-        if self.activation == "lrelu":
-            return rectified(x, bound)
-        return x if bound is None else x.clamp(-bound, bound)
+        return rectified(x, bound) if self.activation == "lrelu" else clamped(x, bound)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -189,7 +175,7 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
     """
     # for independent inputs of variance 1 the output then has variance 1 as well
     with torch.autocast(weight.device.type, enabled=False):
-        weight, styles = _exact(weight), _exact(styles)
+        weight, styles = exact(weight), exact(styles)
         return (styles.square() @ weight.square().sum(dim=(2, 3)).T + EPSILON).rsqrt()
 
 
@@ -247,7 +233,3 @@ def _convolved(x: Tensor, weight: Tensor, up: Tensor | None, groups: int = 1) ->
     across = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # (G C, D, k, k)
     spread = F.conv_transpose2d(x, across, stride=2, groups=groups)  # 2 H + k - 2: the last zero is not written
     return filtered(spread, up, 2 - padding, gain=4)
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -10,12 +10,13 @@ from unlearn.models.gan.stylegan2.discriminator import with_spread
 from unlearn.models.gan.stylegan2.layers import (
     Conv,
     Linear,
-    activated,
     binomial_filter,
+    clamped,
     demodulation,
     filtered,
     modulated_conv,
     normalised,
+    rectified,
     upsampled,
 )
 
@@ -80,20 +81,19 @@ def test_resampling_keeps_a_constant_image() -> None:
 
 
 def test_the_rectifier_keeps_its_gain() -> None:
-    """By hand: 2 -> 2 sqrt(2); -2 -> -.4 sqrt(2); a further gain scales the bound too."""
+    """By hand: 2 -> 2 sqrt(2); -2 -> -.4 sqrt(2); clamping bounds both signs."""
     x = torch.tensor([2.0, -2.0, 400.0, -4000.0])
     root = math.sqrt(2)
-    torch.testing.assert_close(activated(x, "lrelu"), torch.tensor([2 * root, -0.4 * root, 400 * root, -800 * root]))
-    clamped = activated(x, "lrelu", gain=0.5, clamp=256)
-    torch.testing.assert_close(clamped, torch.tensor([root, -0.2 * root, 128, -128]))
-    torch.testing.assert_close(activated(x, "linear", gain=0.5, clamp=256), torch.tensor([1.0, -1, 128, -128]))
-    assert activated(x, "linear") is x
+    torch.testing.assert_close(rectified(x * root), torch.tensor([2 * root, -0.4 * root, 400 * root, -800 * root]))
+    torch.testing.assert_close(rectified(x * root, 256), torch.tensor([2 * root, -0.4 * root, 256, -256]))
+    torch.testing.assert_close(clamped(x, 128), torch.tensor([2.0, -2, 128, -128]))
+    assert clamped(x, None) is x
 
 
 def test_the_rectifiers_gain_of_sqrt_2_nearly_keeps_the_power_of_normal_inputs() -> None:
     """E[f(x)^2] = 2 (1 + .2^2) / 2 = 1.04."""
     x = draw(200_000)
-    assert abs(activated(x, "lrelu").square().mean().item() - 1.04) < 0.01
+    assert abs(rectified(x * math.sqrt(2)).square().mean().item() - 1.04) < 0.01
 
 
 def test_linear_layers_have_an_equalised_learning_rate() -> None:
@@ -117,7 +117,9 @@ def test_convolutions_have_an_equalised_learning_rate(size: int) -> None:
     x = draw(2, 6, 4, 4)
     scaled = layer.weight / math.sqrt(6 * size * size)
     wanted = torch.nn.functional.conv2d(x, scaled, layer.bias, padding=size // 2)
-    torch.testing.assert_close(layer(x, gain=0.5), activated(wanted, "lrelu") * 0.5)
+    torch.testing.assert_close(layer(x, gain=0.5), rectified(wanted * math.sqrt(2)) * 0.5)
+    layer.clamp = 0.1  # a further gain scales the bound too
+    torch.testing.assert_close(layer(x, gain=0.5), rectified(wanted * math.sqrt(2), 0.1) * 0.5)
 
 
 @pytest.mark.parametrize("size", [1, 3])
