@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 import unlearn
 from tests.toys import ROOT
-from tests.toys.command import kill_after_a_checkpoint
-from tests.toys.command import unlearn as command
+from tests.toys.command import kill_after_a_checkpoint, unlearn_in_a_process
 from tests.toys.diffusion import small_model
 from unlearn.config.recipe import load
 from unlearn.core.errors import RecipeError
@@ -106,7 +105,7 @@ def test_two_ranks_are_one_rank(cache: Path, here: Path) -> None:
     precise = [SMALL, "trainer.precision=64-true"]
     assert main([*precise, "output=one"]) == 0
     assert main([*precise, "output=other", "seed=1"]) == 0  # the control
-    done = command(*precise, "output=two", "trainer.devices=2", cwd=here, cache=cache)
+    done = unlearn_in_a_process(*precise, "output=two", "trainer.devices=2", cwd=here, cache=cache)
     assert done.returncode == 0, done.stderr
     one, two, other = (last(here / name) for name in ("one", "two", "other"))
     assert len(one) == 2 and next(iter(one[0].values())).dtype == torch.float64

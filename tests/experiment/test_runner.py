@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import unlearn
 from tests.toys import ROOT
-from tests.toys.command import environment, kill_after_a_checkpoint
+from tests.toys.command import environment, kill_after_a_checkpoint, unlearn_in_a_process, unlearn_on_two_ranks
 from tests.toys.command import unlearn as command
 from unlearn.core.errors import GateFailed, RecipeError
 from unlearn.models.flow.wrapper import Flow
@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """One uninterrupted run; it also fills the cache of trained models."""
     folder = tmp_path_factory.mktemp("finished")
-    done = command(SMALL, "output=run", cwd=folder, cache=cache)
+    done = unlearn_in_a_process(SMALL, "output=run", cwd=folder, cache=cache)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -67,16 +67,30 @@ def test_it_forgets_more_than_it_loses(finished: Path) -> None:
     assert lost_forget > 0.05 and lost_forget > 1.5 * lost_retain
 
 
-@pytest.mark.parametrize("combine", ["sum", "pcgrad", "one_sided", "gru", "mgda"])
-def test_two_ranks_are_one_rank(combine: str, tmp_path: Path, cache: Path, finished: Path) -> None:
-    """20 float64 steps with a global batch that does not divide by two; the saved weights are float32."""
-    settings = [SMALL, f"combine={combine}", "trainer.precision=64-true", "optim.batch=31"]
-    one = command(*settings, "output=one", cwd=tmp_path, cache=cache)
-    two = command(*settings, "output=two", "trainer.devices=2", cwd=tmp_path, cache=cache)
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
+COMBINATIONS = ["sum", "pcgrad", "one_sided", "gru", "mgda"]
+
+
+@pytest.fixture(scope="module")
+def precise(tmp_path_factory: pytest.TempPathFactory, cache: Path, finished: Path) -> Path:
+    """A folder of runs of 20 float64 steps with a global batch that does not divide by two, on one rank and on two."""
+    folder = tmp_path_factory.mktemp("precise")
+
+    def settings(combine: str, ranks: str) -> list[str]:
+        precise = ["trainer.precision=64-true", "optim.batch=31"]
+        return [SMALL, f"combine={combine}", *precise, f"output={combine}/{ranks}"]
+
+    unlearn_on_two_ranks(*(settings(combine, "two") for combine in COMBINATIONS), cwd=folder, cache=cache)
+    for combine in COMBINATIONS:
+        done = command(*settings(combine, "one"), cwd=folder, cache=cache)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_two_ranks_are_one_rank(combine: str, precise: Path, cache: Path) -> None:
+    """The weights of the last step; those that are saved as the model are float32."""
     first, second = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"][0]
+        torch.load(precise / combine / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"][0]
         for name in ("one", "two")
     )
     gap = max(float((first[name] - second[name]).abs().max()) for name in first)

@@ -1,5 +1,7 @@
-"""Runs the real command line in a process of its own."""
+"""Runs the command line: in this process, in one of its own, and once per rank."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -8,9 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.toys import ROOT
+from unlearn.run import main
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -24,15 +28,37 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def unlearn(*arguments: str, cwd: Path, cache: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def unlearn(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Call what ``python -m unlearn.run`` calls, which saves a process its imports (some 8 s)."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "path", [*sys.path])
+        for key in ("UNLEARN_CACHE", "COLUMNS"):
+            patch.setenv(key, environment(cache)[key])
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def unlearn_in_a_process(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     """Run ``python -m unlearn.run`` with these arguments."""
+    return _process("unlearn.run", *arguments, cwd=cwd, cache=cache)
+
+
+def unlearn_on_two_ranks(*runs: list[str], cwd: Path, cache: Path) -> None:
+    """Carry out runs one after another, each on the same two processes."""
+    done = _process("tests.toys.command", json.dumps(runs), cwd=cwd, cache=cache)
+    assert done.returncode == 0, done.stderr
+
+
+def _process(module: str, *arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "unlearn.run", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=cwd,
         env=environment(cache),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
     )
 
 
@@ -67,3 +93,8 @@ def printed_by_ranks(code: str, ranks: int, folder: Path) -> list[dict[str, Any]
         for rank in range(ranks)
     ]
     return [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in started]
+
+
+if __name__ == "__main__":
+    codes = [main([*arguments, "trainer.devices=2"]) for arguments in json.loads(sys.argv[1])]
+    sys.exit(max(codes))

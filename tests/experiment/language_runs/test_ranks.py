@@ -5,26 +5,36 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.command import kill_after_a_checkpoint
-from tests.toys.command import unlearn as command
+from tests.toys.command import kill_after_a_checkpoint, unlearn_on_two_ranks
 from tests.toys.language_files import SMALL, figure, gap, last, weights
 from unlearn.run import main
 
+COMBINATIONS = ["sum", "orthograd"]
 
-@pytest.mark.parametrize("combine", ["sum", "orthograd"])
-def test_two_ranks_are_one_rank(combine: str, here: Path, cache: Path) -> None:
-    """In double precision, as far as the model's norms allow, which round to single; 5 items a step, shared by two."""
-    settings = [
-        SMALL,
-        f"combine={combine}",
-        "trainer.precision=64-true",
-        "optim.steps=6",
-        "evaluate={memorization: {}}",
-    ]
-    assert main([*settings, "output=one"]) == 0
-    assert main([*settings, "output=other", "seed=1"]) == 0  # the control
-    done = command(*settings, "output=two", "trainer.devices=2", cwd=here, cache=cache)
-    assert done.returncode == 0, done.stderr
+
+@pytest.fixture(scope="module")
+def precise(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder of runs in double precision with 5 items a step, on one rank and on two; another seed as the control."""
+    folder = tmp_path_factory.mktemp("precise")
+
+    def settings(combine: str, name: str) -> list[str]:
+        steps = ["trainer.precision=64-true", "optim.steps=6", "evaluate={memorization: {}}"]
+        return [SMALL, f"combine={combine}", *steps, f"output={combine}/{name}"]
+
+    unlearn_on_two_ranks(*(settings(combine, "two") for combine in COMBINATIONS), cwd=folder, cache=cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNLEARN_CACHE", str(cache))
+        patch.chdir(folder)
+        for combine in COMBINATIONS:
+            assert main(settings(combine, "one")) == 0
+            assert main([*settings(combine, "other"), "seed=1"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_two_ranks_are_one_rank(combine: str, precise: Path) -> None:
+    """As far as the model's norms allow, which round to single precision."""
+    here = precise / combine
     one, two, other = (last(here / name)["parameters"][0] for name in ("one", "two", "other"))
     assert next(iter(one.values())).dtype == torch.float64
     assert gap(one, two) < 1e-6 < 1e-4 < gap(one, other)

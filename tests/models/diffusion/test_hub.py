@@ -1,13 +1,11 @@
 """Which files of a pipeline on the hub are read, and what is said where the hub cannot be reached."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from tests.toys import ROOT
+from tests.toys.command import unlearn
 from tests.toys.pipelines import small_pipeline
 from unlearn.models.diffusion.hub import chosen, variant
 
@@ -85,40 +83,31 @@ def test_all_shards_are_taken_with_their_index() -> None:
     assert taken(names, weights=False) == {"model_index.json"}
 
 
-def offline(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "unlearn.run", *arguments],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_CACHE": str(folder / "hub"),
-            "HF_HUB_OFFLINE": "1",
-            "UNLEARN_CACHE": str(folder / "cache"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, a folder of its own."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
 
 
-def test_what_the_cache_has_needs_no_network_and_check_reads_no_weights(tmp_path: Path) -> None:
+def test_what_the_cache_has_needs_no_network_and_check_reads_no_weights(tmp_path: Path, hub: Path) -> None:
     """A hub cache of its own layout; the weights are taken out, so that reading them would fail."""
-    place = tmp_path / "hub" / "models--someone--tiny"
+    place = hub / "models--someone--tiny"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text("0123abc")
     small_pipeline().save_pretrained(place / "snapshots" / "0123abc")
     for file in place.rglob("*.safetensors"):
         file.unlink()
-    done = offline(tmp_path, *RECIPE, "model.pretrained=someone/tiny", "scope.kinds=[cross_attention_kv]")
+    done = unlearn(
+        *RECIPE, "model.pretrained=someone/tiny", "scope.kinds=[cross_attention_kv]", cwd=tmp_path, cache=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "built without its weights" in done.stdout and "The recipe is sound." in done.stdout
     assert "cross_attention" not in done.stderr and not (tmp_path / "runs").exists()
 
 
-def test_what_cannot_be_had_is_one_message(tmp_path: Path) -> None:
-    done = offline(tmp_path, *RECIPE, "model.pretrained=someone/other")
+def test_what_cannot_be_had_is_one_message(tmp_path: Path, hub: Path) -> None:
+    done = unlearn(*RECIPE, "model.pretrained=someone/other", cwd=tmp_path, cache=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert "model.pretrained: 'someone/other' is no folder here, and the hub did not give it" in done.stderr
     assert "Type an existing folder with model_index.json" in done.stderr

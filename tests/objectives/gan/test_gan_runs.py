@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.toys import ROOT
-from tests.toys.command import unlearn as command
+from tests.toys.command import unlearn_in_a_process
 from tests.toys.flow import digits_splits as flow_splits
 from tests.toys.flow import small_glow, stop_at
 from tests.toys.gan import OPTIM, SYNTHESIS, digit_splits, small_gan, small_job
@@ -197,7 +197,7 @@ def test_two_ranks_are_one_rank_through_the_command_line(tmp_path: Path, monkeyp
     settings = [SMALL, "trainer.precision=64-true", "optim.batch=3", "combine=pcgrad"]
     assert main([*settings, "output=one"]) == 0
     assert main([*settings, "output=other", "seed=1"]) == 0
-    done = command(*settings, "output=two", "trainer.devices=2", cwd=tmp_path, cache=cache)
+    done = unlearn_in_a_process(*settings, "output=two", "trainer.devices=2", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
     one, two, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"][0]
