@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from typing_extensions import override
-
 from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
@@ -43,13 +41,11 @@ class ConceptAblation(NoisyStateObjective[Denoises]):
     states: AnchorStates = field(default_factory=AnchorStates)
     sources: ClassVar[tuple[Source, ...]] = ("generated",)
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant == "noise" and self.scores == "target":
             raise ValueError("scores is target, but variant is noise, which asks for no score. Take variant=model")
 
-    @override
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the target, and ``prior`` times that of the anchor's score, (B,)."""
         found = self.states(model, batch, context)

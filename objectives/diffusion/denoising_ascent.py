@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from typing_extensions import override
-
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
@@ -37,7 +35,6 @@ class DenoisingAscent(NoisyStateObjective[Denoises]):
     states: StateSource = field(default_factory=lambda: StateSource(source="data"))
     sources: ClassVar[tuple[Source, ...]] = ("data", "generated", "noise")
 
-    @override
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return minus the denoising loss, (B,)."""
         found = self.states(model, batch, context)

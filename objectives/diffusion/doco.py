@@ -54,7 +54,6 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
     discriminator_lr: PositiveFloat | None = 5e-4
     warmup: NonNegativeInt = 100
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width < 8 or self.width % 8:
@@ -79,7 +78,6 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
             warmup=self.warmup,
         )
 
-    @override
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the cross-entropy of D(x_0) with 0, (B,); diagnostics: the share of patches taken for the anchor's."""
         # D's own step, just before, has left the estimate; in a warm-up, or where D was rebuilt, there is none
@@ -113,7 +111,6 @@ class Discriminates(Objective[PipelineDenoiser]):
     def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
         self.term.prepare(model, context)  # computed once, whichever of the two comes first
 
-    @override
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return -log(1 - sigmoid D(anchor)) - log sigmoid D(concept), each the mean over patches, (B,)."""
         found = self.term.states(model, batch, context)

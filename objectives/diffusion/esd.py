@@ -49,7 +49,6 @@ class ESD(NoisyStateObjective[Denoises]):
             model.prompts([self.erase_from])  # refuses a class that the model does not know
         super().prepare(model, context)
 
-    @override
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the target, (B,)."""
         found = self.states(model, batch, context)

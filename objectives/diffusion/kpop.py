@@ -93,7 +93,6 @@ class KPOP(NoisyStateObjective[PipelineDenoiser]):
             file=FILE,
         )
 
-    @override
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the weighted sum of the terms of this step, (B,), and each term that it has."""
         key = context.auxiliary
@@ -131,7 +130,6 @@ class Recover(Objective[PipelineDenoiser]):
     def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
         self.term.prepare(model, context)
 
-    @override
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the mean squared distance, (B,), with gradient to the key alone."""
         found = self.term.states(model, batch, context)

@@ -229,7 +229,6 @@ class NoisyStateObjective(Objective[D]):
     sources: ClassVar[tuple[Source, ...]]
     """What ``states.source`` may be."""
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.states.source not in self.sources:

@@ -51,7 +51,6 @@ class RandomLabel(NoisyStateObjective[Denoises]):
             check_anchors(context)
         super().prepare(model, context)
 
-    @override
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the score at the other condition, (B,)."""
         found = self.states(model, batch, context)

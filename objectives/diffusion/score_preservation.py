@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from typing_extensions import override
-
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
@@ -32,7 +30,6 @@ class ScorePreservation(NoisyStateObjective[Denoises]):
     states: StateSource = field(default_factory=lambda: StateSource(source="data"))
     sources: ClassVar[tuple[Source, ...]] = ("data", "generated", "trajectory")
 
-    @override
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the target's score, (B,)."""
         found = self.states(model, batch, context)

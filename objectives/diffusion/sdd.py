@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from typing_extensions import override
-
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
@@ -36,7 +34,6 @@ class SDD(NoisyStateObjective[Denoises]):
     states: StateSource = field(default_factory=lambda: StateSource(source="average"))
     sources: ClassVar[tuple[Source, ...]] = ("average", "student", "trajectory")
 
-    @override
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the score at the empty prompt, (B,)."""
         found = self.states(model, batch, context)

@@ -92,7 +92,6 @@ class SFD(Objective[PipelineDenoiser]):
     warmup: NonNegativeInt = 0
     redraw: bool = False
 
-    @typing_extensions.override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
@@ -160,7 +159,6 @@ class SFD(Objective[PipelineDenoiser]):
                 )
             context.state["words"] = words
 
-    @typing_extensions.override
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the generator's loss, (B,); diagnostics: the distance of the two scores, and omega."""
         fake: PipelineDenoiser = context.beside()
@@ -238,7 +236,6 @@ class FakeScore(Objective[PipelineDenoiser]):
 
     term: SFD
 
-    @typing_extensions.override
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the mean over values of (eps - eps_psi(x_t, t, c))^2, (B,)."""
         fake: PipelineDenoiser = context.beside()

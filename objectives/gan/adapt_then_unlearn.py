@@ -151,7 +151,6 @@ class Adapts(Objective[AdversarialGenerator]):
                 context.state[f"fisher {name}"] = square
                 context.state[f"anchor {name}"] = moving[name].detach().clone()
 
-    @override
     def __call__(self, model: AdversarialGenerator, batch: Batch, context: Context[AdversarialGenerator]) -> Values:
         """Return the sum over copies of both losses and the consolidation, (B,)."""
         total = batch["id"].new_zeros(len(batch["id"]), dtype=model.dtype)

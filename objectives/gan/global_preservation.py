@@ -55,7 +55,6 @@ class GlobalPreservation(Objective[ImageGenerator]):
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.label and self.judge is None:
@@ -102,7 +101,6 @@ class GlobalPreservation(Objective[ImageGenerator]):
                     raise RecipeError("global_preservation: the judge leaves no drawn latent. Type judge=null.")
                 context.state["spared"] = spared
 
-    @override
     def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
         """Return the distance of the two models' images per item, (B,)."""
         ids = batch["id"]

@@ -42,7 +42,6 @@ class Guide(IdentityReplacement):
     distance: NonNegativeFloat | None = None
     method: ClassVar[str] = "guide"
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target == "average" and self.distance is not None:

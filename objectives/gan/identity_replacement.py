@@ -86,7 +86,6 @@ class IdentityReplacement(Objective[ImageGenerator]):
         By default nothing is learned.
         """
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.local or self.near):
@@ -136,7 +135,6 @@ class IdentityReplacement(Objective[ImageGenerator]):
         remember_rows(context, state["steps"], keys, steps)
         remember_drawings(model, context, drawn, keys, self.likeness, aims)
 
-    @override
     def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
         """Return the loss per identity, (B,); diagnostics: the values of the two terms."""
         ids, state = batch["id"], context.state

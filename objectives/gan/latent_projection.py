@@ -102,7 +102,6 @@ class LatentProjection(Objective[ImageGenerator]):
         if self.draws == "beyond":
             context.state["beyond"] = numbers[past]
 
-    @override
     def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
         """Return the mean of T over an item's latents, (B,); diagnostics: the share of latents beyond the border."""
         ids = batch["id"]

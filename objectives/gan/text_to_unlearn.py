@@ -72,7 +72,6 @@ class TextToUnlearn(Objective[ImageGenerator]):
     mapper_batch: PositiveInt = 8
     likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path or not self.words:
@@ -126,7 +125,6 @@ class TextToUnlearn(Objective[ImageGenerator]):
             optimizer.step()
         return offset.detach()
 
-    @override
     def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
         """Return the loss of one drawn latent per item, (B,); diagnostics: the cosine."""
         ids, state, target = batch["id"], context.state, context.reference()
