@@ -84,6 +84,13 @@ class Context(Generic[M_co]):
     shared: dict[Any, Any] = field(default_factory=dict)
     averaged: Callable[[], AbstractContextManager[None]] | None = None
 
+    @property
+    def cache(self) -> ReferenceCache:
+        """The ``reference_cache``. Raises RuntimeError where there is none."""
+        if self.reference_cache is None:
+            raise RuntimeError("The target's values have no folder. Call module.cache_reference_in(FOLDER) first.")
+        return self.reference_cache
+
     def remember(
         self, name: str, split: str, compute: Callable[[Batch], tuple[Tensor, Tensor]], ids: Tensor | None = None
     ) -> None:
@@ -97,16 +104,12 @@ class Context(Generic[M_co]):
             compute: batch -> (rows (n, ...) of all items in their order, number of rows of each (B,)).
             ids: of the items, by default of all.
         """
-        if self.reference_cache is None:
-            raise RuntimeError("The target's values have no folder. Call module.cache_reference_in(FOLDER) first.")
         chosen = self.splits[split].ids if ids is None else ids
-        self.reference_cache.put(f"{split}.{name}", chosen, lambda ids: compute(self.batch(split, ids)))
+        self.cache.put(f"{split}.{name}", chosen, lambda ids: compute(self.batch(split, ids)))
 
     def recall(self, name: str, split: str, ids: Tensor) -> Tensor:
         """Return the rows that ``remember`` computed for items, concatenated, on the device."""
-        if self.reference_cache is None:
-            raise RuntimeError("The target's values have no folder. Call module.cache_reference_in(FOLDER) first.")
-        return self.reference_cache.get(f"{split}.{name}", ids)
+        return self.cache.get(f"{split}.{name}", ids)
 
     def beside(self) -> Any:
         """Return the network that is trained beside the model. Raises RuntimeError where this term has none."""

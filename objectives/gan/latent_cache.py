@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.reference_cache import ReferenceCache
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import ImageGenerator, Model
 from unlearn.models.gan.inversion import Inversion
@@ -51,14 +50,14 @@ def remember_rows(context: Context[Model], name: str, keys: Tensor, compute: Cal
         keys: (N,) int64, of any meaning.
         compute: keys (b,), on the device -> rows (b, ...).
     """
-    _cache(context).put(
+    context.cache.put(
         f"{context.split}.{name}", keys, lambda part: (compute(part.to(context.device)), torch.ones_like(part))
     )
 
 
 def recall_rows(context: Context[Model], name: str, keys: Tensor) -> Tensor:
     """Return the rows of keys (b,), (b, ...), on the device of the keys."""
-    return _cache(context).get(f"{context.split}.{name}", keys)
+    return context.cache.get(f"{context.split}.{name}", keys)
 
 
 def remember_drawings(
@@ -88,9 +87,3 @@ def remember_drawings(
 def recall_drawings(context: Context[Model], name: str, keys: Tensor) -> Seen:
     """Return what the target drew of the latents of keys (b,)."""
     return unpack(recall_rows(context, name, keys), context.state["shapes"])
-
-
-def _cache(context: Context[Model]) -> ReferenceCache:
-    if context.reference_cache is None:
-        raise RuntimeError("the context has no reference cache, and this term precomputes values of the target")
-    return context.reference_cache

@@ -19,24 +19,24 @@ from unlearn.objectives.base import Context
 def remember_logits(model: Continues, context: Context[Continues]) -> None:
     """Keep, in ``prepare``, what the target's logits at the answer tokens of this term's items follow from.
 
-    On disk: the last hidden states, (tokens, D), and once a run the head's weights. In memory afterwards: the head. A
-    head that does not move (under an adapter) is its own copy.
+    On disk: the last hidden states, (tokens, D), and once per run the head's weights. In memory afterwards: the head. A
+    head that is not trained (under an adapter) is its own copy.
     """
 
     def compute(batch: Batch) -> tuple[Tensor, Tensor]:
         return model.answer_states(batch), batch["answer"].sum(dim=1)
 
     context.remember("answer_states", context.split, compute)
-    place, own = _place(context), model.head()
-    for name, value in own.state_dict().items() if _moves(own) else ():
-        place.put(f"head.{name}", torch.zeros(1, dtype=torch.int64), partial(_one_row, value))
+    own = model.head()
+    for name, value in own.state_dict().items() if _trained(own) else ():
+        context.cache.put(f"head.{name}", torch.zeros(1, dtype=torch.int64), partial(_one_row, value))
 
 
 def recall_logits(model: Continues, context: Context[Continues], ids: Tensor) -> Tensor:
     """Return the target's logits at the answer tokens of items, (N, V), without gradient, in the order of answers."""
-    place, head = _place(context), model.head()
-    if _moves(head):
-        head = place.once("head", lambda: _frozen_head(model.head(), place, context.device))
+    head = model.head()
+    if _trained(head):
+        head = context.cache.once("head", lambda: _frozen_head(model.head(), context.cache, context.device))
     with torch.no_grad():
         logits: Tensor = head(context.recall("answer_states", context.split, ids))
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -98,7 +98,7 @@ class _Bucketed(torch.autograd.Function):
 
 
 def _frozen_head(head: nn.Module, place: ReferenceCache, device: torch.device) -> nn.Module:
-    """Return a copy of the head with the target's weights: those of the model may have moved, or be tied to others."""
+    """Return a copy of the head with the target's weights: the model trains its own, or ties them to others."""
     first = torch.zeros(1, dtype=torch.int64, device=device)
     frozen = copy.deepcopy(head)
     for name, value in frozen.state_dict().items():
@@ -107,15 +107,9 @@ def _frozen_head(head: nn.Module, place: ReferenceCache, device: torch.device) -
     return frozen.requires_grad_(False).eval()
 
 
-def _moves(head: nn.Module) -> bool:
+def _trained(head: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in head.parameters())
 
 
 def _one_row(value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach()[None], torch.ones(1, dtype=torch.int64)
-
-
-def _place(context: Context[Continues]) -> ReferenceCache:
-    if context.reference_cache is None:
-        raise RuntimeError("there is no place for the target's values: the module was given none")
-    return context.reference_cache
