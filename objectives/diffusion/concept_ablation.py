@@ -10,7 +10,6 @@ from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
 from unlearn.objectives.diffusion.noisy_states import AnchorStates, NoisyStateObjective, Source
-from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +52,8 @@ class ConceptAblation(NoisyStateObjective[Denoises]):
         wanted = found.noise
         if self.variant == "model":
             whose = context.reference() if self.scores == "target" else model
-            wanted = affine_target(whose, found.x, found.t, [(1.0, found.anchor)])
-        values = mean_square(model.predict(found.x, found.t, found.condition) - wanted)
+            wanted = found.target(whose, (1.0, found.anchor))
+        values = found.distance(model, wanted)
         if self.prior:
-            values = values + self.prior * mean_square(model.predict(found.x, found.t, found.anchor) - found.noise)
+            values = values + self.prior * found.distance(model, found.noise, found.anchor)
         return Values(values)

@@ -9,7 +9,6 @@ from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
 from unlearn.objectives.diffusion.noisy_states import NoisyStateObjective, Source, StateSource
-from unlearn.objectives.diffusion.score_targets import mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +38,5 @@ class DenoisingAscent(NoisyStateObjective[Denoises]):
         """Return minus the denoising loss, (B,)."""
         found = self.states(model, batch, context)
         assert found.noise is not None  # all three sources add noise
-        loss = mean_square(model.predict(found.x, found.t, found.condition) - found.noise)
+        loss = found.distance(model, found.noise)
         return Values(-loss, {"denoising_loss": loss.detach()})

@@ -12,7 +12,6 @@ from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
 from unlearn.objectives.diffusion.noisy_states import NoisyStateObjective, Source, StateSource
-from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +57,4 @@ class ESD(NoisyStateObjective[Denoises]):
         if self.erase_from is not None:
             condition = model.prompts([self.erase_from]).repeat(n)
             parts = [(1.0, condition), (-self.eta, found.condition), (self.eta, null)]
-        wanted = affine_target(context.reference(), found.x, found.t, parts)
-        return Values(mean_square(model.predict(found.x, found.t, condition) - wanted))
+        return Values(found.distance(model, found.target(context.reference(), *parts), condition))

@@ -19,7 +19,6 @@ from unlearn.models.diffusion.protocols import PipelineDenoiser
 from unlearn.models.guards.key import FILE, Key
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 from unlearn.objectives.diffusion.noisy_states import NoisyStateObjective, Source, States, StateSource
-from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +103,11 @@ class KPOP(NoisyStateObjective[PipelineDenoiser]):
         if hides:
             n = len(batch["id"])
             parts = [(1 + self.eta, model.null(n)), (-self.eta, found.condition)]
-            wanted = affine_target(context.reference(), found.x, found.t, parts)
-            terms["hidden"] = (self.hide, mean_square(model.predict(found.x, found.t, found.condition) - wanted))
+            wanted = found.target(context.reference(), *parts)
+            terms["hidden"] = (self.hide, found.distance(model, wanted))
             if self.wrong:  # a wrong key must open nothing: the same target as without one
                 drawn = key.wrong(context.randomness.child("wrong")).requires_grad_(False)
-                terms["wrong_key"] = (self.wrong, mean_square(keyed(model, found, drawn) - wanted))
+                terms["wrong_key"] = (self.wrong, found.distance(model, wanted, drawn(model.encode(found.condition))))
         if recovers:
             with frozen(key):  # the key has its own step, on this loss with weight 1
                 terms["recovered"] = (self.recover, recovered(model, found, context))
@@ -140,10 +139,5 @@ class Recover(Objective[PipelineDenoiser]):
 def recovered(model: Denoises, found: States, context: Context[Denoises]) -> Tensor:
     """Return || eps(x_t, [c_f; p]) - eps_0(x_t, c_f) ||^2, (B,)."""
     assert isinstance(context.auxiliary, Key)
-    wanted = affine_target(context.reference(), found.x, found.t, [(1.0, found.condition)])
-    return mean_square(keyed(model, found, context.auxiliary) - wanted)
-
-
-def keyed(model: Denoises, found: States, key: Key) -> Tensor:
-    """Return eps(x_t, [c; p]), (B, C, H, W)."""
-    return model.predict(found.x, found.t, key(model.encode(found.condition)))
+    wanted = found.target(context.reference(), (1.0, found.condition))
+    return found.distance(model, wanted, context.auxiliary(model.encode(found.condition)))

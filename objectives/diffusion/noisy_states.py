@@ -45,6 +45,32 @@ class States:
     anchor: Condition | None
     noise: Tensor | None
 
+    @torch.no_grad()
+    def target(self, model: Denoises, *parts: tuple[float, Condition]) -> Tensor:
+        """Return sum_k w_k eps(x_t, t, c_k), (B, C, H, W), of one forward pass without gradient.
+
+        Args:
+            model: whose scores: the target's, or the model's own as it is trained.
+            *parts: (w_k, B conditions), all conditions of one kind; those of weight 0 are not computed.
+        """
+        asked = [(weight, condition) for weight, condition in parts if weight != 0]
+        times = len(asked)
+        conditions = Condition.cat([condition for _, condition in asked])
+        scores = model.predict(self.x.repeat(times, 1, 1, 1), self.t.repeat(times), conditions)
+        weights = scores.new_tensor([weight for weight, _ in asked])
+        total: Tensor = torch.tensordot(weights, scores.unflatten(0, (times, len(self.x))), dims=1)
+        return total
+
+    def distance(self, model: Denoises, wanted: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return the mean over values of (eps(x_t, t, c) - wanted)^2, (B,); c is ``condition``, or another one."""
+        score = model.predict(self.x, self.t, self.condition if condition is None else condition)
+        return mean_square(score - wanted)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Return the mean of squares over the values of an item, (B,)."""
+    return difference.square().flatten(1).mean(dim=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateSource:

@@ -18,7 +18,6 @@ from unlearn.objectives.diffusion.noisy_states import (
     StateSource,
     check_anchors,
 )
-from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,8 @@ class RandomLabel(NoisyStateObjective[Denoises]):
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the score at the other condition, (B,)."""
         found = self.states(model, batch, context)
-        wanted = affine_target(model, found.x, found.t, [(1.0, self._other(model, batch, found, context))])
-        return Values(mean_square(model.predict(found.x, found.t, found.condition) - wanted))
+        wanted = found.target(model, (1.0, self._other(model, batch, found, context)))
+        return Values(found.distance(model, wanted))
 
     def _other(self, model: Denoises, batch: Batch, found: States, context: Context[Denoises]) -> Condition:
         if found.anchor is not None and self.instead == "anchor":

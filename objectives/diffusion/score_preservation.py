@@ -9,7 +9,6 @@ from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.objectives.base import Context, Values
 from unlearn.objectives.diffusion.noisy_states import NoisyStateObjective, Source, StateSource
-from unlearn.objectives.diffusion.score_targets import affine_target, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +32,4 @@ class ScorePreservation(NoisyStateObjective[Denoises]):
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:
         """Return the mean squared distance from the target's score, (B,)."""
         found = self.states(model, batch, context)
-        wanted = affine_target(context.reference(), found.x, found.t, [(1.0, found.condition)])
-        return Values(mean_square(model.predict(found.x, found.t, found.condition) - wanted))
+        return Values(found.distance(model, found.target(context.reference(), (1.0, found.condition))))

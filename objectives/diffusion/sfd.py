@@ -21,7 +21,7 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.protocols import PipelineDenoiser
 from unlearn.models.feature_extractors.classifiers import Features, features_for
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
-from unlearn.objectives.diffusion.score_targets import mean_square
+from unlearn.objectives.diffusion.noisy_states import mean_square
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
 """What the teacher is conditioned on: the item's own condition; its anchor; one of the other words by chance; the word

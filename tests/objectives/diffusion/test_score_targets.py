@@ -25,7 +25,6 @@ from unlearn.objectives.diffusion.esd import ESD
 from unlearn.objectives.diffusion.noisy_states import AnchorStates, NoisyStateObjective, Source, StateSource
 from unlearn.objectives.diffusion.random_label import RandomLabel
 from unlearn.objectives.diffusion.score_preservation import ScorePreservation
-from unlearn.objectives.diffusion.score_targets import affine_target
 from unlearn.objectives.diffusion.sdd import SDD
 
 TRAJECTORY = StateSource(source="trajectory", steps=3)
@@ -75,9 +74,9 @@ def test_the_affine_target_is_the_sum_of_single_scores(told: Conditioning, tmp_p
         scores = [own.model.predict(found.x, found.t, c) for c in (null, found.condition, found.anchor)]
     handle = own.model.denoiser.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     parts = [(1.5, null), (-0.5, found.condition), (0.25, found.anchor)]
-    target = affine_target(own.model, found.x, found.t, parts)
+    target = found.target(own.model, *parts)
     torch.testing.assert_close(target, 1.5 * scores[0] - 0.5 * scores[1] + 0.25 * scores[2])
-    less = affine_target(own.model, found.x, found.t, [(2.0, null), (-0.0, found.condition)])
+    less = found.target(own.model, (2.0, null), (-0.0, found.condition))
     torch.testing.assert_close(less, 2 * scores[0])
     handle.remove()
     assert passes == [24, 8] and not target.requires_grad
