@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,22 +13,22 @@ from typing_extensions import override
 
 from unlearn.core.validation import above, at_least, distinct
 from unlearn.data.base import Split
-from unlearn.evaluators.attacks.base.relearning import Curves, picture
+from unlearn.evaluators.attacks.base.relearning import Curves, picture, train
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.face_verification import (
-    SimilarityScale,
     check_identity_nets,
-    chosen_identities,
     drawn,
     identity_nets,
     latents,
     near_latents,
     over_identities,
     seen,
-    strangers,
+    similarity_scales,
 )
+from unlearn.evaluators.sampling import some_of
 from unlearn.evaluators.subjects import trainable_copy
 from unlearn.models.capabilities import ImageGenerator
+from unlearn.models.feature_extractors.embedders import Perceptual
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import packaged_perceptual
 
@@ -84,64 +85,61 @@ class FaceRelearning(Evaluator[ImageGenerator]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no net fits."""
-        check_identity_nets(splits, None if self.features is None else [self.features])
+        check_identity_nets(splits, self._features)
+
+    @property
+    def _features(self) -> list[str] | None:
+        return None if self.features is None else [self.features]
 
     @override
     def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
-        net = identity_nets(None if self.features is None else [self.features], target.image_shape)[0]
-        ids = chosen_identities(evaluation, self.identities)
-        scale = SimilarityScale.of(net, seen(target, strangers(evaluation, self.strangers), [net], self.batch_size)[0])
+        net = identity_nets(self._features, target.image_shape)[0]
+        ids = some_of(evaluation, "forget", self.identities)
+        (scale,) = similarity_scales(evaluation, [net], self.strangers, self.batch_size)
         places = self._places(evaluation, "target", ids)
         shown = torch.cat([drawn(target, part) for part in places.flatten(0, 1).split(self.batch_size)])
         shown = shown.unflatten(0, places.shape[:2])
         wanted = net(shown[:, : self.held].flatten(0, 1)).cpu()
         owners = torch.arange(len(ids)).repeat_interleave(self.held)
+        perceptual = packaged_perceptual(target.image_shape)
         findings, curves = EvaluationResult(), Curves()
         for subject in evaluation.models:
             own = places if subject != "retrained" else self._places(evaluation, subject, ids)
             model = evaluation.models[subject]  # read after the latents, which may load the target
             for k in sorted(self.pictures):
                 curves[subject, k] = []
-                trained = slice(self.held, self.held + k)
-                pairs = own[:, trained].flatten(0, 1), shown[:, trained].flatten(0, 1)
-                for steps, copy in self._copies(model, *pairs):
+                w, images = (of[:, self.held : self.held + k].flatten(0, 1) for of in (own, shown))
+                copy = trainable_copy(model)
+                loss = partial(_loss, copy, perceptual, w, images)
+                for steps in train(torch.optim.Adam(copy.parameters(), lr=self.lr), loss, self.steps):
                     faces = seen(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
                     values = scale.similarity(wanted, faces)
-                    about = {"budget": f"{k} pictures, {steps} steps", "features": net.name}
-                    figure, n = over_identities(values, owners), len(values)
-                    findings.records.append(
-                        evaluation.record(
-                            ATTACK, subject, "same_person", figure, n=n, about=about, detector=net.detector
-                        )
+                    record = evaluation.record(
+                        ATTACK,
+                        subject,
+                        "same_person",
+                        over_identities(values, owners),
+                        n=len(values),
+                        about={"budget": f"{k} pictures, {steps} steps", "features": net.name},
+                        detector=net.detector,
                     )
-                    curves[subject, k].append((steps, findings.records[-1].value))
+                    findings.records.append(record)
+                    curves[subject, k].append((steps, record.value))
         findings.pictures.append(picture(curves, "similarity to the person", "pictures of each person"))
         return findings
 
     def _places(self, evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor) -> Tensor:
         """Return latents close to each identity's, held-out ones first, (n, held + k, num_ws, w_dim)."""
         number = self.held + max(self.pictures)
-        w = latents(evaluation, subject, "forget", ids, self.inversion)
-        found: Tensor = near_latents(evaluation, ids, w, number, self.near).unflatten(0, (len(ids), number))
-        return found
+        w = latents(evaluation, subject, ids, self.inversion)
+        return near_latents(evaluation, ids, w, number, self.near).unflatten(0, (len(ids), number))
 
-    def _copies(self, model: ImageGenerator, w: Tensor, images: Tensor) -> Iterator[tuple[int, Any]]:
-        """Yield (steps, the copy so far) at each number of steps; the model itself is not changed."""
-        copy = trainable_copy(model)
-        optimizer = torch.optim.Adam(copy.parameters(), lr=self.lr)
-        perceptual = packaged_perceptual(tuple(images.shape[1:]))
-        if 0 in self.steps:
-            yield 0, copy
-        for step in range(max(self.steps)):
-            with torch.enable_grad():
-                found = copy.synthesis(w)
-                loss = (found - images.to(found)).square().flatten(1).mean(dim=1)
-                if perceptual is not None:
-                    loss = loss + perceptual(found, images)
-                optimizer.zero_grad()
-                loss.mean().backward()
-            optimizer.step()
-            if step + 1 in self.steps:
-                yield step + 1, copy
+
+def _loss(model: ImageGenerator, perceptual: Perceptual | None, w: Tensor, images: Tensor, step: int) -> Tensor:
+    """Return the mean squared error of pixels plus the perceptual distance; the batch is the same at every step."""
+    found = model.synthesis(w)
+    loss = (found - images.to(found)).square().flatten(1).mean(dim=1)
+    if perceptual is not None:
+        loss = loss + perceptual(found, images)
+    return loss.mean()

@@ -10,24 +10,21 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture
 from unlearn.core.validation import at_least, distinct
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.figures import Panel, panels
+from unlearn.evaluators.figures import panels
 from unlearn.evaluators.image.face_verification import (
-    SIDE,
-    SimilarityScale,
     check_identity_nets,
-    chosen_identities,
     drawn,
+    face_panel,
     identity_nets,
     latents,
     seen,
-    strangers,
+    similarity_scales,
 )
-from unlearn.evaluators.sampling import item_rows
+from unlearn.evaluators.sampling import item_rows, some_of
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import invert
@@ -80,23 +77,22 @@ class Reinversion(Evaluator[ImageGenerator]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no net fits."""
         check_identity_nets(splits, self.features)
 
     @override
     def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
         nets = identity_nets(self.features, target.image_shape)
-        ids = chosen_identities(evaluation, self.identities)
+        ids = some_of(evaluation, "forget", self.identities)
         images = self.pictures(evaluation, ids)
         persons = [net(images).cpu() for net in nets]
-        faces = seen(target, strangers(evaluation, self.strangers), nets, self.batch_size)
-        scales = [SimilarityScale.of(net, some) for net, some in zip(nets, faces, strict=True)]
-        findings, shown = EvaluationResult(), [Panel("the person", _grey(target, images), target.levels, cell=SIDE)]
+        scales = similarity_scales(evaluation, nets, self.strangers, self.batch_size)
+        findings, shown = EvaluationResult(), [face_panel("the person", target, images[: self.shown])]
+        stream = evaluation.randomness.child("search")  # the same noise for every subject
         for subject, model in evaluation.models.items():
             for steps in sorted(self.steps):
                 search = replace(self.inversion, steps=steps)
-                w = invert(model, images.to(target.dtype), ids.to(images.device), search, self.stream(evaluation))
+                w = invert(model, images.to(target.dtype), ids.to(images.device), search, stream)
                 found = seen(model, w, nets, self.batch_size)
                 for number, scale in enumerate(scales):
                     values = scale.similarity(persons[number], found[number])
@@ -104,43 +100,31 @@ class Reinversion(Evaluator[ImageGenerator]):
                     findings.records.append(
                         evaluation.record(ATTACK, subject, "forget", values, about=about, detector=scale.net.detector)
                     )
-                    if not number and steps == max(self.steps):
+                    if number == 0 and steps == max(self.steps):
                         findings.items.extend(item_rows(subject, "forget", ids, "attack_reinversion", values))
             title = f"{subject}, found in {max(self.steps)} steps"
-            shown.append(Panel(title, _grey(model, drawn(model, w)), model.levels, cell=SIDE))
+            shown.append(face_panel(title, model, drawn(model, w)[: self.shown]))
         if self.shown:
-            findings.pictures.append(self._picture(shown))
+            findings.pictures.append(
+                Picture(
+                    name="reinversion",
+                    title="What an attacker finds again",
+                    caption=(
+                        "The person, and the most similar face that a search among each model's latents found. If the "
+                        "unlearned model still draws the person, they were moved, not removed."
+                    ),
+                    png=panels(shown, self.shown, stacked=True),
+                )
+            )
         return findings
 
     def pictures(self, evaluation: Evaluation[ImageGenerator], ids: Tensor) -> Tensor:
         """Return the pictures to invert, (n, C, H, W) in [-1, 1]: the given ones, or what the target draws."""
-        target, split = evaluation.models["target"], evaluation.splits["forget"]
-        found = []
+        target, found = evaluation.models["target"], []
         for item in ids.split(1):
             batch = evaluation.batch("forget", item)
             if "image" in batch:
                 found.append(target.pixels(batch).float())
             else:
-                found.append(drawn(target, latents(evaluation, "target", split.name, item, self.inversion)))
+                found.append(drawn(target, latents(evaluation, "target", item, self.inversion)))
         return torch.cat(found)
-
-    def stream(self, evaluation: Evaluation[ImageGenerator]) -> Randomness:
-        """Return the noise of the searches, the same for every subject."""
-        return evaluation.randomness.child("search")
-
-    def _picture(self, content: list[Panel]) -> Picture:
-        few = [replace(panel, images=panel.images[: self.shown]) for panel in content]
-        return Picture(
-            name="reinversion",
-            title="What an attacker finds again",
-            caption=(
-                "The person, and the most similar face that a search among each model's latents found. If the "
-                "unlearned model still draws the person, they were moved, not removed."
-            ),
-            png=panels(few, self.shown, stacked=True),
-        )
-
-
-def _grey(model: ImageGenerator, images: Tensor) -> Tensor:
-    found: Tensor = model.images(images).cpu()
-    return found

@@ -15,7 +15,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Split
 from unlearn.data.identities import FIRST_STRANGER, IdentityData
 from unlearn.evaluators.base import Evaluation
-from unlearn.evaluators.sampling import some_of
+from unlearn.evaluators.figures import Panel
 from unlearn.evaluators.statistics import mean_ci95
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
@@ -26,7 +26,7 @@ FIRST_DRAWN = 2 * FIRST_STRANGER
 """First seed of strangers where the data has too few of its own; seeds of items are skipped."""
 
 SIDE = 128
-"""Side in pixels to which a face on a sheet is enlarged, by an integer factor."""
+"""Side in pixels to which a face in a picture is enlarged, by an integer factor."""
 
 
 def identity_nets(features: Sequence[str] | None, shape: Sequence[int]) -> list[Embedder]:
@@ -49,27 +49,20 @@ def check_identity_nets(splits: Mapping[str, Split], features: Sequence[str] | N
         identity_nets(features, info["shape"])
 
 
-def chosen_identities(evaluation: Evaluation[ImageGenerator], limit: int | None) -> Tensor:
-    """Return the ids of the measured identities: all forget items, or some drawn by the seed."""
-    return some_of(evaluation, "forget", limit)
+def latents(evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor, inversion: Inversion | str) -> Tensor:
+    """Return the latents of forget items under a subject, (n, num_ws, w_dim), computed once.
 
-
-def latents(
-    evaluation: Evaluation[ImageGenerator], subject: str, split: str, ids: Tensor, inversion: Inversion | str
-) -> Tensor:
-    """Return the latents of items under a subject, (n, num_ws, w_dim), computed once.
-
-    For forget items under the target these are the latents that the forget term started from, if it left them in its
-    state: ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
+    Under the target these are the latents that the forget term started from, if it left them in its state:
+    ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
     """
-    key = ("latents", subject, split, repr(inversion))
+    key = ("latents", subject, repr(inversion))
     known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
-    if subject == "target" and split == "forget" and not known:
+    if subject == "target" and not known:
         # inverting again would find other latents than those that were unlearned
         known |= left_by_the_term(evaluation, "identity_latents")
     missing = torch.tensor([item for item in ids.tolist() if item not in known], dtype=torch.int64)
     if len(missing):
-        dataset, stream = evaluation.splits[split].dataset, Randomness(evaluation.seed, "inversion")
+        dataset, stream = evaluation.splits["forget"].dataset, Randomness(evaluation.seed, "inversion")
         found = latents_of(evaluation.models[subject], dataset, missing, inversion, stream)
         known |= dict(zip(missing.tolist(), found, strict=True))
     return torch.stack([known[item] for item in ids.tolist()])
@@ -116,8 +109,7 @@ def near_latents(evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor,
     keys = (ids[:, None] * number + torch.arange(number)).flatten().to(w.device)
     drawn = target.mapping(target.latent(keys, Randomness(evaluation.seed, "same person")))
     start = w.repeat_interleave(number, dim=0)
-    found: Tensor = start + step * (drawn[:, None] - start)
-    return found
+    return start + step * (drawn[:, None] - start)
 
 
 def other_pictures(evaluation: Evaluation[ImageGenerator], ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,9 +127,12 @@ def other_pictures(evaluation: Evaluation[ImageGenerator], ids: Tensor) -> tuple
 
 def drawn(model: ImageGenerator, w: Tensor) -> Tensor:
     """Return the images of latents as they are displayed, in [-1, 1]: rounded to the model's grey levels."""
-    scale: float = 2 / (model.levels - 1)
-    grey: Tensor = model.images(model.synthesis(w))
-    return grey.float() * scale - 1
+    return model.images(model.synthesis(w)).float() * (2 / (model.levels - 1)) - 1
+
+
+def face_panel(title: str, model: ImageGenerator, faces: Tensor, marked: Tensor | None = None) -> Panel:
+    """Return a model's images (n, C, H, W) in [-1, 1] as a grid for the report; those ``marked`` (n,) are framed."""
+    return Panel(title, model.images(faces).cpu(), model.levels, marked, SIDE)
 
 
 def seen(model: ImageGenerator, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
@@ -184,6 +179,14 @@ class SimilarityScale:
     def nearest(self, a: Tensor, others: Tensor) -> Tensor:
         """Return the largest similarity of each of embeddings (n, D) to any of others (m, D), (n,)."""
         return torch.stack([self.similarity(one.expand_as(others), others).max() for one in a])
+
+
+def similarity_scales(
+    evaluation: Evaluation[ImageGenerator], nets: Sequence[Embedder], n: int, batch_size: int
+) -> list[SimilarityScale]:
+    """Return each net's scale, from the faces of n strangers that the target draws."""
+    faces = seen(evaluation.models["target"], strangers(evaluation, n), nets, batch_size)
+    return [SimilarityScale.of(*both) for both in zip(nets, faces, strict=True)]
 
 
 def over_identities(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:

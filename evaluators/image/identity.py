@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.records import Picture, Record
+from unlearn.core.records import Picture
 from unlearn.core.validation import above, at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
-    SIDE,
     SimilarityScale,
     check_identity_nets,
-    chosen_identities,
+    face_panel,
     identity_nets,
     latents,
     left_by_the_term,
@@ -29,9 +28,8 @@ from unlearn.evaluators.image.face_verification import (
     seen,
     strangers,
 )
-from unlearn.evaluators.sampling import item_rows
+from unlearn.evaluators.sampling import item_rows, some_of
 from unlearn.models.capabilities import ImageGenerator
-from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import check_encoder
 
@@ -69,9 +67,22 @@ class LatentGroup:
     w: Tensor
     owners: Tensor
 
-    def rows(self, chosen: Tensor) -> LatentGroup:
-        """Return the group of some rows."""
-        return LatentGroup(self.w[chosen.to(self.w.device)], self.owners[chosen])
+
+@dataclass(frozen=True)
+class TargetFaces:
+    """What the target draws, to which the faces of every subject are compared.
+
+    Attributes:
+        ids: the identities, (n,).
+        groups: latents by split.
+        faces: embeddings by split, (m, D) per net.
+        scales: one per net.
+    """
+
+    ids: Tensor
+    groups: Mapping[str, LatentGroup]
+    faces: Mapping[str, list[Tensor]]
+    scales: list[SimilarityScale]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,170 +140,141 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no net fits, and an encoder that does not."""
         check_identity_nets(splits, self.features)
         check_encoder(self.encoder, splits["forget"].dataset.info)
 
     @override
     def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
-        nets = identity_nets(self.features, target.image_shape)
-        ids = chosen_identities(evaluation, self.identities)
-        w = latents(evaluation, "target", "forget", ids, self.encoder or self.inversion)
-        pool = self.strangers + self.neighbours * len(ids)
-        groups = {
-            "forget": LatentGroup(w, torch.arange(len(ids))),
-            "same_person": self._same(evaluation, ids, w),
-            "pool": LatentGroup(strangers(evaluation, pool), torch.full((pool,), NEITHER)),
-        }
-        before = {name: seen(target, group.w, nets, self.batch_size) for name, group in groups.items()}
-        chosen = self._nearest(nets[0], before["forget"][0], before["pool"][0])
-        rest = torch.ones(pool, dtype=torch.bool)
-        rest[chosen] = False
-        rows = {"neighbours": chosen.flatten(), "strangers": torch.nonzero(rest).flatten()[: self.strangers]}
-        everybody, pooled = groups.pop("pool"), before.pop("pool")
-        for name, part in rows.items():
-            groups[name] = everybody.rows(part)
-            before[name] = [faces[part] for faces in pooled]
-        owners = torch.arange(len(ids)).repeat_interleave(self.neighbours)
-        groups["neighbours"] = LatentGroup(groups["neighbours"].w, owners)
-        scales = [SimilarityScale.of(net, faces) for net, faces in zip(nets, pooled, strict=True)]
-        findings = EvaluationResult(records=[self._scale(evaluation, scale) for scale in scales])
-        aims = LatentGroup(self.aims(evaluation, ids, w), torch.arange(len(ids)))
-        self._add(findings, evaluation, "target_latent", ids, {"forget": aims}, before, scales, target)
-        for subject, model in evaluation.models.items():
+        known = self._target_faces(evaluation)
+        ids, groups, persons = known.ids, known.groups, known.groups["forget"].owners
+        findings = EvaluationResult()
+        for scale in known.scales:
+            figure, about, detector = (scale.apart, scale.ci95), {"features": scale.net.name}, scale.net.detector
+            findings.records.append(
+                evaluation.record(
+                    DISTANCE, "target", "strangers", figure, n=scale.pairs, about=about, detector=detector
+                )
+            )
+        aims = self.aims(evaluation, ids, groups["forget"].w)
+        self._add(findings, evaluation, "target_latent", target, {"forget": LatentGroup(aims, persons)}, known)
+        shown = [
+            [group.w[(group.owners == place) | (group.owners == NEITHER)][:4] for group in groups.values()]
+            for place in range(min(self.shown, len(ids)))
+        ]
+        sent = [
+            face_panel("target, where it was sent", target, target.synthesis(aims[[place]]))
+            for place in range(len(shown))
+        ]
+        grids: list[list[Panel]] = [[] for _ in shown]
+        for subject, model in evaluation.models.items():  # the outer loop: each is moved to the device once
             places = groups
             if subject == "retrained":
-                own = latents(evaluation, subject, "forget", ids, self.encoder or self.inversion)
-                places = {"forget": LatentGroup(own, torch.arange(len(ids)))}
-            self._add(findings, evaluation, subject, ids, places, before, scales, model)
-        findings.pictures.extend(self._sheets(evaluation, ids, groups, aims))
+                own = latents(evaluation, subject, ids, self.encoder or self.inversion)
+                places = {"forget": LatentGroup(own, persons)}
+            self._add(findings, evaluation, subject, model, places, known)
+            if subject != "retrained":  # its latents show other faces
+                for grid, parts in zip(grids, shown, strict=True):
+                    w = torch.cat(parts)
+                    grid.append(face_panel(subject, model, model.synthesis(w), marked=torch.arange(len(w)) == 0))
+        labels = evaluation.splits["forget"].dataset.labels
+        for place, (grid, parts) in enumerate(zip(grids, shown, strict=True)):
+            name = labels[int(ids[place])] or f"item {int(ids[place])}"
+            findings.pictures.append(_picture(place, name, parts, [*grid, sent[place]]))
         return findings
 
     def aims(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> Tensor:
         """Return the latents that replace each identity, in the shape of its latents w, (n, num_ws, w_dim)."""
         known = left_by_the_term(evaluation, "target_latents")
-        if all(item in known for item in ids.tolist()) and known:
+        if all(item in known for item in ids.tolist()):
             return torch.stack([known[item] for item in ids.tolist()]).to(w)
-        mean: Tensor = evaluation.models["target"].w_avg
-        return 2 * mean.to(w) - w
+        return 2 * evaluation.models["target"].w_avg.to(w) - w
 
-    def _same(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> LatentGroup:
+    def _target_faces(self, evaluation: Evaluation[ImageGenerator]) -> TargetFaces:
+        target = evaluation.models["target"]
+        nets = identity_nets(self.features, target.image_shape)
+        ids = some_of(evaluation, "forget", self.identities)
+        w, persons = latents(evaluation, "target", ids, self.encoder or self.inversion), torch.arange(len(ids))
+        groups = {"forget": LatentGroup(w, persons), "same_person": self._same_person(evaluation, ids, w)}
+        faces = {split: seen(target, group.w, nets, self.batch_size) for split, group in groups.items()}
+        pool = strangers(evaluation, self.strangers + self.neighbours * len(ids))
+        pooled = seen(target, pool, nets, self.batch_size)
+        apart = torch.stack([nets[0].distance(one.expand_as(pooled[0]), pooled[0]) for one in faces["forget"][0]])
+        nearest = apart.argsort(dim=1, stable=True)[:, : self.neighbours].flatten()
+        rest = torch.ones(len(pool), dtype=torch.bool)
+        rest[nearest] = False
+        others = torch.nonzero(rest).flatten()[: self.strangers]
+        for split, rows, owners in (
+            ("neighbours", nearest, persons.repeat_interleave(self.neighbours)),
+            ("strangers", others, torch.full_like(others, NEITHER)),
+        ):
+            groups[split] = LatentGroup(pool[rows], owners)
+            faces[split] = [part[rows] for part in pooled]
+        return TargetFaces(ids, groups, faces, [SimilarityScale.of(*one) for one in zip(nets, pooled, strict=True)])
+
+    def _same_person(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> LatentGroup:
         """Return latents of further pictures of each identity, or near ones for those without."""
         pictures, owners = other_pictures(evaluation, ids)
         without = [place for place in range(len(ids)) if place not in owners.tolist()]
         parts = []
         if len(pictures):
-            found = latents(evaluation, "target", "forget", pictures, self.encoder or self.inversion)
+            found = latents(evaluation, "target", pictures, self.encoder or self.inversion)
             parts.append(LatentGroup(found, owners))
         if without:
             places = torch.tensor(without)
-            close = near_latents(evaluation, ids[places], w[places.to(w.device)], self.same_person, self.near)
+            close = near_latents(evaluation, ids[places], w[places], self.same_person, self.near)
             parts.append(LatentGroup(close, places.repeat_interleave(self.same_person)))
         return LatentGroup(torch.cat([part.w for part in parts]), torch.cat([part.owners for part in parts]))
-
-    def _nearest(self, net: Embedder, faces: Tensor, pool: Tensor) -> Tensor:
-        """Return the positions in the pool (m, D) of the k most similar faces to each of faces (n, D), (n, k)."""
-        rows = [net.distance(one.expand_as(pool), pool) for one in faces]
-        return torch.stack(rows).argsort(dim=1, stable=True)[:, : self.neighbours]
 
     def _add(
         self,
         findings: EvaluationResult,
         evaluation: Evaluation[ImageGenerator],
         subject: str,
-        ids: Tensor,
-        groups: Mapping[str, LatentGroup],
-        before: Mapping[str, list[Tensor]],
-        scales: list[SimilarityScale],
         model: ImageGenerator,
+        groups: Mapping[str, LatentGroup],
+        known: TargetFaces,
     ) -> None:
         """Add the records and item rows of a subject."""
+        nets = [scale.net for scale in known.scales]
         for split, group in groups.items():
-            unchanged = subject == "target"
-            nets = [scale.net for scale in scales]
-            faces = before[split] if unchanged else seen(model, group.w, nets, self.batch_size)
-            for number, scale in enumerate(scales):
-                about = {"features": scale.net.name}
-                values = scale.similarity(before[split][number], faces[number])
-                findings.records.append(self._record(evaluation, subject, split, about, values, group.owners, scale))
-                if not (number or unchanged):
-                    whose = group.owners.clone()
-                    whose[group.owners >= 0] = ids[group.owners[group.owners >= 0]]
-                    findings.items.extend(item_rows(subject, split, whose, "identity_similarity", values))
-                more = {}
+            before, owners = known.faces[split], group.owners
+            faces = before if subject == "target" else seen(model, group.w, nets, self.batch_size)
+            for number, scale in enumerate(known.scales):
+                values = {"": scale.similarity(before[number], faces[number])}
                 if split in ("same_person", "neighbours"):
-                    person = before["forget"][number][group.owners]
-                    more["to_person"] = scale.similarity(person, faces[number])
+                    values["to_person"] = scale.similarity(known.faces["forget"][number][owners], faces[number])
                 if split == "forget":
-                    others = torch.cat([before["neighbours"][number], before["strangers"][number]])
-                    more["to_strangers"] = scale.nearest(faces[number], others)
-                for score, values in more.items():
-                    scored = {**about, "score": score}
+                    others = torch.cat([known.faces[name][number] for name in ("neighbours", "strangers")])
+                    values["to_strangers"] = scale.nearest(faces[number], others)
+                for score, of_items in values.items():
+                    judged = subject == "unlearned" and (split == "same_person" or not score)
                     findings.records.append(
-                        self._record(evaluation, subject, split, scored, values, group.owners, scale)
+                        evaluation.record(
+                            SIMILARITY,
+                            subject,
+                            split,
+                            over_identities(of_items, owners),
+                            n=len(of_items),
+                            about={"features": scale.net.name} | ({"score": score} if score else {}),
+                            direction=None if judged else "none",
+                            detector=scale.net.detector,
+                        )
                     )
+                if number == 0 and subject != "target":
+                    whose = torch.where(owners == NEITHER, NEITHER, known.ids[owners])
+                    findings.items.extend(item_rows(subject, split, whose, "identity_similarity", values[""]))
 
-    def _record(
-        self,
-        evaluation: Evaluation[ImageGenerator],
-        subject: str,
-        split: str,
-        about: dict[str, str],
-        values: Tensor,
-        owners: Tensor,
-        scale: SimilarityScale,
-    ) -> Record:
-        judged = subject == "unlearned" and (split == "same_person" or not about.get("score"))
-        return evaluation.record(
-            SIMILARITY,
-            subject,
-            split,
-            over_identities(values, owners),
-            n=len(values),
-            about=about,
-            direction=None if judged else "none",
-            detector=scale.net.detector,
-        )
 
-    def _scale(self, evaluation: Evaluation[ImageGenerator], scale: SimilarityScale) -> Record:
-        figure, about = (scale.apart, scale.ci95), {"features": scale.net.name}
-        detector = scale.net.detector
-        return evaluation.record(DISTANCE, "target", "strangers", figure, n=scale.pairs, about=about, detector=detector)
-
-    def _sheets(
-        self, evaluation: Evaluation[ImageGenerator], ids: Tensor, groups: Mapping[str, LatentGroup], aims: LatentGroup
-    ) -> list[Picture]:
-        """Return a sheet for each of a few identities."""
-        pictures = []
-        for place in range(min(self.shown, len(ids))):
-            parts = [groups["forget"].rows(torch.tensor([place]))]
-            for split in ("same_person", "neighbours"):
-                group = groups[split]
-                parts.append(group.rows(torch.nonzero(group.owners == place).flatten()[:4]))
-            parts.append(groups["strangers"].rows(torch.arange(min(4, len(groups["strangers"].owners)))))
-            w = torch.cat([part.w for part in parts])
-            framed = torch.tensor([True] + [False] * (len(w) - 1))
-            content = [
-                Panel(subject, model.images(model.synthesis(w)).cpu(), model.levels, framed, SIDE)
-                for subject, model in evaluation.models.items()
-                if subject != "retrained"
-            ]
-            target = evaluation.models["target"]
-            sent = target.images(target.synthesis(aims.w[place : place + 1])).cpu()
-            content.append(Panel("target, where it was sent", sent, target.levels, cell=SIDE))
-            name = evaluation.splits["forget"].dataset.labels[int(ids[place])] or f"item {int(ids[place])}"
-            counts = [len(part.owners) for part in parts[1:]]
-            pictures.append(
-                Picture(
-                    name=f"identity_{place + 1}",
-                    title=f"Before and after: {name}",
-                    caption=(
-                        f"Framed: {name}. Then {counts[0]} more of the same person, {counts[1]} strangers who look "
-                        f"most like them, and {counts[2]} other strangers; the same place is the same latent. The "
-                        "framed face is to change, the strangers are to stay."
-                    ),
-                    png=panels(content, len(w), stacked=True),
-                )
-            )
-        return pictures
+def _picture(place: int, name: str, parts: list[Tensor], content: list[Panel]) -> Picture:
+    _, same, near, far = map(len, parts)
+    return Picture(
+        name=f"identity_{place + 1}",
+        title=f"Before and after: {name}",
+        caption=(
+            f"Framed: {name}. Then {same} more of the same person, {near} strangers who look most like them, and {far} "
+            "other strangers; the same place is the same latent. The framed face is to change, the strangers are to "
+            "stay."
+        ),
+        png=panels(content, sum(map(len, parts)), stacked=True),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -115,19 +115,28 @@ class Relearning(Evaluator[TrainedModel]):
         optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)
         stream = evaluation.randomness.child(f"relearning/{len(ids)}")
         size = min(self.batch, len(ids))
-        if 0 in self.steps:
-            yield 0, copy
-        for step in range(max(self.steps)):
+
+        def loss(step: int) -> Tensor:
             # each epoch is a new order of the k items; a last batch that is not full is dropped
             epoch, place = divmod(step, len(ids) // size)
             chosen = ids[stream.at(epoch).permutation(len(ids))[place * size : (place + 1) * size]]
-            with torch.enable_grad():
-                loss = copy.training_loss(evaluation.batch("forget", chosen), stream.child("loss").at(step)).mean()
-                optimizer.zero_grad()
-                loss.backward()
-            optimizer.step()
-            if step + 1 in self.steps:
-                yield step + 1, copy
+            return copy.training_loss(evaluation.batch("forget", chosen), stream.child("loss").at(step)).mean()
+
+        for steps in train(optimizer, loss, self.steps):
+            yield steps, copy
+
+
+def train(optimizer: torch.optim.Optimizer, loss: Callable[[int], Tensor], stops: Sequence[int]) -> Iterator[int]:
+    """Minimise ``loss(step)``, and yield the number of steps taken whenever it is one of ``stops``."""
+    if 0 in stops:
+        yield 0
+    for step in range(max(stops)):
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            loss(step).backward()
+        optimizer.step()
+        if step + 1 in stops:
+            yield step + 1
 
 
 def picture(

@@ -130,23 +130,20 @@ def test_the_judge_looks_at_the_latents_that_were_forgotten(net: str) -> None:
     own = target.w_avg + torch.randn(len(ids), target.num_ws, len(target.w_avg))
     told = {"identity_latents": own.double(), "identity_ids": ids}
     for state in ({"identity_latents": own}, told):
-        found = latents(of(target, state={"forget/a": state}), "target", "forget", ids, Inversion())
+        found = latents(of(target, state={"forget/a": state}), "target", ids, Inversion())
         torch.testing.assert_close(found, own)
     seen = latents(
         of(target, state={"forget/a": {"identity_latents": own.flip(0), "identity_ids": ids.flip(0)}}),
         "target",
-        "forget",
         ids[1:],
         Inversion(),
     )
     torch.testing.assert_close(seen, own[1:])
     plain = latents_of_seeds(target, torch.tensor(SEEDS))
     for state in ({"retain/a": told}, {"forget/a": {"identity_latents": own[:1]}}):
-        found = latents(of(target, state=state), "target", "forget", ids, Inversion())
+        found = latents(of(target, state=state), "target", ids, Inversion())
         torch.testing.assert_close(found, plain)
-    retrained = latents(
-        of(target, retrained=lively(), state={"forget/a": told}), "retrained", "forget", ids, Inversion()
-    )
+    retrained = latents(of(target, retrained=lively(), state={"forget/a": told}), "retrained", ids, Inversion())
     torch.testing.assert_close(retrained, plain)
 
 
