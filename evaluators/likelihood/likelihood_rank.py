@@ -86,17 +86,21 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
     @override
     def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
         result = EvaluationResult()
-        for split in present(evaluation):
-            ids = some_of(evaluation, split, self.items)
-            before = self._ranks(evaluation, "target", split, ids)
+        items = {split: some_of(evaluation, split, self.items) for split in present(evaluation)}
+        ranks = {
+            (subject, split): self._ranks(evaluation, subject, split, ids)
+            for subject in evaluation.models  # the outer loop: each is moved to the device once
+            for split, ids in items.items()
+        }
+        for split, ids in items.items():
             for subject in evaluation.models:
-                z, quantiles = self._ranks(evaluation, subject, split, ids)
+                z, quantiles = ranks[subject, split]
                 add_items(result, evaluation, Z, subject, split, ids, z)
                 for score, quantile in quantiles.items():
                     about = {"score": score}
                     result.records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
                     if subject != "target":
-                        drop = before[1][score] - quantile
+                        drop = ranks["target", split][1][score] - quantile
                         result.records.append(evaluation.record(DROP, subject, split, drop, about=about))
         return result
 
