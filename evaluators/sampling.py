@@ -1,9 +1,8 @@
-"""Samples and likelihoods that several evaluators use, computed once per model."""
+"""Samples and choices of items that several evaluators use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,11 +15,7 @@ from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
 from unlearn.data.traps import PLANTED
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
-from unlearn.models.capabilities import HasLikelihood, Samples
-from unlearn.models.likelihood import bits_per_dim_of
-
-LIKELIHOOD_SPLITS = ("forget", "retain", "holdout", "test")
-"""Splits whose likelihood is measured, in the order of the tables."""
+from unlearn.models.capabilities import Samples
 
 
 def sampled_splits(evaluation: Evaluation[Any]) -> tuple[str, ...]:
@@ -62,12 +57,12 @@ def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, b
     key = ("samples", subject, split if conditional else "")
     known = evaluation.cache.get(key)
     start = 0 if known is None else len(known)
-    if start < n:
+    if known is None or start < n:
         items = sampled_items(evaluation, split, n)[start:] if conditional else None
         more = drawn(evaluation, evaluation.models[subject], split, items, batch_size, first=start, count=n - start)
         known = more if known is None else torch.cat((known, more))
         evaluation.cache[key] = known
-    return known[:n]  # type: ignore[index]
+    return known[:n]
 
 
 def drawn(
@@ -112,27 +107,6 @@ def drawn(
 
     n = count if items is None else len(items)
     return map_ids(draw, torch.arange(first, first + n, device=evaluation.device), batch_size).cpu()
-
-
-def likelihoods(
-    evaluation: Evaluation[HasLikelihood], subject: str, split: str, ids: Tensor, draws: int, batch_size: int = 256
-) -> Tensor:
-    """Return the bits/dim of items of a split, (n,) float64 on the CPU, each the mean over draws of the noise.
-
-    The noise is the same for every subject and every evaluator. Items measured before are read from the cache.
-    """
-    dataset = evaluation.splits[split].dataset
-    unknown = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
-    bits = evaluation.cache.setdefault(("bits", subject, draws), unknown)
-    missing = ids[bits[ids].isnan()]
-    if len(missing):
-        randomness = Randomness(evaluation.seed, "likelihood")
-        model = evaluation.models[subject]  # only now: asking moves it to the device
-        found = bits_per_dim_of(
-            model, partial(evaluation.batch, split), missing, randomness, draws, partial(map_ids, batch_size=batch_size)
-        )
-        bits[missing] = found.double().cpu()
-    return bits[ids]
 
 
 def without_traps(split: Split) -> Tensor:
@@ -189,8 +163,3 @@ def item_rows(subject: str, split: str, ids: Tensor, metric: str, values: Tensor
         {"subject": subject, "split": split, "id": item, "metric": metric, "value": value}
         for item, value in zip(ids.tolist(), values.tolist(), strict=True)
     ]
-
-
-def present(evaluation: Evaluation) -> list[str]:
-    """Return the likelihood splits that the evaluation has and that are not empty."""
-    return [split for split in LIKELIHOOD_SPLITS if split in evaluation.splits and len(evaluation.splits[split])]

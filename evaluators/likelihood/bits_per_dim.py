@@ -9,10 +9,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Picture
-from unlearn.core.validation import at_least
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
 from unlearn.evaluators.figures import likelihood_histograms
-from unlearn.evaluators.sampling import add_items, likelihoods, present, some_of
+from unlearn.evaluators.likelihood.base import LikelihoodEvaluator
+from unlearn.evaluators.sampling import add_items
 from unlearn.models.capabilities import HasLikelihood
 
 BITS = Metric(
@@ -26,36 +26,22 @@ BITS = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitsPerDim(Evaluator[HasLikelihood]):
+class BitsPerDim(LikelihoodEvaluator):
     """Mean of -log2 p(x) / dimensions over the items of a split; the interval is over items.
-
-    Args:
-        draws: draws of the dequantisation noise that are averaged, >= 1.
-        items: at most this many items per split, drawn by the seed; null takes all.
-        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Theis et al., A Note on the Evaluation of Generative Models, 2016, section 3.1. arXiv:1511.01844
     """
 
-    draws: int = 3
-    items: int | None = 500
-    batch_size: int = 256
-
     metrics: ClassVar = (BITS,)
-
-    def __post_init__(self) -> None:
-        at_least(self, draws=1, items=1, batch_size=1)
 
     @override
     def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
         result = EvaluationResult()
         found: dict[str, dict[str, Tensor]] = {subject: {} for subject in evaluation.models}
         for subject in evaluation.models:
-            for split in present(evaluation):
-                ids = some_of(evaluation, split, self.items)
-                bits = likelihoods(evaluation, subject, split, ids, self.draws, self.batch_size)
-                found[subject][split] = bits
+            for split, ids in self.chosen(evaluation).items():
+                found[subject][split] = bits = self.bits(evaluation, subject, split, ids)
                 add_items(result, evaluation, BITS, subject, split, ids, bits)
         caption = (
             "Bits per dimension under each model: further to the right is less likely. After unlearning, the "

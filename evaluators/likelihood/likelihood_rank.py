@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar, Literal
 
 import torch
@@ -13,8 +14,9 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import add_items, likelihoods, present, some_of
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
+from unlearn.evaluators.likelihood.base import LikelihoodEvaluator
+from unlearn.evaluators.sampling import add_items, some_of
 from unlearn.evaluators.statistics import placement
 from unlearn.models.capabilities import HasLikelihood
 
@@ -45,34 +47,25 @@ DROP = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodRank(Evaluator[HasLikelihood]):
+class LikelihoodRank(LikelihoodEvaluator):
     """Z-score, quantile and quantile drop of bits/dim, relative to reference items under the SAME model.
 
-    likelihood_z is r = (bits - mean) / std with the moments of the reference items. The Gaussian quantile is
-    1 - Phi(r); the empirical one is the share of reference items that are less likely, a tie counting half: 1 is the
-    most likely. quantile_drop is the target's quantile minus the subject's, item by item. All are means over items.
-
     Args:
-        draws: draws of the dequantisation noise that are averaged, >= 1.
-        items: at most this many items per split, drawn by the seed; null takes all.
         reference: split of the reference items.
         reference_items: at most this many of them, drawn by the seed; null takes all.
-        batch_size: items per forward pass; does not change the result.
 
     Reference:
         Malnick et al., Taming Normalizing Flows, 2024, section 4. arXiv:2211.16488
     """
 
-    draws: int = 3
-    items: int | None = 500
     reference: Literal["retain", "test"] = "retain"
     reference_items: int | None = 500
-    batch_size: int = 256
 
     metrics: ClassVar = (Z, QUANTILE, DROP)
 
     def __post_init__(self) -> None:
-        at_least(self, draws=1, items=1, reference_items=2, batch_size=1)
+        super().__post_init__()
+        at_least(self, reference_items=2)  # a standard deviation needs two
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
@@ -86,22 +79,21 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
     @override
     def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
         result = EvaluationResult()
-        items = {split: some_of(evaluation, split, self.items) for split in present(evaluation)}
+        items = self.chosen(evaluation)
         ranks = {
             (subject, split): self._ranks(evaluation, subject, split, ids)
             for subject in evaluation.models  # the outer loop: each is moved to the device once
             for split, ids in items.items()
         }
-        for split, ids in items.items():
-            for subject in evaluation.models:
-                z, quantiles = ranks[subject, split]
-                add_items(result, evaluation, Z, subject, split, ids, z)
-                for score, quantile in quantiles.items():
-                    about = {"score": score}
-                    result.records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
-                    if subject != "target":
-                        drop = ranks["target", split][1][score] - quantile
-                        result.records.append(evaluation.record(DROP, subject, split, drop, about=about))
+        for (split, ids), subject in product(items.items(), evaluation.models):
+            z, quantiles = ranks[subject, split]
+            add_items(result, evaluation, Z, subject, split, ids, z)
+            for score, quantile in quantiles.items():
+                about = {"score": score}
+                result.records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
+                if subject != "target":
+                    drop = ranks["target", split][1][score] - quantile
+                    result.records.append(evaluation.record(DROP, subject, split, drop, about=about))
         return result
 
     def _ranks(
@@ -109,10 +101,7 @@ class LikelihoodRank(Evaluator[HasLikelihood]):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return z (n,) and the quantiles (n,) by score."""
         others = some_of(evaluation, self.reference, self.reference_items)
-        reference = likelihoods(evaluation, subject, self.reference, others, self.draws, self.batch_size)
-        bits = likelihoods(evaluation, subject, split, ids, self.draws, self.batch_size)
+        reference = self.bits(evaluation, subject, self.reference, others)
+        bits = self.bits(evaluation, subject, split, ids)
         z = (bits - reference.mean()) / reference.std()  # nan where all reference items are equally likely
-        return z, {
-            "gaussian": 1 - torch.special.ndtr(z),
-            "empirical": 1 - placement(bits, reference),
-        }
+        return z, {"gaussian": 1 - torch.special.ndtr(z), "empirical": 1 - placement(bits, reference)}

@@ -14,7 +14,6 @@ from unlearn.evaluators.base import EvaluationResult
 from unlearn.evaluators.likelihood.bits_per_dim import BitsPerDim
 from unlearn.evaluators.likelihood.likelihood_rank import LikelihoodRank
 from unlearn.evaluators.likelihood.membership import Membership
-from unlearn.evaluators.sampling import likelihoods
 
 Splits = dict[str, Split]
 
@@ -58,10 +57,11 @@ def test_gaussian_quantile_by_hand(threes: Splits, digits: Dataset) -> None:
     """One forget item: q = 1 - Phi(r), r from the moments of the retain items under the same model."""
     one = replace(threes["forget"], ids=threes["forget"].ids[:1])
     evaluation = evaluation_of({"target": Pixels(mean_image(digits), 4)}, {**threes, "forget": one})
-    reference = likelihoods(evaluation, "target", "retain", threes["retain"].ids, 1)
-    item = likelihoods(evaluation, "target", "forget", one.ids, 1).item()
+    evaluator = LikelihoodRank(draws=1, reference_items=None)
+    reference = evaluator.bits(evaluation, "target", "retain", threes["retain"].ids)
+    item = evaluator.bits(evaluation, "target", "forget", one.ids).item()
     r = (item - reference.mean().item()) / reference.std().item()
-    records = LikelihoodRank(draws=1, reference_items=None)(evaluation).records
+    records = evaluator(evaluation).records
     assert value(records, "likelihood_z", split="forget") == pytest.approx(r)
     expected = 0.5 * math.erfc(r / math.sqrt(2))
     assert value(records, "likelihood_quantile", split="forget", score="gaussian") == pytest.approx(expected)
