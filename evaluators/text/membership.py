@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +20,6 @@ from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Met
 from unlearn.evaluators.sampling import limited, some_of
 from unlearn.evaluators.statistics import auc, auc_change
 from unlearn.evaluators.subjects import in_their_place
-from unlearn.evaluators.text.metrics import zlib_length
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
 
@@ -55,14 +55,8 @@ SPLITS = ("forget", "holdout")
 class TextMembership(Evaluator[TokenizedLanguageModel]):
     """Areas under the ROC curve of attacks that call high scores members: forget against holdout; and PrivLeak.
 
-    The scores, with L the mean NLL of the answer tokens: ``loss`` -L, ``zlib`` -L / bytes of the compressed answer,
-    ``min_k`` mean log p of the least likely share k of the tokens, ``min_k_plus_plus`` the same of standardised log p,
-    ``gradient_norm`` minus the norm of the gradient of L over all weights, ``reference`` the reference model's L minus
-    L. 0.5 is no leak; compare with the retrained model's value. Intervals are DeLong's.
-
-    PrivLeak, for every subject but the retrained model, is 100 (A - A_r) / A_r, where A is the probability that a
-    holdout item has the higher ``min_k`` score than a forget item, and A_r the retrained model's: -100 where the
-    forget items are remembered, positive where they became less likely than unseen ones.
+    The formulas of the scores are those of ``AUC`` and ``PRIVLEAK`` above. 0.5 is no leak; compare with the retrained
+    model's value. PrivLeak is measured for every subject but the retrained model.
 
     Args:
         k: share of the tokens that Min-K averages, at least one token; in (0, 1].
@@ -106,16 +100,16 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
             lacking = "the data have no holdout, so there is no membership_auc and no privleak"
             return EvaluationResult(notes=[f"text_membership: {lacking}."])
         reference = self._reference_nll(evaluation, items)
-        found = {subject: dict(self.scores(evaluation, subject, items, reference)) for subject in evaluation.models}
+        found = {subject: self.scores(evaluation, subject, items, reference) for subject in evaluation.models}
         records = []
         for subject, scores in found.items():
             for score, pair in scores.items():
                 n, about = sum(map(len, pair)), {"score": score}
                 records.append(evaluation.record(AUC, subject, "forget", auc(*pair), n=n, about=about))
             if "min_k" in scores and "retrained" in found and subject != "retrained":
-                pair, reference = scores["min_k"], found["retrained"]["min_k"]
+                pair, retrained = scores["min_k"], found["retrained"]["min_k"]
                 # MUSE, section 3.1: here holdout items are the members; the AUC is relative to the retrained model
-                value, ci95 = auc_change(pair[::-1], reference[::-1])
+                value, ci95 = auc_change(pair[::-1], retrained[::-1])
                 percent = None if ci95 is None else (100 * ci95[0], 100 * ci95[1])
                 n, about = sum(map(len, pair)), {"score": "min_k"}
                 records.append(evaluation.record(PRIVLEAK, subject, "forget", (100 * value, percent), n=n, about=about))
@@ -138,10 +132,10 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
 
     def scores(
         self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair, reference: Pair | None = None
-    ) -> Iterator[tuple[str, Pair]]:
-        """Yield every score with its values.
+    ) -> dict[str, Pair]:
+        """Return every score with its values.
 
-        Items without answer tokens are left out; nothing is yielded where one side has no other items.
+        Items without answer tokens are left out; there are no scores where one side has no other items.
 
         Args:
             evaluation: with the models and the data.
@@ -149,34 +143,29 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
             items: ids of members and of others.
             reference: mean NLL of the items under a reference model.
         """
-        own = self._read(evaluation, subject, items)
-        said = [side.tokens > 0 for side in own]
-        if not all(kept.any() for kept in said):
-            return
-
-        def pair(members: Tensor, others: Tensor) -> Pair:
-            return members[said[0]], others[said[1]]
-
-        sizes = [compressed_bytes(evaluation, ids) for ids in items]
-        yield "loss", pair(-own[0].nll, -own[1].nll)
-        yield "zlib", pair(-own[0].nll / sizes[0], -own[1].nll / sizes[1])
-        yield "min_k", pair(own[0].min_k, own[1].min_k)
-        yield "min_k_plus_plus", pair(own[0].min_k_plus_plus, own[1].min_k_plus_plus)
-        if reference is not None:
-            yield "reference", pair(reference[0] - own[0].nll, reference[1] - own[1].nll)
-        if self.gradient_items:
-            count, seed = self.gradient_items, evaluation.seed
-            few = [limited(ids, count, seed, split) for ids, split in zip(pair(*items), SPLITS, strict=True)]
-            norms = [gradient_norms(evaluation, subject, ids) for ids in few]
-            yield "gradient_norm", (-norms[0], -norms[1])
-
-    def _read(
-        self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair
-    ) -> tuple[AnswerScores, AnswerScores]:
-        members, others = (
-            answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size) for ids in items
-        )
-        return members, others
+        data = texts(evaluation.splits["forget"])
+        sides: list[dict[str, Tensor]] = []
+        for split, ids, reference_nll in zip(SPLITS, items, reference or (None, None), strict=True):
+            found = answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size)
+            said = found.tokens > 0
+            if not said.any():
+                return {}
+            own, kept = AnswerScores(*(column[said] for column in found)), ids[said]
+            sizes = torch.tensor([len(zlib.compress(data.words(item)[1].encode())) for item in kept.tolist()])
+            side = {
+                "loss": -own.nll,
+                "zlib": -own.nll / sizes,
+                "min_k": own.min_k,
+                "min_k_plus_plus": own.min_k_plus_plus,
+            }
+            if reference_nll is not None:
+                side["reference"] = reference_nll[said] - own.nll
+            if self.gradient_items:
+                few = limited(kept, self.gradient_items, evaluation.seed, split)
+                side["gradient_norm"] = -gradient_norms(evaluation, subject, few)
+            sides.append(side)
+        members, others = sides
+        return {score: (members[score], others[score]) for score in members}
 
     def _reference_nll(self, evaluation: Evaluation[TokenizedLanguageModel], items: Pair) -> Pair | None:
         """Return the reference model's mean NLL of the items, or None where none is named."""
@@ -192,8 +181,10 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
             )
         models = in_their_place(evaluation.models, self.reference, model, evaluation.device)
         alone = replace(evaluation, models=models, cache={})
-        members, others = self._read(alone, self.reference, items)
-        return members.nll, others.nll
+        members, others = (
+            answer_scores(alone, self.reference, "forget", ids, batch_size=self.batch_size).nll for ids in items
+        )
+        return members, others
 
 
 def _reference_folder(reference: str) -> Path:
@@ -204,12 +195,6 @@ def _reference_folder(reference: str) -> Path:
             "Type the folder of a model, or null."
         )
     return folder
-
-
-def compressed_bytes(evaluation: Evaluation[TokenizedLanguageModel], ids: Tensor) -> Tensor:
-    """Return the zlib-compressed size of each item's answer in bytes, (n,)."""
-    data = texts(evaluation.splits["forget"])
-    return torch.tensor([zlib_length(data.words(item)[1]) for item in ids.tolist()])
 
 
 def gradient_norms(evaluation: Evaluation[TokenizedLanguageModel], subject: str, ids: Tensor) -> Tensor:
@@ -228,7 +213,7 @@ def gradient_norms(evaluation: Evaluation[TokenizedLanguageModel], subject: str,
 
     try:
         for weight in frozen:
-            weight.requires_grad_(True)  # a model under evaluation may be frozen
+            weight.requires_grad_(True)  # a model under evaluation may be frozen, and the norm is over all weights
         return map_ids(norm, ids.to(evaluation.device), batch_size=1).cpu()
     finally:
         for weight in frozen:

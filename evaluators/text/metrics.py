@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from functools import cache
 from typing import Any
 
@@ -39,33 +38,31 @@ def token_measures(answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
     return chosen, right, z
 
 
-def exact_memorization(answers: Answers, right: Tensor | None = None) -> Tensor:
+def exact_memorization(answers: Answers, right: Tensor) -> Tensor:
     """Return the share of an item's answer tokens that are the likeliest, (B,) float64; nan without answer tokens.
 
     Args:
         answers: of a batch.
-        right: (N,) bool, which tokens are, if known.
+        right: (N,) bool, which tokens are.
 
     Reference:
         Tirumala et al., Memorization Without Overfitting, 2022, section 3. arXiv:2205.10770
     """
-    right = answers.logits.argmax(dim=1) == answers.targets if right is None else right
     return answers.sums(right.double()) / answers.lengths.double()
 
 
-def extraction_strength(answers: Answers, right: Tensor | None = None) -> Tensor:
+def extraction_strength(answers: Answers, right: Tensor) -> Tensor:
     """Return 1 - min{k: tokens k ... |y| are all predicted} / |y| per item, (B,) float64; nan without answer tokens.
 
     k runs to |y|, so an answer whose last token is wrong has 0.
 
     Args:
         answers: of a batch.
-        right: (N,) bool, which tokens are the likeliest, if known.
+        right: (N,) bool, which tokens are the likeliest.
 
     Reference:
         Wang et al., Towards Effective Evaluations and Comparisons for LLM Unlearning Methods, 2025. arXiv:2406.09179
     """
-    right = answers.logits.argmax(dim=1) == answers.targets if right is None else right
     # the last wrong token decides: everything after it is predicted
     last_wrong = torch.full_like(answers.lengths, -1)
     last_wrong.scatter_reduce_(0, answers.row[~right], answers.places[~right], "amax")
@@ -105,11 +102,6 @@ def log_truth_ratio(right: Tensor, wrong: Tensor, arithmetic: bool = False) -> T
         number = (~wrong.isnan()).sum(dim=1)
         return (-wrong).nan_to_num(nan=-torch.inf).logsumexp(dim=1) - number.log() + right
     return right - wrong.nanmean(dim=1)
-
-
-def zlib_length(text: str) -> int:
-    """Return the size of a text in bytes after zlib compression."""
-    return len(zlib.compress(text.encode("utf-8")))
 
 
 def rouge_l(truth: str, said: str, stemmer: bool) -> tuple[float, float]:

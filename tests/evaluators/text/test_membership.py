@@ -84,7 +84,9 @@ def test_scores_by_hand() -> None:
     pair = judge.compared(evaluation)
     assert pair is not None
     with torch.no_grad():
-        scores = {name: [side.item() for side in sides] for name, sides in judge.scores(evaluation, "target", pair)}
+        scores = {
+            name: [side.item() for side in sides] for name, sides in judge.scores(evaluation, "target", pair).items()
+        }
     high, low = math.log(0.9), math.log(0.1)
     losses = [(2 * high + low) / 3, (high + low) / 2]
     assert scores["loss"] == pytest.approx(losses)

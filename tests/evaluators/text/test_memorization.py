@@ -44,7 +44,8 @@ def test_exact_memorisation_and_extraction_strength_by_hand(answer: str, exact: 
     assert value(records, "extraction_strength", split="forget") == strength
     assert value(records, "exact_memorization", split="retain") == 1 / 2
     answers = TURNS.answers(splits["forget"].batch(splits["forget"].ids))
-    assert [exact_memorization(answers).item(), extraction_strength(answers).item()] == [exact, strength]
+    right = answers.logits.argmax(dim=1) == answers.targets
+    assert [exact_memorization(answers, right).item(), extraction_strength(answers, right).item()] == [exact, strength]
 
 
 def test_items_and_intervals() -> None:
