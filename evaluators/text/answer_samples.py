@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import TextTable
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
-from unlearn.evaluators.sampling import limited, without_traps
+from unlearn.evaluators.sampling import limited
 from unlearn.evaluators.text.generation import generated
-from unlearn.evaluators.text.scoring import texts
+from unlearn.evaluators.text.scoring import question_ids, texts
 from unlearn.models.capabilities import Continues
 
 SPLITS = {
@@ -46,10 +46,18 @@ class AnswerSamples(Evaluator[Continues]):
 
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
-        rows: list[list[str]] = []
-        for split, heading in SPLITS.items():
-            if split in evaluation.splits:
-                rows += [[heading, *row] for row in self.rows(evaluation, split)]
+        data = {split: evaluation.splits[split] for split in SPLITS if split in evaluation.splits}
+        asked = {
+            split: limited(question_ids(each), self.items, evaluation.seed, f"answers/{split}")
+            for split, each in data.items()
+        }
+        rows = [
+            [SPLITS[split], *texts(data[split]).words(item)] for split, ids in asked.items() for item in ids.tolist()
+        ]
+        for subject in evaluation.models:  # outside of the splits: only one model at a time is on the device
+            said = [self.said(evaluation, subject, split, ids) for split, ids in asked.items() if len(ids)]
+            for row, answer in zip(rows, chain.from_iterable(said), strict=True):
+                row.append(answer)
         columns = ["", "question", TRUTH, *evaluation.models]
         caption = (
             f"What each model says, word for word, likeliest token first, {self.new_tokens} tokens at most. "
@@ -59,22 +67,7 @@ class AnswerSamples(Evaluator[Continues]):
             text_tables=[TextTable("answers", "Answers", caption, columns, rows, TRUTH)] if rows else []
         )
 
-    def rows(self, evaluation: Evaluation[Continues], split: str) -> list[list[str]]:
-        """Return question, true answer and each model's answer to some questions of a split."""
-        data, ids = texts(evaluation.splits[split]), self.questions(evaluation, split)
-        pairs = [data.words(item) for item in ids.tolist()]
-        said = [self.said(evaluation, subject, split, ids) for subject in evaluation.models] if len(ids) else []
-        return [
-            [question, answer, *(answers[index] for answers in said)] for index, (question, answer) in enumerate(pairs)
-        ]
-
-    def questions(self, evaluation: Evaluation[Continues], split: str) -> Tensor:
-        """Return the ids of the questions shown, without traps."""
-        data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
-        return limited(ids[data.having_form("prompt")[ids]], self.items, evaluation.seed, f"answers/{split}")
-
     def said(self, evaluation: Evaluation[Continues], subject: str, split: str, ids: Tensor) -> list[str]:
         """Return a model's answers to items (n,)."""
         tokens = generated(evaluation, subject, split, ids, self.new_tokens, batch_size=self.batch_size)
-        words: list[str] = evaluation.models[subject].text(torch.as_tensor(tokens))
-        return [text.strip() for text in words]
+        return [text.strip() for text in evaluation.models[subject].text(tokens)]

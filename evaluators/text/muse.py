@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -43,8 +44,8 @@ VERBATIM = "verbmem"
 KNOWLEDGE = "knowmem"
 """Prefix of the attribute of questions about a split (``knowmem_forget``), and of the data's examples for them."""
 
-STOPS = ("\n\n", "\nQuestion", "Question:")
-"""Strings at which an answer is cut."""
+STOPS = re.compile(r"\n\n|\nQuestion|Question:")
+"""Where an answer is cut."""
 
 
 class PromptSet(NamedTuple):
@@ -67,8 +68,7 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
     the first ``prompt_tokens`` tokens of each passage of a split; the truth is cut to ``verbatim_tokens`` tokens.
     knowledge_memorization answers questions: those that the data give (``knowmem_forget``, ``knowmem_retain``) after
     their examples, in MUSE's wording, or the questions of a split in the model's own prompt format; an answer is cut at
-    a blank line or at another question. Both are shares, 1 is word for word; MUSE writes them times 100. Intervals are
-    over items.
+    a blank line or at another question. Intervals are over items.
 
     Args:
         items: at most this many items per split, drawn by the seed; null takes all.
@@ -98,11 +98,12 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
         findings = EvaluationResult()
         for subject, model in evaluation.models.items():
             for prompts in self.verbatim(evaluation, model):
-                said = model.text(self._said(evaluation, subject, prompts, self.verbatim_tokens))
-                _add(findings, evaluation, subject, VERBATIM_MEMORIZATION, prompts, said)
+                scores = f1_of(prompts, model.text(self._said(evaluation, subject, prompts, self.verbatim_tokens)))
+                add_items(findings, evaluation, VERBATIM_MEMORIZATION, subject, prompts.split, prompts.ids, scores)
             for prompts in self.knowledge(evaluation, model):
-                said = answers_of(model, self._said(evaluation, subject, prompts, self.knowledge_tokens))
-                _add(findings, evaluation, subject, KNOWLEDGE_MEMORIZATION, prompts, said)
+                said = self._said(evaluation, subject, prompts, self.knowledge_tokens)
+                scores = f1_of(prompts, answers_of(model, said))
+                add_items(findings, evaluation, KNOWLEDGE_MEMORIZATION, subject, prompts.split, prompts.ids, scores)
         measured = {record.metric for record in findings.records}
         for metric, lacking in (
             ("verbatim_memorization", f"passages of more than {self.prompt_tokens} tokens"),
@@ -181,9 +182,7 @@ def start_of(model: TokenizedLanguageModel) -> list[int]:
 
 def until_stop(text: str) -> str:
     """Return the text before the first blank line or further question."""
-    for stop in STOPS:
-        text = text.split(stop)[0]
-    return text
+    return STOPS.split(text, maxsplit=1)[0]
 
 
 def answers_of(model: TokenizedLanguageModel, tokens: Tensor) -> list[str]:
@@ -192,14 +191,7 @@ def answers_of(model: TokenizedLanguageModel, tokens: Tensor) -> list[str]:
     return [until_stop(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
 
-def _add(
-    findings: EvaluationResult,
-    evaluation: Evaluation[TokenizedLanguageModel],
-    subject: str,
-    metric: Metric,
-    prompts: PromptSet,
-    said: list[str],
-) -> None:
-    scores = [rouge_l(truth, text, stemmer=False)[1] for truth, text in zip(prompts.truths, said, strict=True)]
-    values = torch.tensor(scores, dtype=torch.float64)
-    add_items(findings, evaluation, metric, subject, prompts.split, prompts.ids, values)
+def f1_of(prompts: PromptSet, said: list[str]) -> Tensor:
+    """Return the ROUGE-L F1 of generated texts against the right continuations, (n,) float64."""
+    pairs = zip(prompts.truths, said, strict=True)
+    return torch.tensor([rouge_l(truth, text, stemmer=False)[1] for truth, text in pairs], dtype=torch.float64)

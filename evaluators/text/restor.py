@@ -71,10 +71,7 @@ RESAMPLES = 2000
 class Restor(Evaluator[Continues]):
     """Asks for facts that a clean model knows and that a corruption replaced, before and after unlearning it.
 
-    The corrupted model is the target. Score ``match``: the greedy answer contains the right (or the corrupted) one,
-    both in lower case without punctuation and articles. Score ``options``: it is likelier, by its mean log p per
-    token, than all others among the right, the corrupted, the perturbed and the alternate answers. No language
-    model is used as a judge.
+    The corrupted model is the target. No language model is used as a judge.
 
     Args:
         new_tokens: tokens generated for ``match``.
@@ -108,13 +105,15 @@ class Restor(Evaluator[Continues]):
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
-        said = {subject: self._matches(evaluation, subject, ids) for subject in evaluation.models}
-        chosen = {subject: self._options(evaluation, subject, ids) for subject in evaluation.models}
+        judged = {  # subjects outside: only one model at a time is on the device
+            _reported(subject): (self._matches(evaluation, subject, ids), self._options(evaluation, subject, ids))
+            for subject in evaluation.models
+        }
         found = EvaluationResult()
-        for score, judged in (("match", said), ("options", chosen)):
-            right, wrong = ({_reported(s): answers[which] for s, answers in judged.items()} for which in (0, 1))
+        for place, score in enumerate(("match", "options")):
+            right, wrong = ({subject: both[place][which] for subject, both in judged.items()} for which in (0, 1))
             found.records.extend(restoration(evaluation, right, wrong, score))
-        margins = {_reported(subject): answers[2] for subject, answers in chosen.items()}
+        margins = {subject: options[2] for subject, (_, options) in judged.items()}
         for subject, margin in margins.items():
             found.records.extend(margins_of(evaluation, subject, margin, margins["corrupted"]))
             found.items.extend(item_rows(subject, "probe", ids, "answer_margin", margin))

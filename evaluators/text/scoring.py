@@ -13,8 +13,9 @@ from unlearn.core.records import Direction
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation
+from unlearn.evaluators.sampling import without_traps
 from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength, lowest_mean, token_measures
-from unlearn.models.capabilities import Continues
+from unlearn.models.capabilities import Continues, Model
 from unlearn.models.language.answers import Answers
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
@@ -84,7 +85,7 @@ def answer_scores(
     return AnswerScores(*table[ids].unbind(dim=1))
 
 
-def measured_splits(evaluation: Evaluation[Continues]) -> list[str]:
+def measured_splits(evaluation: Evaluation[Model]) -> list[str]:
     """Return the splits of ``DIRECTIONS`` that the evaluation has."""
     return [split for split in DIRECTIONS if split in evaluation.splits]
 
@@ -97,3 +98,9 @@ def texts(split: Split) -> TextDataset:
             "Drop it from the recipe (evaluate.NAME=null), or type a text source (data=factbook)."
         )
     return split.dataset
+
+
+def question_ids(split: Split) -> Tensor:
+    """Return the ids of a split's items that ask something, (n,), without traps."""
+    ids = without_traps(split)
+    return ids[texts(split).having_form("prompt")[ids]]

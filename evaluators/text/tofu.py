@@ -17,22 +17,17 @@ from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import item_rows, limited, without_traps
+from unlearn.evaluators.sampling import item_rows, limited
 from unlearn.evaluators.statistics import Z95
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.metrics import log_truth_ratio, rouge_l
-from unlearn.evaluators.text.scoring import answer_scores, texts
+from unlearn.evaluators.text.scoring import DIRECTIONS, answer_scores, measured_splits, question_ids, texts
 from unlearn.models.capabilities import Continues
 
 WORLD = ("real_authors", "world_facts")
 """Attributes of test questions about the real world; their probability is that among the options."""
 
-_DIRECTIONS: dict[str, Direction] = {
-    "forget": "retrained",
-    "holdout": "retrained",
-    "retain": "higher",
-    "test": "higher",
-}
+_DIRECTIONS: dict[str, Direction] = {**DIRECTIONS, "test": "higher"}
 PROBABILITY = Metric(
     name="probability",
     label="probability of the answer",
@@ -82,10 +77,6 @@ BY_QUESTION = {metric.name: metric for metric in (PROBABILITY, ROUGE, TRUTH)}
 RATIO = "truth_ratio_r"
 """The truth ratio itself per item; ``truth_ratio`` maps it to a score."""
 
-SPLITS = ("forget", "retain", "holdout")
-FORGOTTEN = ("forget", "holdout")
-"""Splits on which a model should behave as if never trained on them."""
-
 
 class Questions(NamedTuple):
     """Questions measured together: their name, the split in the records, and their ids (n,)."""
@@ -99,10 +90,8 @@ class Questions(NamedTuple):
 class TofuMetrics(Evaluator[Continues]):
     """Generated answers, likelihoods of right and wrong answers, and the summary figures of both.
 
-    The truth ratio is r = P(wrong) / P(right) with P = exp(-mean NLL); right is the paraphrased answer where there is
-    one, wrong the perturbed answers. Forget items count min(r, 1/r), all others max(0, 1 - r). Forget quality
-    compares the distribution of r on the forget items with the retrained model's. Passages are left out; where a split
-    has questions with perturbed answers, those without are left out too.
+    In the truth ratio the right answer is the paraphrased one where there is one, and the perturbed ones are wrong.
+    Passages are left out; where a split has questions with perturbed answers, those without are left out too.
 
     Args:
         new_tokens: tokens generated for ROUGE-L.
@@ -127,41 +116,39 @@ class TofuMetrics(Evaluator[Continues]):
 
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
-        findings = EvaluationResult()
         sets = list(self.sets(evaluation))
-        ratios: dict[str, Tensor] = {}
-        bare: dict[str, None] = {}  # sets without wrong answers, each once
-        for subject in evaluation.models:
-            parts: list[list[Tensor]] = []
-            for questions in sets:
-                values = self.measure(evaluation, subject, questions)
-                for metric, each in values.items():
-                    findings.items.extend(item_rows(subject, questions.split, questions.ids, metric, each))
+        values = {
+            subject: {each.name: self.measure(evaluation, subject, each) for each in sets}
+            for subject in evaluation.models
+        }
+        findings = EvaluationResult()
+        for subject, by_set in values.items():
+            for name, split, ids in sets:
+                about = {"set": name} if name in WORLD else {}
+                for metric, each in by_set[name].items():
+                    findings.items.extend(item_rows(subject, split, ids, metric, each))
                     if metric in BY_QUESTION:
-                        about = {"set": questions.name} if questions.name in WORLD else {}
                         findings.records.append(
-                            evaluation.record(BY_QUESTION[metric], subject, questions.split, each, about=about)
+                            evaluation.record(BY_QUESTION[metric], subject, split, each, about=about)
                         )
-                if questions.name == "forget" and RATIO in values:
-                    ratios[subject] = values[RATIO]
-                if RATIO not in values:
-                    bare[questions.name] = None
-                if questions.name in ("retain", *WORLD):
-                    parts.append([values[metric] for metric in BY_QUESTION if metric in values])
+            kept = [by_set[name] for name in ("retain", *WORLD) if name in by_set]
+            parts = [[found[metric] for metric in BY_QUESTION if metric in found] for found in kept]
             findings.records.extend(_model_utility(evaluation, subject, parts))
+        ratios = {
+            subject: by_set["forget"][RATIO] for subject, by_set in values.items() if RATIO in by_set.get("forget", {})
+        }
         findings.records.extend(_forget_quality(evaluation, ratios))
-        findings.notes.extend(_lacking(evaluation, [questions.name for questions in sets], list(bare)))
+        bare = [each.name for each in sets if any(RATIO not in by_set[each.name] for by_set in values.values())]
+        findings.notes.extend(_lacking(evaluation, [each.name for each in sets], bare))
         return findings
 
     def sets(self, evaluation: Evaluation[Continues]) -> Iterator[Questions]:
         """Yield the questions of forget, retain and holdout, and those about the real world if there are any."""
-        for split in SPLITS:
-            if split in evaluation.splits:
-                data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
-                asked = ids[data.having_form("prompt")[ids]]
-                whole = asked[data.having_form("perturbed_0")[asked]]
-                ids = limited(whole if len(whole) else asked, self.items, evaluation.seed, split)
-                yield from answerable(data, Questions(split, split, ids))
+        for split in measured_splits(evaluation):
+            data, asked = texts(evaluation.splits[split]), question_ids(evaluation.splits[split])
+            whole = asked[data.having_form("perturbed_0")[asked]]
+            ids = limited(whole if len(whole) else asked, self.items, evaluation.seed, split)
+            yield from answerable(data, Questions(split, split, ids))
         data = texts(evaluation.splits["forget"])
         for name in WORLD:
             found = torch.nonzero(data.having([name]) & data.is_test & data.having_form("prompt")).flatten()
@@ -170,13 +157,12 @@ class TofuMetrics(Evaluator[Continues]):
 
     def measure(self, evaluation: Evaluation[Continues], subject: str, questions: Questions) -> dict[str, Tensor]:
         """Return metric -> value per item, (n,) float64; metrics whose forms the data lacks are left out."""
-        where = questions.split if questions.split in evaluation.splits else "forget"  # all splits share their data
-        data = texts(evaluation.splits[where])
-        own, paraphrased = (self._nll(evaluation, subject, where, questions.ids, f) for f in ("", "paraphrased_answer"))
+        ids, data = questions.ids, texts(evaluation.splits["forget"])  # all splits share their data
+        own, paraphrased = (self._nll(evaluation, subject, ids, form) for form in ("", "paraphrased_answer"))
         wrong = [
-            self._nll(evaluation, subject, where, questions.ids, form)
+            self._nll(evaluation, subject, ids, form)
             for form in sorted(data.forms)
-            if form.startswith("perturbed_") and data.having_form(form)[questions.ids].any()
+            if form.startswith("perturbed_") and data.having_form(form)[ids].any()
         ]
         values: dict[str, Tensor] = {}
         if questions.name not in WORLD:
@@ -185,25 +171,25 @@ class TofuMetrics(Evaluator[Continues]):
             # p / (p + sum of the wrong), in logarithms; a wrong answer that an item lacks has probability 0
             options = (-torch.stack((own, *wrong), dim=1)).nan_to_num(nan=-torch.inf)
             values["probability"] = (-own - options.logsumexp(dim=1)).exp()
-        said = generated(evaluation, subject, where, questions.ids, self.new_tokens, batch_size=self.batch_size)
-        pairs = zip(questions.ids.tolist(), evaluation.models[subject].text(said), strict=True)
+        said = generated(evaluation, subject, "forget", ids, self.new_tokens, batch_size=self.batch_size)
+        pairs = zip(ids.tolist(), evaluation.models[subject].text(said), strict=True)
         recall = [rouge_l(data.words(item)[1], text, stemmer=True)[0] for item, text in pairs]
         values["rouge_l_recall"] = torch.tensor(recall, dtype=torch.float64)
         if wrong:
-            right = torch.where(data.having_form("paraphrased_answer")[questions.ids], paraphrased, own)
+            right = torch.where(data.having_form("paraphrased_answer")[ids], paraphrased, own)
             log_ratio = log_truth_ratio(right, torch.stack(wrong, dim=1), self.arithmetic)
             # a forgotten item should have r near 1, neither side preferred; elsewhere a small r is good
-            forgotten = questions.name in FORGOTTEN
+            forgotten = _DIRECTIONS[questions.split] == "retrained"
             values["truth_ratio"] = (-log_ratio.abs()).exp() if forgotten else (-torch.expm1(log_ratio)).clamp(min=0)
             values[RATIO] = log_ratio.exp()
         return values
 
-    def _nll(self, evaluation: Evaluation[Continues], subject: str, split: str, ids: Tensor, form: str) -> Tensor:
+    def _nll(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor, form: str) -> Tensor:
         """Return the mean NLL of items in a form, (n,); nan where an item lacks it."""
-        having = texts(evaluation.splits[split]).having_form(form)[ids]
+        having = texts(evaluation.splits["forget"]).having_form(form)[ids]
         result = torch.full((len(ids),), torch.nan, dtype=torch.float64)
         if having.any():
-            scores = answer_scores(evaluation, subject, split, ids[having], form, batch_size=self.batch_size)
+            scores = answer_scores(evaluation, subject, "forget", ids[having], form, batch_size=self.batch_size)
             result[having] = scores.nll
         return result
 
@@ -222,7 +208,7 @@ def answerable(data: TextDataset, questions: Questions) -> Iterator[Questions]:
 
 def _lacking(evaluation: Evaluation[Continues], measured: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
     """Yield sentences on splits that ask nothing, and on sets without wrong answers."""
-    silent = [split for split in SPLITS if split in evaluation.splits and split not in measured]
+    silent = [split for split in measured_splits(evaluation) if split not in measured]
     if silent:
         yield f"tofu: {' and '.join(silent)} ask nothing that can be scored, so nothing is measured there."
     if bare:
@@ -240,10 +226,9 @@ def _model_utility(evaluation: Evaluation[Continues], subject: str, parts: Seque
     ci95 = None
     if utility > 0 and all(len(values) > 1 for group in parts for values in group):
         # dU/dm_i = U^2 / (N m_i^2); metrics of one set share items, so they are summed per item, then the variance
-        slopes = [[utility**2 / (len(means) * values.mean() ** 2) for values in group] for group in parts]
         moved = [
-            torch.stack([slope * values for slope, values in zip(slope_group, group, strict=True)]).sum(0)
-            for slope_group, group in zip(slopes, parts, strict=True)
+            torch.stack([utility**2 / (len(means) * values.mean() ** 2) * values for values in group]).sum(0)
+            for group in parts
         ]
         half = Z95 * math.sqrt(sum(each.var().item() / len(each) for each in moved))
         ci95 = (max(0.0, utility - half), min(1.0, utility + half))
