@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeGuard
@@ -17,9 +16,9 @@ from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt
 from unlearn.data.base import Split
 from unlearn.models.capabilities import HasLatents, HasLikelihood, ImageGenerator, Model, Trains
 from unlearn.models.gan.inversion import Inversion
-from unlearn.models.gan.latents import layered
 from unlearn.objectives.base import Context, ParameterObjective
-from unlearn.objectives.gan.latent_cache import remember_latents
+from unlearn.objectives.common.weight_anchor import anchors_of, pull
+from unlearn.objectives.gan.latent_cache import offsets, remember_latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +68,7 @@ class EWC(ParameterObjective[Model]):
     def prepare(self, model: Model, context: Context[Model]) -> None:
         """Compute F, each rank for its share of the items."""
         names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        anchors = dict(context.reference().named_parameters())
-        if lost := [name for name in names if anchors.get(name) is names[name] or name not in anchors]:
-            raise RecipeError(
-                f"ewc: the target has no parameter {lost[0]!r}. Drop ewc, or let only the target's own parameters move "
-                "(scope)."
-            )
+        anchors_of(names, context, "ewc")  # refuses a parameter that the target lacks
         latents = None
         if self.latents == "near":
             if not _is_generator(model):
@@ -92,28 +86,16 @@ class EWC(ParameterObjective[Model]):
         stream = Randomness(context.randomness.seed, "ewc/near")
         ids = context.splits["forget"].ids
 
-        @torch.no_grad()
         def latents(numbers: Tensor) -> Tensor:
             items = ids[numbers.cpu() % len(ids)].to(numbers.device)
             w = context.recall(name, "forget", items).to(model.dtype)
-            drawn = layered(model, model.mapping(model.latent(numbers, stream)))
-            away, own = (drawn - w).flatten(1), (w - model.w_avg.to(w)).flatten(1)
-            longest = own.norm(dim=1) / 2 if self.reach is None else self.reach * math.sqrt(w.shape[1])
-            lengths = longest * stream.child("length").uniform(numbers, (), w.dtype)
-            found: Tensor = w + (away / away.norm(dim=1, keepdim=True) * lengths[:, None]).view_as(w)
-            return found
+            return w + offsets(model, w, numbers, stream, self.reach)
 
         return latents
 
     def penalty(self, parameters: Mapping[str, Tensor], context: Context[Model]) -> Tensor:
         """Return the penalty, a scalar."""
-        anchors = dict(context.reference().named_parameters())
-        found = context.state["fisher"]
-        terms = [
-            (found[name].to(value) * (value - anchors[name].detach()).square()).sum()
-            for name, value in parameters.items()
-        ]
-        return self.strength / 2 * torch.stack(terms).sum()
+        return self.strength / 2 * pull(parameters, anchors_of(parameters, context, "ewc"), context.state["fisher"])
 
 
 def fisher(

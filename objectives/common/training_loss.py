@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.distributed import sum_over_ranks
@@ -13,7 +14,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import NonNegativeInt
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import Trains, TrainsAgainst
+from unlearn.models.capabilities import Model, Trains, TrainsAgainst
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
 
@@ -81,23 +82,18 @@ class TrainingLoss(Objective[Trains]):
             with frozen(context.beside()):
                 loss, lengths = model.adversarial_loss(context.beside(), batch, context.randomness, augmented, known)
             if lengths is not None:
-                seen = torch.stack([lengths.sum().double(), lengths.new_tensor(len(lengths)).double()])
-                context.shared[self._lengths(context)] = context.shared.get(self._lengths(context), 0) + seen
+                _count("lengths", lengths, context)
         else:
             loss = model.training_loss(batch, context.randomness)
         return Values(loss, {"training_loss": loss.detach()})
 
     def after_step(self, measured: Mapping[str, float], context: Context[Trains]) -> None:
         """Move the mean length to that of all ranks' items, where lengths were penalised."""
-        nothing = torch.zeros(2, dtype=torch.float64, device=context.device)
-        total, items = sum_over_ranks(context.shared.get(self._lengths(context), nothing)).tolist()
+        total, items = _counted("lengths", context)
         if items:
             state, penalties = context.state, context.state["penalties"] + 1
             length = state["length"] + max(DECAY, 1 / penalties) * (total / items - state["length"])
             state.update(length=length, penalties=penalties)
-
-    def _lengths(self, context: Context[Trains]) -> tuple[str, str]:
-        return "lengths", context.split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,20 +130,31 @@ class AugmentedAdversaryLoss(Objective[TrainsAgainst]):
 
     def __call__(self, model: TrainsAgainst, batch: Batch, context: Context[TrainsAgainst]) -> Values:
         """Return the loss per item, (B,)."""
-        p, place = context.state["p"], ("signs", context.split)
+        p = context.state["p"]
         loss, logits = model.adversary_loss(context.beside(), batch, context.randomness, p)
         context.shared["augmented", context.split] = p
         signs = logits.sign()
-        seen = torch.stack([signs.sum().double(), signs.new_tensor(len(signs)).double()])
-        context.shared[place] = context.shared.get(place, 0) + seen
+        _count("signs", signs, context)
         return Values(loss, {"sign": signs, "p": torch.full_like(signs, p)})
 
     def after_step(self, measured: Mapping[str, float], context: Context[TrainsAgainst]) -> None:
         """Count the signs of all ranks and, at every 4th step, move the probability."""
-        state, nothing = context.state, torch.zeros(2, dtype=torch.float64, device=context.device)
-        signs, images = sum_over_ranks(context.shared.get(("signs", context.split), nothing)).tolist()
+        state, (signs, images) = context.state, _counted("signs", context)
         signs, images, steps = state["signs"] + signs, state["images"] + images, state["steps"] + 1
         if steps == self.augment.every:
             state["p"] = self.augment.moved(state["p"], signs / images, images)
             signs, images, steps = 0.0, 0.0, 0
         state.update(signs=signs, images=images, steps=steps)
+
+
+def _count(what: str, values: Tensor, context: Context[Model]) -> None:
+    """Add values (B,) of a micro-batch to what this rank has seen in this step."""
+    seen = torch.stack([values.sum().double(), values.new_tensor(len(values)).double()])
+    context.shared[what, context.split] = context.shared.get((what, context.split), 0) + seen
+
+
+def _counted(what: str, context: Context[Model]) -> tuple[float, float]:
+    """Return the sum of all ranks' values in this step, and their number."""
+    nothing = torch.zeros(2, dtype=torch.float64, device=context.device)
+    total, number = sum_over_ranks(context.shared.get((what, context.split), nothing)).tolist()
+    return total, number

@@ -16,9 +16,10 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt
 from unlearn.data.base import Batch, Split, check_content
 from unlearn.models.base import frozen
-from unlearn.models.capabilities import AdversarialGenerator, TrainsAgainst
+from unlearn.models.capabilities import AdversarialGenerator
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, ParameterObjective, Values
 from unlearn.objectives.common.ewc import fisher
+from unlearn.objectives.common.weight_anchor import pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,6 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
         randomness: Randomness,
     ) -> AuxiliaryNetwork:
         """Return the copies and their discriminators."""
-        if not isinstance(model, TrainsAgainst):
-            raise RecipeError(f"{split}=adapt_then_unlearn asks for a GAN; this is a {type(model).__name__}.")
 
         def build() -> Adapted:
             return Adapted([Pair(model, randomness.child(str(number))) for number in range(self.models)])
@@ -110,8 +109,8 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
     @override
     def penalty(self, parameters: Mapping[str, Tensor], context: Context[AdversarialGenerator]) -> Tensor:
         """Return the repulsion, a scalar."""
-        terms = []
         adapted: Adapted = context.beside()
+        terms = []
         for pair in adapted:
             other = dict(pair.generator.named_parameters())
             # over the parameters that are trained, which alone differ from the copy's
@@ -146,10 +145,9 @@ class Adapts(Objective[AdversarialGenerator]):
         if self.term.adapt_ewc:
             retain = "retain" if "retain" in context.splits else context.split
             here = replace(context, split=retain)
-            moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-            for name, square in fisher(model, moving, here, self.term.adapt_items).items():
-                context.state[f"fisher {name}"] = square
-                context.state[f"anchor {name}"] = moving[name].detach().clone()
+            trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+            context.state["fisher"] = fisher(model, trained, here, self.term.adapt_items)
+            context.state["anchors"] = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def __call__(self, model: AdversarialGenerator, batch: Batch, context: Context[AdversarialGenerator]) -> Values:
         """Return the sum over copies of both losses and the consolidation, (B,)."""
@@ -157,7 +155,9 @@ class Adapts(Objective[AdversarialGenerator]):
         adapted: Adapted = context.beside()
         for number, pair in enumerate(adapted):
             draw = context.randomness.child(str(number))
-            total = total + model_loss(pair, batch, draw) + self._held(pair.generator, context)
+            with frozen(pair.discriminator):
+                total = total + pair.generator.adversarial_loss(pair.discriminator, batch, draw)[0]
+            total = total + self._held(pair.generator, context)
             with frozen(pair.generator):
                 total = total + pair.generator.adversary_loss(pair.discriminator, batch, draw)[0]
         return Values(total)
@@ -166,19 +166,9 @@ class Adapts(Objective[AdversarialGenerator]):
         """Return ``adapt_ewc / 2 sum_i F_i (theta_i - theta_target,i)^2``."""
         if not self.term.adapt_ewc:
             return 0.0
-        state = context.state
-        terms = [
-            (state[f"fisher {name}"].to(value) * (value - state[f"anchor {name}"].to(value)).square()).sum()
-            for name, value in generator.named_parameters()
-            if f"fisher {name}" in state
-        ]
-        return self.term.adapt_ewc / 2 * torch.stack(terms).sum()
-
-
-def model_loss(pair: Pair, batch: Batch, draw: Randomness) -> Tensor:
-    """Return a copy's adversarial loss per item, (B,); its discriminator is frozen."""
-    with frozen(pair.discriminator):
-        return pair.generator.adversarial_loss(pair.discriminator, batch, draw)[0]
+        fisher_of, anchors = context.state["fisher"], context.state["anchors"]
+        held = {name: value for name, value in generator.named_parameters() if name in fisher_of}
+        return self.term.adapt_ewc / 2 * pull(held, anchors, fisher_of)
 
 
 class Pair(nn.Module):
@@ -197,11 +187,7 @@ class Pair(nn.Module):
 
 
 class Adapted(nn.Module):
-    """Several pairs.
-
-    Args:
-        pairs: of them.
-    """
+    """Several pairs."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__()

@@ -45,6 +45,13 @@ def prior(model: ImageGenerator, numbers: Tensor, space: Space, seed: int) -> Te
     return z if space == "z" else model.mapping(z)
 
 
+@torch.no_grad()
+def priors(model: ImageGenerator, context: Context[ImageGenerator], samples: int, space: Space) -> Tensor:
+    """Return the first latents that ``prior`` draws by the run's seed, (samples, D)."""
+    parts = [part.to(context.device) for part in torch.arange(samples).split(256)]
+    return torch.cat([prior(model, part, space, context.randomness.seed) for part in parts])
+
+
 def find(
     model: ImageGenerator,
     context: Context[ImageGenerator],
@@ -52,9 +59,8 @@ def find(
     samples: int,
     way: Way,
     space: Space,
-    chance: float = 0.5,
 ) -> Direction:
-    """Return the direction towards latents whose images show something with a probability above ``chance``.
+    """Return the direction towards latents whose images show something with a probability above one half.
 
     Args:
         model: the target.
@@ -64,12 +70,10 @@ def find(
         way: ``mean_difference``: from the mean of the latents without to that of those with, the border half-way;
             ``hyperplane``: the normal of a linear support vector machine, and its plane.
         space: of which latents.
-        chance: probability from which on an image shows it.
 
     Raises:
         RecipeError: fewer than two images with, or without.
     """
-    numbers = torch.arange(samples)
 
     def likely(part: Tensor) -> Tensor:
         latents = prior(model, part.to(context.device), space, context.randomness.seed)
@@ -77,14 +81,8 @@ def find(
         return judge.probability(model, model.synthesis(w), context)
 
     with torch.no_grad():
-        shown = context.map_ids(likely, numbers, batch_size=32).cpu() > chance
-        latents = (
-            torch.cat(
-                [prior(model, part.to(context.device), space, context.randomness.seed) for part in numbers.split(256)]
-            )
-            .double()
-            .cpu()
-        )
+        shown = context.map_ids(likely, torch.arange(samples), batch_size=32).cpu() > 0.5
+    latents = priors(model, context, samples, space).double().cpu()
     if shown.sum() < 2 or (~shown).sum() < 2:
         raise RecipeError(
             f"{int(shown.sum())} of {samples} images of the target show what is to be forgotten, and a direction asks "

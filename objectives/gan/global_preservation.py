@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -76,26 +77,21 @@ class GlobalPreservation(Objective[ImageGenerator]):
     @override
     def prepare(self, model: ImageGenerator, context: Context[ImageGenerator]) -> None:
         """Precompute the target's images of the latents."""
-        context.state["drawn"] = f"global_{key_of(self)}"
+        context.state["drawn"] = drawn = f"global_{key_of(self)}"
         if self.latents == "items":
             context.state["latents"] = name = remember_latents(model, context, self.encoder or self.inversion)
-            ids = context.splits[context.split].ids
-
-            def found(part: Tensor) -> Tensor:
-                return context.recall(name, context.split, part)
-
-            remember_drawings(model, context, context.state["drawn"], ids, self.likeness, found)
+            found = partial(context.recall, name, context.split)
+            remember_drawings(model, context, drawn, context.splits[context.split].ids, self.likeness, found)
         elif self.pool is not None:
             numbers = torch.arange(self.pool)
-            name = context.state["drawn"]
 
             def prior(part: Tensor) -> Tensor:
                 return model.mapping(self._z(model, part, context))
 
-            remember_drawings(model, context, name, numbers, self.likeness, prior)
+            remember_drawings(model, context, drawn, numbers, self.likeness, prior)
             context.state["spared"] = numbers
             if self.judge is not None:
-                images = recall_drawings(context, context.state["drawn"], numbers).images
+                images = recall_drawings(context, drawn, numbers).images
                 spared = numbers[self.classifier.probability(model, images, context) < 0.5]
                 if not len(spared):
                     raise RecipeError("global_preservation: the judge leaves no drawn latent. Type judge=null.")

@@ -11,7 +11,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.validation import NonNegativeFloat
-from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.gan.identity_replacement import IdentityReplacement
 
 
@@ -55,13 +54,12 @@ class Guide(IdentityReplacement):
             return w - away + steps
         if self.distance is None:
             return w - 2 * away + steps
-        # as in ``longest``: d per layer is d sqrt(num_ws) over all layers
+        # d per layer is d sqrt(num_ws) over all layers
         length = self.distance * math.sqrt(w.shape[1]) / away.flatten(1).norm(dim=1).clamp(min=1e-12)
         aim: Tensor = w - away - length[:, None, None] * away + steps
         return aim
 
+    @property
     @override
-    def longest(self, model: ImageGenerator, w: Tensor) -> Tensor:
-        if self.reach is None and self.distance:
-            return w.new_full((len(w),), self.distance / 2 * math.sqrt(w.shape[1]))
-        return super().longest(model, w)
+    def radius(self) -> float | None:
+        return self.distance / 2 if self.reach is None and self.distance else self.reach

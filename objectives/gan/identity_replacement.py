@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +16,18 @@ from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveIn
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
-from unlearn.models.gan.latents import check_encoder, layered
+from unlearn.models.gan.latents import check_encoder
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.gan.latent_cache import (
     key_of,
+    offsets,
     recall_drawings,
     recall_rows,
     remember_drawings,
     remember_latents,
     remember_rows,
 )
-from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
+from unlearn.objectives.gan.perceptual_loss import PerceptualLoss, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,11 @@ class IdentityReplacement(Objective[ImageGenerator]):
             raise ValueError("local and adjacent are both 0, or adjacent has no neighbours; one of the two must stay")
 
     @property
+    def radius(self) -> float | None:
+        """Largest |D_i| per layer; None for half of |w_u - w_avg|."""
+        return self.reach
+
+    @property
     def near(self) -> int:
         """Number of neighbours of an identity that enter a step."""
         return self.neighbours if self.adjacent else 0
@@ -120,7 +125,7 @@ class IdentityReplacement(Objective[ImageGenerator]):
 
         # keys of the rows: id * each is the identity itself, id * each + 1 ... id * each + pool are its offsets
         def steps(keys: Tensor) -> Tensor:
-            found = self._steps(model, self._w(context, keys // self._each), keys, stream)
+            found = offsets(model, self._w(context, keys // self._each), keys, stream, self.radius)
             found[keys % self._each == 0] = 0  # the identity itself
             return found
 
@@ -143,22 +148,19 @@ class IdentityReplacement(Objective[ImageGenerator]):
         keys = [ids * self._each] if self.local else []
         draws = [context.randomness.child(f"neighbour {number}") for number in range(near)]
         if self.pool is None:
-            steps = [self._steps(context.reference(), w, ids, draw) for draw in draws]
+            steps = [offsets(context.reference(), w, ids, draw, self.radius) for draw in draws]
         else:
             near_keys = [ids * self._each + 1 + draw.integers(ids, self.pool) for draw in draws]
             steps = [recall_rows(context, state["steps"], chosen).to(w.dtype) for chosen in near_keys]
             keys += near_keys
         # one forward pass: the identities first, where they have a weight, then their neighbours
         mine = self.likeness.seen(model, torch.cat([*([w] if self.local else []), *(w + step for step in steps)]))
-        theirs = recall_drawings(context, state["drawn"], torch.cat(keys)) if keys else None
+        theirs = [recall_drawings(context, state["drawn"], torch.cat(keys))] if keys else []
         if self.pool is None and near:
             with torch.no_grad():
                 aims = torch.cat([self.aim(w, step, state) for step in steps])
-                fresh = self.likeness.seen(context.reference(), aims)
-                theirs = fresh if theirs is None else theirs.joined(fresh)
-        if theirs is None:
-            raise RuntimeError("neither of the two terms has anything to compare")
-        values = self.likeness.between(mine, theirs).unflatten(0, (-1, n))
+                theirs.append(self.likeness.seen(context.reference(), aims))
+        values = self.likeness.between(mine, Seen.cat(theirs)).unflatten(0, (-1, n))
         local = values[0] if self.local else values.new_zeros(n)
         adjacent = values[1 if self.local else 0 :].sum(dim=0)
         total = self.local * local + self.adjacent * adjacent
@@ -171,21 +173,3 @@ class IdentityReplacement(Objective[ImageGenerator]):
 
     def _w(self, context: Context[ImageGenerator], ids: Tensor) -> Tensor:
         return context.recall(context.state["latents"], context.split, ids.to(context.device))
-
-    @torch.no_grad()
-    def _steps(self, model: ImageGenerator, w: Tensor, keys: Tensor, draw: Randomness) -> Tensor:
-        """Return one D for each of the latents w (B, num_ws, w_dim), drawn by keys (B,)."""
-        keys = keys.to(w.device)
-        drawn = layered(model, model.mapping(model.latent(keys, draw))).to(w)
-        away = (drawn - w).flatten(1)
-        lengths = self.longest(model, w) * draw.child("length").uniform(keys, (), w.dtype)
-        found: Tensor = away / away.norm(dim=1, keepdim=True) * lengths[:, None]
-        return found.view_as(w)
-
-    def longest(self, model: ImageGenerator, w: Tensor) -> Tensor:
-        """Return the largest length of D for each identity, (B,)."""
-        if self.reach is not None:
-            # a vector of length r in each layer has the length r sqrt(num_ws) over all layers
-            return w.new_full((len(w),), self.reach * math.sqrt(w.shape[1]))
-        lengths: Tensor = (w - model.w_avg.to(w)).flatten(1).norm(dim=1)
-        return lengths / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import ImageGenerator, Model
 from unlearn.models.gan.inversion import Inversion
-from unlearn.models.gan.latents import latents_of
+from unlearn.models.gan.latents import latents_of, layered
 from unlearn.objectives.base import Context
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss, Seen, unpack
 
@@ -39,6 +40,27 @@ def remember_latents(model: ImageGenerator, context: Context[Model], inversion: 
 
     context.remember(name, context.split, compute)
     return name
+
+
+@torch.no_grad()
+def offsets(model: ImageGenerator, w: Tensor, keys: Tensor, stream: Randomness, reach: float | None) -> Tensor:
+    """Return one D = a (w_r - w) / |w_r - w| per latent w (B, num_ws, w_dim), a uniform in [0, longest).
+
+    Args:
+        model: whose mapping draws w_r.
+        w: the latents; lengths are over all layers.
+        keys: of the draws, (B,) int64.
+        stream: of the draws.
+        reach: longest |D| per layer; None takes half of |w - w_avg|.
+    """
+    keys = keys.to(w.device)
+    drawn = layered(model, model.mapping(model.latent(keys, stream))).to(w)
+    away = (drawn - w).flatten(1)
+    # a vector of length r in each layer has the length r sqrt(num_ws) over all layers
+    longest = (w - model.w_avg.to(w)).flatten(1).norm(dim=1) / 2 if reach is None else reach * math.sqrt(w.shape[1])
+    lengths = longest * stream.child("length").uniform(keys, (), w.dtype)
+    found: Tensor = away / away.norm(dim=1, keepdim=True) * lengths[:, None]
+    return found.view_as(w)
 
 
 def remember_rows(context: Context[Model], name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]) -> None:

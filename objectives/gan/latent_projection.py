@@ -16,7 +16,7 @@ from unlearn.core.validation import NonNegativeFloat, PositiveInt, Range, at_lea
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior
+from unlearn.objectives.gan.directions import Direction, Space, Way, find, prior, priors
 from unlearn.objectives.gan.forget_classifier import ForgetClassifier
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 
@@ -87,10 +87,7 @@ class LatentProjection(Objective[ImageGenerator]):
         # the aim lies ``depth`` of the way from the border to the mean of latents without
         border = found.border if self.threshold is None else self.threshold
         context.state.update(axis=found.axis, border=border, aim=border + self.depth * (found.without - border))
-        numbers = torch.arange(self.samples)
-        with torch.no_grad():
-            parts = [part.to(context.device) for part in numbers.split(256)]
-            latents = torch.cat([prior(model, part, self.space, context.randomness.seed) for part in parts])
+        latents = priors(model, context, self.samples, self.space)
         past = found.beyond(latents, border).cpu() > 0
         if not past.any():
             places = latents @ found.axis.to(latents)
@@ -100,7 +97,7 @@ class LatentProjection(Objective[ImageGenerator]):
                 f"takes {found.border:.3g}."
             )
         if self.draws == "beyond":
-            context.state["beyond"] = numbers[past]
+            context.state["beyond"] = torch.arange(self.samples)[past]
 
     def __call__(self, model: ImageGenerator, batch: Batch, context: Context[ImageGenerator]) -> Values:
         """Return the mean of T over an item's latents, (B,); diagnostics: the share of latents beyond the border."""

@@ -38,10 +38,11 @@ class Seen:
         """Return everything in one row per image, (B, P)."""
         return torch.cat([part.flatten(1).to(self.images.dtype) for part in (self.images, *self.parts)], dim=1)
 
-    def joined(self, other: Seen) -> Seen:
-        """Return these images and others behind them."""
-        pairs = zip(self.parts, other.parts, strict=True)
-        return Seen(torch.cat([self.images, other.images]), [torch.cat(pair) for pair in pairs])
+    @classmethod
+    def cat(cls, several: Sequence[Seen]) -> Seen:
+        """Return the images of several, one behind the other."""
+        parts = zip(*(seen.parts for seen in several), strict=True)
+        return cls(torch.cat([seen.images for seen in several]), [torch.cat(part) for part in parts])
 
     @property
     def shapes(self) -> Shapes:

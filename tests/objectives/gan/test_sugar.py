@@ -11,7 +11,7 @@ import torch
 
 from tests.toys.gan import Bench
 from unlearn.core.randomness import Randomness
-from unlearn.objectives.gan.latent_cache import recall_rows
+from unlearn.objectives.gan.latent_cache import offsets, recall_rows
 from unlearn.objectives.gan.perceptual_loss import PerceptualLoss
 from unlearn.objectives.gan.sugar import Sugar
 
@@ -76,7 +76,7 @@ def test_values_are_those_of_the_surrogates(pool: int | None, tmp_path: Path) ->
     for number in range(2):
         draw = context.randomness.child(f"neighbour {number}")
         if pool is None:
-            steps.append(sugar._steps(bench.target, w, ids, draw))
+            steps.append(offsets(bench.target, w, ids, draw, sugar.radius))
         else:
             keys = ids * (1 + pool) + 1 + draw.integers(ids, pool)
             steps.append(recall_rows(context, bench.state["steps"], keys))
