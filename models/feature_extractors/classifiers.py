@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
+from typing_extensions import override
 
 import unlearn
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset
+from unlearn.models.base import stored_weights
+from unlearn.models.feature_extractors.base import Detector, in_colour
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 ASSETS = Path(unlearn.__file__).parent / "assets"
@@ -73,27 +76,23 @@ class SmallNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Detector):
     """A trained feature net, in eval mode.
 
     Attributes:
-        name: as it stands in metric names, e.g. ``frechet_digitnet8``.
         groups: question -> labels that answer it, in the order of the outputs; G questions and K labels in all.
         shape: (C, H, W) of the images it takes.
         levels: number of grey levels of the images it will be given; black is 0, white is levels - 1.
         accuracy: share of test images for which it answered every question correctly after training.
         network: the net itself.
-        sha256: of the files it was read from; empty for one in training.
         frame: width in pixels of a border around the images that is cropped first.
     """
 
-    name: str
     groups: Mapping[str, tuple[str, ...]]
     shape: tuple[int, ...]
     levels: int
     accuracy: float
     network: SmallNet
-    sha256: str = ""
     frame: int = 0
 
     @property
@@ -102,10 +101,15 @@ class Features:
         return tuple(label for labels in self.groups.values() for label in labels)
 
     @property
+    def sizes(self) -> list[int]:
+        """Return the number of labels of each question."""
+        return [len(labels) for labels in self.groups.values()]
+
+    @override
+    @property
     def detector(self) -> dict[str, str]:
-        """Return the description of the net for records."""
         labels = "; ".join(f"{question}: {', '.join(labels)}" for question, labels in self.groups.items())
-        return {"name": self.name, "sha256": self.sha256, "labels": labels}
+        return {**super().detector, "labels": labels}
 
     def to(self, device: torch.device | str) -> Features:
         """Move the net to a device and return it."""
@@ -118,7 +122,7 @@ class Features:
         Args:
             images: (B, C, H, W) uint8.
         """
-        starts = accumulate((len(labels) for labels in self.groups.values()), initial=0)
+        starts = accumulate(self.sizes, initial=0)
         chosen = [start + part.argmax(dim=1) for start, part in zip(starts, self._by_group(images), strict=False)]
         return torch.stack(chosen, dim=1)
 
@@ -130,7 +134,7 @@ class Features:
         """Return the logits of each question, (B, K_g), on the device of the images."""
         head = self.network.head
         logits = head(self.embed(images).to(head.weight.device)).to(images.device)
-        return list(logits.split([len(labels) for labels in self.groups.values()], dim=1))
+        return list(logits.split(self.sizes, dim=1))
 
     def embed(self, images: Tensor) -> Tensor:
         """Return features (B, D) >= 0, on the device of the images, for images (B, C, H, W) uint8."""
@@ -185,7 +189,7 @@ def features_for(info: Mapping[str, Any], name: str | None = None) -> Features:
 
 
 @dataclass(frozen=True)
-class ScriptedFeatures:
+class ScriptedFeatures(Detector):
     """A user's own embedder of images without labels as a TorchScript file, such as an Inception net.
 
     It is called as ``net(images, return_features=True)`` with images (B, 3, H, W) uint8 of 0 ... 255, and returns
@@ -193,21 +197,12 @@ class ScriptedFeatures:
     calls FID.
 
     Attributes:
-        name: the file's name without ending, as it stands in metric names.
         levels: number of grey levels of the images it will be given.
         network: the net itself.
-        sha256: of the file.
     """
 
-    name: str
     levels: int
     network: torch.jit.ScriptModule
-    sha256: str
-
-    @property
-    def detector(self) -> dict[str, str]:
-        """Return the description of the net for records."""
-        return {"name": self.name, "sha256": self.sha256}
 
     def to(self, device: torch.device | str) -> ScriptedFeatures:
         """Move the net to a device and return it."""
@@ -217,8 +212,7 @@ class ScriptedFeatures:
     def embed(self, images: Tensor) -> Tensor:
         """Return features (B, D), on the device of the images, for images (B, C, H, W) uint8."""
         place = next((tensor.device for tensor in self.network.parameters()), images.device)
-        scaled = (images.float() * (255 / (self.levels - 1))).round().to(torch.uint8)
-        scaled = scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled
+        scaled = in_colour((images.float() * (255 / (self.levels - 1))).round().to(torch.uint8))
         with torch.no_grad():
             parts = [self.network(part.to(place), return_features=True) for part in scaled.split(CHUNK)]
         return torch.cat(parts).to(images.device)
@@ -233,7 +227,7 @@ def embedder_for(info: Mapping[str, Any], name: str | None = None) -> Features |
     if name is None or not name.endswith(".pt"):
         return features_for(info, name)
     sha256, network = scripted(name, "feature net")
-    return ScriptedFeatures(metric_name(name), info.get("levels", 256), network, sha256)
+    return ScriptedFeatures(metric_name(name), sha256, info.get("levels", 256), network)
 
 
 def load_features(name: str, levels: int | None = None) -> Features:
@@ -250,19 +244,17 @@ def load_features(name: str, levels: int | None = None) -> Features:
     try:
         files = [(folder / file).read_bytes() for file in ("config.json", "model.safetensors")]
         about = json.loads(files[0])
-        groups = _groups(about["labels"], about.get("groups", {"label": len(about["labels"])}))
-        network = fresh(
-            about["shape"], about["channels"], about["features"], len(about["labels"])
-        ).float()  # whatever the default is
+        labels = about["labels"]
+        network = fresh(about["shape"], about["channels"], about["features"], len(labels)).float()  # in any default
         network.load_state_dict(load(files[1]))
         return Features(
             name=about["name"],
-            groups=groups,
+            sha256=hashlib.sha256(b"".join(files)).hexdigest(),
+            groups=_groups(labels, about.get("groups", {"label": len(labels)})),
             shape=tuple(about["shape"]),
             levels=levels or about["levels"],
             accuracy=about["accuracy"],
             network=network,
-            sha256=hashlib.sha256(b"".join(files)).hexdigest(),
         )
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RecipeError(f"The feature net at {folder} cannot be read ({error}). {TRAIN_ONE}") from error
@@ -274,7 +266,7 @@ def save_features(features: Features, folder: Path, about: Mapping[str, Any]) ->
     config = {
         "name": features.name,
         "labels": list(features.labels),
-        "groups": {question: len(labels) for question, labels in features.groups.items()},
+        "groups": dict(zip(features.groups, features.sizes, strict=True)),
         "shape": list(features.shape),
         "levels": features.levels,
         "channels": [layer.out_channels for layer in network.body if isinstance(layer, nn.Conv2d)][::2],
@@ -283,8 +275,7 @@ def save_features(features: Features, folder: Path, about: Mapping[str, Any]) ->
         **about,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    save_file(stored_weights(network), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -292,8 +283,8 @@ def _groups(labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, tuple[
     """Return the labels by question. Raises ValueError where the sizes do not sum to their number."""
     if sum(sizes.values()) != len(labels):
         raise ValueError(f"groups hold {sum(sizes.values())} labels of {len(labels)}")
-    ends = list(accumulate(sizes.values()))
-    return {question: tuple(labels[start:end]) for question, start, end in zip(sizes, [0, *ends], ends, strict=False)}
+    left = iter(labels)
+    return {question: tuple(islice(left, size)) for question, size in sizes.items()}
 
 
 def fresh(shape: Sequence[int], channels: Sequence[int], features: int, classes: int, seed: int = 0) -> SmallNet:

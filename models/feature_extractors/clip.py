@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
+from unlearn.models.feature_extractors.base import in_colour
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -48,7 +50,7 @@ def text_image_net(path: str) -> TextImage:
     raise RecipeError(f"There is no scorer at {path}. Type the folder of a CLIP model, or a TorchScript file.")
 
 
-class ScriptedTextImage:
+class ScriptedTextImage(TextImage):
     """A scorer in a TorchScript file.
 
     Args:
@@ -61,19 +63,19 @@ class ScriptedTextImage:
         if lost := [name for name in ("embed_images", "embed_texts") if not hasattr(self.network, name)]:
             raise RecipeError(f"{path} has no method {lost[0]}; it needs embed_images and embed_texts.")
 
+    @override
     def images(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images."""
         found: Tensor = self.network.to(images.device).embed_images(images.float())
         return found
 
+    @override
     @torch.no_grad()
     def texts(self, words: Sequence[str]) -> Tensor:
-        """Return the embeddings of texts."""
         found: Tensor = self.network.embed_texts(list(words))
         return found
 
 
-class Clip:
+class Clip(TextImage):
     """A CLIP model of transformers with its tokenizer.
 
     Args:
@@ -94,16 +96,17 @@ class Clip:
     def images(self, images: Tensor) -> Tensor:
         """Return the embeddings of images: three channels, the model's size, normalised."""
         side = self.model.config.vision_config.image_size
-        colour = images.float().expand(-1, 3, -1, -1) if images.shape[1] == 1 else images.float()
-        resized = F.interpolate((colour + 1) / 2, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        resized = F.interpolate(
+            (in_colour(images.float()) + 1) / 2, (side, side), mode="bicubic", antialias=True
+        ).clamp(0, 1)
         pixels = (resized - self.mean.to(images.device)) / self.std.to(images.device)
         vision = self.model.to(images.device).vision_model(pixel_values=pixels)
         found: Tensor = self.model.visual_projection(vision.pooler_output)
         return found
 
+    @override
     @torch.no_grad()
     def texts(self, words: Sequence[str]) -> Tensor:
-        """Return the embeddings of texts."""
         length = self.model.config.text_config.max_position_embeddings
         given = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
         text = self.model.text_model(**given.to(self.model.device))
@@ -111,6 +114,4 @@ class Clip:
         return found
 
 
-@cache
-def _clip(folder: Path) -> Clip:
-    return Clip(folder)
+_clip = cache(Clip)

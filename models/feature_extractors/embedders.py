@@ -5,41 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.models.feature_extractors.base import Network
-from unlearn.models.feature_extractors.classifiers import PACKAGED, load_features
+from unlearn.models.feature_extractors.base import Detector, Network
+from unlearn.models.feature_extractors.classifiers import PACKAGED
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
-from unlearn.models.feature_extractors.networks import FACE_NETS, Stages, accepted_shape, find_network, is_face
+from unlearn.models.feature_extractors.networks import (
+    FACE_NETS,
+    Stages,
+    accepted_shape,
+    find_network,
+    is_face,
+    small_net,
+)
 from unlearn.models.feature_extractors.torchscript import BLANK, answer, on_device_of
 
 
 @dataclass(frozen=True)
-class Embedder:
+class Embedder(Detector):
     """Embeds who or what an image shows in D values.
 
     Attributes:
-        name: in ``about.features`` of records.
-        sha256: of the files that it was read from.
         network: a ``Network``, or a TorchScript module that maps images (B, C, H, W) in [-1, 1] to (B, D).
         metric: ``l2``: Euclidean distance; ``cosine``: 1 - cos.
     """
 
-    name: str
-    sha256: str
     network: Network | torch.jit.ScriptModule
     metric: Literal["l2", "cosine"]
-
-    @property
-    def detector(self) -> dict[str, str]:
-        """Return the description of the net for records."""
-        return {"name": self.name, "sha256": self.sha256}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the embeddings, (B, D), of images (B, C, H, W) in [-1, 1], with gradient.
@@ -61,16 +60,14 @@ class Embedder:
 
 
 @dataclass(frozen=True)
-class Perceptual:
+class Perceptual(Detector):
     """Perceptual distance of two images in the features of a frozen net.
 
     LPIPS with all its weights 1 and the mean over layers in place of their sum: every position's features are brought
     to unit length over the channels; the distance is the squared difference, summed over channels and averaged over
-    positions and layers. 0 ... 4, for features >= 0 at most 2.
+    positions and layers. 0 ... 4, for features >= 0 at most 2. Its name is that of the net, as this is not LPIPS.
 
     Attributes:
-        name: in ``about.features`` of records; it names the net, as this is not LPIPS.
-        sha256: of the files that the net was read from.
         network: a ``Network``, or a TorchScript module that maps two batches of images in [-1, 1] to B distances.
 
     Reference:
@@ -78,14 +75,7 @@ class Perceptual:
         arXiv:1801.03924
     """
 
-    name: str
-    sha256: str
     network: Network | torch.jit.ScriptModule
-
-    @property
-    def detector(self) -> dict[str, str]:
-        """Return the description of the net for records."""
-        return {"name": self.name, "sha256": self.sha256}
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the distances, (B,), between images (B, C, H, W) in [-1, 1], with gradient."""
@@ -158,29 +148,25 @@ def perceptual_net(name: str | None, shape: Sequence[int]) -> Perceptual:
 
 
 @dataclass(frozen=True)
-class Attributes:
+class Attributes(Detector):
     """Predicts what an image shows, as probabilities.
 
     Attributes:
-        name: in ``about.features`` of records.
-        sha256: of the files that it was read from.
         labels: of its K outputs.
         network: maps images (B, C, H, W) in [-1, 1] to probabilities (B, K).
         numbered: whether the labels are only numbers, of a net without names.
         frame: width in pixels of a border around the images that is cropped first.
     """
 
-    name: str
-    sha256: str
     labels: tuple[str, ...]
     network: Callable[[Tensor], Tensor]
     numbered: bool = False
     frame: int = 0
 
+    @override
     @property
     def detector(self) -> dict[str, str]:
-        """Return the description of the net for records."""
-        return {"name": self.name, "sha256": self.sha256, "labels": ", ".join(self.labels)}
+        return {**super().detector, "labels": ", ".join(self.labels)}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the probabilities, (B, K), of images (B, C, H, W) in [-1, 1], with gradient."""
@@ -210,8 +196,8 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
     if isinstance(network, MobileFace):
         return Attributes(found, sha256, ("looks_male", "looks_over_40"), partial(_of_face, network))
     if isinstance(network, Stages):
-        labels, sizes = _labels(name or found)
-        return Attributes(found, sha256, labels, partial(_of_groups, network, sizes), frame=frame)
+        net, _ = small_net(name or found)
+        return Attributes(found, sha256, net.labels, partial(_of_groups, network, net.sizes), frame=frame)
     if isinstance(network, torch.jit.ScriptModule):
         given = answer(network, shape, f"attribute net {name}")
         if len(given) > 2 or given[:1] != (BLANK,):
@@ -247,9 +233,3 @@ def _of_script(network: torch.jit.ScriptModule, images: Tensor) -> Tensor:
     logits: Tensor = on_device_of(network, images)(images)
     logits = logits.reshape(len(images), -1)
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
-
-
-@cache
-def _labels(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    found = load_features(name)
-    return found.labels, tuple(len(labels) for labels in found.groups.values())

@@ -7,33 +7,17 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
-from unlearn.models.feature_extractors.base import Network
+from unlearn.models.feature_extractors.base import Network, in_colour
 
 
-class Convolution(nn.Module):
-    """A convolution with frozen weights.
-
-    Args:
-        weight: (D, C / groups, k, k).
-        bias: (D,).
-        stride: of the window.
-        padding: on every side.
-        groups: of channels.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.contiguous())
-        self.register_buffer("bias", bias)
-        self.stride, self.padding, self.groups = stride, padding, groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, D, h, w) of (B, C, H, W)."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+def convolution(weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> nn.Conv2d:
+    """Return a convolution with frozen weights (D, C / groups, k, k) and biases (D,)."""
+    outputs, inputs, size, _ = weight.shape
+    found = nn.Conv2d(inputs * groups, outputs, size, stride, padding, groups=groups, device="meta")  # draws no weights
+    found.weight, found.bias = (nn.Parameter(each.contiguous(), requires_grad=False) for each in (weight, bias))
+    return found
 
 
 class DlibFace(Network):
@@ -88,8 +72,8 @@ class DlibFace(Network):
             found.append(x)
         return found
 
+    @override
     def embed(self, layers: list[Tensor]) -> Tensor:
-        """Return the embedding, (B, 128), that ``layers`` lead to."""
         return layers[-1].mean((2, 3)) @ self.head
 
     def _block(self, x: Tensor, name: str) -> Tensor:
@@ -123,26 +107,20 @@ class MobileFace(Network):
     strided = (2, 4, 6, 12)
     """Blocks that halve the sides."""
     mean: Tensor
-    feats_kernel: Tensor
-    feats_bias: Tensor
-    gender_pred_kernel: Tensor
-    gender_pred_bias: Tensor
-    age_pred_kernel: Tensor
-    age_pred_bias: Tensor
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         filters = weights["conv1/convolution/merged_input"].permute(3, 2, 0, 1)
         self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).to(filters)[:, None, None])
-        self.stem = Convolution(filters, weights["conv1_bn/batchnorm_1/sub"], 2)
+        self.stem = convolution(filters, weights["conv1_bn/batchnorm_1/sub"], 2)
         self.depthwise, self.pointwise = nn.ModuleList(), nn.ModuleList()
         for block in range(1, 14):
             scale, shift = (weights[f"conv_dw_{block}_bn/batchnorm_1/{part}"] for part in ("mul", "sub"))
             filters = weights[f"conv_dw_{block}/depthwise_kernel"].permute(2, 3, 0, 1) * scale[:, None, None, None]
             stride = 2 if block in self.strided else 1
-            self.depthwise.append(Convolution(filters, shift, stride, groups=len(filters)))
+            self.depthwise.append(convolution(filters, shift, stride, groups=len(filters)))
             filters = weights[f"conv_pw_{block}/convolution/merged_input"].permute(3, 2, 0, 1)
-            self.pointwise.append(Convolution(filters, weights[f"conv_pw_{block}_bn/batchnorm_1/sub"]))
+            self.pointwise.append(convolution(filters, weights[f"conv_pw_{block}_bn/batchnorm_1/sub"]))
         for head in ("feats", "gender_pred", "age_pred"):
             for part in ("kernel", "bias"):
                 self.register_buffer(f"{head}_{part}", weights[f"{head}/{part}"])
@@ -160,34 +138,33 @@ class MobileFace(Network):
             x = F.relu6(pointwise(F.relu6(depthwise(x))))
         return [*found, x]
 
+    @override
     def embed(self, layers: list[Tensor]) -> Tensor:
-        """Return the embedding, (B, 1024), that ``layers`` lead to."""
         return layers[-1].mean((2, 3))
 
     def male(self, embeddings: Tensor) -> Tensor:
         """Return the probability, (B,), that faces with these embeddings look like men's to the net."""
-        found: Tensor = torch.sigmoid(self._shared(embeddings) @ self.gender_pred_kernel + self.gender_pred_bias)
-        return found[:, 0]
+        return self._head("gender_pred", embeddings).sigmoid()[:, 0]
 
     def ages(self, embeddings: Tensor) -> Tensor:
         """Return the probabilities, (B, 100), that the net gives to ages of 1 ... 100 years."""
-        found: Tensor = (self._shared(embeddings) @ self.age_pred_kernel + self.age_pred_bias).softmax(dim=1)
-        return found
+        return self._head("age_pred", embeddings).softmax(dim=1)
 
-    def _shared(self, embeddings: Tensor) -> Tensor:
-        return F.relu(embeddings @ self.feats_kernel + self.feats_bias)
+    def _head(self, name: str, embeddings: Tensor) -> Tensor:
+        x = F.relu(embeddings @ self.get_buffer("feats_kernel") + self.get_buffer("feats_bias"))
+        return x @ self.get_buffer(f"{name}_kernel") + self.get_buffer(f"{name}_bias")
 
 
-def _scaled(weights: Mapping[str, Tensor], name: str, stride: int, padding: int) -> Convolution:
+def _scaled(weights: Mapping[str, Tensor], name: str, stride: int, padding: int) -> nn.Conv2d:
     """Return a convolution and the scale behind it as one: s (w x + b) + t."""
     scale, shift = weights[f"{name}/scale/weights"], weights[f"{name}/scale/biases"]
     filters = weights[f"{name}/conv/filters"].permute(3, 2, 0, 1) * scale[:, None, None, None]
-    return Convolution(filters, weights[f"{name}/conv/bias"] * scale + shift, stride, padding)
+    return convolution(filters, weights[f"{name}/conv/bias"] * scale + shift, stride, padding)
 
 
 def resized(images: Tensor, side: int) -> Tensor:
     """Return images (B, C, H, W) as colour images of side x side pixels, bilinear, averaged where they shrink."""
-    colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    colour = in_colour(images)
     if colour.shape[-2:] == (side, side):
         return colour
     shrinks = max(colour.shape[-2:]) > side

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.models.feature_extractors.base import Network
-from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, SmallNet, load_features
+from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, Features, SmallNet, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
 from unlearn.models.feature_extractors.tensorflow_js import stored_values
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
@@ -30,26 +31,19 @@ class Stages(Network):
     def __init__(self, net: SmallNet) -> None:
         super().__init__()
         self.net = net
+        self.pools = [index for index, layer in enumerate(net.body) if isinstance(layer, nn.MaxPool2d)]
 
     @override
     def layers(self, images: Tensor) -> list[Tensor]:
         found, x = [], images
-        for layer in self.net.body:
-            if isinstance(layer, nn.MaxPool2d):
-                found.append(x)
-            if isinstance(layer, nn.Flatten):
-                return found
-            x = layer(x)
+        for start, end in pairwise([0, *self.pools]):
+            x = self.net.body[start:end](x)
+            found.append(x)
         return found
 
     def embed(self, layers: list[Tensor]) -> Tensor:
         """Return the last D features, (B, D) >= 0."""
-        x = layers[-1]
-        parts = list(self.net.body)
-        at = [index for index, layer in enumerate(parts) if isinstance(layer, nn.MaxPool2d)][-1]
-        for layer in parts[at:]:
-            x = layer(x)
-        return F.relu(x)
+        return F.relu(self.net.body[self.pools[-1] :](layers[-1]))
 
 
 def find_network(
@@ -75,10 +69,10 @@ def find_network(
     if name.endswith(".pt"):
         return metric_name(name), *scripted(name, f"{what} net")
     takes = accepted_shape(name, what)
-    sha256, network, _ = small_net(name)
+    net, network = small_net(name)
     if takes != shape:
         raise RecipeError(f"The {what} net {name} takes images of shape {takes}; these have {shape}. {_packaged()}")
-    return Path(name).name, sha256, network
+    return Path(name).name, net.sha256, network
 
 
 def accepted_shape(name: str, what: str) -> tuple[int, ...]:
@@ -88,7 +82,7 @@ def accepted_shape(name: str, what: str) -> tuple[int, ...]:
             f"There is no {what} net {name!r}: it is no packaged net, no folder of one and no TorchScript file "
             f"(FILE.pt). {did_you_mean(name, [*FACE_NETS, *PACKAGED])}"
         )
-    return small_net(name)[2]
+    return small_net(name)[0].shape
 
 
 LEAST = 32
@@ -111,15 +105,14 @@ def _packaged() -> str:
 @cache
 def _face_net(name: str) -> tuple[str, Network]:
     folder = ASSETS / name
-    files = sorted(folder.glob("weights_*.safetensors"))
     content = hashlib.sha256()
-    for file in files:
+    for file in sorted(folder.glob("weights_*.safetensors")):
         content.update(file.read_bytes())
     return content.hexdigest(), FACE_NETS[name](stored_values(folder))
 
 
 @cache
-def small_net(name: str) -> tuple[str, Stages, tuple[int, ...]]:
-    """Return hash and stages of a small classifier, and the shape of the images that it takes."""
+def small_net(name: str) -> tuple[Features, Stages]:
+    """Return a small classifier and its stages."""
     found = load_features(name)
-    return found.sha256, Stages(found.network.float()), found.shape  # single also where the run is in double precision
+    return found, Stages(found.network)

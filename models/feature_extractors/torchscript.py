@@ -49,7 +49,7 @@ def _scripted(path: Path, changed: int) -> tuple[str, torch.jit.ScriptModule]:
             network = torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
         raise RecipeError(f"{path} is no TorchScript file ({error}).") from error
-    for parameter in network.parameters():
+    for parameter in network.parameters():  # scripted modules have no requires_grad_
         parameter.requires_grad_(False)
     return hashlib.sha256(path.read_bytes()).hexdigest(), network
 
@@ -78,10 +78,10 @@ def answer(network: torch.jit.ScriptModule, shape: Sequence[int], what: str, bat
 @cache
 def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: int) -> tuple[int, ...] | str:
     """Return a shape, or what went wrong in one line."""
-    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), None)
+    images = torch.zeros(BLANK, *shape, dtype=torch.float32, device=_device(network))
     try:
         with torch.no_grad():
-            found = network(*[torch.zeros(BLANK, *shape, dtype=torch.float32, device=place) for _ in range(batches)])
+            found = network(*[images.clone() for _ in range(batches)])
     except Exception as error:  # a user's code may raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return next((line for line in lines if "Error" in line), lines[0] if lines else type(error).__name__)[:300]
@@ -92,5 +92,8 @@ def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: in
 
 def on_device_of(network: N, images: Tensor) -> N:
     """Move the network to the device of the images and return it."""
-    place = next((tensor.device for tensor in (*network.buffers(), *network.parameters())), images.device)
-    return network if place == images.device else network.to(images.device)
+    return network if _device(network) in (None, images.device) else network.to(images.device)
+
+
+def _device(network: nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in (*network.buffers(), *network.parameters())), None)

@@ -78,7 +78,7 @@ def train(
             f"side; the data has {len(labels)} labels and shape {shape}. Put the images of each label in a subfolder."
         )
     network = fresh(shape, settings.channels, settings.features, len(labels), settings.seed)
-    features = Features(name, groups, shape, levels, math.nan, network)
+    features = Features(name, "", groups, shape, levels, math.nan, network)
     known = features.known(dataset)
     labelled = (known >= 0).all(dim=1)
     _fit(features, dataset, torch.nonzero(labelled & ~dataset.is_test).flatten(), known, settings)

@@ -64,6 +64,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
     stack: list[Any]
 
     def __init__(self, file: io.BytesIO, budget: Budget, functions: Mapping[str, Callable[..., Any] | None]) -> None:
@@ -100,9 +101,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def fill(self, kind: type, items: list[Any]) -> None:
         """Run APPEND, APPENDS, ADDITEMS, SETITEM and SETITEMS."""
-        owner = self.stack[-1]
-        if type(owner) is not kind:
-            raise Refused(f"it fills a {type(owner).__name__} like a {kind.__name__}")
+        owner, given = self.stack[-1], type(self.stack[-1])
+        if given is not kind:
+            raise Refused(f"it fills a {given.__name__} like a {kind.__name__}")
         if kind is list:
             owner.extend(items)
         elif kind is set:
