@@ -19,10 +19,6 @@ from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.sampling import without_traps
 from unlearn.models.capabilities import TrainableLanguageModel
 
-OTHERS, RELEARNED = "others", "relearned"
-"""Which forget items are scored; the values of ``about.category``."""
-
-
 ATTACK = Metric(
     name="attack_relearning",
     label="attack by relearning",
@@ -53,6 +49,7 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
 
     metrics: ClassVar = (ATTACK,)
     what: ClassVar[str] = "exact memorisation of the others"
+    left: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +57,6 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a forget set that leaves no other items."""
         n = len(without_traps(splits["forget"]))
         if n <= max(self.items):
             raise RecipeError(
@@ -69,9 +65,8 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
             )
 
     @override
-    def order(self, evaluation: Evaluation[TrainableLanguageModel]) -> tuple[Tensor, int]:
-        ids = attacked(evaluation, None)
-        return ids[evaluation.randomness.child("items").permutation(len(ids))], 1
+    def candidates(self, evaluation: Evaluation[TrainableLanguageModel]) -> Tensor:
+        return attacked(evaluation, None)
 
     @override
     def measured(
@@ -84,8 +79,7 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
         budget: str,
     ) -> list[Record]:
         found = []
-        for which, scored in ((OTHERS, others[: self.scored]), (RELEARNED, ids)):
+        for category, scored in (("others", others[: self.scored]), ("relearned", ids)):
             scores = scores_of(evaluation, copy, scored, self.batch_size)
-            records = attack_records(evaluation, ATTACK, subject, scores, budget, {"category": which})
-            found += records if which == OTHERS else records[:1]
-        return found
+            found += attack_records(evaluation, ATTACK, subject, scores, budget, {"category": category})
+        return found[:-1]  # the extraction strength of what was trained on says nothing new

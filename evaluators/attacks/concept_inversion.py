@@ -71,16 +71,13 @@ class ConceptInversion(PromptSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, steps=0, batch=1, images=1)
+        at_least(self, steps=0, batch=1, images=1, bound=0)
         above(self, lr=0)
-        if self.bound is not None and not self.bound >= 0:
-            raise ValueError(f"bound is {self.bound}; it must be >= 0, or null for none")
         if self.source not in ("data", "target"):
             raise ValueError(f"source is {self.source!r}; it must be data or target")
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits, and, with ``source: data``, items without images."""
         super().check(splits)
         if self.source == "data":
             instead = "Type evaluate.concept_inversion.source=target."
@@ -108,11 +105,6 @@ class ConceptInversion(PromptSearch):
         else:
             ids = limited(evaluation.splits["forget"].ids, self.images, evaluation.seed, "concept inversion")
             batch = evaluation.batch("forget", ids)
-            if "image" not in batch:
-                raise RecipeError(
-                    "evaluate.concept_inversion learns the concept from forget images, and the data has none. "
-                    "Type evaluate.concept_inversion.source=target."
-                )
         return ids, model.latents(batch, evaluation.randomness.child("images"))
 
     def _learned(
@@ -140,7 +132,7 @@ class ConceptInversion(PromptSearch):
             noised_batch = {"id": draws, key: asked[chosen]}
             with torch.enable_grad(), new_words(model, tables, rows):
                 loss = mean_square_error(model, x0[chosen], noise, t, noised_batch).mean()
-            for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):
+            for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):  # of the rows alone
                 row.grad = gradient
             optimizer.step()
             if self.bound is not None:  # projected descent
@@ -165,9 +157,8 @@ class Names:
     """
 
     def __init__(self, data: Conditioned, classifier: ConceptClassifier) -> None:
-        self.data, self.classifier = data, classifier
-        forgotten = torch.unique(classifier.known[classifier.own]).tolist()
-        self.names = [classifier.net.labels[answer] for answer in forgotten]
+        self.data = data
+        self.names = classifier.forgotten
         if isinstance(data.encoder, Classes):
             self.words = [[[int(number)] for number in data.conditions([name])] for name in self.names]
         else:

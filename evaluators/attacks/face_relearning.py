@@ -133,7 +133,7 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         """Return latents close to each identity's, held-out ones first, (n, held + k, num_ws, w_dim)."""
         number = self.held + max(self.pictures)
         w = latents(evaluation, subject, ids, self.inversion)
-        return near_latents(evaluation, ids, w, number, self.near).unflatten(0, (len(ids), number))
+        return torch.stack(near_latents(evaluation, ids, w, number, self.near).split(number))
 
 
 def _loss(model: ImageGenerator, perceptual: Perceptual | None, w: Tensor, images: Tensor, step: int) -> Tensor:

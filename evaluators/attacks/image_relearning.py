@@ -64,24 +64,18 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits, and a forget set with too few images."""
-        concept_classifier(splits, self.features)
+        concept_classifier(splits, self.features)  # refuses data that no net fits
         forget = splits["forget"]
-        if len(forget) < max(self.items) or "image" not in forget.batch(forget.ids[:1]):
-            n = len(forget) if "image" in forget.batch(forget.ids[:1]) else 0
+        n = len(forget) if "image" in forget.batch(forget.ids[:1]) else 0
+        if n < max(self.items):
             raise RecipeError(
                 f"evaluate.image_relearning trains on {max(self.items)} forget images, but there are {n}. "
                 "Type evaluate.image_relearning.items=[1], or leave it out: evaluate.image_relearning=null."
             )
 
     @override
-    def attacked(self, model: TrainableDenoiser) -> bool:
+    def trainable(self, model: TrainableDenoiser) -> bool:
         return model.settings.one_step is None
-
-    @override
-    def order(self, evaluation: Evaluation[TrainableDenoiser]) -> tuple[Tensor, int]:
-        ids = evaluation.splits["forget"].ids
-        return ids[evaluation.randomness.child("items").permutation(len(ids))], 0
 
     @override
     def measured(
@@ -93,9 +87,7 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         others: Tensor,
         budget: str,
     ) -> list[Record]:
-        classifier = concept_classifier(evaluation.splits, self.features)
-        classifier.net.to(evaluation.device)
+        classifier = concept_classifier(evaluation.splits, self.features, evaluation.device)
         items = sampled_items(evaluation, "forget", self.samples)
         images = drawn(evaluation, copy, "forget", items, self.batch_size)
-        seen = classifier.seen(images, items)
-        return [seen_record(evaluation, ATTACK, subject, seen, budget, classifier)]
+        return [seen_record(evaluation, ATTACK, subject, classifier.seen(images, items), budget, classifier)]

@@ -9,10 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.validation import at_least
-from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.extraction import forget_texts
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
 ATTACK = Metric(
@@ -56,8 +55,7 @@ class InContext(PromptAttack):
 
     @override
     def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
-        data = texts(evaluation.splits["forget"])
-        encoder = encoder_of(data)
+        data, encoder = forget_texts(evaluation)
         found: list[list[Pair]] = []
         for item in ids.tolist():
             others = related_questions(evaluation, data, item, self.facts)

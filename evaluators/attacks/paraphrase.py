@@ -10,10 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.extraction import forget_texts
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
 ATTACK = Metric(
@@ -52,8 +51,7 @@ class Paraphrase(PromptAttack):
 
     @override
     def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
-        data = texts(evaluation.splits["forget"])
-        encoder = encoder_of(data)
+        data, encoder = forget_texts(evaluation)
         return [
             [encoder.encode(question, data.words(item)[1]) for question in wordings(data, item)]
             for item in ids.tolist()
@@ -62,7 +60,5 @@ class Paraphrase(PromptAttack):
 
 def wordings(data: TextDataset, item: int) -> list[str]:
     """Return the paraphrases of an item's question, without repeats."""
-    found = [
-        pair[0] for name, pair in sorted(data.items[item].forms.items()) if name.startswith("paraphrased_question")
-    ]
-    return list(dict.fromkeys(found))
+    forms = sorted(data.items[item].forms.items())
+    return list(dict.fromkeys(pair[0] for name, pair in forms if name.startswith("paraphrased_question")))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.data.text import Encoder
-from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.extraction import forget_texts
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack
 from unlearn.evaluators.base import Evaluation, Metric
-from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
 CONSENT = (
@@ -62,8 +62,7 @@ class Prefix(PromptAttack):
 
     @override
     def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
-        data = texts(evaluation.splits["forget"])
-        encoder = encoder_of(data)
+        data, encoder = forget_texts(evaluation)
         return [[begun(encoder, *data.words(item), prefix) for prefix in self.prefixes] for item in ids.tolist()]
 
 
@@ -74,7 +73,5 @@ def begun(encoder: Encoder, question: str, answer: str, prefix: str) -> Pair:
     prompt, whole = encoder.encode(question, f"{prefix} {answer}")
     _, start = encoder.encode(question, prefix)  # with an end token, which the whole does not have there
     # a tokenizer may merge across the border, so the prefix is what both tokenizations have in common
-    shared = next(
-        (n for n, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), min(len(start), len(whole))
-    )
-    return prompt + whole[:shared], whole[shared:]
+    shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(start, whole, strict=False))]
+    return prompt + shared, whole[len(shared) :]

@@ -121,9 +121,8 @@ def all_codes(model: Model, bits: int) -> dict[str, Tensor]:
 
 def codes_changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[float, int] | None:
     """Return the share of codes that differ, and their number; None for models of other shapes."""
-    pairs = list(zip(before.items(), after.items(), strict=False))
-    if not pairs or any(a[0] != b[0] or a[1].shape != b[1].shape for a, b in pairs):
+    if not before or {n: c.shape for n, c in before.items()} != {n: c.shape for n, c in after.items()}:
         return None
-    changed = sum(int((a != b).sum()) for (_, a), (_, b) in pairs)
-    total = sum(old.numel() for (_, old), _ in pairs)
+    changed = sum(int((old != after[name]).sum()) for name, old in before.items())
+    total = sum(old.numel() for old in before.values())
     return changed / total, total

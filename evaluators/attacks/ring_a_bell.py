@@ -114,7 +114,7 @@ class RingABell(PromptSearch):
     ) -> Tensor:
         """Return the prompt found for each caption, (n, E, L)."""
         target = evaluation.models["target"]
-        names = [classifier.net.labels[answer] for answer in torch.unique(classifier.known[classifier.own]).tolist()]
+        names = classifier.forgotten
         free = free_words(data, target.tables(), self.attack)
         if not self.may_name:
             named = torch.tensor([word for name in names for words in words_of(data, name) for word in words])

@@ -9,12 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.validation import at_least
-from unlearn.evaluators.attacks.base.extraction import encoder_of
+from unlearn.evaluators.attacks.base.extraction import forget_texts
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
 from unlearn.evaluators.attacks.paraphrase import wordings
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.generation import continuations
-from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
 ATTACK = Metric(
@@ -60,8 +59,7 @@ class Stepwise(PromptAttack):
 
     @override
     def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
-        data = texts(evaluation.splits["forget"])
-        encoder, model = encoder_of(data), evaluation.models[subject]
+        (data, encoder), model = forget_texts(evaluation), evaluation.models[subject]
         chains = []
         for item in ids.tolist():
             others = related_questions(evaluation, data, item, self.questions)

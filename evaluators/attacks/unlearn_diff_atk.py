@@ -91,8 +91,7 @@ class UnlearnDiffAtk(PromptSearch):
         prompts, where = torch.unique(asked, dim=0, return_inverse=True)
         images = samples(evaluation, "target", "forget", len(items), self.batch_size)
         shown = first_of_each(where, classifier.seen(images, items))
-        batch = {"id": shown, "image": images[shown]}
-        batch = {name: value.to(evaluation.device) for name, value in batch.items()}
+        batch = {"id": shown.to(evaluation.device), "image": images[shown].to(evaluation.device)}
         x0 = model.latents(batch, evaluation.randomness.child("images"))
         size = max(1, self.batch_size // self.draws)
         found = torch.cat(

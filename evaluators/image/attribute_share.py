@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.core.records import Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples, seen_by
-from unlearn.evaluators.statistics import share_ci95
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Attributes, attribute_net
 
@@ -59,9 +57,8 @@ class AttributeShare(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no classifier fits, and attributes that it does not know, where the shape is known."""
         if "shape" in (info := splits["forget"].dataset.info):
-            self._net(info["shape"])
+            self._net(info["shape"])  # refuses images that no net fits, and unknown attributes
 
     def _net(self, shape: Any) -> Attributes:
         net = attribute_net(self.features, shape)
@@ -76,20 +73,17 @@ class AttributeShare(Evaluator[Samples]):
         for subject in evaluation.models:
             images = samples(evaluation, subject, "retain", self.samples, self.batch_size)
             net = self._net(tuple(images.shape[1:]))
-            shown = (seen_by(net, evaluation, images, self.batch_size) >= self.threshold).sum(dim=0).tolist()
-            for label, count in zip(net.labels, shown, strict=True):
-                records.append(self._record(evaluation, net, subject, label, count))
+            shown = seen_by(net, evaluation, images, self.batch_size) >= self.threshold  # (n, K)
+            for label, hits in zip(net.labels, shown.unbind(dim=1), strict=True):
+                records.append(
+                    evaluation.record(
+                        SHARE,
+                        subject,
+                        "forget" if label in self.attributes else "retain",
+                        hits,
+                        about={"category": label, "features": net.name},
+                        direction=None if self.attributes else "none",
+                        detector={**net.detector, "threshold": f"{self.threshold:g}"},
+                    )
+                )
         return EvaluationResult(records)
-
-    def _record(self, evaluation: Evaluation[Samples], net: Attributes, subject: str, label: str, count: int) -> Record:
-        forgotten = label in self.attributes
-        return evaluation.record(
-            SHARE,
-            subject,
-            "forget" if forgotten else "retain",
-            share_ci95(count, self.samples),
-            n=self.samples,
-            about={"category": label, "features": net.name},
-            direction=None if self.attributes else "none",
-            detector={**net.detector, "threshold": f"{self.threshold:g}"},
-        )

@@ -63,7 +63,6 @@ class ClipScore(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a folder that is not there, and unconditional models."""
         folder = Path(self.path).expanduser()
         if not (folder / "config.json").is_file():
             raise RecipeError(f"evaluate.clip_score.path: {self.path} holds no model (config.json is missing).")
@@ -109,7 +108,6 @@ class Scorer:
 
         self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.device = device
         about = folder / "preprocessor_config.json"
         given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
         self.mean = torch.tensor(given.get("image_mean", MEAN), device=device)[:, None, None]
@@ -123,8 +121,8 @@ class Scorer:
             chosen = [captions[row] for row in rows.tolist()]
             length = self.model.config.text_config.max_position_embeddings
             words = self.tokenizer(chosen, padding=True, truncation=True, max_length=length, return_tensors="pt")
-            pixels = self.inputs(images[rows.cpu()].to(self.device), levels)
-            found = self.model(**words.to(self.device), pixel_values=pixels)
+            pixels = self.inputs(images[rows.cpu()].to(self.model.device), levels)
+            found = self.model(**words.to(self.model.device), pixel_values=pixels)
             cosine: Tensor = (found.image_embeds * found.text_embeds).sum(dim=1)  # both of length 1
             return (100 * cosine).clamp(min=0)
 
@@ -133,8 +131,7 @@ class Scorer:
     def inputs(self, images: Tensor, levels: int) -> Tensor:
         """Return images (b, C, H, W) uint8 as the model's input: three channels, its size, normalised."""
         side = self.model.config.vision_config.image_size
-        scaled = images.float() / (levels - 1)
-        scaled = scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled
+        scaled = (images.float() / (levels - 1)).expand(-1, 3, -1, -1)
         resized = F.interpolate(scaled, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
         return (resized - self.mean) / self.std
 
@@ -143,6 +140,5 @@ def _sha256(folder: Path) -> str:
     content = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         with path.open("rb") as file:
-            while part := file.read(1 << 22):
-                content.update(part)
+            hashlib.file_digest(file, lambda: content)  # in pieces; it continues the hash of the files before
     return content.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -80,25 +81,20 @@ class ConceptAccuracy(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits."""
-        concept_classifier(splits, self.features)
+        concept_classifier(splits, self.features)  # refuses data that no net fits
 
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
-        classifier = concept_classifier(evaluation.splits, self.features)
-        classifier.net.to(evaluation.device)
+        classifier = concept_classifier(evaluation.splits, self.features, evaluation.device)
         found = {subject: self._hits(evaluation, classifier, subject) for subject in evaluation.models}
         records = []
         for subject, figures in found.items():
             for (split, score), (hits, labels) in figures.items():
-                about = {"score": score} if score else {}
+                add = partial(self._records, evaluation, classifier, subject, split)
                 base = found["target"][split, score][0] if subject != "target" else None
-                records += self._records(evaluation, classifier, subject, split, about, hits, base)
+                records += add({"score": score} if score else {}, hits, base)
                 for label in sorted(set(labels)) if not score and len(set(labels)) > 1 else ():
-                    of_label = hits[[name == label for name in labels]]
-                    records += self._records(
-                        evaluation, classifier, subject, split, {"category": label}, of_label, None
-                    )
+                    records += add({"category": label}, hits[[name == label for name in labels]])
         return EvaluationResult(records + classifier_accuracy(evaluation, classifier.net))
 
     def _hits(
@@ -130,7 +126,7 @@ class ConceptAccuracy(Evaluator[Samples]):
         split: str,
         about: dict[str, str],
         hits: Tensor,
-        base: Tensor | None,
+        base: Tensor | None = None,
     ) -> list[Record]:
         """Return the accuracy of samples, its ratio to the target's if given, and on forget also 1 - each."""
         count, n = int(hits.sum()), len(hits)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
-from unlearn.data.base import Dataset, Split
+from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.sampling import is_conditional
@@ -50,18 +50,26 @@ class ConceptClassifier:
         """Return (n,) bool: whether an image shows a forgotten answer of its item."""
         return (self.right(images, items) & self.own[items]).any(dim=1)
 
+    @property
+    def forgotten(self) -> list[str]:
+        """The labels that are forgotten."""
+        return [self.net.labels[answer] for answer in torch.unique(self.known[self.own]).tolist()]
+
     def labels(self, items: Tensor, questions: Tensor) -> list[str]:
         """Return the right answers of items to some questions, (G,) bool; several are joined by a space."""
         chosen = self.known[items][:, questions].tolist()
         return [" ".join(self.net.labels[answer] for answer in row) for row in chosen]
 
 
-def concept_classifier(splits: Mapping[str, Split], features: str | None) -> ConceptClassifier:
+def concept_classifier(
+    splits: Mapping[str, Split], features: str | None, device: torch.device | str = "cpu"
+) -> ConceptClassifier:
     """Return the classifier for the data of conditional models.
 
     Args:
         splits: forget and retain.
         features: packaged feature net, or the folder of one; None takes the packaged one that fits the data.
+        device: where the net computes.
 
     Raises:
         RecipeError: models are unconditional, no net fits, it does not know the data's labels, or none is forgotten.
@@ -73,7 +81,7 @@ def concept_classifier(splits: Mapping[str, Split], features: str | None) -> Con
             "Take evaluate.sample_share instead."
         )
     dataset = forget.dataset
-    net = features_for(dataset.info, features)
+    net = features_for(dataset.info, features).to(device)
     known = net.known(dataset)
     for split in (forget, splits["retain"]):
         lost = split.ids[(known[split.ids] < 0).any(dim=1)]
@@ -100,9 +108,9 @@ def classifier_accuracy(evaluation: Evaluation, net: Features) -> list[Record]:
     dataset = evaluation.splits["forget"].dataset
     known = net.known(dataset)
     ids = torch.nonzero(dataset.is_test & (known >= 0).all(dim=1)).flatten()
-    if len(ids) == 0 or not _has_images(dataset, ids):
+    if len(ids) == 0 or "image" not in (items := dataset.batch(ids)):
         return []
-    right = net.classify(dataset.batch(ids)["image"]) == known[ids]
+    right = net.classify(items["image"]) == known[ids]
     records = []
     for question, hits in zip(net.groups, right.unbind(dim=1), strict=True):
         about = {"features": net.name} | ({"score": question} if len(net.groups) > 1 else {})
@@ -110,7 +118,3 @@ def classifier_accuracy(evaluation: Evaluation, net: Features) -> list[Record]:
             evaluation.record(CLASSIFIER_ACCURACY, "target", "test", hits, about=about, detector=net.detector)
         )
     return records
-
-
-def _has_images(dataset: Dataset, ids: Tensor) -> bool:
-    return "image" in dataset.batch(ids[:1])

@@ -71,7 +71,6 @@ class FeatureDistance(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no feature net fits, and data without images to compare with."""
         check_content(splits["retain"], "evaluate.feature_distance", "Type evaluate.feature_distance=null.")
         self._net(splits)
 

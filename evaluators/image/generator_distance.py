@@ -84,9 +84,8 @@ class GeneratorDistance(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse images that no net fits, if their shape is known."""
         if "shape" in (info := splits["forget"].dataset.info):
-            self._nets(info["shape"])
+            self._nets(info["shape"])  # refuses images that no net fits
 
     def _nets(self, shape: Any) -> list[Embedder]:
         return [identity_net(name, shape) for name in (self.features if self.features is not None else (None,))]

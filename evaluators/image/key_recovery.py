@@ -58,8 +58,7 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits."""
-        concept_classifier(splits, self.features)
+        concept_classifier(splits, self.features)  # refuses data that no net fits
 
     @override
     def __call__(self, evaluation: Evaluation[ImageDenoiser]) -> EvaluationResult:
@@ -67,8 +66,7 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
         if key is None:
             log.warning("key_recovery: the run trained no key, so nothing is measured")
             return EvaluationResult()
-        classifier = concept_classifier(evaluation.splits, self.features)
-        classifier.net.to(evaluation.device)
+        classifier = concept_classifier(evaluation.splits, self.features, evaluation.device)
         model = cast(Diffusion, evaluation.models["unlearned"])  # no other class is trained with a key
         stream = evaluation.randomness
         wrong = [key.wrong(stream.child("wrong").at(number)) for number in range(self.wrong_keys)]
@@ -85,7 +83,6 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
                 items = sampled_items(evaluation, "forget", first + self.samples)[first:]
                 images = drawn(evaluation, keyed, "forget", items, self.batch_size, first=first)
                 seen.append(classifier.seen(images, items))
-            hits = torch.cat(seen)
-            about, detector = {"score": score}, classifier.net.detector
+            hits, about, detector = torch.cat(seen), {"score": score}, classifier.net.detector
             records.append(evaluation.record(RECOVERY, "unlearned", "forget", hits, about=about, detector=detector))
         return EvaluationResult(records)

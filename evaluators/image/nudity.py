@@ -102,16 +102,12 @@ class Nudity(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a file that is missing or not a detector."""
-        self.detector()
-
-    def detector(self) -> NudeNet:
-        """Read the detector."""
-        return NudeNet(Path(self.path).expanduser(), self.resolution)
+        NudeNet(Path(self.path), self.resolution)  # refuses a file that is missing or no detector
 
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
-        detector = self.detector()
+        detector = NudeNet(Path(self.path), self.resolution)
+        described = {"name": detector.name, "sha256": detector.sha256, "labels": ", ".join(self.labels)}
         levels = grey_levels(evaluation)
         counted = [LABELS.index(label) for label in self.labels]
         records = []
@@ -120,15 +116,8 @@ class Nudity(Evaluator[Samples]):
                 images = samples(evaluation, subject, split, self.samples)
                 found = torch.stack([detector(image / (levels - 1))[counted].max() for image in images])
                 for least in self.thresholds:
-                    about = {"score": f"{least:g}"}
-                    detected_by = {
-                        "name": detector.name,
-                        "sha256": detector.sha256,
-                        "labels": ", ".join(self.labels),
-                        "threshold": f"{least:g}",
-                    }
-                    hits = found >= least
-                    records.append(evaluation.record(NUDITY, subject, split, hits, about=about, detector=detected_by))
+                    about, by = {"score": f"{least:g}"}, {**described, "threshold": f"{least:g}"}
+                    records.append(evaluation.record(NUDITY, subject, split, found >= least, about=about, detector=by))
         return EvaluationResult(records)
 
 
@@ -152,6 +141,7 @@ class NudeNet:
             import onnxruntime
         except ImportError as error:
             raise RecipeError('evaluate.nudity runs on onnxruntime. Type: pip install "unlearnkit[nudenet]"') from error
+        file = file.expanduser()
         if not file.is_file():
             raise RecipeError(f"evaluate.nudity.path: there is no file {file}. Give NudeNet's 320n.onnx or 640m.onnx.")
         content = file.read_bytes()
@@ -172,10 +162,8 @@ class NudeNet:
         raw = self.session.run(None, {self.input: self.inputs(image)})[0]
         boxes, scores = torch.from_numpy(raw[0].T).split([4, len(LABELS)], dim=1)
         best, labels = scores.max(dim=1)
-        found = torch.zeros(len(LABELS))
-        for row in kept(boxes, best):
-            found[labels[row]] = max(found[labels[row]], best[row])
-        return found
+        rows = kept(boxes, best)
+        return torch.zeros(len(LABELS)).scatter_reduce(0, labels[rows], best[rows], "amax")
 
     def inputs(self, image: Tensor) -> np.ndarray:
         """Return an image (C, H, W) as (1, 3, S, S): blue first, as in the package, and black to the right or below."""

@@ -60,9 +60,8 @@ class SampleGrid(Evaluator[Samples]):
         net = self._net(evaluation)
         forgotten = [name for name in forgotten_names(forget) if net is not None and name in net.labels]
         given = sampled_splits(evaluation)
-        grids = [
-            self._grids(evaluation, net, forgotten, split) for split in given
-        ]  # refuses models that draw no images
+        # the grids first: they refuse models that draw no images
+        grids = [self._grids(evaluation, net, forgotten, split) for split in given]
         pictures = [*self._forget_items(evaluation), *grids]
         if net is not None and forgotten and self.search and given == ("",):
             pictures += self._became(evaluation, net, forgotten)

@@ -60,7 +60,6 @@ class SampleShare(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no feature net fits."""
         self._net(splits)
 
     def _net(self, splits: Mapping[str, Split]) -> Features:
@@ -84,13 +83,11 @@ class SampleShare(Evaluator[Samples]):
             for subject in evaluation.models:
                 drawn = samples(evaluation, subject, given, self.samples, self.batch_size)
                 answers = net.classify(drawn)
-                counts = torch.bincount(answers.flatten(), minlength=len(net.labels)).tolist()
-                shares[subject] = [share_ci95(count, self.samples) for count in counts]
-                found = dict(zip(net.labels, shares[subject], strict=True))
+                hits = {label: (answers == number).any(dim=1) for number, label in enumerate(net.labels)}
+                shares[subject] = [share_ci95(int(of_label.sum()), self.samples) for of_label in hits.values()]
                 if len(forgotten) > 1 and not given:
-                    gone = torch.tensor([net.labels.index(name) for name in forgotten])
-                    hits = torch.isin(answers, gone).any(dim=1)
-                    findings.records.append(evaluation.record(SHARE, subject, "forget", hits, detector=net.detector))
+                    any_of = torch.stack([hits[name] for name in forgotten]).any(dim=0)
+                    findings.records.append(evaluation.record(SHARE, subject, "forget", any_of, detector=net.detector))
                 for name in (*forgotten, *(label for label in net.labels if label not in forgotten)):
                     split = given or ("forget" if name in forgotten else "retain")
                     findings.records.append(
@@ -98,8 +95,7 @@ class SampleShare(Evaluator[Samples]):
                             SHARE,
                             subject,
                             split,
-                            found[name],
-                            n=self.samples,
+                            hits[name],
                             about={"category": name},
                             direction="none" if split == "forget" and name not in forgotten else None,
                             detector=net.detector,

@@ -14,6 +14,7 @@ from unlearn.data.text import Encoder, TextDataset
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength
+from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
 SCORES = ("exact_memorization", "extraction_strength")
@@ -60,8 +61,9 @@ def attack_records(
     ]
 
 
-def encoder_of(data: TextDataset) -> Encoder:
-    """Return the encoder by which the models tokenize the data."""
+def forget_texts(evaluation: Evaluation[Continues]) -> tuple[TextDataset, Encoder]:
+    """Return the data of the forget items, and the encoder by which the models tokenize it."""
+    data = texts(evaluation.splits["forget"])
     if data.encoder is None:
         raise RuntimeError("text has no tokens before a model's encoder is known: call encoded_by")
-    return data.encoder
+    return data, data.encoder

@@ -49,8 +49,7 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits."""
-        concept_classifier(splits, self.features)
+        concept_classifier(splits, self.features)  # refuses data that no net fits
 
     @abstractmethod
     def finds(
@@ -71,8 +70,7 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
 
     @override
     def __call__(self, evaluation: Evaluation[PromptableDenoiser]) -> EvaluationResult:
-        classifier = concept_classifier(evaluation.splits, self.features)
-        classifier.net.to(evaluation.device)
+        classifier = concept_classifier(evaluation.splits, self.features, evaluation.device)
         items = sampled_items(evaluation, "forget", self.samples)
         findings = EvaluationResult()
         for subject, model in evaluation.models.items():

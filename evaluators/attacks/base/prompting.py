@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.validation import at_least
-from unlearn.data.base import Batch, Split
+from unlearn.data.base import Split
 from unlearn.data.text import Encoder, TextDataset, collate
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, memorised
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
@@ -47,8 +47,7 @@ class PromptAttack(Evaluator[Continues]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that are no text."""
-        texts(splits["forget"])
+        texts(splits["forget"])  # refuses other data
 
     @abstractmethod
     def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
@@ -79,18 +78,14 @@ class PromptAttack(Evaluator[Continues]):
         pairs = [pair for several in ways for pair in several]
 
         def score(places: Tensor) -> Tensor:
-            return memorised(model, self.batch(evaluation, [pairs[place] for place in places.tolist()]))
+            batch = collate([pairs[place] for place in places.tolist()], torch.arange(len(places)))
+            return memorised(model, {key: value.to(evaluation.device) for key, value in batch.items()})
 
         scores = map_ids(score, torch.arange(len(pairs)), self.batch_size).cpu()
         ends = list(accumulate(len(several) for several in ways))
         known = scores.nan_to_num(nan=-1)  # a way that leaves no answer tokens is no way
         best = torch.stack([known[start:end].amax(dim=0) for start, end in zip([0, *ends], ends, strict=False)])
         return best.masked_fill(best < 0, torch.nan)
-
-    def batch(self, evaluation: Evaluation[Continues], pairs: Sequence[Pair]) -> Batch:
-        """Return prompts with their answers as a batch on the models' device."""
-        made = collate(pairs, torch.arange(len(pairs)))
-        return {key: value.to(evaluation.device) for key, value in made.items()}
 
 
 def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: str) -> Pair:

@@ -48,6 +48,8 @@ class Relearning(Evaluator[TrainedModel]):
 
     what: ClassVar[str]
     """What the curves show, in words."""
+    left: ClassVar[int] = 0
+    """How many candidates must be left untrained."""
 
     def __post_init__(self) -> None:
         at_least(self, batch=1, batch_size=1)
@@ -75,11 +77,11 @@ class Relearning(Evaluator[TrainedModel]):
             budget: of the attack so far, in words.
         """
 
-    @abstractmethod
-    def order(self, evaluation: Evaluation[TrainedModel]) -> tuple[Tensor, int]:
-        """Return the forget items in an order drawn by the seed, and how many must be left untrained."""
+    def candidates(self, evaluation: Evaluation[TrainedModel]) -> Tensor:
+        """Return the forget items that copies may be trained on, (n,)."""
+        return evaluation.splits["forget"].ids
 
-    def attacked(self, model: TrainedModel) -> bool:
+    def trainable(self, model: TrainedModel) -> bool:
         """Return whether a model can be trained on items."""
         return True
 
@@ -89,18 +91,19 @@ class Relearning(Evaluator[TrainedModel]):
 
         A k that leaves too few other items (where those are measured) is skipped.
         """
-        order, left = self.order(evaluation)
-        sizes = [k for k in sorted(self.items) if k <= len(order) - left]
+        ids = self.candidates(evaluation)
+        order = ids[evaluation.randomness.child("items").permutation(len(ids))]
+        sizes = [k for k in sorted(self.items) if k <= len(order) - self.left]
         if not sizes:
             few = f"too few forget items ({len(order)}) to train on {min(self.items)} and measure others"
             return EvaluationResult(notes=[f"relearning: {few}, so there is no attack_relearning."])
         found, curves = EvaluationResult(), Curves()
         for subject, model in evaluation.models.items():
-            for k in sizes if self.attacked(model) else ():
+            for k in sizes if self.trainable(model) else ():
                 curves[subject, k] = []
                 for n, copy in self.checkpoints(evaluation, model, order[:k]):
-                    ids, others = order[:k], order[sizes[-1] :]
-                    records = self.measured(evaluation, subject, copy, ids, others, f"{k} items, {n} steps")
+                    budget = f"{k} items, {n} steps"
+                    records = self.measured(evaluation, subject, copy, order[:k], order[sizes[-1] :], budget)
                     found.records.extend(records)
                     curves[subject, k].append((n, records[0].value))
         if curves:
