@@ -23,6 +23,7 @@ from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.serialization import DISCRIMINATOR
 from unlearn.models.gan.stylegan2.augment import Augment
+from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 from unlearn.models.gan.stylegan2.public import read_networks
 from unlearn.models.gan.synthetic_images import drawn
@@ -206,20 +207,18 @@ def unpacked(file: Path) -> Path:
     folder = models_cache() / f"stylegan2-{key}"
     if not (folder / "config.json").is_file():
         generator, discriminator = read_networks(file)
-        extra = {}
-        if discriminator is not None:
-            extra[DISCRIMINATOR] = save(discriminator.state_dict(), {"group": str(discriminator.shape.group)})
-        _write(LatentGenerator(generator), folder, extra)
+        _write(LatentGenerator(generator), folder, discriminator)
     return folder
 
 
-def _write(model: LatentGenerator, folder: Path, extra: dict[str, bytes] | None = None) -> None:
+def _write(model: LatentGenerator, folder: Path, discriminator: Discriminator | None = None) -> None:
     """Write a model's folder whole, or not at all."""
     part = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     model.save_pretrained(part)
-    for name, data in (extra or {}).items():
-        (part / name).write_bytes(data)
+    if discriminator is not None:
+        about = {"group": str(discriminator.shape.group)}
+        (part / DISCRIMINATOR).write_bytes(save(discriminator.state_dict(), about))
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)

@@ -22,6 +22,7 @@ class DCGAN(nn.Module):
     Attributes:
         num_ws: number of layers that take a latent: only the first.
         w_avg: mean of z, (z_dim,).
+        image_shape: (C, H, W).
 
     Reference:
         Radford et al., Unsupervised Representation Learning with DCGANs, 2016. arXiv:1511.06434
@@ -33,6 +34,7 @@ class DCGAN(nn.Module):
     def __init__(self, z_dim: int = 100, width: int = 64, channels: int = 3) -> None:
         super().__init__()
         self.z_dim, self.width, self.channels = z_dim, width, channels
+        self.image_shape = (channels, 64, 64)
         layers: list[nn.Module] = []
         widths = [z_dim, *(width * 2**power for power in (3, 2, 1, 0)), channels]
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
@@ -41,11 +43,6 @@ class DCGAN(nn.Module):
             layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if index < 4 else [nn.Tanh()]
         self.main = nn.Sequential(*layers)
         self.register_buffer("w_avg", torch.zeros(z_dim), persistent=False)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return (self.channels, 64, 64)
 
     def mapping(self, z: Tensor) -> Tensor:
         """Return z, which is its own w."""

@@ -18,19 +18,6 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Of images (B, C, H, W) in [-1, 1] to others, (B,), with gradient."""
 
 
-@dataclass(frozen=True)
-class Inverted:
-    """What an inversion found.
-
-    Args:
-        latents: (B, w_dim), or one per layer (B, num_ws, w_dim).
-        losses: distance of every image at each step, of the latent with its noise, and after the last, (steps + 1, B).
-    """
-
-    latents: Tensor
-    losses: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
 class Inversion:
     """Optimize a latent with Adam, starting from the mean of w.
@@ -74,8 +61,8 @@ class Inversion:
         ids: Tensor,
         randomness: Randomness,
         distance: Distance | None = None,
-    ) -> Inverted:
-        """Return the latents of images (B, C, H, W) in [-1, 1].
+    ) -> Tensor:
+        """Return the latents of images (B, C, H, W) in [-1, 1]: (B, w_dim), or one per layer (B, num_ws, w_dim).
 
         Each image is inverted as if it were alone. The model is not changed.
 
@@ -91,22 +78,17 @@ class Inversion:
         shape = (len(mean),) if self.space == "w" else (model.num_ws, len(mean))
         w = mean.expand(len(images), *shape).clone().requires_grad_()
         optimizer = torch.optim.Adam([w], lr=self.lr)
-        losses = []
         with torch.enable_grad():
             for step in range(self.steps):
                 t = max(0.0, 1 - step / self.steps / 0.75)
                 noisy, deviation = w, self.explore * spread * t**2
                 if deviation:
                     noisy = w + deviation * randomness.child("explore").at(step).normal(ids, shape, w.dtype)
-                loss = self.loss(model, noisy, images, distance)
-                losses.append(loss.detach())
                 # the gradient of the sum is each image's own; unlike backward() it leaves the model's gradients alone
-                (w.grad,) = torch.autograd.grad(loss.sum(), w)
+                (w.grad,) = torch.autograd.grad(self.loss(model, noisy, images, distance).sum(), w)
                 optimizer.param_groups[0]["lr"] = self.rate(step)
                 optimizer.step()
-        with torch.no_grad():
-            losses.append(self.loss(model, w, images, distance))
-        return Inverted(w.detach(), torch.stack(losses))
+        return w.detach()
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

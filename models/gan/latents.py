@@ -47,9 +47,8 @@ def latents_of(
     for kind in ("seed", "image", "w"):
         places = torch.tensor([place for place, what in rows if what == kind], dtype=torch.int64)
         for part in places.split(AT_ONCE) if len(places) else ():
-            batch = {
-                key: value.to(found.device) for key, value in dataset.batch(ids[part.to(ids.device)].cpu()).items()
-            }
+            batch = dataset.batch(ids[part.to(ids.device)].cpu())
+            batch = {key: value.to(found.device) for key, value in batch.items()}
             found[part.to(found.device)] = _of(kind, model, batch, inversion, randomness)
     return found
 
@@ -84,7 +83,7 @@ def check_encoder(encoder: str | None, info: Mapping[str, Any]) -> None:
     network = scripted(encoder, "encoder")[1]
     if "shape" not in info:
         return
-    given = answer(network, info["shape"], f"encoder {encoder}")
+    given = answer(network, tuple(info["shape"]), f"encoder {encoder}")
     latent = info.get("latent")
     if len(given) not in (2, 3) or given[0] != BLANK or (latent and not fits(given[1:], latent)):
         width = latent[1] if latent else "w_dim"
@@ -128,7 +127,7 @@ def invert(
         except RecipeError as error:
             raise RecipeError(f"The encoder {inversion}: {error}") from error
     distance = packaged_perceptual(tuple(images.shape[1:])) if inversion.features else None
-    return layered(model, inversion(model, images, ids, randomness, distance).latents)
+    return layered(model, inversion(model, images, ids, randomness, distance))
 
 
 def packaged_perceptual(shape: tuple[int, ...]) -> Perceptual | None:

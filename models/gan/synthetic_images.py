@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch.nn.functional import adaptive_avg_pool2d
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.files import data_cache
+from unlearn.core.files import data_cache, write_bytes
 from unlearn.core.randomness import Randomness
 from unlearn.data.identities import IdentityData
 from unlearn.data.in_memory import ImagesInMemory
@@ -48,9 +48,7 @@ def drawn(dataset: IdentityData, folder: Path, size: int | None) -> ImagesInMemo
                 w = latents_of(model, known, ids, Inversion(), Randomness(0, "drawn"))
                 images[ids] = model.images(adaptive_avg_pool2d(model.synthesis(w), size or side))
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".partial")
-        part.write_bytes(save({"images": images}))
-        part.replace(file)
+        write_bytes(file, save({"images": images}))
     found = ImagesInMemory(load_file(file)["images"], known.labels, known.attributes, model.levels)
     found.is_test = known.is_test
     return found

@@ -35,9 +35,6 @@ R1 = 1.0
 KINDS = ("mapping", "synthesis", "to_rgb", "affine", "style_convolution", "noise", "constant")
 """Kinds of parameters that a recipe's ``scope.kinds`` may name, besides the kinds of layer that every model has."""
 
-MEAN_OF = 4096
-"""Number of latents that are averaged for the ``w_avg`` of a generator that was trained here."""
-
 
 class LatentGenerator(Wrapper):
     """A generator that turns latents into images in two stages, z to w and w to images.
@@ -50,6 +47,9 @@ class LatentGenerator(Wrapper):
         trained_against: file of the discriminator's weights that initialise its adversary, None for random ones.
 
     Attributes:
+        num_ws: number of layers that take a w.
+        image_shape: (C, H, W).
+        w_dim: number of dimensions of w.
         r1: weight gamma of the penalty on the adversary's gradient at real images.
         mixing: share of the training images whose later layers get another w than the earlier ones.
         paths: weight of the penalty on path lengths.
@@ -58,7 +58,6 @@ class LatentGenerator(Wrapper):
 
     family: ClassVar[str] = "gan"
 
-    levels: int
     r1: float = R1
     mixing: float = 0.0
     paths: float = 0.0
@@ -76,29 +75,15 @@ class LatentGenerator(Wrapper):
     ) -> None:
         super().__init__()
         self.generator = generator
+        self.num_ws, self.image_shape, self.w_dim = generator.num_ws, generator.image_shape, len(generator.w_avg)
         self.levels, self.truncation, self.fresh = levels, truncation, fresh
         self.trained_against = trained_against
         self.eval()
 
     @property
-    def num_ws(self) -> int:
-        """Number of layers that take a w."""
-        return self.generator.num_ws
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.generator.image_shape
-
-    @property
     def dtype(self) -> torch.dtype:
         """Float type of the weights."""
         return next(self.generator.parameters()).dtype
-
-    @property
-    def w_dim(self) -> int:
-        """Number of dimensions of w."""
-        return len(self.generator.w_avg)
 
     @property
     def w_avg(self) -> Tensor:
@@ -109,7 +94,7 @@ class LatentGenerator(Wrapper):
 
     @torch.no_grad()
     def _measure_mean(self) -> None:
-        ids = torch.arange(MEAN_OF, device=self.generator.w_avg.device)
+        ids = torch.arange(4096, device=self.generator.w_avg.device)
         self.generator.w_avg.copy_(self.mapping(self.latent(ids, Randomness(0, "w_avg"))).mean(dim=0))
 
     @override

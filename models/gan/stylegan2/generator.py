@@ -268,35 +268,26 @@ class Generator(nn.Module):
     Args:
         shape: its sizes.
 
+    Attributes:
+        z_dim: values of z.
+        num_ws: number of layers that take a w.
+        image_shape: (C, H, W).
+
     Reference:
         Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020. arXiv:1912.04958
     """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.z_dim, self.num_ws = shape, shape.z_dim, shape.num_ws
+        self.image_shape = (shape.channels, shape.size, shape.size)
         self.mapping = Mapping(shape)
         self.synthesis = Synthesis(shape)
-
-    @property
-    def z_dim(self) -> int:
-        """Values of z."""
-        return self.shape.z_dim
-
-    @property
-    def num_ws(self) -> int:
-        """Number of layers that take a w."""
-        return self.shape.num_ws
 
     @property
     def w_avg(self) -> Tensor:
         """Mean of w, (w_dim,)."""
         return self.mapping.w_avg
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return (self.shape.channels, self.shape.size, self.shape.size)
 
     def noise_sides(self) -> list[int]:
         """Return the side of each layer's noise, in their order."""
