@@ -115,7 +115,7 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
     """
     found, sha256, network = find_network(name, tuple(shape), "identity")
     if isinstance(network, torch.jit.ScriptModule):
-        given = answer(network, shape, f"identity net {name}")
+        given = answer(network, tuple(shape), f"identity net {name}")
         if len(given) != 2 or given[0] != BLANK:
             raise RecipeError(
                 f"The identity net {name} maps images {(BLANK, *shape)} to {given}; it must give one row per image, "
@@ -138,7 +138,7 @@ def perceptual_net(name: str | None, shape: Sequence[int]) -> Perceptual:
     found, sha256, network = find_network(name, tuple(shape), "perceptual")
     if not isinstance(network, torch.jit.ScriptModule):
         return Perceptual(f"perceptual_{found}", sha256, network)
-    given = answer(network, shape, f"perceptual net {name}", 2)
+    given = answer(network, tuple(shape), f"perceptual net {name}", 2)
     if math.prod(given) != BLANK:
         raise RecipeError(
             f"The perceptual net {name} maps two batches of images {(BLANK, *shape)} to {given}; it must give one "
@@ -199,7 +199,7 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
         net, _ = small_net(name or found)
         return Attributes(found, sha256, net.labels, partial(_of_groups, network, net.sizes), frame=frame)
     if isinstance(network, torch.jit.ScriptModule):
-        given = answer(network, shape, f"attribute net {name}")
+        given = answer(network, tuple(shape), f"attribute net {name}")
         if len(given) > 2 or given[:1] != (BLANK,):
             raise RecipeError(
                 f"The attribute net {name} maps images {(BLANK, *whole)} to {given}; it must give logits ({BLANK}, K), "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +53,8 @@ def _scripted(path: Path, changed: int) -> tuple[str, torch.jit.ScriptModule]:
     return hashlib.sha256(path.read_bytes()).hexdigest(), network
 
 
-def answer(network: torch.jit.ScriptModule, shape: Sequence[int], what: str, batches: int = 1) -> tuple[int, ...]:
+@cache
+def answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], what: str, batches: int = 1) -> tuple[int, ...]:
     """Return the shape of a TorchScript module's output for ``BLANK`` blank images (C, H, W).
 
     Args:
@@ -66,28 +66,21 @@ def answer(network: torch.jit.ScriptModule, shape: Sequence[int], what: str, bat
     Raises:
         RecipeError: it fails on them, or does not return a floating-point tensor.
     """
-    found = _answer(network, tuple(shape), batches)
-    if isinstance(found, str):
-        raise RecipeError(
-            f"The {what} fails on {batches} batch{'es' if batches > 1 else ''} of images {(BLANK, *shape)}: {found}. "
-            "Type another file."
-        )
-    return found
-
-
-@cache
-def _answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], batches: int) -> tuple[int, ...] | str:
-    """Return a shape, or what went wrong in one line."""
     images = torch.zeros(BLANK, *shape, dtype=torch.float32, device=_device(network))
     try:
         with torch.no_grad():
             found = network(*[images.clone() for _ in range(batches)])
     except Exception as error:  # a user's code may raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if "Error" in line), lines[0] if lines else type(error).__name__)[:300]
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        return f"it gives {type(found).__name__ if not isinstance(found, Tensor) else found.dtype}, no real numbers"
-    return tuple(found.shape)
+        fault = next((line for line in lines if "Error" in line), lines[0] if lines else type(error).__name__)[:300]
+    else:
+        if isinstance(found, Tensor) and found.is_floating_point():
+            return tuple(found.shape)
+        fault = f"it gives {found.dtype if isinstance(found, Tensor) else type(found).__name__}, no real numbers"
+    raise RecipeError(
+        f"The {what} fails on {batches} batch{'es' if batches > 1 else ''} of images {(BLANK, *shape)}: {fault}. "
+        "Type another file."
+    )
 
 
 def on_device_of(network: N, images: Tensor) -> N:
