@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Direction, Picture, Record, TextTable
+from unlearn.core.validation import check_ranges
 from unlearn.data.base import Batch, Split
 from unlearn.evaluators.statistics import Interval, mean_ci95, share_ci95
 from unlearn.models.capabilities import M, M_co
@@ -191,6 +192,9 @@ class Evaluator(ABC, Generic[M]):
 
     subjects: ClassVar[tuple[str, ...]] = ()
     """Models that it needs in addition to the target and the unlearned one."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that this evaluator cannot measure, before any work. Raises RecipeError with the remedy."""
