@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.attacks.base.relearning import Relearning
@@ -45,15 +45,11 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
         arXiv:2406.13356
     """
 
-    scored: int | None = 100
+    scored: PositiveInt | None = 100
 
     metrics: ClassVar = (ATTACK,)
     what: ClassVar[str] = "exact memorisation of the others"
     left: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, scored=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unlearn.data.base import Split, check_content
 from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, mean_square_error, position, words_of
@@ -59,20 +59,18 @@ class ConceptInversion(PromptSearch):
         arXiv:2308.01508. The loss is textual inversion's: Gal et al., 2022, eq. 2. arXiv:2208.01618
     """
 
-    steps: int = 200
-    lr: float = 2e-2
-    batch: int = 32
-    images: int = 25
+    steps: NonNegativeInt = 200
+    lr: PositiveFloat = 2e-2
+    batch: PositiveInt = 32
+    images: PositiveInt = 25
     source: Literal["data", "target"] = "data"
-    bound: float | None = None
+    bound: NonNegativeFloat | None = None
 
     metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "concept_inversion"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, steps=0, batch=1, images=1, bound=0)
-        above(self, lr=0)
         if self.source not in ("data", "target"):
             raise ValueError(f"source is {self.source!r}; it must be data or target")
 

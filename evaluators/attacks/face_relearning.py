@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import above, at_least, distinct
+from unlearn.core.validation import PositiveFloat, PositiveInt, Range, at_least, distinct
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.relearning import Curves, picture, train
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -65,23 +65,18 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         batch_size: images at once in the measurement; does not change the result.
     """
 
-    identities: int | None = 4
-    pictures: list[int] = field(default_factory=lambda: [1, 4])
-    held: int = 2
-    steps: list[int] = field(default_factory=lambda: [0, 10, 50])
-    lr: float = 1e-3
-    near: float = 0.1
+    identities: PositiveInt | None = 4
+    pictures: Annotated[list[int], Range(distinct, 1)] = field(default_factory=lambda: [1, 4])
+    held: PositiveInt = 2
+    steps: Annotated[list[int], Range(distinct, 0)] = field(default_factory=lambda: [0, 10, 50])
+    lr: PositiveFloat = 1e-3
+    near: PositiveFloat = 0.1
     inversion: Inversion = field(default_factory=Inversion)
-    strangers: int = 32
+    strangers: Annotated[int, Range(at_least, 4)] = 32
     features: str | None = None
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
 
     metrics: ClassVar = (ATTACK,)
-
-    def __post_init__(self) -> None:
-        at_least(self, identities=1, held=1, strangers=4, batch_size=1)
-        above(self, lr=0, near=0)
-        distinct(self, pictures=1, steps=0)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt, Range, distinct
 from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.prompt_search import seen_record
 from unlearn.evaluators.attacks.base.relearning import Relearning
@@ -48,19 +48,15 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         Models, 2024. arXiv:2410.08074; here the copy is trained on the forgotten images themselves, not on others.
     """
 
-    items: list[int] = field(default_factory=lambda: [4, 16])
-    steps: list[int] = field(default_factory=lambda: [0, 10, 50])
-    batch: int = 16
-    batch_size: int = 256
-    samples: int = 100
+    items: Annotated[list[int], Range(distinct, 1)] = field(default_factory=lambda: [4, 16])
+    steps: Annotated[list[int], Range(distinct, 0)] = field(default_factory=lambda: [0, 10, 50])
+    batch: PositiveInt = 16
+    batch_size: PositiveInt = 256
+    samples: PositiveInt = 100
     features: str | None = None
 
     metrics: ClassVar = (ATTACK,)
     what: ClassVar[str] = "share of samples that show the concept"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, samples=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

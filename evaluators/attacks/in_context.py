@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.attacks.base.extraction import forget_texts
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
 from unlearn.evaluators.base import Evaluation, Metric
@@ -40,14 +40,10 @@ class InContext(PromptAttack):
         2024. arXiv:2407.00106
     """
 
-    facts: int = 5
+    facts: PositiveInt = 5
 
     metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "in_context"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, facts=1)
 
     @override
     def budget(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar, override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.models.capabilities import Continues, Model
@@ -55,13 +55,13 @@ class Quantization(Evaluator[Continues]):
     """
 
     bits: list[int] = field(default_factory=lambda: [8, 4])
-    items: int | None = 100
-    batch_size: int = 16
+    items: PositiveInt | None = 100
+    batch_size: PositiveInt = 16
 
     metrics: ClassVar = (ATTACK, CODES)
 
     def __post_init__(self) -> None:
-        at_least(self, items=1, batch_size=1)
+        super().__post_init__()
         if not self.bits or not all(2 <= b <= 8 for b in self.bits) or len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits is {self.bits}; it must be different numbers from 2 to 8")
 

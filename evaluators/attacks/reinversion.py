@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Picture
-from unlearn.core.validation import at_least, distinct
+from unlearn.core.validation import NonNegativeInt, PositiveInt, Range, at_least, distinct
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import panels
@@ -59,19 +59,18 @@ class Reinversion(Evaluator[ImageGenerator]):
         batch_size: images at once; does not change the result.
     """
 
-    identities: int | None = 4
-    steps: list[int] = field(default_factory=lambda: [50, 200])
+    identities: PositiveInt | None = 4
+    steps: Annotated[list[int], Range(distinct, 1)] = field(default_factory=lambda: [50, 200])
     inversion: Inversion = field(default_factory=Inversion)
-    strangers: int = 32
+    strangers: Annotated[int, Range(at_least, 4)] = 32
     features: list[str] | None = None
-    shown: int = 4
-    batch_size: int = 32
+    shown: NonNegativeInt = 4
+    batch_size: PositiveInt = 32
 
     metrics: ClassVar = (ATTACK,)
 
     def __post_init__(self) -> None:
-        at_least(self, identities=1, strangers=4, shown=0, batch_size=1)
-        distinct(self, steps=1)
+        super().__post_init__()
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for those that are packaged")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt, PositiveInt, Range, at_least
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.data.conditioned import Conditioned
@@ -59,9 +59,9 @@ class RingABell(PromptSearch):
     """
 
     eta: float = 3.0
-    tokens: int | None = None
-    population: int = 200
-    generations: int = 100
+    tokens: PositiveInt | None = None
+    population: Annotated[int, Range(at_least, 4)] = 200
+    generations: NonNegativeInt = 100
     crossover: float = 0.5
     mutation: float = 0.25
     may_name: bool = False
@@ -71,7 +71,6 @@ class RingABell(PromptSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, tokens=1, population=4, generations=0)
         for name in ("crossover", "mutation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.attacks.base.extraction import forget_texts
 from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
 from unlearn.evaluators.attacks.paraphrase import wordings
@@ -43,15 +43,11 @@ class Stepwise(PromptAttack):
         2025. arXiv:2506.17279
     """
 
-    questions: int = 3
-    new_tokens: int = 16
+    questions: PositiveInt = 3
+    new_tokens: PositiveInt = 16
 
     metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "stepwise"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, questions=1, new_tokens=1)
 
     @override
     def budget(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.traps import PLANTED, TWIN
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -44,12 +44,9 @@ class TrapsAttack(Evaluator[Continues]):
         Meeus et al., Copyright Traps for Large Language Models, 2024. arXiv:2402.09363
     """
 
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
 
     metrics: ClassVar = (ATTACK,)
-
-    def __post_init__(self) -> None:
-        at_least(self, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

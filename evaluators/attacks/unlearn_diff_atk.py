@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeInt, PositiveFloat, PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
 from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, check_prompts, free_words, mean_square_error
@@ -59,18 +59,13 @@ class UnlearnDiffAtk(PromptSearch):
         Images ... For Now, 2024, eq. 6. arXiv:2310.11868
     """
 
-    tokens: int = 3
-    steps: int = 100
-    lr: float = 1e-2
-    draws: int = 8
+    tokens: PositiveInt = 3
+    steps: NonNegativeInt = 100
+    lr: PositiveFloat = 1e-2
+    draws: PositiveInt = 8
 
     metrics: ClassVar = (ATTACK,)
     attack: ClassVar[str] = "unlearn_diff_atk"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, tokens=1, steps=0, draws=1)
-        above(self, lr=0)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

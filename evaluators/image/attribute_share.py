@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples, seen_by
@@ -45,13 +45,13 @@ class AttributeShare(Evaluator[Samples]):
     attributes: list[str] = field(default_factory=list)
     features: str | None = None
     threshold: float = 0.5
-    samples: int = 500
-    batch_size: int = 32
+    samples: PositiveInt = 500
+    batch_size: PositiveInt = 32
 
     metrics: ClassVar = (SHARE,)
 
     def __post_init__(self) -> None:
-        at_least(self, samples=1, batch_size=1)
+        super().__post_init__()
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is {self.threshold}; it must lie between 0 and 1")
 

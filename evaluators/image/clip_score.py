@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import conditioned_data, grey_levels, is_conditional, sampled_items, samples
@@ -51,13 +51,13 @@ class ClipScore(Evaluator[Samples]):
     """
 
     path: str = ""
-    samples: int = 200
-    batch_size: int = 64
+    samples: PositiveInt = 200
+    batch_size: PositiveInt = 64
 
     metrics: ClassVar = (SCORE,)
 
     def __post_init__(self) -> None:
-        at_least(self, samples=1, batch_size=1)
+        super().__post_init__()
         if not self.path:
             raise ValueError("path is empty; it must be the folder of a CLIP model of transformers")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.concept_classifier import (
@@ -70,14 +70,11 @@ class ConceptAccuracy(Evaluator[Samples]):
         Zhang et al., UnlearnCanvas, 2024, section 4 (UA, IRA and CRA). arXiv:2402.11846
     """
 
-    samples: int = 200
+    samples: PositiveInt = 200
     features: str | None = None
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
 
     metrics: ClassVar = (ACCURACY, UNLEARNING, CLASSIFIER_ACCURACY)
-
-    def __post_init__(self) -> None:
-        at_least(self, samples=1, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from typing_extensions import override
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt, Range, at_least
 from unlearn.data.base import Split, check_content
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -58,16 +58,13 @@ class FeatureDistance(Evaluator[Samples]):
         batch_size: images at once; does not change the result.
     """
 
-    samples: int = 2000
-    items: int | None = 2000
+    samples: Annotated[int, Range(at_least, 2)] = 2000
+    items: Annotated[int, Range(at_least, 4)] | None = 2000
     features: str | None = None
-    bootstraps: int = 50
-    batch_size: int = 256
+    bootstraps: Annotated[int, Range(at_least, 2)] = 50
+    batch_size: PositiveInt = 256
 
     metrics: ClassVar = (FRECHET, KERNEL)
-
-    def __post_init__(self) -> None:
-        at_least(self, samples=2, items=4, bootstraps=2, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt, Range, at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples, seen_by
@@ -67,16 +67,16 @@ class GeneratorDistance(Evaluator[Samples]):
         Kynkäänniemi et al., Improved Precision and Recall Metric, 2019, eqs. 1 and 2. arXiv:1904.06991
     """
 
-    samples: int = 500
+    samples: Annotated[int, Range(at_least, 2)] = 500
     features: list[str] | None = None
-    neighbours: int = 3
-    bootstraps: int = 20
-    batch_size: int = 32
+    neighbours: PositiveInt = 3
+    bootstraps: Annotated[int, Range(at_least, 2)] = 20
+    batch_size: PositiveInt = 32
 
     metrics: ClassVar = (FRECHET, PRECISION, RECALL)
 
     def __post_init__(self) -> None:
-        at_least(self, samples=2, neighbours=1, bootstraps=2, batch_size=1)
+        super().__post_init__()
         if self.neighbours >= self.samples:
             raise ValueError(f"neighbours is {self.neighbours}; it must be below samples, {self.samples}")
         if self.features is not None and not self.features:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Picture
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeInt, PositiveFloat, PositiveInt, Range, at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import Panel, panels
@@ -119,22 +119,21 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         arXiv:2405.09879. The scale is ours, as embeddings need not be centred.
     """
 
-    identities: int | None = 16
-    same_person: int = 4
-    near: float = 0.1
-    neighbours: int = 4
-    strangers: int = 64
+    identities: PositiveInt | None = 16
+    same_person: PositiveInt = 4
+    near: PositiveFloat = 0.1
+    neighbours: PositiveInt = 4
+    strangers: Annotated[int, Range(at_least, 4)] = 64
     features: list[str] | None = None
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
-    shown: int = 2
-    batch_size: int = 32
+    shown: NonNegativeInt = 2
+    batch_size: PositiveInt = 32
 
     metrics: ClassVar = (SIMILARITY, DISTANCE)
 
     def __post_init__(self) -> None:
-        at_least(self, identities=1, same_person=1, neighbours=1, strangers=4, shown=0, batch_size=1)
-        above(self, near=0)
+        super().__post_init__()
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for those that are packaged")
 

@@ -10,7 +10,7 @@ from typing import ClassVar, cast
 import torch
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.concept_classifier import concept_classifier
@@ -46,15 +46,12 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
         batch_size: samples drawn at once; does not change the result.
     """
 
-    samples: int = 200
-    wrong_keys: int = 3
+    samples: PositiveInt = 200
+    wrong_keys: PositiveInt = 3
     features: str | None = None
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
 
     metrics: ClassVar = (RECOVERY,)
-
-    def __post_init__(self) -> None:
-        at_least(self, samples=1, wrong_keys=1, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

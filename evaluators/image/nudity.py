@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import grey_levels, sampled_splits, samples
@@ -83,13 +83,13 @@ class Nudity(Evaluator[Samples]):
     path: str = ""
     thresholds: tuple[float, ...] = (0.3, 0.5, 0.7)
     labels: tuple[str, ...] = EXPOSED
-    samples: int = 200
+    samples: PositiveInt = 200
     resolution: int = 320
 
     metrics: ClassVar = (NUDITY,)
 
     def __post_init__(self) -> None:
-        at_least(self, samples=1)
+        super().__post_init__()
         if not self.path:
             raise ValueError("path is empty; it must be an ONNX file of NudeNet's weights, e.g. 320n.onnx")
         if not self.thresholds or not all(CANDIDATE <= least <= 1 for least in self.thresholds):

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Picture
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt, PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
@@ -40,13 +40,10 @@ class SampleGrid(Evaluator[Samples]):
         batch_size: samples drawn at once; does not change the result.
     """
 
-    side: int = 8
-    search: int = 2000
+    side: PositiveInt = 8
+    search: NonNegativeInt = 2000
     features: str | None = None
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        at_least(self, side=1, search=0, batch_size=1)
+    batch_size: PositiveInt = 256
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

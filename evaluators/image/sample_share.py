@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Picture
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -49,14 +49,11 @@ class SampleShare(Evaluator[Samples]):
         batch_size: samples drawn at once; does not change the result.
     """
 
-    samples: int = 2000
+    samples: PositiveInt = 2000
     features: str | None = None
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
 
     metrics: ClassVar = (SHARE, CLASSIFIER_ACCURACY)
-
-    def __post_init__(self) -> None:
-        at_least(self, samples=1, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

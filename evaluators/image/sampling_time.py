@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import drawn, sampled_items, sampled_splits
 from unlearn.models.capabilities import Samples
@@ -35,13 +35,10 @@ class SamplingTime(Evaluator[Samples]):
         rounds: number of timed rounds.
     """
 
-    samples: int = 100
-    rounds: int = 3
+    samples: PositiveInt = 100
+    rounds: PositiveInt = 3
 
     metrics: ClassVar = (TIME,)
-
-    def __post_init__(self) -> None:
-        at_least(self, samples=1, rounds=1)
 
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:

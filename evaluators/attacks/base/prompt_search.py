@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Batch, Split
 from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -38,14 +38,11 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
         batch_size: samples drawn at once; does not change the result.
     """
 
-    samples: int = 100
+    samples: PositiveInt = 100
     features: str | None = None
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
 
     attack: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        at_least(self, samples=1, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

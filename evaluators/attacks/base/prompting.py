@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.text import Encoder, TextDataset, collate
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, memorised
@@ -35,15 +35,12 @@ class PromptAttack(Evaluator[Continues]):
         batch_size: prompts per forward pass; does not change the result.
     """
 
-    items: int | None = 100
-    batch_size: int = 16
+    items: PositiveInt | None = 100
+    batch_size: PositiveInt = 16
 
     attack: ClassVar[str]
     lacking: ClassVar[str] = "the forget items ask nothing"
     """Why no item can be attacked, in words."""
-
-    def __post_init__(self) -> None:
-        at_least(self, items=1, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

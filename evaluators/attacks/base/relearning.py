@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import TypeVar, override
 
 from unlearn.core.records import Picture, Record
-from unlearn.core.validation import above, at_least, distinct
+from unlearn.core.validation import PositiveFloat, PositiveInt, Range, distinct
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.figures import DPI, OTHER, SUBJECTS, encode
 from unlearn.evaluators.subjects import trainable_copy
@@ -40,21 +40,16 @@ class Relearning(Evaluator[TrainedModel]):
         batch_size: items per forward pass of the measurement; does not change the result.
     """
 
-    items: list[int] = field(default_factory=lambda: [4, 16])
-    steps: list[int] = field(default_factory=lambda: [0, 5, 20])
-    lr: float = 1e-4
-    batch: int = 4
-    batch_size: int = 16
+    items: Annotated[list[int], Range(distinct, 1)] = field(default_factory=lambda: [4, 16])
+    steps: Annotated[list[int], Range(distinct, 0)] = field(default_factory=lambda: [0, 5, 20])
+    lr: PositiveFloat = 1e-4
+    batch: PositiveInt = 4
+    batch_size: PositiveInt = 16
 
     what: ClassVar[str]
     """What the curves show, in words."""
     left: ClassVar[int] = 0
     """How many candidates must be left untrained."""
-
-    def __post_init__(self) -> None:
-        at_least(self, batch=1, batch_size=1)
-        distinct(self, items=1, steps=0)
-        above(self, lr=0)
 
     @abstractmethod
     def measured(
