@@ -23,7 +23,8 @@ SUBJECTS = {
     "clean": "#56B4E9",
     "corrupted": "#CC79A7",
 }
-SPLITS = {"retain": "#8A8F98", "test": "#009E73", "holdout": "#0072B2", "forget": FORGOTTEN}
+SPLITS = {"retain": "#8A8F98", "holdout": "#0072B2", "forget": FORGOTTEN}
+"""Colours of the splits whose likelihoods are drawn, the last in front."""
 OTHER = "#E69F00"
 DPI = 200
 CELL = 56
@@ -66,7 +67,7 @@ def panels(content: Sequence[Panel], columns: int, stacked: bool = False) -> byt
     height = sum(heights) + heading * len(grids) if stacked else max(heights) + heading
     width = max(widths) if stacked else sum(widths) + gap * (len(grids) - 1)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    left = top = 0
+    left = top = 0  # in pixels from the upper left; matplotlib measures shares of the figure from the lower left
     for panel, grid, room in zip(content, grids, widths, strict=True):
         down = top + heading
         place = (left / width, 1 - (down + len(grid)) / height, grid.shape[1] / width, len(grid) / height)
@@ -79,21 +80,17 @@ def panels(content: Sequence[Panel], columns: int, stacked: bool = False) -> byt
 
 
 def mosaic(panel: Panel, columns: int) -> Array:
-    """Return the images of a panel as one array (height, width, 3), row by row, on white."""
+    """Return the images of a panel as one grid (height, width, 3), row by row, on white."""
     n, _, height, width = panel.images.shape
     factor = max(1, panel.cell // max(height, width))
-    pad = FRAME + 1
-    cell_h, cell_w = factor * height + 2 * pad, factor * width + 2 * pad
     columns = min(columns, n)
-    sheet: Array = np.full((-(-n // columns) * cell_h, columns * cell_w, 3), 255, dtype=np.uint8)
-    for index, image in enumerate(_rgb(panel.images, panel.levels)):
-        y, x = cell_h * (index // columns), cell_w * (index % columns)
-        if panel.marked is not None and panel.marked[index]:
-            colour = [int(FORGOTTEN[start : start + 2], 16) for start in (1, 3, 5)]
-            sheet[y + 1 : y + cell_h - 1, x + 1 : x + cell_w - 1] = colour
-        large = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        sheet[y + pad : y + cell_h - pad, x + pad : x + cell_w - pad] = large
-    return sheet
+    rows, pad = -(-n // columns), FRAME + 1
+    cells: Array = np.full((rows * columns, factor * height + 2 * pad, factor * width + 2 * pad, 3), 255, np.uint8)
+    if panel.marked is not None:  # the frame is what the image leaves of the coloured cell
+        cells[:n][panel.marked.numpy(), 1:-1, 1:-1] = list(bytes.fromhex(FORGOTTEN[1:]))
+    cells[:n, pad:-pad, pad:-pad] = _rgb(panel.images, panel.levels).repeat(factor, axis=1).repeat(factor, axis=2)
+    by_row = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    return by_row.reshape(rows * cells.shape[1], columns * cells.shape[2], 3)
 
 
 def _rgb(images: Tensor, levels: int) -> Array:
@@ -120,16 +117,13 @@ def likelihood_histograms(found: Mapping[str, Mapping[str, Tensor]]) -> bytes:
         axes.set_title(subject, loc="left", fontsize=9)
         axes.set_yticks([])
         axes.spines[["left", "right", "top"]].set_visible(False)
-        for split, bits in sorted(splits.items(), key=lambda item: list(SPLITS).index(item[0])):
+        for split, colour in SPLITS.items():
+            bits = splits.get(split, torch.empty(0))
             shown = bits[~bits.isnan()].clamp(low, high).numpy()
-            if split == "test" or not len(shown):
-                continue
-            colour = SPLITS[split]
-            if len(shown) < FEW:
-                marks = np.full(len(shown), 0.08)
-                where = axes.get_xaxis_transform()
+            if 0 < len(shown) < FEW:
+                marks, where = np.full(len(shown), 0.08), axes.get_xaxis_transform()
                 axes.plot(shown, marks, "v", color=colour, mec="white", ms=9, transform=where, label=split)
-            else:
+            elif len(shown):
                 fill = split == "retain"
                 axes.hist(
                     shown,
