@@ -10,7 +10,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
+from contextlib import chdir, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,11 @@ from unlearn.core.records import Direction, Record
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import limited, without_traps
+from unlearn.evaluators.sampling import limited
 from unlearn.evaluators.statistics import mean_ci95, share_ci95
 from unlearn.evaluators.text.metrics import missing_package
 from unlearn.evaluators.text.multiple_choice import Question, multiple_choice, perturbed_choices, read_questions
-from unlearn.evaluators.text.scoring import DIRECTIONS, measured_splits, texts
+from unlearn.evaluators.text.scoring import DIRECTIONS, measured_splits, question_ids, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
 
 CHOICES = "perturbed_choices"
@@ -146,8 +146,8 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         """Return split -> ids of questions with perturbed answers; empty where that task is not chosen."""
         chosen = {}
         for split in measured_splits(evaluation) if CHOICES in self.tasks else ():
-            data, ids = texts(evaluation.splits[split]), without_traps(evaluation.splits[split])
-            able = ids[data.having_form("prompt")[ids] & data.having_form("perturbed_0")[ids]]
+            ids = question_ids(evaluation.splits[split])
+            able = ids[texts(evaluation.splits[split]).having_form("perturbed_0")[ids]]
             chosen[split] = limited(able, self.limit, evaluation.seed, split)
         return chosen
 
@@ -198,14 +198,13 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
     def _run(self, model: TokenizedLanguageModel, tasks: Sequence[Task]) -> Mapping[str, Any]:
         simple_evaluate, model_class, _ = _harness()
         try:
-            with kept_random_state(), _quiet(), chdir(self._folder) if self._folder else nullcontext():
-                wrapped = model_class(
-                    pretrained=model.model,
-                    tokenizer=copy.deepcopy(model.tokenizer),  # the harness sets its padding
-                    batch_size=self.batch_size,
-                )
+            with kept_random_state(), _quiet(), chdir(self._folder or "."):
                 found: Mapping[str, Any] = simple_evaluate(
-                    model=wrapped,
+                    model=model_class(
+                        pretrained=model.model,
+                        tokenizer=copy.deepcopy(model.tokenizer),  # the harness sets its padding
+                        batch_size=self.batch_size,
+                    ),
                     tasks=[task.spec for task in tasks],
                     task_manager=self._manager,
                     limit=self.limit,
@@ -230,7 +229,7 @@ def _records(
     records = []
     for member in [each for each in members if each in output["results"]]:
         for key, value in output["results"][member].items():
-            metric, _, chosen = key.partition(",")
+            metric, _, chosen = key.partition(",")  # "acc,none" is acc without a filter of the answers
             if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             samples = [s for s in output.get("samples", {}).get(member, []) if s["filter"] == chosen]
@@ -238,16 +237,16 @@ def _records(
             mean, ci95 = _interval(each)
             about = {"task": task.name if task.split else member}
             better = output.get("higher_is_better", {}).get(member, {}).get(metric)
-            figure = float(value), ci95 if abs(mean - value) < 1e-9 else None  # not every metric is a mean over items
+            own: Direction = "none" if better is None else "higher" if better else "lower"
             records.append(
                 evaluation.record(
                     {"acc": ACC, "acc_norm": ACC_NORM}.get(metric) or OTHER.named(metric=metric),
                     subject,
                     task.split,
-                    figure,
+                    (float(value), ci95 if abs(mean - value) < 1e-9 else None),  # not every metric is a mean over items
                     n=max(1, len(each)),
                     about=about if chosen == "none" else {**about, "filter": chosen},
-                    direction=_direction(task.split, better),
+                    direction=None if task.split else own,
                 )
             )
     return records
@@ -258,12 +257,6 @@ def _interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | Non
     if values and set(values) <= {0, 1}:
         return share_ci95(int(sum(values)), len(values))
     return mean_ci95(torch.tensor(values, dtype=torch.float64))
-
-
-def _direction(split: str, higher_is_better: bool | None) -> Direction:
-    if split:
-        return DIRECTIONS[split]
-    return "none" if higher_is_better is None else "higher" if higher_is_better else "lower"
 
 
 @contextmanager
@@ -280,32 +273,21 @@ def kept_random_state() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the harness: its logger, its bars, the programs that it starts (git), and what it imports."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
+    """Silence the harness: its loggers, its bars, the programs that it starts (git), and what it imports."""
+    sys.stderr.flush()
+    disabled, stderr = logging.root.manager.disable, os.dup(2)
+    logging.disable(logging.WARNING)
     try:
-        with _no_stderr(), warnings.catch_warnings():
+        # not redirected to the file: a log handler that is made here keeps its stream when the file is closed
+        with open(os.devnull, "w") as nowhere, redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            os.dup2(nowhere.fileno(), 2)  # what other programs write
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Discard what this process and its children write to standard error."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(io.StringIO()):
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        logging.disable(disabled)
 
 
 def _harness() -> tuple[Any, Any, Any]:
