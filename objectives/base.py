@@ -117,6 +117,10 @@ class Context(Generic[M_co]):
             raise RuntimeError("No network is trained beside the model. Build the module with training.build_module.")
         return self.auxiliary
 
+    def key(self, name: str, batch: Batch) -> tuple[str, str, int]:
+        """Return the key in ``shared`` of what one term leaves for another in this very batch."""
+        return name, self.split, id(batch)
+
     def teacher(self) -> M_co:
         """Return the frozen model that the target was distilled from, or the target if it was not distilled."""
         return (self.distilled_from or self.reference)()

@@ -175,14 +175,7 @@ class OrthoGrad(Combination):
             raise ValueError(f"alpha is {self.alpha}; it must lie in [0, 1]")
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
-        """Overwrite ``retain`` with alpha g_r + (1 - alpha) g_f'.
-
-        Args:
-            forget: gradient of the forget loss; overwritten.
-            retain: gradient of the retain loss.
-            state: not used.
-            samples: gradient of each retain sample, at any scale; overwritten.
-        """
+        """Overwrite ``retain`` with alpha g_r + (1 - alpha) g_f'; ``samples``, of any scale, are overwritten too."""
         if not samples:
             raise ValueError("orthograd needs the gradient of every retain sample")
         basis: list[tuple[Sequence[Tensor], Tensor]] = []

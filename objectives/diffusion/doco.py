@@ -81,7 +81,7 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the cross-entropy of D(x_0) with 0, (B,); diagnostics: the share of patches taken for the anchor's."""
         # D's own step, just before, has left the estimate; in a warm-up, or where D was rebuilt, there is none
-        estimate = context.shared.pop(_key(batch, context), None)
+        estimate = context.shared.pop(context.key("estimate", batch), None)
         if estimate is None:
             found = self.states(model, batch, context)
             estimate = self.estimate(model, found, found.condition)
@@ -99,11 +99,7 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminates(Objective[PipelineDenoiser]):
-    """The discriminator's own loss; it leaves the model's estimates for the model's loss.
-
-    Args:
-        term: the model's.
-    """
+    """The discriminator's own loss; it leaves the model's estimates for the model's loss."""
 
     term: DoCo
 
@@ -117,7 +113,7 @@ class Discriminates(Objective[PipelineDenoiser]):
         assert found.anchor is not None  # ``prepare`` has refused items without an anchor
         estimate = self.term.estimate(model, found, found.condition)
         if estimate.requires_grad and context.step >= 0:  # below 0 D warms up, and no step of the model follows
-            context.shared[_key(batch, context)] = estimate
+            context.shared[context.key("estimate", batch)] = estimate
         with torch.no_grad():
             anchor = self.term.estimate(context.reference(), found, found.anchor)
         of_anchor, of_concept = context.beside()(torch.cat([anchor, estimate.detach()])).chunk(2)
@@ -158,8 +154,3 @@ class PatchDiscriminator(nn.Module):
 
 
 _mean = partial(torch.mean, dim=(1, 2, 3))
-
-
-def _key(batch: Batch, context: Context[PipelineDenoiser]) -> tuple[str, str, int]:
-    """Return the key of the estimates made for this very batch in this step."""
-    return ("estimate", context.split, id(batch))

@@ -117,11 +117,7 @@ class KPOP(NoisyStateObjective[PipelineDenoiser]):
 
 @dataclass(frozen=True, kw_only=True)
 class Recover(Objective[PipelineDenoiser]):
-    """The key's loss: with it behind the prompt, the score at the concept is the target's.
-
-    Args:
-        term: the model's.
-    """
+    """The key's loss: with it behind the prompt, the score at the concept is the target's."""
 
     term: KPOP
 

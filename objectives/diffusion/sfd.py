@@ -21,7 +21,7 @@ from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.protocols import PipelineDenoiser
 from unlearn.models.feature_extractors.classifiers import Features, features_for
 from unlearn.objectives.base import AuxiliaryNetwork, Context, Objective, Values
-from unlearn.objectives.diffusion.noisy_states import mean_square
+from unlearn.objectives.diffusion.noisy_states import check_anchors, mean_square
 
 Override = Literal["itself", "anchor", "random", "likeliest", "drawn"]
 """What the teacher is conditioned on: the item's own condition; its anchor; one of the other words by chance; the word
@@ -138,11 +138,9 @@ class SFD(Objective[PipelineDenoiser]):
     @typing_extensions.override
     def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
         """Find the words that may take an item's place; refuse what the data or the model cannot give."""
-        how, split = self._how(context), context.splits[context.split]
+        how = self._how(context)
         if how == "anchor":
-            lacking = split.ids[~split.dataset.having_form("anchor")[split.ids]]
-            if len(lacking):  # raises the dataset's own error, which names the item
-                split.dataset.form("anchor", lacking[:1])
+            check_anchors(context)
         elif how != "itself":
             words = self.overrides or sorted(_labels(context, "retain") - _labels(context, "forget") - {""})
             if not words:
@@ -163,7 +161,7 @@ class SFD(Objective[PipelineDenoiser]):
         """Return the generator's loss, (B,); diagnostics: the distance of the two scores, and omega."""
         fake: PipelineDenoiser = context.beside()
         condition, teacher = model.condition(batch), context.teacher()
-        drawn = context.shared.pop(_key(batch, context), None)  # left by psi's step, in the same batch
+        drawn = context.shared.pop(context.key("drawn", batch), None)  # left by psi's step, in the same batch
         x0 = self.drawn(model, batch, context) if drawn is None else drawn
         x, t, _ = self.noised(model, batch, x0, context)
         # SiD takes the gradient through x_t into both estimates, Diff-Instruct takes it at x_0 alone
@@ -228,11 +226,7 @@ class SFD(Objective[PipelineDenoiser]):
 
 @dataclass(frozen=True, kw_only=True)
 class FakeScore(Objective[PipelineDenoiser]):
-    """The fake score's own loss on what the generator draws; it leaves the drawn items for the generator's loss.
-
-    Args:
-        term: the generator's.
-    """
+    """The fake score's own loss on what the generator draws; it leaves the drawn items for the generator's loss."""
 
     term: SFD
 
@@ -245,7 +239,7 @@ class FakeScore(Objective[PipelineDenoiser]):
         with torch.set_grad_enabled(keeps):
             x0 = term.drawn(model, batch, context)
         if keeps:
-            context.shared[_key(batch, context)] = x0
+            context.shared[context.key("drawn", batch)] = x0
         x, t, noise = term.noised(model, batch, x0.detach(), context)
         dropped = context.randomness.child("drop").uniform(ids, ()) < term.drop
         score = _guided(fake, x, t, model.condition(batch), dropped, term.guidance)
@@ -289,11 +283,6 @@ def _copy(network: N, chosen: Callable[[str, nn.Parameter], bool]) -> N:
 @torch.no_grad()
 def _distance(f_phi: Tensor, x0: Tensor) -> Tensor:
     return (f_phi - x0).abs().flatten(1).mean(dim=1).clamp(min=SMALLEST)
-
-
-def _key(batch: Batch, context: Context[PipelineDenoiser]) -> tuple[str, str, int]:
-    """Return the key of the items drawn for this very batch in this step."""
-    return ("drawn", context.split, id(batch))
 
 
 def _labels(context: Context[PipelineDenoiser], split: str) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,10 @@ class Asked:
     guide: str = ""
     guide_subject: int = 0
 
+    def guided(self, before: str, anchor: str, behind: str) -> Asked:
+        """Return the same prompt with a guide that has the anchor's words between these two parts."""
+        return replace(self, guide=f"{before}{anchor}{behind}", guide_subject=len(before) + len(anchor))
+
 
 def text_to_image(model: Denoises, part: str) -> Diffusion:
     """Return the model, which has cross-attention to prompts. Raises RecipeError where it has none."""
@@ -53,7 +57,7 @@ def text_to_image(model: Denoises, part: str) -> Diffusion:
 def keys_and_values(model: Diffusion, part: str) -> dict[str, nn.Linear]:
     """Return the linear maps to keys and values of every cross-attention, by name.
 
-    A map under an adapter is returned as it is without it; ``effective`` tells what it does with it.
+    A map under an adapter is returned without it; ``effective`` gives what the two do together.
 
     Raises:
         RecipeError: none takes what the text encoder gives.
@@ -91,18 +95,16 @@ def asked(concepts: Sequence[Concept], captions: Sequence[str]) -> list[Asked]:
     """Return the prompts that ask for concepts: one per template, and the captions that name one."""
     found = []
     for concept in concepts:
+        anchor = concept.anchor
         for template in concept.templates:
             before, behind = template.split("{}")
-            guide = "" if concept.anchor is None else f"{before}{concept.anchor}{behind}"
-            end = 0 if concept.anchor is None else len(before) + len(concept.anchor)
-            found.append(Asked(f"{before}{concept.name}{behind}", len(before) + len(concept.name), guide, end))
+            entry = Asked(f"{before}{concept.name}{behind}", len(before) + len(concept.name))
+            found.append(entry if anchor is None else entry.guided(before, anchor, behind))
         for caption in captions:
-            if named := list(_named(concept.name, caption)):
+            if named := _named(concept.name, caption):  # the last of its names is the subject
                 before, behind = caption[: named[-1].start()], caption[named[-1].end() :]
-                before = before if concept.anchor is None else concept.anchored(before)
-                guide = "" if concept.anchor is None else f"{before}{concept.anchor}{behind}"
-                end = 0 if concept.anchor is None else len(before) + len(concept.anchor)
-                found.append(Asked(caption, named[-1].end(), guide, end))
+                entry = Asked(caption, named[-1].end())
+                found.append(entry if anchor is None else entry.guided(concept.anchored(before), anchor, behind))
     return list(dict.fromkeys(found))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class RECE(Edit[Denoises]):
             found = regenerating(now, first, rows.inputs, self.reg)
             left = (found - rows.inputs).norm() / rows.inputs.norm()
             log.info("round %d: the embeddings that bring the concept back lie %.3g of its length away", number, left)
-            self.uce.edit(result, layers, rows.with_inputs(found), kept)
+            self.uce.edit(result, layers, replace(rows, inputs=found), kept)
         return result
 
 

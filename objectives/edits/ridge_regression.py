@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
@@ -48,10 +48,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def with_inputs(self, inputs: Tensor) -> Self:
-        """Return the same requests for other inputs (R, n)."""
-        return replace(self, inputs=inputs)
-
 
 @dataclass
 class Kept:
@@ -60,7 +56,7 @@ class Kept:
     Args:
         gram: sum_j w_j r_j r_j^T, (n, n) float64.
         count: number of inputs.
-        mark: (n,) float64, an input that tells whose inputs these are; a file of others is refused.
+        mark: (n,) float64, an input by which its encoder is known; a file of others is refused.
     """
 
     gram: Tensor

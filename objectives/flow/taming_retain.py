@@ -62,6 +62,7 @@ class TamingRetain(Objective[HasLikelihood]):
             )
         mean, std = _moments(values, weights)
         log = _detached_log if self.variant == "released" else torch.log
+        # column 0 is the model (T), column 1 the target (B)
         forward = log(std[0] / std[1]) + _fit(std[1], mean[1], std[0], mean[0])
         reverse = log(std[1] / std[0]) + _fit(std[0], mean[0], std[1], mean[1])
         kl = {"forward": forward, "reverse": reverse, "both": forward + reverse}[self.direction]

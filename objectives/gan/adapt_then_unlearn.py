@@ -131,11 +131,7 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapts(Objective[AdversarialGenerator]):
-    """The copies' own losses and their discriminators', in one sum: each gradient reaches its own network alone.
-
-    Args:
-        term: whose copies they are.
-    """
+    """The copies' own losses and their discriminators', in one sum: each gradient reaches its own network alone."""
 
     term: AdaptThenUnlearn
 
@@ -172,12 +168,7 @@ class Adapts(Objective[AdversarialGenerator]):
 
 
 class Pair(nn.Module):
-    """A copy of a generator, of which the same parameters are trained, and a discriminator.
-
-    Args:
-        model: what is copied.
-        randomness: of the discriminator.
-    """
+    """A copy of a generator, of which the same parameters are trained, and a new discriminator."""
 
     def __init__(self, model: AdversarialGenerator, randomness: Randomness) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ class Direction:
 
     Args:
         axis: (D,), of length 1.
-        border: projection that tells latents with from latents without.
+        border: projection that separates latents with from latents without.
         without: mean projection of those without.
     """
 
@@ -55,7 +55,7 @@ def priors(model: ImageGenerator, context: Context[ImageGenerator], samples: int
 def find(
     model: ImageGenerator,
     context: Context[ImageGenerator],
-    judge: ForgetClassifier,
+    classifier: ForgetClassifier,
     samples: int,
     way: Way,
     space: Space,
@@ -65,7 +65,7 @@ def find(
     Args:
         model: the target.
         context: of the term.
-        judge: the classifier.
+        classifier: says which images show it.
         samples: number of images that are classified.
         way: ``mean_difference``: from the mean of the latents without to that of those with, the border half-way;
             ``hyperplane``: the normal of a linear support vector machine, and its plane.
@@ -78,7 +78,7 @@ def find(
     def likely(part: Tensor) -> Tensor:
         latents = prior(model, part.to(context.device), space, context.randomness.seed)
         w = model.mapping(latents) if space == "z" else latents
-        return judge.probability(model, model.synthesis(w), context)
+        return classifier.probability(model, model.synthesis(w), context)
 
     with torch.no_grad():
         shown = context.map_ids(likely, torch.arange(samples), batch_size=32).cpu() > 0.5

@@ -66,7 +66,7 @@ class LatentProjection(Objective[ImageGenerator]):
     )
 
     @property
-    def judge(self) -> ForgetClassifier:
+    def forget_classifier(self) -> ForgetClassifier:
         """The classifier that says what images show."""
         return ForgetClassifier(self.classifier, self.label)
 
@@ -74,7 +74,7 @@ class LatentProjection(Objective[ImageGenerator]):
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Refuse nets that do not take such images, and a classifier that knows nothing of what is forgotten."""
         self.likeness.check(splits[split].dataset.info)
-        self.judge.check(splits)
+        self.forget_classifier.check(splits)
 
     @override
     def prepare(self, model: ImageGenerator, context: Context[ImageGenerator]) -> None:
@@ -83,7 +83,7 @@ class LatentProjection(Objective[ImageGenerator]):
         Raises:
             RecipeError: none does, so that nothing would be forgotten.
         """
-        found = find(model, context, self.judge, self.samples, self.direction, self.space)
+        found = find(model, context, self.forget_classifier, self.samples, self.direction, self.space)
         # the aim lies ``depth`` of the way from the border to the mean of latents without
         border = found.border if self.threshold is None else self.threshold
         context.state.update(axis=found.axis, border=border, aim=border + self.depth * (found.without - border))

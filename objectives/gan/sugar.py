@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -101,7 +101,7 @@ class Sugar(IdentityReplacement):
         kept = self.likeness
         if not (kept.pixels or kept.perceptual or kept.identity):
             return None
-        return PerceptualLoss(**{**vars(kept), "features": 0.0})
+        return replace(kept, features=0.0)
 
     def surrogate_loss(self, model: ImageGenerator, w: Tensor, state: Mapping[str, Any]) -> Tensor:
         """Return L_f of latents w (B, num_ws, w_dim), (B,), for the f of a state."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor
 from typing_extensions import override
 
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
-from unlearn.models.language.answers import Answers
 from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.target_logits import (
     bucketed,
@@ -55,16 +53,12 @@ class KL(Objective[Continues]):
     def __call__(self, model: Continues, batch: Batch, context: Context[Continues]) -> Values:
         """Return the divergence per item, (B,), in nats per token."""
         answers = model.answers(batch)
-        target, own = self._log_probs(model, answers, context, batch["id"])
+        if self.top_k is None:
+            target = recall_logits(model, context, batch["id"]).log_softmax(dim=1)
+            own = answers.logits.log_softmax(dim=1)
+        else:
+            target, tokens = recall_top(context, batch["id"], self.top_k)
+            own = bucketed(answers.logits, tokens)
         divergence = F.kl_div(own, target, reduction="none", log_target=True).sum(dim=1)
         values = answers.means(divergence)
         return Values(values, {"kl": values.detach()})
-
-    def _log_probs(
-        self, model: Continues, answers: Answers, context: Context[Continues], ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the log-probs of the target and of the model, both (N, V) or (N, top_k + 1)."""
-        if self.top_k is None:
-            return recall_logits(model, context, ids).log_softmax(dim=1), answers.logits.log_softmax(dim=1)
-        target, tokens = recall_top(context, ids, self.top_k)
-        return target, bucketed(answers.logits, tokens)

@@ -1,5 +1,6 @@
 """RECE: the embeddings that bring a concept back, and their edit."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_round_by_hand_and_what_it_does() -> None:
     by_hand = small_model("text")
     layers = keys_and_values(by_hand, "test")
     uce.edit(by_hand, layers, rows, kept)
-    uce.edit(by_hand, layers, rows.with_inputs(found), kept)
+    uce.edit(by_hand, layers, replace(rows, inputs=found), kept)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(weights(after), weights(by_hand), strict=True))
 
     def regenerated(maps: list[Tensor]) -> float:
