@@ -36,8 +36,8 @@ class CombinedLogitsConfig(PretrainedConfig):
         self.base, self.reinforced, self.alpha = base or {}, reinforced or {}, alpha
         for name in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, self.base.get(name))
-        layers = [part.get("num_hidden_layers", 0) for part in (self.base, self.reinforced)]
-        kwargs["num_hidden_layers"] = sum(layers)  # one cache holds the layers of both
+        parts = (self.base, self.reinforced)
+        kwargs["num_hidden_layers"] = sum(part.get("num_hidden_layers", 0) for part in parts)  # in one cache
         super().__init__(**kwargs)
 
 
@@ -56,8 +56,8 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CombinedLogitsConfig) -> None:
         super().__init__(config)
-        self.base = AutoModelForCausalLM.from_config(_config(config.base))
-        self.reinforced = AutoModelForCausalLM.from_config(_config(config.reinforced))
+        self.base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.base))
+        self.reinforced = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.reinforced))
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -129,11 +129,6 @@ class CombinedHead(nn.Module):
         base: Tensor = self.base(states[..., : self.width])
         raised = torch.relu(self.reinforced(states[..., self.width :]) - base)
         return base - self.alpha * raised  # eq. 1
-
-
-def _config(content: dict[str, Any]) -> PretrainedConfig:
-    given = dict(content)
-    return AutoConfig.for_model(given.pop("model_type"), **given)
 
 
 def _split(cache: Cache | None, first: int, both: int) -> tuple[Cache | None, Cache | None]:

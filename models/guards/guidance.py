@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class SafeLatentDiffusion(Guard[Guidable]):
     prompts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("level", get_args(Level)), ("bound", ("above", "below"))):
+        for name, allowed in (("level", LEVELS), ("bound", ("above", "below"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         for name in ("scale", "threshold", "momentum_scale", "warmup", "momentum_beta"):
@@ -213,14 +213,12 @@ def _check_fits(model: object, name: str) -> None:
     if not isinstance(model, Guidable):
         raise RecipeError(f"guard={name} steers the samples of a diffusion model; this is a {type(model).__name__}.")
     if model.settings.one_step is not None:
-        raise RecipeError(
-            f"guard={name} steers the steps of samples, and a one-step generator has none. Type guard=null."
-        )
+        raise RecipeError(f"guard={name} steers steps of samples, and a one-step generator has none. Type guard=null.")
 
 
 def _prompts(splits: Mapping[str, Split]) -> list[str]:
     """Return the prompts of the data's concepts. Raises RecipeError where there is none."""
-    concepts: list[Concept] = list(getattr(splits["forget"].dataset, "concepts", ()))
+    concepts: Sequence[Concept] = getattr(splits["forget"].dataset, "concepts", ())
     if not concepts:
         raise RecipeError(
             "The data names no concept to guard. Type guard.prompts=[PROMPT], or data.concepts=[{name: NAME}]."
