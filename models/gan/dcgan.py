@@ -48,10 +48,6 @@ class DCGAN(nn.Module):
         """Return z, which is its own w."""
         return z
 
-    def broadcast(self, w: Tensor) -> Tensor:
-        """Return (B, 1, z_dim)."""
-        return w if w.dim() == 3 else w[:, None]
-
     def synthesis(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return images (B, C, 64, 64) in [-1, 1] and the last features (B, width, 32, 32); it has no noise."""
         features = self.main[:-2](ws[:, 0, :, None, None])

@@ -121,6 +121,10 @@ class LatentGenerator(Wrapper):
         """Map z (B, z_dim) to w (B, w_dim); for a DCGAN z itself."""
         return self.generator.mapping(z)
 
+    def broadcast(self, w: Tensor) -> Tensor:
+        """Return one w per layer, (B, num_ws, w_dim); w is (B, w_dim), or has one per layer already."""
+        return w if w.dim() == 3 else w[:, None].expand(-1, self.num_ws, -1)
+
     def noises(self, ids: Tensor, randomness: Randomness) -> list[Tensor]:
         """Return normal noise for every layer, (B, 1, r, r) each, one per id; none for a DCGAN."""
         stream = randomness.child("noise")
@@ -142,12 +146,12 @@ class LatentGenerator(Wrapper):
 
     def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return the images and the last features of one forward pass; arguments as ``synthesis``."""
-        images, features = self.generator.synthesis(self.generator.broadcast(w), noise)
+        images, features = self.generator.synthesis(self.broadcast(w), noise)
         return images, features
 
     def truncated(self, w: Tensor) -> Tensor:
         """Return w_avg + psi (w - w_avg), (B, num_ws, w_dim), psi that of samples (StyleGAN, 2019, appendix B)."""
-        ws = self.generator.broadcast(w)
+        ws = self.broadcast(w)
         if self.truncation == 1:
             return ws  # without measuring the mean
         mean = self.w_avg
@@ -200,11 +204,11 @@ class LatentGenerator(Wrapper):
         Karras et al., StyleGAN, 2019, section 3.1, arXiv:1812.04948).
         """
         w = self.mapping(self.latent(ids, randomness))
-        ws = self.generator.broadcast(w)
+        ws = self.broadcast(w)
         if not self.mixing or self.num_ws < 2:
             return ws
         stream = randomness.child("mixing")
-        other = self.generator.broadcast(self.mapping(self.latent(ids, stream)))
+        other = self.broadcast(self.mapping(self.latent(ids, stream)))
         first = 1 + stream.child("layer").integers(ids, self.num_ws - 1, ())
         # first = num_ws: no layer takes the second w
         first = torch.where(stream.child("share").uniform(ids, ()) < self.mixing, first, self.num_ws)

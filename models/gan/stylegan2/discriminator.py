@@ -105,6 +105,6 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return how real images (B, channels, size, size) in [-1, 1] look, (B,), as a logit."""
         x = images
-        for side in reversed(self.shape.sides[1:]):
-            x = self.get_submodule(f"b{side}")(x)
-        return cast(Tensor, self.b4(x)).squeeze(1)
+        for level in self.children():  # the largest first
+            x = level(x)
+        return x.squeeze(1)

@@ -91,7 +91,6 @@ class Mapping(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.depth = shape.layers
         for index in range(shape.layers):
             inputs = shape.w_dim if index else shape.z_dim
             self.add_module(f"fc{index}", Linear(inputs, shape.w_dim, "lrelu", lr=shape.mapping_lr))
@@ -100,8 +99,8 @@ class Mapping(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, z_dim) to w (B, w_dim)."""
         x = normalised(exact(z))
-        for index in range(self.depth):
-            x = self.get_submodule(f"fc{index}")(x)
+        for layer in self.children():
+            x = layer(x)
         return x
 
 
@@ -192,7 +191,7 @@ class Level(nn.Module):
         return [self.conv1] if self.first else [self.conv0, self.conv1]
 
     def forward(
-        self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: list[Tensor | None], fused: bool
+        self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: Sequence[Tensor | None], fused: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the features (B, C, side, side) and the image so far, in single precision or better.
 
@@ -228,15 +227,13 @@ class Synthesis(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
         self.fused: bool | None = None
         for side in shape.sides:
             self.add_module(f"b{side}", Level(shape, side))
 
     def levels(self) -> Iterator[Level]:
         """Yield the levels, the smallest first."""
-        for side in self.shape.sides:
-            yield cast(Level, self.get_submodule(f"b{side}"))
+        yield from cast(Iterator[Level], self.children())
 
     def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
         """Return images (B, channels, size, size), about in [-1, 1], and the last features (B, C, size, size).
@@ -249,16 +246,17 @@ class Synthesis(nn.Module):
         fused = ws.is_cuda or len(ws) == 1 if self.fused is None else self.fused
         x: Tensor | None = None
         image: Tensor | None = None
-        start, used = 0, 0  # the ws of two levels overlap by one, their noise does not
+        start = 0
         for level in self.levels():
             convs = level.convs()
-            own: list[Tensor | None] = [None] * len(convs)
+            end = start + len(convs)
+            own: Sequence[Tensor | None] = [None] * len(convs)
             if noise == "const":
                 own = [conv.noise_const for conv in convs]
             elif noise != "none":
-                own = list(noise[used : used + len(convs)])
-            x, image = level(x, image, ws[:, start : start + len(convs) + 1], own, fused)
-            start, used = start + len(convs), used + len(convs)
+                own = noise[start:end]
+            x, image = level(x, image, ws[:, start : end + 1], own, fused)  # the ws of two levels overlap by one
+            start = end
         return cast(Tensor, image), cast(Tensor, x)
 
 
@@ -297,10 +295,6 @@ class Generator(nn.Module):
         """Return the fields of its shape."""
         return asdict(self.shape)
 
-    def broadcast(self, w: Tensor) -> Tensor:
-        """Return one w per layer, (B, num_ws, w_dim); w is (B, w_dim), or has one per layer already."""
-        return w if w.dim() == 3 else w[:, None].expand(-1, self.shape.num_ws, -1)
-
     def forward(self, z: Tensor, noise: Noise = "const") -> Tensor:
         """Return the images (B, channels, size, size) of z (B, z_dim)."""
-        return cast(Tensor, self.synthesis(self.broadcast(self.mapping(z)), noise)[0])
+        return cast(Tensor, self.synthesis(self.mapping(z)[:, None].expand(-1, self.num_ws, -1), noise)[0])

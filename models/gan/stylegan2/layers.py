@@ -49,16 +49,8 @@ def filtered(x: Tensor, kernel: Tensor, padding: int, stride: int = 1, gain: flo
 
 
 def upsampled(x: Tensor, kernel: Tensor) -> Tensor:
-    """Put a zero after every value in both directions and filter with gain 4, which keeps the mean.
-
-    Args:
-        x: (B, C, H, W).
-        kernel: (4, 4), of sum 1.
-
-    Returns:
-        (B, C, 2 H, 2 W).
-    """
-    # three of four values are zeros after the insertion, hence the gain of 4
+    """Double the sides of x (B, C, H, W): a zero after every value in both directions, and a kernel (4, 4) of sum 1."""
+    # three of four values are zeros after the insertion, hence the gain of 4, which keeps the mean
     weight = (kernel * 4).to(x.dtype).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 

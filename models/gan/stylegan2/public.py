@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unlearn.core.errors import RecipeError, shorten
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
@@ -78,23 +78,20 @@ def flattened(network: Persistent, most: int) -> StoredNetwork:
         network: what was read.
         most: bytes of the file, and so of all tensors' storages.
     """
-    stored = StoredNetwork({}, {})
+    stored, left = StoredNetwork({}, {}), most
     seen: set[int] = set()
-    left = most
     waiting: list[tuple[str, Any]] = [("", network)]
     while waiting:
         prefix, module = waiting.pop()
         if not isinstance(module, Persistent) or id(module) in seen or prefix.count(".") > MOST_DEPTH:
             raise _Misfit("its modules are of an unknown kind, nested too deeply, or in one another")
         seen.add(id(module))
-        for group in ("_parameters", "_buffers"):
-            for name, value in _mapping(module, group).items():
-                if value is None:
-                    continue
-                if not isinstance(value, Strided):
-                    raise _Misfit(f"{_within(prefix, name)} is no tensor")
+        for name, value in {**_mapping(module, "_parameters"), **_mapping(module, "_buffers")}.items():
+            if isinstance(value, Strided):
                 left -= len(value.storage.data)
                 stored.weights[_within(prefix, name)] = value
+            elif value is not None:
+                raise _Misfit(f"{_within(prefix, name)} is no tensor")
         if left < 0:
             raise _Misfit("its tensors have more values than the file")
         for name, value in module.state.items():
@@ -172,6 +169,5 @@ def _loaded(kind: type[Network], shape: Shape, stored: StoredNetwork, name: str)
             f"{len(differ)} weights of {name} differ in name or shape from those of its kind, e.g. {differ[0]}"
         )
     network = empty.to_empty(device="cpu")
-    weights: dict[str, Tensor] = {key: value.tensor() for key, value in stored.weights.items()}
-    network.load_state_dict(weights)
+    network.load_state_dict({key: value.tensor() for key, value in stored.weights.items()})
     return network.eval()

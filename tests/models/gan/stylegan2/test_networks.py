@@ -84,7 +84,7 @@ def test_a_layer_has_the_size_of_printed_summaries() -> None:
 def test_shapes() -> None:
     model, z = generator(), latents()
     w = model.mapping(z)
-    image, features = model.synthesis(model.broadcast(w))
+    image, features = model.synthesis(w[:, None].expand(-1, model.num_ws, -1))
     assert w.shape == (2, 8) and image.shape == (2, 3, 16, 16) and features.shape == (2, 8, 16, 16)
     torch.testing.assert_close(model(z), image)
     assert discriminator()(image).shape == (2,)
@@ -114,7 +114,7 @@ def test_the_mapping_by_hand() -> None:
 def test_every_w_reaches_its_layers_and_no_earlier_ones() -> None:
     """Layer k's w is read by convolution k; odd ones also make the share of the image of the level before."""
     model = generator()
-    ws = model.broadcast(model.mapping(latents())).clone().requires_grad_()
+    ws = model.mapping(latents())[:, None].expand(-1, model.num_ws, -1).clone().requires_grad_()
     readers: dict[str, Tensor] = {}
     for name, module in model.synthesis.named_modules():
         if name.endswith("affine"):
@@ -187,7 +187,7 @@ def test_r1_and_path_length_have_gradients() -> None:
         return gradient.square().sum()
 
     def path_length() -> Tensor:
-        ws = model.broadcast(model.mapping(z)).clone().requires_grad_()
+        ws = model.mapping(z)[:, None].expand(-1, model.num_ws, -1).clone().requires_grad_()
         image, _ = model.synthesis(ws)
         (gradient,) = torch.autograd.grad((image * real).sum(), ws, create_graph=True)
         return gradient.square().sum(dim=2).mean(dim=1).sqrt().sum()
@@ -216,7 +216,7 @@ def test_fused_is_unfused() -> None:
     """On a CPU several items are not fused, whose features have their channels last; one item is."""
     model, z = generator().float(), latents().float()
     plain = model(z)
-    features = model.synthesis(model.broadcast(model.mapping(z)))[1]
+    features = model.synthesis(model.mapping(z)[:, None].expand(-1, model.num_ws, -1))[1]
     assert features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
     alone = model(z[:1])
     model.synthesis.fused = True
@@ -238,7 +238,7 @@ def test_autocast_in_bfloat16_stays_near_and_has_gradients() -> None:
     model, judge, z = generator().float(), discriminator().float(), latents(4).float()
     exact = model(z)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        image, features = model.synthesis(model.broadcast(model.mapping(z)))
+        image, features = model.synthesis(model.mapping(z)[:, None].expand(-1, model.num_ws, -1))
         logit = judge(image)
     assert features.dtype == torch.bfloat16 and image.dtype == torch.float32
     assert (image - exact).abs().max() < 0.05 * exact.abs().max()
