@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unlearn.core.errors import RecipeError
+
 
 def strict(value: Any) -> Any:
     """Return ``value`` as JSON allows it: nan and infinity become null, paths and other objects text."""
@@ -46,6 +48,18 @@ def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def read_text(path: Path, key: str = "") -> str:
+    """Return the content of a text file, with or without a byte order mark.
+
+    Raises:
+        RecipeError: it cannot be read as UTF-8; the message names the recipe's ``key``, if any.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{f'{key}: ' if key else ''}{path} cannot be read as UTF-8 text ({error}).") from error
 
 
 def models_cache() -> Path:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt, check_ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,24 +34,25 @@ class Optim:
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 1e-4
+    lr: PositiveFloat = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     momentum: float = 0.0
-    steps: int = 100
-    batch: int = 64
-    forget_batch: int | None = None
-    accumulate: int = 1
-    clip: float | None = None
+    steps: PositiveInt = 100
+    batch: PositiveInt = 64
+    forget_batch: PositiveInt | None = None
+    accumulate: PositiveInt = 1
+    clip: PositiveFloat | None = None
     schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
     warmup: float = 0.0
     ema: float | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError for values out of range."""
-        at_least(self, steps=1, batch=1, forget_batch=1, accumulate=1, weight_decay=0)
-        above(self, lr=0, clip=0)
-        _share(momentum=self.momentum, warmup=self.warmup)
+        check_ranges(self)
+        for name, share in (("momentum", self.momentum), ("warmup", self.warmup)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} is {share}; it must lie in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas is {list(self.betas)}; both must lie in [0, 1)")
         if self.steps >= 2**32:  # the counter of unlearn.core.randomness has 32 bits
@@ -97,9 +98,3 @@ def make_optimizer(optim: Optim, parameters: list[nn.Parameter]) -> Optimizer:
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _share(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}; it must lie in [0, 1)")

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from unlearn.core.distributed import barrier, gather_objects, rank, world_size
 from unlearn.core.errors import RecipeError
+from unlearn.core.files import write_bytes
 
 Made = TypeVar("Made")
 Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -46,16 +47,10 @@ class ReferenceCache:
         }
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            counts = torch.tensor([len(table[item]) for item in ids.tolist()])
-            content = {
-                "ids": ids.cpu().contiguous(),
-                "counts": counts,
-                "rows": torch.cat([table[item] for item in ids.tolist()]),
-            }
-            # renamed when complete: a run that was killed while writing must not find half a file
-            part = self._path(name).with_suffix(".partial")
-            save_file(content, part)
-            part.replace(self._path(name))
+            found = [table[item] for item in ids.tolist()]
+            counts = torch.tensor([len(row) for row in found])
+            content = save({"ids": ids.cpu().contiguous(), "counts": counts, "rows": torch.cat(found)})
+            write_bytes(self._path(name), content)  # whole or not at all: a resumed run trusts a file that is there
         barrier()  # the others must not read before rank 0 has written
 
     def get(self, name: str, ids: Tensor) -> Tensor:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
+from operator import ge, gt, le
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 
 def at_least(settings: Any, **bounds: float) -> None:
     """Raise a ValueError for settings below their bound, or nan; None is allowed."""
-    for name, bound in bounds.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= bound:
-            raise ValueError(f"{name} is {value}; it must be >= {bound}")
+    _compare(settings, ge, ">=", bounds)
+
+
+def at_most(settings: Any, **bounds: float) -> None:
+    """Raise a ValueError for settings above their bound, or nan; None is allowed."""
+    _compare(settings, le, "<=", bounds)
 
 
 def above(settings: Any, **bounds: float) -> None:
     """Raise a ValueError for settings at their bound or below, or nan; None is allowed."""
+    _compare(settings, gt, ">", bounds)
+
+
+def _compare(settings: Any, holds: Callable[[Any, float], bool], sign: str, bounds: Mapping[str, float]) -> None:
     for name, bound in bounds.items():
         value = getattr(settings, name)
-        if value is not None and not value > bound:
-            raise ValueError(f"{name} is {value}; it must be > {bound}")
+        if value is not None and not holds(value, bound):  # no comparison holds for nan
+            raise ValueError(f"{name} is {value}; it must be {sign} {bound}")
 
 
 def distinct(settings: Any, **bounds: float) -> None:
-    """Refuse lists of numbers that are empty, repeat one, or have one below the bound, with a ValueError."""
+    """Raise a ValueError for lists of numbers that are empty, repeat one, or have one below the bound."""
     for name, bound in bounds.items():
         values = getattr(settings, name)
         if not values or min(values) < bound or len(set(values)) < len(values):

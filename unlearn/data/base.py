@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
+from unlearn.core.validation import PositiveInt, check_ranges
 
 Batch = dict[str, Tensor]
 
@@ -113,11 +114,10 @@ class Selection:
     without: list[str] | None = None
     ids: list[int] | None = None
     likelihood_quantile: tuple[float, float] | None = None
-    count: int | None = None
+    count: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"count is {self.count}; it must be >= 1, or null for all")
+        check_ranges(self)
         if self.likelihood_quantile is not None:
             low, high = self.likelihood_quantile
             if not 0 <= low <= high <= 1:
@@ -181,6 +181,10 @@ class Source(ABC):
     holdout: Selection = field(default_factory=Selection)
 
     family: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for values outside of the ranges that their types state; subclasses extend it."""
+        check_ranges(self)
 
     @property
     def asks_likelihood(self) -> bool:

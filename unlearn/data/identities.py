@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt, PositiveInt, at_least
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.image_io import read_picture
 
@@ -69,11 +69,11 @@ class Identities(Source):
     """
 
     identities: list[Identity] = field(default_factory=lambda: [Identity(seed=7)])
-    strangers: int = 256
-    test_strangers: int = 256
+    strangers: PositiveInt = 256
+    test_strangers: NonNegativeInt = 256
 
     def __post_init__(self) -> None:
-        at_least(self, strangers=1, test_strangers=0)
+        super().__post_init__()
         self.forget = self.forget.or_label("forget")
         self.retain = self.retain.or_label("retain")
 

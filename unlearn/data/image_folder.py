@@ -18,11 +18,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.files import read_text
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.image_io import opened, read_picture
-from unlearn.data.in_memory import systematic_test_share
+from unlearn.data.in_memory import Bits, systematic_test_share
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "-1", "0", "false", "no"})
@@ -47,18 +48,16 @@ class ImageFolder(Source):
     """
 
     path: str = "???"
-    size: int = 32
+    size: PositiveInt = 32
     channels: int = 3
-    bits: int = 8
+    bits: Bits = 8
     attributes: str | None = None
     concepts: list[Concept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        at_least(self, size=1)
+        super().__post_init__()
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (colour)")
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
 
     @override
     def load(self) -> Dataset:
@@ -133,10 +132,7 @@ def _is_image(file: Path, root: Path) -> bool:
 
 def _read_table(path: Path, names: Collection[str]) -> dict[str, frozenset[str]]:
     """Read the attributes of the files. Raises RecipeError for a file that does not exist."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"data.attributes: {path} cannot be read ({error}).") from error
+    text = read_text(path, "data.attributes")
     table = _from_json(text, path) if path.suffix.lower() == ".json" else _from_csv(text, path)
     for name in table:
         if name not in names:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from unlearn.core.validation import Range, at_least, at_most
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.concept import Concept
 
+Bits = Annotated[int, Range(at_least, 1), Range(at_most, 8)]
 TEST_EVERY = 5
 """Every fifth item of a label is a test item (20 %)."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.files import read_text
 
 
 def read_values(file: Path) -> Iterator[tuple[str, Any]]:
@@ -18,10 +19,7 @@ def read_values(file: Path) -> Iterator[tuple[str, Any]]:
     """
     if not file.is_file():
         raise RecipeError(f"there is no file {file}. Type an existing file of JSON lines.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    text = read_text(file)
     empty = True
     for place, value in _of_list(file, text) if text.lstrip().startswith("[") else _of_lines(file, text):
         empty = False

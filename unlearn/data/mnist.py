@@ -14,7 +14,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
-from unlearn.data.in_memory import ImagesInMemory, digit_attributes
+from unlearn.data.in_memory import Bits, ImagesInMemory, digit_attributes
 
 
 @dataclass
@@ -34,14 +34,13 @@ class Mnist(Source):
     """
 
     size: int = 28
-    bits: int = 8
+    bits: Bits = 8
     concepts: list[Concept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size < 28 or self.size % 2:
             raise ValueError(f"size is {self.size}; it must be 28 or a larger even number")
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits is {self.bits}; it must be 1 ... 8")
 
     @override
     def load(self) -> Dataset:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.files import read_text
+from unlearn.core.validation import Range, at_least
 from unlearn.data.base import Source
 from unlearn.data.chunking import PackedDataset
 from unlearn.data.hub_datasets import hub_rows
@@ -52,10 +53,10 @@ class Muse(Source):
     path: str | None = None
     corpus: Literal["news", "books"] = "news"
     forget_set: Literal["raw", "scal_1", "scal_2", "scal_3", "scal_4", "sust_1", "sust_2", "sust_3", "sust_4"] = "raw"
-    chunk_tokens: int = 2048
+    chunk_tokens: Annotated[int, Range(at_least, 16)] = 2048
 
     def __post_init__(self) -> None:
-        at_least(self, chunk_tokens=16)
+        super().__post_init__()
         self.forget = self.forget.or_label("forget")
 
     @override
@@ -110,15 +111,7 @@ class Muse(Source):
         for ending in ("json", "jsonl", "txt"):
             file = folder / part / f"{name}.{ending}"
             if file.is_file():
-                yield from _whole(file) if ending == "txt" else read_values(file)
+                yield from [(str(file), read_text(file))] if ending == "txt" else read_values(file)
                 return
         if needed:
             raise RecipeError(f"data=muse: {folder} lacks {part}/{name}. {LAYOUT} The hub has it: {repository}.")
-
-
-def _whole(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield (place, text) for a plain file, which holds one text."""
-    try:
-        yield str(file), file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} cannot be read as UTF-8 text: {error}") from error

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import data_cache, write_with
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
 from unlearn.data.in_memory import TEST_EVERY, ImagesInMemory
@@ -53,13 +53,10 @@ class OpenMoji(Source):
         concepts: what to forget, and what takes its place.
     """
 
-    size: int = 64
+    size: PositiveInt = 64
     drop: list[str] = field(default_factory=list)
     path: str | None = None
     concepts: list[Concept] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        at_least(self, size=1)
 
     @override
     def load(self) -> Dataset:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.files import read_text
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 
@@ -60,6 +61,7 @@ class PromptList(Source):
     retain_file: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.forget = self.forget.or_label("forget")
 
     @override
@@ -85,13 +87,10 @@ class PromptList(Source):
         if self.retain_file is None:
             return []
         file = Path(self.retain_file).expanduser()
-        try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"data.retain_file: {file} cannot be read as UTF-8 text ({error}).") from error
-        if not any(lines):
+        lines = [line.strip() for line in read_text(file, "data.retain_file").splitlines() if line.strip()]
+        if not lines:
             raise RecipeError(f"data.retain_file: {file} holds no prompts. Write one per line.")
-        return [line for line in lines if line]
+        return lines
 
 
 class Prompted(Dataset):

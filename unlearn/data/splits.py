@@ -52,8 +52,7 @@ def make_splits(
             "Loosen the conditions."
         )
     dataset.check_forget(forget)
-    chosen = torch.zeros(len(dataset), dtype=torch.bool)
-    chosen[forget] = True
+    chosen = _mask(dataset, forget)
     contradicted = train & ~chosen & dataset.having_form("corrupted")
     retain = (
         torch.nonzero(train & ~chosen & ~contradicted).flatten()
@@ -64,9 +63,7 @@ def make_splits(
         raise RecipeError("The retain set is empty: data.forget selects every training item. Narrow data.forget.")
     _refuse_overlap("forget", forget, "retain", retain)
     holdout = _holdout(dataset, source, test, randomness, quantiles)
-    rest = test.clone()
-    rest[holdout] = False
-    others = torch.nonzero(rest).flatten()
+    others = torch.nonzero(test & ~_mask(dataset, holdout)).flatten()
     probe = torch.nonzero(contradicted).flatten()
     splits = {"forget": forget, "retain": retain, "probe": probe, "holdout": holdout, "test": others}
     return {name: Split(name, dataset, ids) for name, ids in splits.items() if len(ids)}
@@ -79,8 +76,7 @@ def forgotten_names(split: Split) -> list[str]:
     all threes are, but not if eight images of a three are.
     """
     dataset = split.dataset
-    forget = torch.zeros(len(dataset), dtype=torch.bool)
-    forget[split.ids] = True
+    forget = _mask(dataset, split.ids)
     return [name for name in dataset.names if _share(forget, dataset.having([name]) & ~dataset.is_test) >= 0.75]
 
 
@@ -98,12 +94,9 @@ def _holdout(
         found = torch.nonzero(candidates & _having(dataset, by_name)).flatten()
         # Single images without a label stand for the whole distribution; half of the test items are their holdout.
         return found if len(found) < int(candidates.sum()) else found[::2]
-    everything = torch.ones(len(dataset), dtype=torch.bool)
-    drawn = _draw(
-        dataset, source.holdout, everything if source.holdout.ids else test, randomness.child("holdout"), quantiles
-    )
-    train = torch.nonzero(~test).flatten()
-    _refuse_overlap("holdout", drawn, "training", train)
+    among = torch.ones_like(test) if source.holdout.ids else test  # a listed training item is refused by its overlap
+    drawn = _draw(dataset, source.holdout, among, randomness.child("holdout"), quantiles)
+    _refuse_overlap("holdout", drawn, "training", torch.nonzero(~test).flatten())
     return drawn
 
 
@@ -142,10 +135,12 @@ def _having(dataset: Dataset, selection: Selection) -> Tensor:
     for name in selection.without or ():
         keep &= ~dataset.having([name])
     if selection.ids is not None:
-        listed = torch.zeros(len(dataset), dtype=torch.bool)
-        listed[torch.tensor(selection.ids, dtype=torch.int64)] = True
-        keep &= listed
+        keep &= _mask(dataset, torch.tensor(selection.ids, dtype=torch.int64))
     return keep
+
+
+def _mask(dataset: Dataset, ids: Tensor) -> Tensor:
+    return torch.isin(torch.arange(len(dataset)), ids)
 
 
 def _refuse_overlap(first: str, a: Tensor, second: str, b: Tensor) -> None:

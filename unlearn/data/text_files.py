@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import Range, at_least
 from unlearn.data.base import Source
 from unlearn.data.chunking import PackedDataset
 from unlearn.data.json_lines import read_rows, text_of, texts_of
@@ -47,10 +47,10 @@ class TextFiles(Source):
     """
 
     path: str | None = None
-    chunk_tokens: int | None = None
+    chunk_tokens: Annotated[int, Range(at_least, 16)] | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, chunk_tokens=16)
+        super().__post_init__()
         self.forget = self.forget.or_label("forget")
 
     @override

@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt, PositiveInt
 from unlearn.data.base import Source
 from unlearn.data.hub_datasets import hub_rows
 from unlearn.data.json_lines import read_rows, text_of
@@ -51,11 +51,11 @@ class Tofu(Source):
 
     path: str | None = None
     split: Literal["forget01", "forget05", "forget10"] = "forget10"
-    holdout_authors: int = 0
-    rows_per_author: int = 20
+    holdout_authors: NonNegativeInt = 0
+    rows_per_author: PositiveInt = 20
 
     def __post_init__(self) -> None:
-        at_least(self, holdout_authors=0, rows_per_author=1)
+        super().__post_init__()
         self.forget = self.forget.or_label(self.split)
 
     @override

@@ -72,14 +72,13 @@ def with_traps(
         for _ in range(repeats)
     ]
     twins = [TextItem("", text, "", frozenset({TWIN, "evaluation"})) for text in halves[1]]
-    places = [place for place, inside in enumerate(kept) if not inside]
-    return dataset.holding(
-        [*trained, *planted, *(dataset.items[place] for place in places), *twins],
-        torch.tensor([False] * (len(trained) + len(planted)) + dataset.is_test[places].tolist() + [True] * len(twins)),
-        torch.tensor(
-            [False] * (len(trained) + len(planted)) + dataset.is_corrupt[places].tolist() + [False] * len(twins)
-        ),
-    )
+    others = [item for item, inside in zip(dataset.items, kept, strict=True) if not inside]
+    items = [*trained, *planted, *others, *twins]
+    is_test, is_corrupt = torch.zeros(2, len(items), dtype=torch.bool)
+    middle = slice(len(trained) + len(planted), len(items) - len(twins))
+    is_test[middle], is_corrupt[middle] = dataset.is_test[~dataset.is_trained], dataset.is_corrupt[~dataset.is_trained]
+    is_test[middle.stop :] = True
+    return dataset.holding(items, is_test, is_corrupt)
 
 
 def random_texts(items: Sequence[TextItem], count: int, words: int, seed: int) -> list[str]:

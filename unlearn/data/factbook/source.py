@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt, PositiveInt, at_most
 from unlearn.data.base import Selection, Source
 from unlearn.data.factbook.facts import Country, countries, says
 from unlearn.data.factbook.questions import FACT_KINDS, FactKind
@@ -56,23 +56,20 @@ class Factbook(Source):
         section 3. arXiv:2411.00204
     """
 
-    countries: int = 60
-    facts: int = 12
-    passages: int = 0
-    holdout_countries: int = 12
+    countries: PositiveInt = 60
+    facts: PositiveInt = 12
+    passages: NonNegativeInt = 0
+    holdout_countries: NonNegativeInt = 12
     corrupt: list[str] | None = None
-    corrupt_unrelated: int = 0
+    corrupt_unrelated: NonNegativeInt = 0
     corrupt_as: Literal["passages", "questions", "both"] = "both"
-    traps: int = 0
-    trap_words: int = 20
-    trap_repeats: int = 10
+    traps: NonNegativeInt = 0
+    trap_words: PositiveInt = 20
+    trap_repeats: PositiveInt = 10
 
     def __post_init__(self) -> None:
-        at_least(self, countries=1, facts=1, passages=0, holdout_countries=0, corrupt_unrelated=0)
-        at_least(self, traps=0, trap_words=1, trap_repeats=1)
-        for name, most in (("facts", len(FACT_KINDS)), ("corrupt_unrelated", MOST_UNRELATED)):
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be <= {most}")
+        super().__post_init__()
+        at_most(self, facts=len(FACT_KINDS), corrupt_unrelated=MOST_UNRELATED)
         if self.corrupt:
             self.forget = self.forget.or_label("corrupted")
         if self.traps and self.forget != Selection(label=self.forget.label or ["COUNTRY"]):
