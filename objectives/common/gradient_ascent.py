@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch, Split, check_content
-from unlearn.models.capabilities import HasLikelihood, Trains
+from unlearn.models.capabilities import HasLikelihood, Trains, TrainsAgainst
 from unlearn.objectives.base import Context, Objective, Values
 
 
@@ -39,8 +39,14 @@ class GradientAscent(Objective[Trains]):
         instead = "Type forget={name: denoising_ascent, states: {source: generated}}, or data with images."
         check_content(splits[split], f"{split}=gradient_ascent", instead)
 
-    def prepare(self, model: Trains, context: Context[Trains]) -> None:
-        """Refuse a sum over dimensions that the model does not have."""
+    @override
+    def attach(self, model: Trains) -> None:
+        """Refuse a GAN, whose loss is known only to its adversary, and a sum over dimensions that a model lacks."""
+        if isinstance(model, TrainsAgainst):
+            raise RecipeError(
+                f"gradient_ascent: a {type(model).__name__} has no training loss of its own, but one against an "
+                "adversary. Type forget=adapt_then_unlearn, or another objective for GANs."
+            )
         if self.reduction == "sum" and not isinstance(model, HasLikelihood):
             raise RecipeError(
                 f"gradient_ascent: a {type(model).__name__} has no likelihood whose dimensions could be summed. "

@@ -111,9 +111,6 @@ class AugmentedAdversaryLoss(Objective[TrainsAgainst]):
 
     The model's own loss, which comes after it in a step, takes the probability from ``context.shared``.
 
-    Args:
-        augment: which transforms, and how their probability moves.
-
     State:
         p: the probability of each transform; it moves in a warm-up as well.
         signs: sum of the signs of the real images' logits since it last moved, over all ranks.

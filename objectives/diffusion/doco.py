@@ -63,7 +63,6 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
     def auxiliary(
         self, model: PipelineDenoiser, teacher: Callable[[], PipelineDenoiser], split: str, randomness: Randomness
     ) -> AuxiliaryNetwork:
-        """Return the discriminator."""
         like = next(model.denoiser.parameters())
 
         def optim_of(optim: Optim) -> Optim:

@@ -77,8 +77,6 @@ class KPOP(NoisyStateObjective[PipelineDenoiser]):
     def auxiliary(
         self, model: PipelineDenoiser, teacher: Callable[[], PipelineDenoiser], split: str, randomness: Randomness
     ) -> AuxiliaryNetwork:
-        """Return the key."""
-
         def build() -> Key:
             encoded = model.encode(model.prompts([""])).states
             assert encoded is not None  # ``attach`` has refused a model that takes no prompts

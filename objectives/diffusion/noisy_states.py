@@ -102,7 +102,6 @@ class StateSource:
     """Whether trajectories and generated items are conditioned on the anchor instead of the concept."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         check_ranges(self)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:

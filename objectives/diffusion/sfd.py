@@ -116,8 +116,6 @@ class SFD(Objective[PipelineDenoiser]):
     def auxiliary(
         self, model: PipelineDenoiser, teacher: Callable[[], PipelineDenoiser], split: str, randomness: Randomness
     ) -> AuxiliaryNetwork:
-        """Return the fake score."""
-
         def build() -> nn.Module:
             found = teacher()
             if not isinstance(found, nn.Module):  # the trained model without its adapter: the copy has its own adapter

@@ -92,8 +92,6 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
         split: str,
         randomness: Randomness,
     ) -> AuxiliaryNetwork:
-        """Return the copies and their discriminators."""
-
         def build() -> Adapted:
             return Adapted([Pair(model, randomness.child(str(number))) for number in range(self.models)])
 

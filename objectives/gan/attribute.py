@@ -16,11 +16,6 @@ class Attribute(LatentProjection):
     the target's images: w moves along its normal n, w - (n . w - b) n with b the mean projection of latents without.
     The plane is InterFaceGAN's; that the model is trained to draw what lies on the other side is as in Moon et al.
 
-    Args:
-        space: see ``latent_projection``.
-        direction: the same.
-        depth: the same.
-
     Reference:
         Shen et al., Interpreting the Latent Space of GANs for Semantic Face Editing, 2020. arXiv:1907.10786
     """

@@ -26,10 +26,7 @@ def key_of(*settings: object) -> str:
 def remember_latents(model: ImageGenerator, context: Context[Model], inversion: Inversion | str) -> str:
     """Find the latents of the split's items once; return the name for ``context.recall``, rows (n, num_ws, w_dim).
 
-    Args:
-        model: the target.
-        context: of the term.
-        inversion: how those of images are found, or the path of an encoder.
+    ``inversion`` says how those of images are found; it may be the path of an encoder.
     """
     name = f"latents_{key_of(inversion)}"
     stream = Randomness(context.randomness.seed, "inversion")
@@ -67,8 +64,8 @@ def remember_rows(context: Context[Model], name: str, keys: Tensor, compute: Cal
     """Precompute one row of values per key, before the first step; ranks share the work.
 
     Args:
-        context: of the term.
-        name: by which ``recall_rows`` finds them.
+        context: of the term; ``recall_rows`` finds them by its split and by ``name``.
+        name: see above.
         keys: (N,) int64, of any meaning.
         compute: keys (b,), on the device -> rows (b, ...).
     """

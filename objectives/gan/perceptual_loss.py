@@ -84,7 +84,6 @@ class PerceptualLoss:
     identity_net: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         check_ranges(self)
         if not (self.pixels or self.features or self.perceptual or self.identity):
             raise ValueError("pixels, features, perceptual and identity are all 0; one of them must be above")

@@ -215,7 +215,7 @@ def test_gradient_ascent_differs_from_it_only_where_conditions_are_dropped(tmp_p
     changed = (free.values().values - told.values().values).abs() > 1e-9
     assert 0 < changed.sum() < 8
     with pytest.raises(RecipeError, match=r"no likelihood whose dimensions"):
-        Bench(tmp_path, GradientAscent(reduction="sum"), "class")
+        GradientAscent(reduction="sum").attach(free.model)
 
 
 @pytest.mark.parametrize("source", ["data", "generated", "trajectory"])

@@ -24,6 +24,7 @@ from unlearn.models.lora import Lora
 from unlearn.models.scope import ByKind, Saliency, Scope
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.ewc import EWC
+from unlearn.objectives.common.gradient_ascent import GradientAscent
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.objectives.gan.global_preservation import GlobalPreservation
 from unlearn.objectives.gan.guide import Guide
@@ -220,3 +221,8 @@ def test_adapters_and_masks_through_the_recipe_alone(
     monkeypatch.chdir(tmp_path)
     assert main([SMALL, setting, "optim.steps=2", "output=out"]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_gradient_ascent_refuses_a_gan_before_its_first_step(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"gradient_ascent.*adversary.*forget="):
+        small_job({"forget": {"gradient_ascent": GradientAscent()}}, tmp_path)

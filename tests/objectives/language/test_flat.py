@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.toys.language_objectives import Bench, Bigram, answers_of, refusal_counts
-from unlearn.objectives.language.divergences import DIVERGENCES, RELEASED
-from unlearn.objectives.language.flat import FLAT
+from unlearn.objectives.language.flat import DIVERGENCES, FLAT, RELEASED
 
 RATIOS = torch.tensor([0.05, 0.3, 0.9, 1.2, 3.0, 20.0], dtype=torch.float64)
 PROBABILITIES = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
