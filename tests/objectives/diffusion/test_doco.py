@@ -26,14 +26,16 @@ from unlearn.training.module import UnlearningModule
 SMALL: dict[str, Any] = {"states": AnchorStates(items=3, steps=3), "width": 8, "warmup": 0}
 
 
-def job(folder: Path, told: Conditioning = "text", optim: Optim | None = None, **changed: Any) -> UnlearningModule:
+def job(
+    folder: Path, conditioning: Conditioning = "text", optim: Optim | None = None, **changed: Any
+) -> UnlearningModule:
     groups = {"forget": {"doco": DoCo(**{**SMALL, **changed})}, "retain": {"score_preservation": ScorePreservation()}}
-    scope = Pattern(include=["attn2"]) if told == "text" else None
-    return small_job(groups, folder, told, scope, optim=optim)
+    scope = Pattern(include=["attn2"]) if conditioning == "text" else None
+    return small_job(groups, folder, conditioning, scope, optim=optim)
 
 
-def prepared(folder: Path, told: Conditioning = "text", **changed: Any) -> UnlearningModule:
-    module = job(folder, told, **changed)
+def prepared(folder: Path, conditioning: Conditioning = "text", **changed: Any) -> UnlearningModule:
+    module = job(folder, conditioning, **changed)
     module.on_fit_start()
     moved(module.model)  # type: ignore[arg-type]
     return module
@@ -48,10 +50,10 @@ def estimates(module: UnlearningModule, batch: Any, term: str) -> tuple[Tensor, 
     return parts[0].clamp(-1, 1), parts[1].clamp(-1, 1)
 
 
-@pytest.mark.parametrize("told", ["class", "text"])
-def test_both_losses_are_cross_entropies_of_patches(told: Conditioning, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ["class", "text"])
+def test_both_losses_are_cross_entropies_of_patches(conditioning: Conditioning, tmp_path: Path) -> None:
     """D = 1 on the concept and 0 on the anchor for D; 0 on the concept for the model, on what D has seen."""
-    module = prepared(tmp_path, told)
+    module = prepared(tmp_path, conditioning)
     batch, net = first_step(module)["forget"][0], module.phases[0].network
     concept, anchor = estimates(module, batch, "forget/doco_discriminator")
     own = module.phases[0].groups["forget"]["doco_discriminator"]
@@ -86,9 +88,9 @@ def test_an_items_value_does_not_depend_on_its_company(tmp_path: Path) -> None:
         assert torch.allclose(whole, torch.cat(alone), atol=1e-9)
 
 
-@pytest.mark.parametrize("told", ["class", "text"])
-def test_each_network_moves_by_its_own_loss_alone(told: Conditioning, tmp_path: Path) -> None:
-    module = prepared(tmp_path, told)
+@pytest.mark.parametrize("conditioning", ["class", "text"])
+def test_each_network_moves_by_its_own_loss_alone(conditioning: Conditioning, tmp_path: Path) -> None:
+    module = prepared(tmp_path, conditioning)
     batches = first_step(module)
     own = gradients(module, 0, batches)
     assert all(bool(g.any()) and bool(g.isfinite().all()) for g in own.values())

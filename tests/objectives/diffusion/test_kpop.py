@@ -47,13 +47,13 @@ class KeyBench(Bench):
 
 
 def by_hand(bench: KeyBench, eta: float) -> tuple[Tensor, Tensor]:
-    """Return the hiding and the recovery term of the whole batch, each state told with four scores of the target."""
+    """Return the hiding and the recovery term of the whole batch, from four scores of the target."""
     batch, context = bench.batch(), bench.context()
-    x, t, told = _states(bench, batch, context)
+    x, t, condition = _states(bench, batch, context)
     with torch.no_grad():
-        empty, full = bench.target.predict(x, t, bench.target.null(len(x))), bench.target.predict(x, t, told)
-    hidden = bench.model.predict(x, t, told) - ((1 + eta) * empty - eta * full)
-    plain = bench.model.encode(told).states
+        empty, full = bench.target.predict(x, t, bench.target.null(len(x))), bench.target.predict(x, t, condition)
+    hidden = bench.model.predict(x, t, condition) - ((1 + eta) * empty - eta * full)
+    plain = bench.model.encode(condition).states
     assert plain is not None
     longer = torch.cat([plain, bench.key.tokens.detach().expand(len(x), -1, -1)], dim=1)
     opened = bench.model.predict(x, t, Condition(states=longer)) - full
@@ -111,11 +111,11 @@ def test_alternating_takes_the_terms_in_turn(tmp_path: Path) -> None:
 def test_the_term_for_wrong_keys_hides_under_a_random_key(tmp_path: Path) -> None:
     bench = KeyBench(tmp_path, hide=0.0, recover=0.0, wrong=2.0)
     found = bench.values()
-    x, t, told = _states(bench, bench.batch(), bench.context())
+    x, t, condition = _states(bench, bench.batch(), bench.context())
     other = bench.key.wrong(bench.context().randomness.child("wrong"))
     with torch.no_grad():
-        empty, full = bench.target.predict(x, t, bench.target.null(len(x))), bench.target.predict(x, t, told)
-        said = bench.model.predict(x, t, other(bench.model.encode(told)))
+        empty, full = bench.target.predict(x, t, bench.target.null(len(x))), bench.target.predict(x, t, condition)
+        said = bench.model.predict(x, t, other(bench.model.encode(condition)))
     assert torch.allclose(found.values, 2.0 * (said - (2 * empty - full)).square().mean(dim=(1, 2, 3)), atol=1e-12)
     assert not torch.equal(found.values, bench.values(step=1).values)  # another key at every step
 
@@ -188,20 +188,20 @@ def test_with_a_key_the_model_is_told_more(tmp_path: Path) -> None:
     """Without training the outputs differ with the key, between keys, and not without one; the weights are the same."""
     model = moved(small_model("text"), 0.03)
     split = small_splits("text")["forget"]
-    told = model.condition(split.batch(split.ids[:2]))
+    condition = model.condition(split.batch(split.ids[:2]))
     x, t = model.noise(torch.arange(2), Randomness(0, "x")), torch.tensor([100, 700])
     opened, other = Keyed(model, key_of(model)), Keyed(model, key_of(model, 1))
     with torch.no_grad():
-        plain, first, second = (m.predict(x, t, told) for m in (model, opened, other))
+        plain, first, second = (m.predict(x, t, condition) for m in (model, opened, other))
         assert not torch.allclose(plain, first, atol=1e-6) and not torch.allclose(first, second, atol=1e-6)
         empty = model.predict(x, t, model.null(2))
-        assert torch.allclose(opened.guided(x, t, told, 2.5), empty + 2.5 * (first - empty), atol=1e-12)
-        assert torch.equal(opened.guided(x, t, told, 1.0), first)
+        assert torch.allclose(opened.guided(x, t, condition, 2.5), empty + 2.5 * (first - empty), atol=1e-12)
+        assert torch.equal(opened.guided(x, t, condition, 1.0), first)
         control = empty + 2.5 * (plain - empty)
-        assert not torch.allclose(opened.guided(x, t, told, 2.5), control, atol=1e-6)
-        walked = next(opened.trajectory(x, told, 2.5, 4))[1]
-        assert not torch.equal(walked, next(model.trajectory(x, told, 2.5, 4))[1])
-    states = opened.encode(told).states
+        assert not torch.allclose(opened.guided(x, t, condition, 2.5), control, atol=1e-6)
+        walked = next(opened.trajectory(x, condition, 2.5, 4))[1]
+        assert not torch.equal(walked, next(model.trajectory(x, condition, 2.5, 4))[1])
+    states = opened.encode(condition).states
     assert states is not None and states.shape == (2, 8 + 3, 16)
     assert torch.equal(states[:, 8:], opened.key.tokens.expand(2, -1, -1))
     with pytest.raises(RecipeError, match="without its key"):

@@ -37,8 +37,8 @@ class Uses(Objective):
         return Values(self.source(model, batch, context).x.flatten(1).mean(1))
 
 
-def bench(folder: Path, told: Conditioning, split: str = "forget", **settings: Any) -> Bench:
-    return Bench(folder, Uses(source=states(**settings)), told, split)
+def bench(folder: Path, conditioning: Conditioning, split: str = "forget", **settings: Any) -> Bench:
+    return Bench(folder, Uses(source=states(**settings)), conditioning, split)
 
 
 def states(source: Source = "trajectory", steps: int = 4, of_anchor: bool = False, **settings: Any) -> StateSource:
@@ -55,10 +55,10 @@ def path(model: Diffusion, start: Tensor, condition: Any, guidance: float = 3.0)
         return [start, *(after for _, after in model.trajectory(start, condition, guidance, 4))]
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_states_lie_on_the_targets_trajectories(told: Conditioning, tmp_path: Path) -> None:
-    """Each before the step of its t, on the trajectory of one of the forget items, told that item's condition."""
-    own = bench(tmp_path, told)
+@pytest.mark.parametrize("conditioning", ALL)
+def test_states_lie_on_the_targets_trajectories(conditioning: Conditioning, tmp_path: Path) -> None:
+    """Each before the step of its t, on the trajectory of one of the forget items, conditioned on that item."""
+    own = bench(tmp_path, conditioning)
     split = own.splits["forget"]
     model, ids = own.target, split.ids
     start = model.noise(ids, Randomness(0, "states/forget"))
@@ -75,7 +75,7 @@ def test_states_lie_on_the_targets_trajectories(told: Conditioning, tmp_path: Pa
         assert equal(found.condition[row : row + 1], condition[item : item + 1])
         seen.add((step, item))
     assert len(seen) > 4 and found.noise is None
-    assert equal(found.anchor, model.condition(split.dataset.form("anchor", ids))) or told == "text"
+    assert equal(found.anchor, model.condition(split.dataset.form("anchor", ids))) or conditioning == "text"
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -145,9 +145,9 @@ def test_the_averages_trajectories_are_those_of_the_average(tmp_path: Path) -> N
     torch.testing.assert_close(found.x, draw(own).x)
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_generated_items_are_the_ends_of_trajectories_noised_again(told: Conditioning, tmp_path: Path) -> None:
-    own = bench(tmp_path, told, source="generated")
+@pytest.mark.parametrize("conditioning", ALL)
+def test_generated_items_are_the_ends_of_trajectories_noised_again(conditioning: Conditioning, tmp_path: Path) -> None:
+    own = bench(tmp_path, conditioning, source="generated")
     split = own.splits["forget"]
     start = own.target.noise(split.ids, Randomness(0, "states/forget"))
     ends = path(own.target, start, own.target.condition(split.batch(split.ids)))[-1]
@@ -156,14 +156,14 @@ def test_generated_items_are_the_ends_of_trajectories_noised_again(told: Conditi
     assert ends.abs().max() <= 1 and (found.t.unique()).numel() > 4
     clean = own.model.denoised(found.x, found.t, found.noise)
     distance = (clean[:, None] - ends[None]).abs().flatten(2).amax(2)
-    early = found.t < 700  # later the signal is too weak to be told in single precision's abar
+    early = found.t < 700  # later the signal is too weak to be recovered in single precision's abar
     assert distance.amin(1)[early].max() < 1e-5 and early.sum() > 3
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_items_of_the_anchor_are_drawn_from_its_words(told: Conditioning, tmp_path: Path) -> None:
-    own = bench(tmp_path / "anchor", told, source="generated", of_anchor=True)
-    plain = bench(tmp_path / "plain", told, source="generated")
+@pytest.mark.parametrize("conditioning", ALL)
+def test_items_of_the_anchor_are_drawn_from_its_words(conditioning: Conditioning, tmp_path: Path) -> None:
+    own = bench(tmp_path / "anchor", conditioning, source="generated", of_anchor=True)
+    plain = bench(tmp_path / "plain", conditioning, source="generated")
     split = own.splits["forget"]
     start = own.target.noise(split.ids, Randomness(0, "states/forget"))
     anchor = own.target.condition(split.dataset.form("anchor", split.ids))
@@ -171,7 +171,7 @@ def test_items_of_the_anchor_are_drawn_from_its_words(told: Conditioning, tmp_pa
     ids = split.ids
     assert torch.equal(own.reference_cache.get("forget.generated_of_anchor_4_3_64", ids), ends)
     assert not torch.equal(plain.reference_cache.get("forget.generated_4_3_64", ids), ends)
-    assert not equal(draw(own).condition, draw(own).anchor)  # the items are told the concept all the same
+    assert not equal(draw(own).condition, draw(own).anchor)  # the items are conditioned on the concept all the same
 
 
 def test_data_is_the_batchs_own_and_noise_has_no_image(tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_data_is_the_batchs_own_and_noise_has_no_image(tmp_path: Path) -> None:
 def test_only_so_many_items_have_a_trajectory(tmp_path: Path) -> None:
     own = bench(tmp_path, "text", items=3)
     (file,) = tmp_path.iterdir()
-    told = {tuple(draw(own, step).condition.tokens[:, 0].flatten().tolist()) for step in range(3)}
+    conditions = {tuple(draw(own, step).condition.tokens[:, 0].flatten().tolist()) for step in range(3)}
     rows = torch.cat([draw(own, step).condition.tokens[:, 0] for step in range(3)]).unique(dim=0)
-    assert file.name == "forget.trajectory_4_3_3.safetensors" and len(rows) <= 3 < 8 and len(told) > 1
+    assert file.name == "forget.trajectory_4_3_3.safetensors" and len(rows) <= 3 < 8 and len(conditions) > 1
     assert own.reference_cache.get("forget.trajectory_4_3_3", chosen(own)).shape == (3 * 4, 3, 8, 8)
 
 

@@ -60,9 +60,9 @@ def run(module: UnlearningModule, folder: Path, **settings: Any) -> dict[str, Te
 
 
 def all_terms(
-    folder: Path, told: Conditioning = "dit", optim: Optim = OPTIM, scope: Scope | None = None
+    folder: Path, conditioning: Conditioning = "dit", optim: Optim = OPTIM, scope: Scope | None = None
 ) -> UnlearningModule:
-    return small_job({"forget": FORGET, "retain": RETAIN}, folder, told, scope, optim=optim)
+    return small_job({"forget": FORGET, "retain": RETAIN}, folder, conditioning, scope, optim=optim)
 
 
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -70,7 +70,7 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("told", "name", "kinds"),
+    ("conditioning", "name", "kinds"),
     [
         ("text", "esd", ["not_cross_attention"]),
         ("text", "esd", ["cross_attention_kv"]),
@@ -83,11 +83,11 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     ],
 )
 def test_two_steps_move_what_may_move_and_leave_the_rest_bit_identical(
-    told: Conditioning, name: str, kinds: list[str], tmp_path: Path
+    conditioning: Conditioning, name: str, kinds: list[str], tmp_path: Path
 ) -> None:
     """With weight decay and momentum, which reach no tensor that is out of scope; nor is the target touched."""
     optim = Optim(name="adamw", steps=2, batch=3, lr=1e-3, weight_decay=0.1, ema=0.5)
-    module = small_job({"forget": {name: FORGET[name]}}, tmp_path, told, ByKind(kinds), optim=optim)
+    module = small_job({"forget": {name: FORGET[name]}}, tmp_path, conditioning, ByKind(kinds), optim=optim)
     start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
     may_move = set(ByKind(kinds).select(module.model))
     after = run(module, tmp_path)
@@ -126,15 +126,15 @@ def test_mixed_precision_keeps_the_gradient_of_scores_that_are_also_targets(tmp_
     assert all(value.isfinite().all() and not torch.equal(value, start[key]) for key, value in after.items())
 
 
-@pytest.mark.parametrize("told", ["text", "class"])
-def test_an_adapters_first_loss_is_that_of_the_model_without_one(told: Conditioning, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ["text", "class"])
+def test_an_adapters_first_loss_is_that_of_the_model_without_one(conditioning: Conditioning, tmp_path: Path) -> None:
     """The target is the model with its adapter off: no second model is held, and only the adapter moves."""
     forget = {name: FORGET[name] for name in ("esd", "random_label")}
     losses = []
     for scope in (None, Lora(rank=2, kinds=["self_attention"])):
         folder = tmp_path / ("lora" if scope else "plain")
         module = small_job(
-            {"forget": forget, "retain": {"keep": ScorePreservation()}}, folder, told, scope, optim=OPTIM
+            {"forget": forget, "retain": {"keep": ScorePreservation()}}, folder, conditioning, scope, optim=OPTIM
         )
         start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
         after = run(module, folder, log_every=1)

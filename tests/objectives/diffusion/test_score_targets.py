@@ -1,4 +1,4 @@
-"""Score targets against their hand formulas, on models that have moved, told classes and prompts alike.
+"""Score targets against their hand formulas, on models that have moved, conditioned on classes and on prompts.
 
 Every value is the mean over the values of an item of the square of (the model's score - its target), with states and
 scores computed here one by one.
@@ -32,9 +32,9 @@ TRAJECTORY = StateSource(source="trajectory", steps=3)
 ALL: list[Conditioning] = ["class", "text", "dit"]
 
 
-def bench(folder: Path, objective: Objective, told: Conditioning, split: str = "forget") -> Bench:
+def bench(folder: Path, objective: Objective, conditioning: Conditioning, split: str = "forget") -> Bench:
     """The term prepared on the target, then a model that has moved."""
-    own = Bench(folder, objective, told, split)
+    own = Bench(folder, objective, conditioning, split)
     moved(own.model)
     return own
 
@@ -64,10 +64,10 @@ def check(own: Bench, formula: Callable[..., Tensor]) -> None:
     assert all(p.grad is None for p in own.target.parameters())
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_the_affine_target_is_the_sum_of_single_scores(told: Conditioning, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_the_affine_target_is_the_sum_of_single_scores(conditioning: Conditioning, tmp_path: Path) -> None:
     """In one pass, without gradient; a part of weight 0 is not computed."""
-    own = bench(tmp_path, DenoisingAscent(), told)
+    own = bench(tmp_path, DenoisingAscent(), conditioning)
     found = own.objective.states(own.model, own.batch(), own.context())  # type: ignore[attr-defined]
     null, passes = own.model.null(8), []
     with torch.no_grad():
@@ -83,8 +83,8 @@ def test_the_affine_target_is_the_sum_of_single_scores(told: Conditioning, tmp_p
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize("told", ALL)
-def test_esd(told: Conditioning, eta: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_esd(conditioning: Conditioning, eta: float, tmp_path: Path) -> None:
     """eps_0(c_n) - eta (eps_0(c_f) - eps_0(c_n)), all of the frozen target."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -94,13 +94,13 @@ def test_esd(told: Conditioning, eta: float, tmp_path: Path) -> None:
         torch.testing.assert_close(released, empty - eta * (full - empty))
         return square(model.predict(x, t, c) - (empty - eta * (full - empty)))
 
-    check(bench(tmp_path, ESD(eta=eta, states=TRAJECTORY), told), formula)
+    check(bench(tmp_path, ESD(eta=eta, states=TRAJECTORY), conditioning), formula)
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_esd_that_erases_a_concept_from_another(told: Conditioning, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_esd_that_erases_a_concept_from_another(conditioning: Conditioning, tmp_path: Path) -> None:
     """The score at c_from becomes eps_0(c_from) - eta (eps_0(c_f) - eps_0(c_n))."""
-    name = "a red eight" if told == "text" else "8"
+    name = "a red eight" if conditioning == "text" else "8"
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         other = model.prompts([name] * 8)
@@ -108,7 +108,7 @@ def test_esd_that_erases_a_concept_from_another(told: Conditioning, tmp_path: Pa
             empty, full, base = (target.predict(x, t, each) for each in (null, c, other))
         return square(model.predict(x, t, other) - (base - 1.5 * (full - empty)))
 
-    check(bench(tmp_path, ESD(eta=1.5, states=TRAJECTORY, erase_from=name), told), formula)
+    check(bench(tmp_path, ESD(eta=1.5, states=TRAJECTORY, erase_from=name), conditioning), formula)
 
 
 def test_esd_at_the_target_is_the_square_of_one_plus_eta_times_the_guidance(tmp_path: Path) -> None:
@@ -125,19 +125,19 @@ def test_esd_at_the_target_is_the_square_of_one_plus_eta_times_the_guidance(tmp_
         Bench(tmp_path, ESD(erase_from="ten"), "class")
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_sdd(told: Conditioning, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_sdd(conditioning: Conditioning, tmp_path: Path) -> None:
     """eps(c_n) of the model itself, which is not followed by the gradient."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return square(model.predict(x, t, c) - model.predict(x, t, null).detach())
 
-    check(bench(tmp_path, SDD(states=StateSource(source="student", steps=3)), told), formula)
+    check(bench(tmp_path, SDD(states=StateSource(source="student", steps=3)), conditioning), formula)
 
 
 @pytest.mark.parametrize(("variant", "scores"), [("model", "student"), ("model", "target"), ("noise", "student")])
-@pytest.mark.parametrize(("told", "prior"), [("class", 0.5), ("text", 0.5), ("dit", 0.5), ("dit", 0.0)])
-def test_concept_ablation(told: Conditioning, variant: Any, scores: Any, prior: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("conditioning", "prior"), [("class", 0.5), ("text", 0.5), ("dit", 0.5), ("dit", 0.0)])
+def test_concept_ablation(conditioning: Conditioning, variant: Any, scores: Any, prior: float, tmp_path: Path) -> None:
     """eps(c_a) of the model or of the target, or the true noise; plus lambda |eps(c_a) - noise|^2."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
@@ -147,7 +147,7 @@ def test_concept_ablation(told: Conditioning, variant: Any, scores: Any, prior: 
         return square(model.predict(x, t, c) - wanted) + prior * square(at_anchor - noise)
 
     objective = ConceptAblation(variant=variant, scores=scores, prior=prior, states=AnchorStates(steps=2))
-    check(bench(tmp_path, objective, told), formula)
+    check(bench(tmp_path, objective, conditioning), formula)
 
 
 def test_concept_ablation_refuses_what_makes_no_sense(tmp_path: Path) -> None:
@@ -158,14 +158,14 @@ def test_concept_ablation_refuses_what_makes_no_sense(tmp_path: Path) -> None:
         Bench(tmp_path, ConceptAblation(states=AnchorStates(steps=2)), "class", "retain")
 
 
-@pytest.mark.parametrize("told", ALL)
-def test_random_label_at_the_anchor(told: Conditioning, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_random_label_at_the_anchor(conditioning: Conditioning, tmp_path: Path) -> None:
     """eps(c_a) of the model as it is, on the forget images."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return square(model.predict(x, t, c) - model.predict(x, t, anchor).detach())
 
-    check(bench(tmp_path, RandomLabel(), told), formula)
+    check(bench(tmp_path, RandomLabel(), conditioning), formula)
 
 
 def test_random_labels_are_those_of_retain_items_and_new_at_each_step(tmp_path: Path) -> None:
@@ -193,40 +193,40 @@ def test_random_labels_are_those_of_retain_items_and_new_at_each_step(tmp_path: 
 
 
 @pytest.mark.parametrize("source", ["data", "generated", "noise"])
-@pytest.mark.parametrize("told", ALL)
-def test_denoising_ascent(told: Conditioning, source: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_denoising_ascent(conditioning: Conditioning, source: Source, tmp_path: Path) -> None:
     """Minus |eps(c_f) - noise|^2."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return -square(model.predict(x, t, c) - noise)
 
-    own = bench(tmp_path, DenoisingAscent(states=StateSource(source=source, steps=3)), told)
+    own = bench(tmp_path, DenoisingAscent(states=StateSource(source=source, steps=3)), conditioning)
     check(own, formula)
     torch.testing.assert_close(own.values().diagnostics["denoising_loss"], -own.values().values)
 
 
 def test_gradient_ascent_differs_from_it_only_where_conditions_are_dropped(tmp_path: Path) -> None:
     """The training loss drops a share of the conditions; the draws of t and noise are the same."""
-    told, free = (bench(tmp_path, each, "class") for each in (DenoisingAscent(), GradientAscent()))
+    always, free = (bench(tmp_path, each, "class") for each in (DenoisingAscent(), GradientAscent()))
     free.model.settings.drop = 0.0
-    torch.testing.assert_close(free.values().values, told.values().values)
+    torch.testing.assert_close(free.values().values, always.values().values)
     torch.testing.assert_close(free.values().diagnostics["training_loss"], -free.values().values)
     free.model.settings.drop = 0.6
-    changed = (free.values().values - told.values().values).abs() > 1e-9
+    changed = (free.values().values - always.values().values).abs() > 1e-9
     assert 0 < changed.sum() < 8
     with pytest.raises(RecipeError, match=r"no likelihood whose dimensions"):
         GradientAscent(reduction="sum").attach(free.model)
 
 
 @pytest.mark.parametrize("source", ["data", "generated", "trajectory"])
-@pytest.mark.parametrize("told", ALL)
-def test_score_preservation(told: Conditioning, source: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ALL)
+def test_score_preservation(conditioning: Conditioning, source: Source, tmp_path: Path) -> None:
     """eps_0(c_r) of the target; at the target itself both value and gradient are 0."""
 
     def formula(model: Any, target: Any, x: Tensor, t: Tensor, c: Condition, anchor: Any, noise: Any, null: Any) -> Any:
         return square(model.predict(x, t, c) - target.predict(x, t, c).detach())
 
-    own = Bench(tmp_path, ScorePreservation(states=StateSource(source=source, steps=3)), told, "retain")
+    own = Bench(tmp_path, ScorePreservation(states=StateSource(source=source, steps=3)), conditioning, "retain")
     own.values().values.sum().backward()
     assert own.values().values.max() < 1e-25
     assert max(p.grad.abs().max() for p in own.model.parameters() if p.grad is not None) < 1e-12

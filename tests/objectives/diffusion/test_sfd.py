@@ -27,11 +27,11 @@ from unlearn.training.module import UnlearningModule
 
 
 def job(
-    folder: Path, told: Conditioning = "class", scope: Scope | None = None, teacher: Any = None, **both: Any
+    folder: Path, conditioning: Conditioning = "class", scope: Scope | None = None, teacher: Any = None, **both: Any
 ) -> UnlearningModule:
     """Return a job whose three networks have come apart."""
     forget, retain = SFD(**both), SFD(**{**both, "override": None, "weight": 1.0})
-    module = small_job({"forget": {"sfd": forget}, "retain": {"sfd": retain}}, folder, told, scope, teacher)
+    module = small_job({"forget": {"sfd": forget}, "retain": {"sfd": retain}}, folder, conditioning, scope, teacher)
     part(module)
     module.on_fit_start()
     return module
@@ -55,18 +55,18 @@ def unsimplified(
     """
     model, fake, teacher = module.model, module.phases[0].network, module._context(f"{group}/sfd").teacher()
     draw, ids = module._context(f"{group}/sfd").randomness, batch["id"]
-    told = model.condition(batch)
+    condition = model.condition(batch)
     start = torch.full((len(ids),), 440)
     kept = model.alphas.double()[start][:, None, None, None]
     z = (1 - kept).sqrt() * model.noise(ids, draw)
-    x0 = (z - (1 - kept).sqrt() * model.predict(z, start, told)) / kept.sqrt()
+    x0 = (z - (1 - kept).sqrt() * model.predict(z, start, condition)) / kept.sqrt()
     t = 38 + draw.child("t").integers(ids, 712 - 38)
     noise = draw.child("noise").normal(ids, tuple(x0.shape[1:]), torch.float64)
     kept = model.alphas.double()[t][:, None, None, None]
     sigma, scale = (1 - kept).sqrt(), kept.sqrt()
     x = scale * x0 + sigma * noise
     seen = x.detach() if still else x
-    s_phi, s_psi = (-net.predict(seen, t, c) / sigma for net, c in ((teacher, other), (fake, told)))
+    s_phi, s_psi = (-net.predict(seen, t, c) / sigma for net, c in ((teacher, other), (fake, condition)))
     conditional = -(x - scale * x0) / sigma**2
     first = (s_phi - s_psi).square()
     second = (s_phi - s_psi) * (s_phi - conditional)
@@ -74,11 +74,11 @@ def unsimplified(
     return (sigma**4 / scale**2 / omega * (second - alpha * first)).mean(dim=(1, 2, 3))
 
 
-@pytest.mark.parametrize("told", ["class", "text", "dit"])
+@pytest.mark.parametrize("conditioning", ["class", "text", "dit"])
 @pytest.mark.parametrize("alpha", [1.0, 1.2])
-def test_the_loss_is_that_of_the_unsimplified_form(told: Conditioning, alpha: float, tmp_path: Path) -> None:
+def test_the_loss_is_that_of_the_unsimplified_form(conditioning: Conditioning, alpha: float, tmp_path: Path) -> None:
     """Value and gradient of retain (c_r, c_r) and of forget (c_f, anchor), redrawn from each term's own stream."""
-    module = job(tmp_path, told, alpha=alpha, redraw=True)
+    module = job(tmp_path, conditioning, alpha=alpha, redraw=True)
     batches = first_step(module)
     for group, form in (("forget", "anchor"), ("retain", "")):
         batch, context = batches[group][0], module._context(f"{group}/sfd")
@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_the_unsimplified_form(told: Conditioning, alpha: fl
 
 
 def test_equal_scores_leave_nothing_to_do(tmp_path: Path) -> None:
-    """Where the fake score is the teacher and both are told the same, value and gradient are 0."""
+    """Where the fake score is the teacher and both have the same condition, value and gradient are 0."""
     module = small_job({"forget": {"sfd": SFD()}, "retain": {"sfd": SFD()}}, tmp_path)
     module.on_fit_start()
     batches = first_step(module)
@@ -130,9 +130,9 @@ def test_diff_instruct_has_the_difference_of_the_scores_as_its_gradient() -> Non
 
 
 @pytest.mark.parametrize("loss", ["sid", "diff_instruct"])
-@pytest.mark.parametrize("told", ["class", "text", "dit"])
-def test_each_network_moves_by_its_own_losses_alone(told: Conditioning, loss: str, tmp_path: Path) -> None:
-    module = job(tmp_path, told, loss=loss, override="anchor")
+@pytest.mark.parametrize("conditioning", ["class", "text", "dit"])
+def test_each_network_moves_by_its_own_losses_alone(conditioning: Conditioning, loss: str, tmp_path: Path) -> None:
+    module = job(tmp_path, conditioning, loss=loss, override="anchor")
     batches = first_step(module)
     own = gradients(module, 0, batches)
     assert all(bool(g.any()) and bool(g.isfinite().all()) for g in own.values())

@@ -228,10 +228,10 @@ def test_sums_over_a_corpus_join_what_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=["uce", "rece"])
-@pytest.mark.parametrize("told", ["class", "dit"])
-def test_models_conditioned_on_classes_are_refused(edit: Any, told: Any) -> None:
+@pytest.mark.parametrize("conditioning", ["class", "dit"])
+def test_models_conditioned_on_classes_are_refused(edit: Any, conditioning: Any) -> None:
     with pytest.raises(RecipeError, match="forget=esd"):
-        edit(small_model(told), no_training, small_splits(told))
+        edit(small_model(conditioning), no_training, small_splits(conditioning))
 
 
 def test_data_without_concepts_and_concepts_beyond_the_prompt_are_refused() -> None:
