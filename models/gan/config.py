@@ -1,4 +1,4 @@
-"""GANs: what shapes them before training, and where trained ones come from."""
+"""Settings of GANs, and where trained ones come from."""
 
 from __future__ import annotations
 

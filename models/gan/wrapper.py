@@ -24,10 +24,10 @@ from unlearn.models.gan.stylegan2.generator import Generator, Noise, StyledConv,
 from unlearn.models.gan.stylegan2.layers import Linear
 
 LAZY = 16
-"""The adversary's penalty is applied every so many steps."""
+"""Steps from one penalty of the adversary to the next."""
 
 LAZY_PATHS = 8
-"""The generator's penalty on path lengths is applied every so many steps."""
+"""Steps from one penalty on the generator's path lengths to the next."""
 
 R1 = 1.0
 """Default weight of the penalty on the adversary's gradient."""
@@ -210,7 +210,7 @@ class LatentGenerator(Wrapper):
         stream = randomness.child("mixing")
         other = self.broadcast(self.mapping(self.latent(ids, stream)))
         first = 1 + stream.child("layer").integers(ids, self.num_ws - 1, ())
-        # first = num_ws: no layer takes the second w
+        # num_ws: no layer takes the second w
         first = torch.where(stream.child("share").uniform(ids, ()) < self.mixing, first, self.num_ws)
         layer = torch.arange(self.num_ws, device=ws.device)
         return torch.where((layer < first[:, None])[:, :, None], ws, other)

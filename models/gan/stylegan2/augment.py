@@ -73,7 +73,7 @@ class Augment:
     color: bool = True
 
     every: ClassVar[int] = 4
-    """p is updated every so many steps of the discriminator."""
+    """Steps of the discriminator from one update of p to the next."""
 
     def __post_init__(self) -> None:
         if not -1 < self.target < 1:
@@ -197,7 +197,7 @@ def moved_about(draws: Draws, side: int) -> Tensor:
 
 
 def sources(matrix: Tensor, places: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return whence each place (x, y) comes, (B, 1, N * N) each, in pixels of an image that is mirrored at its ends.
+    """Return where each place (x, y) is read, (B, 1, N * N) each, in pixels of an image that is mirrored at its ends.
 
     Args:
         matrix: (B, 3, 3); see ``blitted``.

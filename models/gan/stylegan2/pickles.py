@@ -115,9 +115,8 @@ class _Reader(RestrictedUnpickler):
 
     @override
     def ignores_state(self, owner: object, state: object) -> bool:
-        # nothing needs the numbers of an array; the state of a plain type says no more than the type
-        plain = isinstance(owner, np.dtype) and isinstance(state, tuple) and state[1:5] in _PLAIN_DTYPES
-        return owner is _UNREAD or plain
+        plain = (("<", None, None, None), ("|", None, None, None))  # byte order; no subdtype, names, fields
+        return owner is _UNREAD or (isinstance(owner, np.dtype) and isinstance(state, tuple) and state[1:5] in plain)
 
 
 class _StorageReader(RestrictedUnpickler):
@@ -214,5 +213,3 @@ _FUNCTIONS: dict[str, Callable[..., Any] | None] = {
 _STORED = "torch.storage._load_from_bytes"
 ALLOWED = frozenset({*_FUNCTIONS, _STORED})
 """The names that a file may use; each stands for a function of this module."""
-
-_PLAIN_DTYPES = (("<", None, None, None), ("|", None, None, None))  # byte order, subdtype, names, fields

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
 GENERATORS = ("G_ema", "G")
-"""Keys of the file under which a generator stands, the averaged one first."""
+"""Keys of the file that may hold a generator, the averaged one first."""
 
 MOST_DEPTH = 8
 MOST_NAME = 100

@@ -140,16 +140,15 @@ def checked_key(key: Any) -> Any:
     return key
 
 
-def _run(reader: RestrictedUnpickler, code: int) -> None:
+def _run(reader: RestrictedUnpickler, name: str) -> None:
     """Count an instruction, and run it where it is on the list."""
     reader.budget.spend(1)
-    if code not in _INSTRUCTIONS:
-        name = next((name for name, known in _CODES.items() if known == code), f"of code {code}")
+    if name not in _INSTRUCTIONS:
         raise Refused(f"it has the instruction {name}, which is not on the list")
-    _INSTRUCTIONS[code](reader)
+    _INSTRUCTIONS[name](reader)
 
 
-_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 _STANDARD = (
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINUNICODE "
     "BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET TUPLE TUPLE1 TUPLE2 "
@@ -167,8 +166,10 @@ _OWN: dict[str, Callable[[RestrictedUnpickler], None]] = {
     "NEWOBJ": lambda reader: reader.call("NEWOBJ"),
     "BUILD": RestrictedUnpickler.build,
 }
-_INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
-    **{_CODES[name]: pickle._Unpickler.dispatch[_CODES[name]] for name in _STANDARD.split()},
-    **{_CODES[name]: own for name, own in _OWN.items()},
+_INSTRUCTIONS: dict[str, Callable[[Any], None]] = {
+    **{_NAMES[code]: run for code, run in pickle._Unpickler.dispatch.items() if _NAMES[code] in _STANDARD.split()},
+    **_OWN,
 }
-RestrictedUnpickler.dispatch = {code: partial(_run, code=code) for code in range(256)}  # hides the table with all
+RestrictedUnpickler.dispatch = {  # hides the table with all instructions
+    code: partial(_run, name=_NAMES.get(code, f"of code {code}")) for code in range(256)
+}
