@@ -182,16 +182,17 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
             40 years), a packaged feature net (``digitnet8``) or the folder of one, or a TorchScript file (``.pt``) that
             maps images (B, C, H, W) in [-1, 1] to logits (B, K), or (B,) of one label; its labels are ``0`` ... K - 1.
         shape: (C, H, W).
-        frame: width in pixels of what stands around the images.
+        frame: width in pixels of a border around the images.
 
     Raises:
         RecipeError: there is no such net, or it does not take such images.
     """
     whole = tuple(shape)
     inside = (*whole[:1], *(side - 2 * frame for side in whole[1:]))
-    if name is None and not {whole, inside} & set(PACKAGED.values()) and is_face(whole):
-        name = "mobile_face"
-    frame = frame if _looks_inside(name, whole, inside) else 0
+    packaged = {takes: net for net, takes in PACKAGED.items()}
+    name = name or packaged.get(whole) or packaged.get(inside) or ("mobile_face" if is_face(whole) else None)
+    if name is None or name in FACE_NETS or name.endswith(".pt") or accepted_shape(name, "attribute") != inside:
+        frame = 0
     found, sha256, network = find_network(name, inside if frame else whole, "attribute")
     if isinstance(network, MobileFace):
         return Attributes(found, sha256, ("looks_male", "looks_over_40"), partial(_of_face, network))
@@ -208,13 +209,6 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
         labels = tuple(str(number) for number in range(math.prod(given[1:])))
         return Attributes(found, sha256, labels, partial(_of_script, network), numbered=True)
     raise RecipeError(f"{name} names nothing; it only tells faces apart. Type mobile_face.")
-
-
-def _looks_inside(name: str | None, whole: tuple[int, ...], inside: tuple[int, ...]) -> bool:
-    """Return whether the small net of a name, or the packaged one that fits, looks at images without their frame."""
-    if name is None:
-        return whole not in PACKAGED.values() and inside in PACKAGED.values()
-    return name not in FACE_NETS and not name.endswith(".pt") and accepted_shape(name, "attribute") == inside
 
 
 def _of_face(network: MobileFace, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -17,7 +18,6 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.models.feature_extractors.base import Network
 from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, Features, SmallNet, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
-from unlearn.models.feature_extractors.tensorflow_js import stored_values
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
 
@@ -104,11 +104,29 @@ def _packaged() -> str:
 
 @cache
 def _face_net(name: str) -> tuple[str, Network]:
-    folder = ASSETS / name
     content = hashlib.sha256()
-    for file in sorted(folder.glob("weights_*.safetensors")):
+    for file in sorted((ASSETS / name).glob("weights_*.safetensors")):
         content.update(file.read_bytes())
-    return content.hexdigest(), FACE_NETS[name](stored_values(folder))
+    return content.hexdigest(), FACE_NETS[name](stored_values(ASSETS / name))
+
+
+def stored_values(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a folder's ``weights_*.safetensors`` by name, float32.
+
+    ``unlearn.experiment.convert_tensorflow_js`` writes them. A weight is scale * code + least, computed in float64 as
+    TensorFlow.js does. ``name#range`` holds (scale, least); it is absent where ``name`` holds the values themselves.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("weights_*.safetensors")):
+        tensors |= load_file(path)
+    found = {}
+    for name, codes in tensors.items():
+        if f"{name}#range" in tensors:
+            scale, least = tensors[f"{name}#range"].tolist()
+            found[name] = (codes.double() * scale + least).float()
+        elif not name.endswith("#range"):
+            found[name] = codes.float()
+    return found
 
 
 @cache

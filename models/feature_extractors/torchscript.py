@@ -20,7 +20,7 @@ BLANK = 2
 
 
 def metric_name(file: str | Path) -> str:
-    """Return a file's name without its ending as it stands in metric names: letters and digits, else underscores."""
+    """Return a file's name without its ending, as metric names have it: letters and digits, else underscores."""
     return "".join(letter if letter.isalnum() else "_" for letter in Path(file).stem)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from unlearn.core.errors import RecipeError
 from unlearn.experiment.convert_tensorflow_js import QuantisedWeight, main, read_weights, write_weights
-from unlearn.models.feature_extractors.tensorflow_js import stored_values
+from unlearn.models.feature_extractors.networks import stored_values
 
 
 def test_weights_of_tensorflow_js(tmp_path: Path) -> None:
