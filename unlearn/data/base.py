@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,8 +179,6 @@ class Source(ABC):
     forget: Selection = field(default_factory=Selection)
     retain: Selection = field(default_factory=Selection)
     holdout: Selection = field(default_factory=Selection)
-
-    family: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Raise a ValueError for values outside of the ranges that their types state; subclasses extend it."""

@@ -34,6 +34,6 @@ class Digits(Source):
         """Read the images from scikit-learn; needs no network."""
         packaged = load_digits()
         images = torch.from_numpy(packaged.images).to(torch.uint8)[:, None]
-        digits = [int(digit) for digit in packaged.target]
-        labels = [str(digit) for digit in digits]
-        return ImagesInMemory(images, labels, digit_attributes(images, digits), levels=17, concepts=self.concepts)
+        digits = torch.from_numpy(packaged.target).to(torch.int64)
+        attributes = digit_attributes(images, digits)
+        return ImagesInMemory(images, list(map(str, digits.tolist())), attributes, levels=17, concepts=self.concepts)

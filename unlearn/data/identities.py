@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,11 @@ class IdentityItem:
     attributes: frozenset[str]
     test: bool = False
 
+    @property
+    def raw(self) -> bytes:
+        """The content without its shape, to be compared and hashed."""
+        return str(self.content).encode() if self.kind == "seed" else np.asarray(self.content).tobytes()
+
 
 def fits(shape: Sequence[int], latent: Sequence[int]) -> bool:
     """Whether a latent, (w_dim,), (1, w_dim) or (num_ws, w_dim), fits a model whose latents are ``latent``."""
@@ -127,39 +133,19 @@ def fits(shape: Sequence[int], latent: Sequence[int]) -> bool:
 
 
 class IdentityData(Dataset):
-    """Items that are seeds, images or latents.
+    """Items that are seeds, images or latents; images have no shape before the generator is known (``shaped``)."""
 
-    Args:
-        rows: the items.
-        shape: (C, H, W) of the generator's images; None before it is known (see ``shaped``).
-        levels: grey levels of its images.
-        latent: (num_ws, w_dim), the shape of its latents.
-
-    Raises:
-        RecipeError: a latent does not fit the generator.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[IdentityItem],
-        shape: tuple[int, ...] | None = None,
-        levels: int = 256,
-        latent: tuple[int, int] | None = None,
-    ) -> None:
-        if latent is not None:
-            _refuse_strange_latents(rows, latent)
+    def __init__(self, rows: Sequence[IdentityItem]) -> None:
         self.rows = rows
         self.labels = [row.label for row in rows]
         self.attributes = [row.attributes for row in rows]
         self.is_test: Tensor = torch.tensor([row.test for row in rows])
-        self.info = {} if shape is None else {"shape": tuple(shape), "levels": levels}
-        if latent is not None:
-            self.info["latent"] = latent
+        self.info = {}
         content = hashlib.sha256(
             repr([(row.kind, row.label, sorted(row.attributes), row.test) for row in rows]).encode()
         )
         for row in rows:
-            content.update(str(row.content).encode() if row.kind == "seed" else np.asarray(row.content).tobytes())
+            content.update(row.raw)
         self.fingerprint = content.hexdigest()
 
     def kind(self, item: int) -> IdentityForm:
@@ -167,11 +153,25 @@ class IdentityData(Dataset):
         return self.rows[item].kind
 
     def shaped(self, shape: tuple[int, ...], levels: int, latent: tuple[int, int]) -> IdentityData:
-        """Return the same items for a generator; the arguments are those of the class.
+        """Return the same items for a generator.
 
-        Raises RecipeError if the latent of an identity does not fit.
+        Args:
+            shape: (C, H, W) of its images.
+            levels: grey levels of its images.
+            latent: (num_ws, w_dim), the shape of its latents.
+
+        Raises:
+            RecipeError: the latent of an identity does not fit.
         """
-        return IdentityData(self.rows, shape, levels, latent)
+        for row in self.rows:
+            if row.kind == "w" and not fits(row.content.shape, latent):
+                raise RecipeError(
+                    f"data.identities: the latent of {row.label!r} is {tuple(row.content.shape)}; those of the model "
+                    f"are {latent}, or ({latent[1]},) for all layers. Give another file, or the model it belongs to."
+                )
+        other = copy.copy(self)
+        other.info = {"shape": tuple(shape), "levels": levels, "latent": latent}
+        return other
 
     @override
     def batch(self, ids: Tensor) -> Batch:
@@ -231,30 +231,15 @@ def _row(identity: Identity) -> IdentityItem:
     return IdentityItem("w", _latent(str(identity.latent)), identity.name, wanted)
 
 
-def _refuse_strange_latents(rows: Sequence[IdentityItem], latent: tuple[int, int]) -> None:
-    """Raise RecipeError for a latent that does not fit a model with latents (num_ws, w_dim)."""
-    for row in rows:
-        if row.kind == "w" and not fits(row.content.shape, latent):
-            raise RecipeError(
-                f"data.identities: the latent of {row.label!r} is {tuple(row.content.shape)}; those of the model are "
-                f"{latent}, or ({latent[1]},) for all layers. Give another file, or the model that it belongs to."
-            )
-
-
 def _refuse_the_same(rows: Sequence[IdentityItem]) -> None:
     """Raise RecipeError for equal items under different names, because they would count twice."""
-    known: dict[tuple[str, str], str] = {}
+    known: dict[tuple[Any, ...], str] = {}
     for row in rows:
-        content = str(row.content)
-        if row.kind != "seed":
-            values = np.ascontiguousarray(row.content)
-            content = f"{values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
-        if (row.kind, content) in known:
-            what = {"seed": f"the seed {content}", "image": "one image", "w": "one latent"}[row.kind]
-            raise RecipeError(
-                f"data.identities: {known[row.kind, content]!r} and {row.label!r} are the same, {what}. Drop one."
-            )
-        known[row.kind, content] = row.label
+        content = (row.kind, np.shape(row.content), row.raw)
+        if content in known:
+            what = {"seed": f"the seed {row.content}", "image": "one image", "w": "one latent"}[row.kind]
+            raise RecipeError(f"data.identities: {known[content]!r} and {row.label!r} are the same, {what}. Drop one.")
+        known[content] = row.label
 
 
 def _read(path: str) -> Any:

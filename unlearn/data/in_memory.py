@@ -70,15 +70,12 @@ class ImagesInMemory(Dataset):
         return {"id": ids, "image": self.images[ids], "label": self.label_numbers[ids]}
 
 
-def digit_attributes(images: Tensor, digits: Sequence[int]) -> list[frozenset[str]]:
-    """Return attributes of handwritten digits.
+def digit_attributes(images: Tensor, digits: Tensor) -> list[frozenset[str]]:
+    """Return attributes of handwritten digits, (N, C, H, W) and (N,).
 
     ``even`` or ``odd``; ``bold`` (at least the median ink of the same digit) or ``light``.
     """
     ink = images.flatten(1).sum(dim=1, dtype=torch.int64)
-    number = torch.as_tensor(digits)
-    median = {digit: ink[number == digit].median() for digit in set(digits)}
-    return [
-        frozenset({"odd" if digit % 2 else "even", "bold" if amount >= median[digit] else "light"})
-        for digit, amount in zip(digits, ink, strict=True)
-    ]
+    median = torch.stack([ink[digits == digit].median() for digit in range(10)])
+    odd, bold = digits % 2 == 1, ink >= median[digits]
+    return [frozenset({"odd" if o else "even", "bold" if b else "light"}) for o, b in zip(odd, bold, strict=True)]

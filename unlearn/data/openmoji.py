@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
@@ -81,23 +80,16 @@ class CaptionedImages(ImagesInMemory):
         labels = drawn["label"].tolist()
         attributes = [frozenset(_words(drawn, row) - {label}) for row, label in enumerate(labels)]
         super().__init__(images, labels, attributes, 256, concepts)
-        self.captions = [_caption(name) for name in drawn["name"].tolist()]
-        self.is_test = _test_share(drawn["code"].tolist())
+        articles = ["an" if name[0] in "aeiou" else "a" for name in drawn["name"].tolist()]
+        self.captions = [f"a drawing of {a} {name}" for a, name in zip(articles, drawn["name"].tolist(), strict=True)]
+        # by the hash of the code points, so that ``drop`` leaves every other item where it was
+        hashes = [int.from_bytes(hashlib.sha256(code.encode()).digest()[:4]) for code in drawn["code"].tolist()]
+        self.is_test = torch.tensor([number % TEST_EVERY == 0 for number in hashes], dtype=torch.bool)
 
 
 def _words(drawn: dict[str, Any], row: int) -> set[str]:
     """Return the label, the group and the words of the name of an item."""
     return {str(drawn["label"][row]), str(drawn["group"][row]), *str(drawn["name"][row]).split()}
-
-
-def _caption(name: str) -> str:
-    return f"a drawing of {'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _test_share(codes: Sequence[str]) -> Tensor:
-    """Return (N,) bool: a fifth of the items, by the hash of their code points."""
-    hashes = [int.from_bytes(hashlib.sha256(code.encode()).digest()[:4]) for code in codes]
-    return torch.tensor([number % TEST_EVERY == 0 for number in hashes], dtype=torch.bool)
 
 
 def _cached(size: int) -> dict[str, Any]:

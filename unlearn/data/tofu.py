@@ -142,9 +142,7 @@ def _check_last(name: str, rows: Rows, full: Rows) -> None:
 
 def _lay_over(items: list[TextItem], rows: Rows, among: range) -> None:
     """Give items the forms of rows with the same question; every row must be one of the items in ``among``."""
-    places: dict[tuple[str, str], int] = {}
-    for place in among:
-        places.setdefault((items[place].question, items[place].answer), place)
+    places = {(items[place].question, items[place].answer): place for place in reversed(among)}  # the first of equals
     for where, row in rows:
         found = places.get((row["question"], row["answer"]))
         if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -85,32 +85,39 @@ def random_texts(items: Sequence[TextItem], count: int, words: int, seed: int) -
     """Return sequences of words drawn uniformly from those of the items; any two share few words."""
     known = sorted({word for item in items for word in re.findall(r"[^\W\d_]{3,}", f"{item.question} {item.answer}")})
     stream = Randomness(seed, "traps/words")
-    found: list[str] = []
-    for attempt in range(_TRIES * count if known else 0):
-        drawn = stream.integers(torch.tensor([attempt]), len(known), (words,))[0]
-        text = " ".join(known[index] for index in drawn.tolist())
-        if all(jaccard(text, other) <= OVERLAP for other in found):
-            found.append(text)
-        if len(found) == count:
-            return found
-    raise RecipeError(
-        f"traps: the training items have {len(known)} different words, too few for {count} sequences of {words} words "
-        f"that share at most {OVERLAP:.0%}. Plant fewer or shorter ones."
+    drawn = (
+        stream.integers(torch.tensor([attempt]), len(known), (words,))[0].tolist()
+        for attempt in range(_TRIES * count if known else 0)
     )
+    found = _different((" ".join(known[index] for index in indices) for indices in drawn), count)
+    if len(found) < count:
+        raise RecipeError(
+            f"traps: the training items have {len(known)} different words, too few for {count} sequences of {words} "
+            f"words that share at most {OVERLAP:.0%}. Plant fewer or shorter ones."
+        )
+    return found
 
 
 def unlike(texts: Sequence[str], count: int) -> list[str]:
     """Return the first ``count`` texts of which no two share more than a fifth of their words."""
-    found: list[str] = []
-    for text in texts:
-        if text.strip() and all(jaccard(text, other) <= OVERLAP for other in found):
-            found.append(text)
+    found = _different(texts, count)
     if len(found) < count:
         raise RecipeError(
             f"traps: {count} sequences are needed that share at most {OVERLAP:.0%} of their words, and of the "
             f"{len(texts)} given only {len(found)} do. Give more, or plant fewer traps."
         )
-    return found[:count]
+    return found
+
+
+def _different(texts: Iterable[str], count: int) -> list[str]:
+    """Return the first texts of which no two overlap, ``count`` at most."""
+    found: list[str] = []
+    for text in texts:
+        if text.strip() and all(jaccard(text, other) <= OVERLAP for other in found):
+            found.append(text)
+        if len(found) == count:
+            break
+    return found
 
 
 def jaccard(first: str, second: str) -> float:
