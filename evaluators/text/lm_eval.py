@@ -78,9 +78,8 @@ class Task(NamedTuple):
 class LmEval(Evaluator[TokenizedLanguageModel]):
     """Metrics of lm-evaluation-harness, each ``lm_eval_<metric>``; a multiple-choice task has ``acc`` and ``acc_norm``.
 
-    ``acc`` is the share of questions whose right choice has the highest log p given the prompt, ``acc_norm`` the same
-    with log p divided by the choice's bytes. Only the harness's own tasks need a network. Intervals are over items,
-    where the metric is a mean over items. Every rank does all the work.
+    Only the harness's own tasks need a network. Intervals are over items, where the metric is a mean over items. Every
+    rank does all the work.
 
     Args:
         tasks: names of tasks: ``perturbed_choices`` (forget, retain and holdout questions with their perturbed
@@ -112,16 +111,15 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse questions that cannot be read, and unknown tasks."""
-        self._asked()
-        _ = self._manager  # read now, and kept for the run
+        _ = self._asked, self._manager  # read now, and kept for the run
 
     @override
     def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:
         self.check(evaluation.splits)
-        asked, chosen = self._asked(), self._chosen(evaluation)
+        chosen = self._chosen(evaluation)
         findings = EvaluationResult()
         for subject, model in evaluation.models.items():
-            tasks = list(self._tasks(evaluation, model, chosen, asked))
+            tasks = list(self._tasks(evaluation, model, chosen))
             if tasks:
                 output = self._run(model, tasks)
                 for task in tasks:
@@ -133,8 +131,9 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
             )
         return findings
 
+    @cached_property
     def _asked(self) -> list[Question]:
-        """Return the questions of the file, if one is named."""
+        """The questions of the file, if one is named."""
         if self.questions is None:
             return []
         try:
@@ -156,15 +155,14 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         evaluation: Evaluation[TokenizedLanguageModel],
         model: TokenizedLanguageModel,
         chosen: Mapping[str, Tensor],
-        asked: Sequence[Question],
     ) -> Iterator[Task]:
         """Yield the tasks, in the model's own prompt format."""
         for split, ids in chosen.items():
             if len(ids):
                 questions = perturbed_choices(texts(evaluation.splits[split]), ids)
                 yield Task(CHOICES, split, multiple_choice(f"{CHOICES}_{split}", questions, model.encoder))
-        if asked:
-            yield Task("questions", "forget", multiple_choice("questions", asked, model.encoder))
+        if self._asked:
+            yield Task("questions", "forget", multiple_choice("questions", self._asked, model.encoder))
         for name in self.tasks:
             if name != CHOICES:
                 yield Task(name, "", name)

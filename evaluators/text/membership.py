@@ -17,7 +17,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import limited, some_of
+from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.statistics import auc, auc_change
 from unlearn.evaluators.subjects import in_their_place
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
@@ -121,14 +121,13 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
         Data may set texts apart for this (attributes privleak_forget and privleak_holdout).
         """
         data = evaluation.splits["forget"].dataset
-        marked = [data.having([f"privleak_{split}"]).nonzero().flatten() for split in SPLITS]
-        if all(len(ids) for ids in marked):
-            few = [limited(ids, self.items, evaluation.seed, split) for ids, split in zip(marked, SPLITS, strict=True)]
-        elif all(split in evaluation.splits for split in SPLITS):
-            few = [some_of(evaluation, split, self.items) for split in SPLITS]
-        else:
-            return None
-        return few[0], few[1]
+        items = {split: data.having([f"privleak_{split}"]).nonzero().flatten() for split in SPLITS}
+        if not all(map(len, items.values())):
+            if not all(split in evaluation.splits for split in SPLITS):
+                return None
+            items = {split: without_traps(evaluation.splits[split]) for split in SPLITS}
+        members, others = (limited(ids, self.items, evaluation.seed, split) for split, ids in items.items())
+        return members, others
 
     def scores(
         self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair, reference: Pair | None = None

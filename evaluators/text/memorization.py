@@ -37,9 +37,7 @@ EXTRACTION = Metric(
 class Memorization(Evaluator[Continues]):
     """Exact memorisation and extraction strength, means over items; the interval is over items.
 
-    exact_memorization is the share of an answer's tokens that are the likeliest given the true tokens before them.
-    extraction_strength is 1 - min{k : all tokens from k on are} / |y|, with k up to |y|: 0 where the last token is not.
-    The answer's end token counts; items without answer tokens are left out.
+    Items without answer tokens are left out.
 
     Args:
         items: at most this many items per split, drawn by the seed; null takes all.

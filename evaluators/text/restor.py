@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -105,17 +105,20 @@ class Restor(Evaluator[Continues]):
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
-        judged = {  # subjects outside: only one model at a time is on the device
-            _reported(subject): (self._matches(evaluation, subject, ids), self._options(evaluation, subject, ids))
-            for subject in evaluation.models
-        }
+        judged = {}
+        for subject in evaluation.models:  # the outer loop: each is moved to the device once
+            both = self._matches(evaluation, subject, ids), self._options(evaluation, subject, ids)
+            judged["corrupted" if subject == "target" else subject] = both
         found = EvaluationResult()
         for place, score in enumerate(("match", "options")):
             right, wrong = ({subject: both[place][which] for subject, both in judged.items()} for which in (0, 1))
             found.records.extend(restoration(evaluation, right, wrong, score))
         margins = {subject: options[2] for subject, (_, options) in judged.items()}
         for subject, margin in margins.items():
-            found.records.extend(margins_of(evaluation, subject, margin, margins["corrupted"]))
+            found.records.append(evaluation.record(MARGIN, subject, "probe", margin, about={"score": "margin"}))
+            turned = margin[margins["corrupted"] < 0] > 0  # of the facts that the corruption had flipped
+            if len(turned):
+                found.records.append(evaluation.record(FLIPPED, subject, "probe", turned, about={"score": "flipped"}))
             found.items.extend(item_rows(subject, "probe", ids, "answer_margin", margin))
         return found
 
@@ -166,18 +169,6 @@ def _is_third(data: TextDataset, item: int, form: str) -> bool:
     """Whether an item has a form whose answer is neither the right nor the corrupted one."""
     taken = {plain(data.words(item, name)[1]) for name in ("", "corrupted")}
     return form in data.items[item].forms and plain(data.words(item, form)[1]) not in taken
-
-
-def _reported(subject: str) -> str:
-    return "corrupted" if subject == "target" else subject
-
-
-def margins_of(evaluation: Evaluation[Continues], subject: str, margin: Tensor, before: Tensor) -> Iterator[Record]:
-    """Yield the mean margin, and the share restored of the items that the corruption had flipped."""
-    yield evaluation.record(MARGIN, subject, "probe", margin, about={"score": "margin"})
-    turned = margin[before < 0] > 0
-    if len(turned):
-        yield evaluation.record(FLIPPED, subject, "probe", turned, about={"score": "flipped"})
 
 
 def restoration(
