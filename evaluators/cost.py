@@ -49,7 +49,7 @@ STEPS = Metric(name="steps", label="steps", formula="optimizer steps taken")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost(Evaluator):
+class Cost(Evaluator[nn.Module]):
     """Seconds, their share of the target's training time (where that is known), peak memory, storage and steps.
 
     The training time is the one recorded when the target was trained. For a shipped model, or one from another
@@ -59,7 +59,7 @@ class Cost(Evaluator):
     metrics: ClassVar = (SECONDS, SHARE, MEMORY, STORAGE, STEPS)
 
     @override
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
+    def __call__(self, evaluation: Evaluation[nn.Module]) -> EvaluationResult:
         run = evaluation.run
         held = digests(evaluation.models["target"])  # one model at a time: hashes, not tensors, are compared
         figures: list[tuple[Metric, float, dict[str, str]]] = [

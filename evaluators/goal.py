@@ -8,6 +8,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.models.capabilities import Model
 
 REACHED = Metric(
     name="reached",
@@ -18,13 +19,13 @@ REACHED = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Goal(Evaluator):
+class Goal(Evaluator[Model]):
     """1 where an objective reached its goal, 0 where the run ended before; ``score`` names the term."""
 
     metrics: ClassVar = (REACHED,)
 
     @override
-    def __call__(self, evaluation: Evaluation) -> EvaluationResult:
+    def __call__(self, evaluation: Evaluation[Model]) -> EvaluationResult:
         return EvaluationResult(
             [
                 evaluation.record(REACHED, "unlearned", "forget", float(bool(state["reached"])), about={"score": term})

@@ -15,10 +15,10 @@ from unlearn.data.base import Split
 from unlearn.data.conditioned import Conditioned
 from unlearn.data.traps import PLANTED
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
-from unlearn.models.capabilities import Samples
+from unlearn.models.capabilities import Model, Samples
 
 
-def sampled_splits(evaluation: Evaluation[Any]) -> tuple[str, ...]:
+def sampled_splits(evaluation: Evaluation[Model]) -> tuple[str, ...]:
     """Return the splits whose conditions samples are drawn for: the empty name alone for unconditional models."""
     return ("forget", "retain") if is_conditional(evaluation.splits["forget"]) else ("",)
 
@@ -33,7 +33,7 @@ def conditioned_data(splits: Mapping[str, Split]) -> Conditioned:
     return cast(Conditioned, splits["forget"].dataset)
 
 
-def sampled_items(evaluation: Evaluation, split: str, n: int) -> Tensor:
+def sampled_items(evaluation: Evaluation[Model], split: str, n: int) -> Tensor:
     """Return the ids of the items that the first n samples of a split are conditioned on, (n,) int64, by the seed."""
     ids = evaluation.splits[split].ids
     order = Randomness(evaluation.seed, f"conditions/{split}").permutation(len(ids))
@@ -66,7 +66,7 @@ def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, b
 
 
 def drawn(
-    evaluation: Evaluation,
+    evaluation: Evaluation[Model],
     model: Samples,
     split: str,
     items: Tensor | None,
@@ -115,7 +115,7 @@ def without_traps(split: Split) -> Tensor:
     return split.ids[~planted[split.ids]]
 
 
-def some_of(evaluation: Evaluation, split: str, limit: int | None) -> Tensor:
+def some_of(evaluation: Evaluation[Model], split: str, limit: int | None) -> Tensor:
     """Return the ids of a split, or ``limit`` of them drawn by the seed, in the split's order, without traps."""
     return limited(without_traps(evaluation.splits[split]), limit, evaluation.seed, split)
 
@@ -130,7 +130,7 @@ def limited(ids: Tensor, limit: int | None, seed: int, name: str) -> Tensor:
 
 def add_items(
     result: EvaluationResult,
-    evaluation: Evaluation,
+    evaluation: Evaluation[Model],
     metric: Metric,
     subject: str,
     split: str,
@@ -142,12 +142,12 @@ def add_items(
     result.items.extend(item_rows(subject, split, ids, metric.name, values))
 
 
-def grey_levels(evaluation: Evaluation) -> int:
+def grey_levels(evaluation: Evaluation[Model]) -> int:
     """Return the number of grey levels of images; 256 where the data has none of its own."""
     return int(evaluation.splits["forget"].dataset.info.get("levels", 256))
 
 
-def seen_by(net: Callable[[Tensor], Tensor], evaluation: Evaluation, images: Tensor, batch_size: int) -> Tensor:
+def seen_by(net: Callable[[Tensor], Tensor], evaluation: Evaluation[Model], images: Tensor, batch_size: int) -> Tensor:
     """Return the output of a net that takes images in [-1, 1] on images (n, C, H, W) uint8, (n, D) on the CPU."""
     scale = 2 / (grey_levels(evaluation) - 1)
 

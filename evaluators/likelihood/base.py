@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import at_least
 from unlearn.evaluators.base import Evaluation, Evaluator
 from unlearn.evaluators.sampling import some_of
-from unlearn.models.capabilities import HasLikelihood
+from unlearn.models.capabilities import HasLikelihood, Model
 from unlearn.models.likelihood import bits_per_dim_of
 
 SPLITS = ("forget", "retain", "holdout", "test")
@@ -38,7 +37,7 @@ class LikelihoodEvaluator(Evaluator[HasLikelihood]):
     def __post_init__(self) -> None:
         at_least(self, draws=1, items=1, batch_size=1)
 
-    def chosen(self, evaluation: Evaluation[Any]) -> dict[str, Tensor]:
+    def chosen(self, evaluation: Evaluation[Model]) -> dict[str, Tensor]:
         """Return split -> ids of the items that are measured, (n,), for the splits that have any."""
         found = [split for split in SPLITS if split in evaluation.splits and len(evaluation.splits[split])]
         return {split: some_of(evaluation, split, self.items) for split in found}
