@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,7 +21,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import conditioned_data, grey_levels, is_conditional, sampled_items, samples
 from unlearn.models.capabilities import Samples
-from unlearn.models.feature_extractors.clip import MEAN, STD
+from unlearn.models.feature_extractors.clip import Clip
 
 SCORE = Metric(
     name="clip_score",
@@ -81,59 +81,28 @@ class ClipScore(Evaluator[Samples]):
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         self.check(evaluation.splits)
-        scorer = Scorer(Path(self.path).expanduser(), evaluation.device)
-        data = conditioned_data(evaluation.splits)
-        levels = grey_levels(evaluation)
+        folder = Path(self.path).expanduser()
+        clip, detector = Clip(folder), {"name": folder.name, "sha256": _sha256(folder)}
+        clip.model.to(evaluation.device)
+        data, levels = conditioned_data(evaluation.splits), grey_levels(evaluation)
         records = []
         for subject in evaluation.models:
             for split in ("forget", "retain"):
                 items = sampled_items(evaluation, split, self.samples)
-                images = samples(evaluation, subject, split, self.samples, self.batch_size)
+                images = samples(evaluation, subject, split, self.samples, self.batch_size) / (levels - 1)
                 captions = [data.captions[item] for item in items.tolist()]
-                cosines = scorer(images, captions, levels, self.batch_size)
-                records.append(evaluation.record(SCORE, subject, split, cosines, detector=scorer.detector))
+                score = partial(similarity, clip, images, captions)
+                cosines = map_ids(score, torch.arange(len(images)), self.batch_size).cpu()
+                records.append(evaluation.record(SCORE, subject, split, cosines, detector=detector))
         return EvaluationResult(records)
 
 
-class Scorer:
-    """A CLIP model, read from a folder.
-
-    Args:
-        folder: holds the model and its tokenizer.
-        device: the device to move it to.
-    """
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import AutoTokenizer, CLIPModel
-
-        self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        about = folder / "preprocessor_config.json"
-        given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-        self.mean = torch.tensor(given.get("image_mean", MEAN), device=device)[:, None, None]
-        self.std = torch.tensor(given.get("image_std", STD), device=device)[:, None, None]
-        self.detector = {"name": folder.name, "sha256": _sha256(folder)}
-
-    def __call__(self, images: Tensor, captions: Sequence[str], levels: int, batch_size: int) -> Tensor:
-        """Return max(100 cos, 0) of images (n, C, H, W) uint8 and their captions, (n,)."""
-
-        def score(rows: Tensor) -> Tensor:
-            chosen = [captions[row] for row in rows.tolist()]
-            length = self.model.config.text_config.max_position_embeddings
-            words = self.tokenizer(chosen, padding=True, truncation=True, max_length=length, return_tensors="pt")
-            pixels = self.inputs(images[rows.cpu()].to(self.model.device), levels)
-            found = self.model(**words.to(self.model.device), pixel_values=pixels)
-            cosine: Tensor = (found.image_embeds * found.text_embeds).sum(dim=1)  # both of length 1
-            return (100 * cosine).clamp(min=0)
-
-        return map_ids(score, torch.arange(len(images)), batch_size).cpu()
-
-    def inputs(self, images: Tensor, levels: int) -> Tensor:
-        """Return images (b, C, H, W) uint8 as the model's input: three channels, its size, normalised."""
-        side = self.model.config.vision_config.image_size
-        scaled = (images.float() / (levels - 1)).expand(-1, 3, -1, -1)
-        resized = F.interpolate(scaled, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        return (resized - self.mean) / self.std
+def similarity(clip: Clip, images: Tensor, captions: Sequence[str], rows: Tensor) -> Tensor:
+    """Return max(100 cos, 0) of some rows (b,) of images (n, C, H, W) in [0, 1] and their captions, (b,)."""
+    pixels = clip.pixels(images[rows].to(clip.model.device))
+    found = clip.model(**clip.tokens([captions[row] for row in rows.tolist()]), pixel_values=pixels)
+    cosine: Tensor = (found.image_embeds * found.text_embeds).sum(dim=1)  # both of length 1
+    return (100 * cosine).clamp(min=0)
 
 
 def _sha256(folder: Path) -> str:

@@ -93,13 +93,21 @@ class Clip(TextImage):
         self.mean = torch.tensor(given.get("image_mean", MEAN))[:, None, None]
         self.std = torch.tensor(given.get("image_std", STD))[:, None, None]
 
-    def images(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images: three channels, the model's size, normalised."""
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] as the model's input: three channels, its size, normalised."""
         side = self.model.config.vision_config.image_size
-        resized = F.interpolate(
-            (in_colour(images.float()) + 1) / 2, (side, side), mode="bicubic", antialias=True
-        ).clamp(0, 1)
-        pixels = (resized - self.mean.to(images.device)) / self.std.to(images.device)
+        resized = F.interpolate(in_colour(images), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        return (resized - self.mean.to(images.device)) / self.std.to(images.device)
+
+    def tokens(self, words: Sequence[str]) -> Any:
+        """Return texts as the model's input, on its device; long ones are cut."""
+        length = self.model.config.text_config.max_position_embeddings
+        given = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return given.to(self.model.device)
+
+    @override
+    def images(self, images: Tensor) -> Tensor:
+        pixels = self.pixels((images.float() + 1) / 2)
         vision = self.model.to(images.device).vision_model(pixel_values=pixels)
         found: Tensor = self.model.visual_projection(vision.pooler_output)
         return found
@@ -107,9 +115,7 @@ class Clip(TextImage):
     @override
     @torch.no_grad()
     def texts(self, words: Sequence[str]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
-        given = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        text = self.model.text_model(**given.to(self.model.device))
+        text = self.model.text_model(**self.tokens(words))
         found: Tensor = self.model.text_projection(text.pooler_output)
         return found
 

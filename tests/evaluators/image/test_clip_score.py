@@ -16,8 +16,9 @@ from unlearn.data.base import Selection
 from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
-from unlearn.evaluators.image.clip_score import MEAN, STD, ClipScore
+from unlearn.evaluators.image.clip_score import ClipScore
 from unlearn.evaluators.sampling import sampled_items
+from unlearn.models.feature_extractors.clip import MEAN, STD
 
 
 @pytest.fixture(scope="module")
