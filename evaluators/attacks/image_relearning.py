@@ -13,7 +13,6 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
 from unlearn.core.validation import PositiveInt, Range, distinct
 from unlearn.data.base import Split
-from unlearn.evaluators.attacks.base.prompt_search import seen_record
 from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import concept_classifier
@@ -86,4 +85,5 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         classifier = concept_classifier(evaluation.splits, self.features, evaluation.device)
         items = sampled_items(evaluation, "forget", self.samples)
         images = drawn(evaluation, copy, "forget", items, self.batch_size)
-        return [seen_record(evaluation, ATTACK, subject, classifier.seen(images, items), budget, classifier)]
+        hits, about = classifier.seen(images, items), {"score": "accuracy", "budget": budget}
+        return [evaluation.record(ATTACK, subject, "forget", hits, about=about, detector=classifier.net.detector)]

@@ -115,14 +115,12 @@ def near_latents(evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor,
 def other_pictures(evaluation: Evaluation[ImageGenerator], ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ids of further pictures of identities, and the position in ``ids`` of each owner, (m,) each."""
     dataset = evaluation.splits["forget"].dataset
-    chosen, owners = [], []
+    labels, further = dataset.labels, []
     if isinstance(dataset, IdentityData):
         further = torch.nonzero(dataset.having(["same_person"])).flatten().tolist()
-        for place, item in enumerate(ids.tolist()):
-            mine = [other for other in further if dataset.labels[other] == dataset.labels[item]]
-            chosen += mine
-            owners += [place] * len(mine)
-    return torch.tensor(chosen, dtype=torch.int64), torch.tensor(owners, dtype=torch.int64)
+    pairs = [(other, k) for k, item in enumerate(ids.tolist()) for other in further if labels[other] == labels[item]]
+    found = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    return found[:, 0], found[:, 1]
 
 
 def drawn(model: ImageGenerator, w: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class GeneratorDistance(Evaluator[Samples]):
             self._nets(info["shape"])  # refuses images that no net fits
 
     def _nets(self, shape: Any) -> list[Embedder]:
-        return [identity_net(name, shape) for name in (self.features if self.features is not None else (None,))]
+        return [identity_net(name, shape) for name in (self.features or (None,))]
 
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:

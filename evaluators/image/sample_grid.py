@@ -47,7 +47,6 @@ class SampleGrid(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse a named feature net that does not exist."""
         if self.features is not None:
             features_for(splits["forget"].dataset.info, self.features)
 
@@ -82,14 +81,9 @@ class SampleGrid(Evaluator[Samples]):
         whole = "forget image" if len(split) == 1 else "forget images"
         title = f"{len(ids)} of {len(split)} {whole}" if len(ids) < len(split) else f"{len(ids)} {whole}"
         cell = CELL if len(ids) > STRIP // 2 else LARGE_CELL
-        panel = Panel(title, items["image"], grey_levels(evaluation), cell=cell)
-        picture = Picture(
-            name="forget",
-            title="What was forgotten",
-            caption="Training images whose influence should be removed.",
-            png=panels([panel], STRIP),
-        )
-        return [picture]
+        png = panels([Panel(title, items["image"], grey_levels(evaluation), cell=cell)], STRIP)
+        caption = "Training images whose influence should be removed."
+        return [Picture(name="forget", title="What was forgotten", caption=caption, png=png)]
 
     def _grids(
         self, evaluation: Evaluation[Samples], net: Features | None, forgotten: list[str], given: str
@@ -115,22 +109,17 @@ class SampleGrid(Evaluator[Samples]):
         chosen = torch.nonzero(marked).flatten()[:STRIP] if marked is not None else torch.empty(0)
         if len(chosen) == 0:
             return []
-        levels = grey_levels(evaluation)
+        levels, names = grey_levels(evaluation), _listed(forgotten)
         content = []
         for subject in evaluation.models:
             images = samples(evaluation, subject, "", self.search, self.batch_size)[chosen]
             content.append(Panel(subject, images, levels, _marked(net, forgotten, images)))
-        return [
-            Picture(
-                name="became",
-                title=f"What became of {_listed(forgotten)}",
-                caption=(
-                    f"Noise from which the target draws {_listed(forgotten)}, and what the other models draw from it. "
-                    "A frame marks what the classifier still takes for it."
-                ),
-                png=panels(content, STRIP, stacked=True),
-            )
-        ]
+        caption = (
+            f"Noise from which the target draws {names}, and what the other models draw from it. "
+            "A frame marks what the classifier still takes for it."
+        )
+        png = panels(content, STRIP, stacked=True)
+        return [Picture(name="became", title=f"What became of {names}", caption=caption, png=png)]
 
 
 def _marked(net: Features | None, forgotten: list[str], images: Tensor) -> Tensor | None:

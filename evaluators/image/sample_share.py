@@ -98,24 +98,19 @@ class SampleShare(Evaluator[Samples]):
                             detector=net.detector,
                         )
                     )
-            findings.pictures.append(self._picture(given, shares, net, forgotten))
+            png = share_bars(shares, net.labels, forgotten)
+            findings.pictures.append(self._picture(given, bool(forgotten), png))
         findings.records.extend(classifier_accuracy(evaluation, net))
         return findings
 
-    def _picture(
-        self,
-        given: str,
-        shares: dict[str, list[tuple[float, tuple[float, float]]]],
-        net: Features,
-        forgotten: list[str],
-    ) -> Picture:
+    def _picture(self, given: str, shaded: bool, png: bytes) -> Picture:
         what = f"samples of each model, with the conditions of {given} items," if given else "samples of each model"
-        note = "the shaded category is to be forgotten" if forgotten else "no category is forgotten as a whole"
+        note = "the shaded category is to be forgotten" if shaded else "no category is forgotten as a whole"
         return Picture(
             name=f"shares_{given}" if given else "shares",
             title=f"What the models draw for {given} conditions" if given else "What the models draw",
             caption=(
                 f"Share of each category in {self.samples} {what} from the same noise, with 95 % intervals; {note}."
             ),
-            png=share_bars(shares, net.labels, forgotten),
+            png=png,
         )

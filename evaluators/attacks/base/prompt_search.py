@@ -6,18 +6,16 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.records import Record
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Batch, Split
 from unlearn.data.conditioned import Classes, Conditioned
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier, concept_classifier
 from unlearn.evaluators.sampling import conditioned_data, drawn, sampled_items
 from unlearn.models.base import frozen
@@ -41,8 +39,6 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
     samples: PositiveInt = 100
     features: str | None = None
     batch_size: PositiveInt = 256
-
-    attack: ClassVar[str]
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
@@ -74,23 +70,15 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
             if model.settings.one_step is not None:
                 continue
             with frozen(model), self.finds(evaluation, classifier, subject, items) as (conditions, budget):
-                images = drawn(evaluation, evaluation.models[subject], "forget", items, self.batch_size, conditions)
-            seen = classifier.seen(images, items)
-            findings.records.append(seen_record(evaluation, self.metrics[0], subject, seen, budget, classifier))
+                attacked = evaluation.models[subject]  # requested again: the search may have loaded the target
+                images = drawn(evaluation, attacked, "forget", items, self.batch_size, conditions)
+            hits, about = classifier.seen(images, items), {"score": "accuracy", "budget": budget}
+            findings.records.append(
+                evaluation.record(
+                    self.metrics[0], subject, "forget", hits, about=about, detector=classifier.net.detector
+                )
+            )
         return findings
-
-
-def seen_record(
-    evaluation: Evaluation[PromptableDenoiser],
-    metric: Metric,
-    subject: str,
-    seen: Tensor,
-    budget: str,
-    classifier: ConceptClassifier,
-) -> Record:
-    """Return the share of samples (n,) bool in which the concept is seen."""
-    about, detector = {"score": "accuracy", "budget": budget}, classifier.net.detector
-    return evaluation.record(metric, subject, "forget", seen, about=about, detector=detector)
 
 
 def check_prompts(splits: Mapping[str, Split], attack: str) -> None:
