@@ -67,7 +67,6 @@ class ConceptInversion(PromptSearch):
     bound: NonNegativeFloat | None = None
 
     metrics: ClassVar = (ATTACK,)
-    attack: ClassVar[str] = "concept_inversion"
 
     def __post_init__(self) -> None:
         super().__post_init__()

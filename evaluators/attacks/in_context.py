@@ -43,7 +43,6 @@ class InContext(PromptAttack):
     facts: PositiveInt = 5
 
     metrics: ClassVar = (ATTACK,)
-    attack: ClassVar[str] = "in_context"
 
     @override
     def budget(self) -> str:

@@ -38,7 +38,6 @@ class Paraphrase(PromptAttack):
     """
 
     metrics: ClassVar = (ATTACK,)
-    attack: ClassVar[str] = "paraphrase"
     lacking: ClassVar[str] = "no forget question has other wordings"
 
     @override

@@ -49,7 +49,6 @@ class Prefix(PromptAttack):
     prefixes: list[str] = field(default_factory=lambda: list(CONSENT))
 
     metrics: ClassVar = (ATTACK,)
-    attack: ClassVar[str] = "prefix"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,10 +77,9 @@ class RingABell(PromptSearch):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits, classes, and more words than a prompt has room for."""
         super().check(splits)
         check_prompts(splits, self.attack)
-        self._length(conditioned_data(splits))
+        self._length(conditioned_data(splits))  # refuses more words than a prompt has room for
 
     @override
     @contextmanager
@@ -121,14 +120,11 @@ class RingABell(PromptSearch):
         unique = sorted(set(captions))
         # eq. 3 and 4: the direction of the concept is the mean difference of the encodings with and without its words
         encoded = self._encoded(target, data.conditions(unique))
-        wanted = encoded + self.eta * (encoded - self._encoded(target, data.conditions(without(unique, names)))).mean(
-            dim=0
-        )
-        found = {}
-        for number, caption in enumerate(unique):  # a stream per caption: its search does not depend on the others
-            stream = evaluation.randomness.child("search").at(number)
-            found[caption] = self._evolved(target, data, wanted[number], free, stream)
-        return torch.stack([found[caption] for caption in captions])
+        concept = (encoded - self._encoded(target, data.conditions(without(unique, names)))).mean(dim=0)
+        wanted = encoded + self.eta * concept
+        stream = evaluation.randomness.child("search")  # one per caption: its search does not depend on the others
+        found = [self._evolved(target, data, one, free, stream.at(number)) for number, one in enumerate(wanted)]
+        return torch.stack([found[unique.index(caption)] for caption in captions])
 
     def _evolved(
         self, target: PromptableDenoiser, data: Conditioned, wanted: Tensor, free: Tensor, stream: Randomness

@@ -47,7 +47,6 @@ class Stepwise(PromptAttack):
     new_tokens: PositiveInt = 16
 
     metrics: ClassVar = (ATTACK,)
-    attack: ClassVar[str] = "stepwise"
 
     @override
     def budget(self) -> str:

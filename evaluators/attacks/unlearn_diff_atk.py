@@ -69,12 +69,12 @@ class UnlearnDiffAtk(PromptSearch):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data that no classifier fits, classes, and prompts without room."""
         super().check(splits)
         check_prompts(splits, self.attack)
         data = conditioned_data(splits)
         captions = sorted({data.captions[item] for item in splits["forget"].ids.tolist()})
-        self._begun(data, data.conditions(captions), torch.zeros(len(captions), self.tokens, dtype=torch.int64))
+        words = torch.zeros(len(captions), self.tokens, dtype=torch.int64)
+        self._prefixed(data, data.conditions(captions), words)  # refuses prompts without room
 
     @override
     @contextmanager
@@ -116,7 +116,7 @@ class UnlearnDiffAtk(PromptSearch):
         points = projected(start).requires_grad_()
         optimizer = torch.optim.Adam([points], lr=self.lr)
         new = -1 - torch.arange(p * k).view(p, k)
-        begun = self._begun(data, prompts, new)
+        prefixed = self._prefixed(data, prompts, new)
         t = ((torch.arange(self.draws, device=x0.device) + 0.5) * model.timesteps / self.draws).long().repeat(p)
         noise = stream.child("noise").normal(numbers, (self.draws, *x0.shape[1:]), x0.dtype).to(x0.device).flatten(0, 1)
         x0 = x0.repeat_interleave(self.draws, dim=0)
@@ -133,18 +133,18 @@ class UnlearnDiffAtk(PromptSearch):
                 read = corner + points - points.detach()  # straight-through: the value of the vertex, the gradient of p
                 rows = [(read @ weight).flatten(0, 1) for weight in weights]
                 with new_words(model, tables, rows):
-                    now = losses(begun)
+                    now = losses(prefixed)
                 whole = now.sum()  # prompts do not interact, so each gets its own gradient
             better = now.detach() < best
             best = torch.where(better, now.detach(), best)
-            kept = torch.where(better.cpu()[:, None, None], self._begun(data, prompts, free[words].cpu()), kept)
+            kept = torch.where(better.cpu()[:, None, None], self._prefixed(data, prompts, free[words].cpu()), kept)
             if step < self.steps:
                 (points.grad,) = torch.autograd.grad(whole, points)
                 optimizer.step()
                 points.data = projected(points.detach())
         return kept
 
-    def _begun(self, data: Conditioned, prompts: Tensor, words: Tensor) -> Tensor:
+    def _prefixed(self, data: Conditioned, prompts: Tensor, words: Tensor) -> Tensor:
         """Return prompts (p, E, L) with words (p, k) after the start token, (p, E, L).
 
         Raises:

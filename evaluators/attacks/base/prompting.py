@@ -38,7 +38,6 @@ class PromptAttack(Evaluator[Continues]):
     items: PositiveInt | None = 100
     batch_size: PositiveInt = 16
 
-    attack: ClassVar[str]
     lacking: ClassVar[str] = "the forget items ask nothing"
     """Why no item can be attacked, in words."""
 
@@ -61,13 +60,14 @@ class PromptAttack(Evaluator[Continues]):
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = attacked(evaluation, self.items, self.open_to(texts(evaluation.splits["forget"])))
+        found, metric = EvaluationResult(), self.metrics[0]
         if not len(ids):
-            return EvaluationResult(notes=[f"{self.attack}: {self.lacking}, so there is no attack_{self.attack}."])
-        found = EvaluationResult()
+            note = f"{metric.name.removeprefix('attack_')}: {self.lacking}, so there is no {metric.name}."
+            return EvaluationResult(notes=[note])
         for subject, model in evaluation.models.items():
             scores = self.best(evaluation, model, self.ways(evaluation, subject, ids))
-            found.records.extend(attack_records(evaluation, self.metrics[0], subject, scores, self.budget()))
-            found.items.extend(item_rows(subject, "forget", ids, f"attack_{self.attack}", scores[:, 0]))
+            found.records.extend(attack_records(evaluation, metric, subject, scores, self.budget()))
+            found.items.extend(item_rows(subject, "forget", ids, metric.name, scores[:, 0]))
         return found
 
     def best(self, evaluation: Evaluation[Continues], model: Continues, ways: Sequence[Sequence[Pair]]) -> Tensor:

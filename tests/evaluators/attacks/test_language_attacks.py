@@ -61,7 +61,7 @@ def test_records_are_well_formed_and_name_their_budget(attack: Any) -> None:
     for record in records:
         assert record.split == "forget" and record.direction == "retrained" and record.unit == "share"
         assert record.about["budget"] and record.ci95 is not None and record.n == 4  # the passage asks nothing
-        assert record.metric == f"attack_{attack.attack}" and 0 <= record.value <= 1
+        assert record.metric == attack.metrics[0].name and 0 <= record.value <= 1
     assert {record.about["score"] for record in records} == {"exact_memorization", "extraction_strength"}
 
 
@@ -119,7 +119,7 @@ def test_where_no_item_can_be_attacked_nothing_is_reported() -> None:
     bare = TextDataset([TextItem("", "Far away.", "a"), TextItem("Who?", "Me", "b")], torch.tensor([False] * 2))
     for attack in PROMPTS:
         found = attack(evaluation_on(bare.encoded_by(encoder()), [0], target=tiny(0)))
-        assert found.records == [] and found.notes[0].endswith(f"so there is no attack_{attack.attack}.")
+        assert found.records == [] and found.notes[0].endswith(f"so there is no {attack.metrics[0].name}.")
     found = Paraphrase()(evaluation_on(bare.encoded_by(encoder()), [1], target=tiny(0)))
     assert found.records == [] and "no forget question has other wordings" in found.notes[0]
 
