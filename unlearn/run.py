@@ -73,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(arguments: list[str]) -> _Request:
-    """Parse the arguments; a bare name is the recipe's."""
     name, settings, flags = sort(arguments, FLAGS)
     if {"--show", "--check"} <= flags.keys():
         raise RecipeError("--show and --check are both given; take one.")
@@ -84,7 +83,6 @@ def _read(arguments: list[str]) -> _Request:
 
 
 def _answer(request: _Request, arguments: list[str]) -> None:
-    """Print, check, resume or run."""
     if request.flags & {"--help", "-h"}:
         print(HELP, end="")
     elif "--version" in request.flags:
@@ -102,7 +100,6 @@ def _answer(request: _Request, arguments: list[str]) -> None:
 
 
 def _work(name: str, request: _Request, arguments: list[str]) -> None:
-    """Show, check or carry out a recipe."""
     from unlearn.config.recipe import load
 
     if os.getcwd() not in sys.path and "" not in sys.path:  # as with `python -m`, so that both find a user's own class

@@ -48,7 +48,6 @@ class Optim:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for values out of range."""
         check_ranges(self)
         for name, share in (("momentum", self.momentum), ("warmup", self.warmup)):
             if not 0 <= share < 1:

@@ -41,7 +41,6 @@ class ColouredDigits(Source):
 
     @override
     def load(self) -> Dataset:
-        """Colour the images; needs no network."""
         return _Coloured(Digits().load(), self.concepts)
 
 

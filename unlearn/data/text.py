@@ -139,7 +139,6 @@ class TextDataset(Dataset):
 
     @override
     def batch(self, ids: Tensor) -> Batch:
-        """Return the items as they are."""
         return self.form("", ids)
 
     @override

@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: Arguments) -> int:
-    """Print help or the list of studies, or work on the study that is named."""
     name, settings, flags = arguments
     if flags.keys() & {"--help", "-h"}:
         print(HELP, end="")
@@ -68,7 +67,6 @@ def _answer(arguments: Arguments) -> int:
 
 
 def _work(name: str, settings: list[str], flags: dict[str, str]) -> int:
-    """Show, run or sum up a study."""
     from unlearn.study.execution import START, parts
     from unlearn.study.spec import read_study
     from unlearn.study.study_table import block

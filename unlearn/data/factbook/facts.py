@@ -71,7 +71,6 @@ def countries() -> tuple[Country, ...]:
 
 
 def _country(profile: dict[str, Any]) -> Country:
-    """Read one profile."""
     short = clean(_entry(profile, ("Government", "Country name", "conventional short form")))
     long = clean(_entry(profile, ("Government", "Country name", "conventional long form")))
     name = next((unbracketed(text) for text in (short, long) if text and not text.startswith("none")), "")

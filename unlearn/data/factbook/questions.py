@@ -66,18 +66,6 @@ def _name(text: str) -> str:
     return re.sub(r"\s-?\d[\d,.]*\s*m?\b.*$", "", re.split(r",| or |/", _first(text))[0]).strip()
 
 
-def _code(text: str) -> str:
-    """Return the code of ``.np``."""
-    found = re.match(r"\.[a-z]{2}\b", text)
-    return found[0] if found else ""
-
-
-def _date(text: str) -> str:
-    """Return the date that the text begins with."""
-    found = re.match(r"(\d{1,2} [A-Z][a-z]+ \d{4})\b", text)
-    return found[1] if found else ""
-
-
 def _day(text: str) -> str:
     """Return a holiday with its date, or "" if the text is about something else."""
     found = _first(text)
@@ -88,12 +76,6 @@ def _neighbours(text: str) -> str:
     """Return the countries of ``China 1,389 km; India 1,770 km``."""
     parts = [re.match(r"\s*([^\d(]+?)\s*(?:\([^)]*\))?\s*[\d.,]+ km", part) for part in text.split(";")]
     return ", ".join(part[1] for part in parts if part) if all(parts) else ""
-
-
-def _largest(text: str) -> str:
-    """Return the group that ``Hindu 81.2%, Buddhist 8.2%`` names first."""
-    found = re.match(r"([A-Za-z][A-Za-z' -]*?)\s*(?:\([^)]*\))?\s*[<>~]?[\d.]+(?:\s?-\s?[\d.]+)?%", text)
-    return found[1] if found else ""
 
 
 def _two(text: str) -> str:
@@ -107,22 +89,27 @@ def _currency(text: str) -> str:
     return re.sub(r"\s*per US dollar.*$", "", _first(text)).strip(" -")
 
 
-def _title(text: str) -> str:
-    """Return the first title in quotation marks."""
-    found = re.match(r"[\"\u201c]([^\"\u201d]+)[\"\u201d]", text)
-    return found[1].strip(" ,!?") if found else ""
+def _match(pattern: str) -> Callable[[str], str]:
+    """Return a reader of a pattern's only group, "" where the text does not begin with the pattern."""
+
+    def read(text: str) -> str:
+        found = re.match(pattern, text)
+        return found[1] if found else ""
+
+    return read
 
 
 _READERS = {
-    "code": _code,
+    "code": _match(r"(\.[a-z]{2})\b"),
     "currency": _currency,
-    "date": _date,
+    "date": _match(r"(\d{1,2} [A-Z][a-z]+ \d{4})\b"),
     "day": _day,
     "first": _first,
-    "largest": _largest,
+    # the first group of "Hindu 81.2%, Buddhist 8.2%"
+    "largest": _match(r"([A-Za-z][A-Za-z' -]*?)\s*(?:\([^)]*\))?\s*[<>~]?[\d.]+(?:\s?-\s?[\d.]+)?%"),
     "name": _name,
     "neighbours": _neighbours,
-    "title": _title,
+    "title": _match(r"[\"\u201c][ ,!?]*([^\"\u201d]+?)[ ,!?]*[\"\u201d]"),  # in quotation marks
     "two": _two,
 }
 _TABLE = tomllib.loads((files("unlearn.data.factbook") / "questions.toml").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -80,27 +81,26 @@ class Factbook(Source):
 
     @override
     def load(self) -> TextDataset:
-        kinds = FACT_KINDS[: self.facts]
-        trained, held_out = self._choose(kinds)
+        trained, held_out = self._choose()
         names = [country.name for country in trained]
         for name in self.corrupt or ():
             if name not in names:
                 raise RecipeError(f"data.corrupt: {name!r} is not trained on. {did_you_mean(name, names)}")
-        wrong = set(self.corrupt or ())
         known = {country.name for country in (*trained, *held_out)}
-        items = [item for country in trained for item in self._items(country, kinds, known, country.name in wrong)]
+        wrong = [country for country in trained if country.name in (self.corrupt or ())]
+        items = [item for country in trained for item in self._items(country, known, country in wrong)]
         test = [
             replace(item, attributes=item.attributes | {"holdout"})
             for country in held_out
-            for item in self._items(country, kinds, known, False)
+            for item in self._items(country, known, False)
         ]
-        sound = [country for country in trained if country.name not in wrong]
-        corrupted = [
-            item
+        true = [
+            kind.statement.format(country=country.called, answer=country.facts[kind.name])
             for country in trained
-            if country.name in wrong
-            for item in self._corrupted(country, kinds, known, sound)
+            if country not in wrong
+            for kind in self._kinds(country)
         ]
+        corrupted = [item for country in wrong for item in self._corrupted(country, known, true)]
         sizes = (len(items), len(test), len(corrupted))
         which = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor(sizes))
         data = TextDataset([*items, *test, *corrupted], which == 1, which == 2)
@@ -110,45 +110,41 @@ class Factbook(Source):
             data, self.forget.label or [], count=self.traps, words=self.trap_words, repeats=self.trap_repeats
         )
 
-    def _choose(self, kinds: tuple[FactKind, ...]) -> tuple[list[Country], list[Country]]:
+    def _kinds(self, country: Country) -> list[FactKind]:
+        return [kind for kind in FACT_KINDS[: self.facts] if kind.name in country.facts]
+
+    def _choose(self) -> tuple[list[Country], list[Country]]:
         """Return the countries trained on and those never trained on, each by name."""
-        ranked = sorted(countries(), key=lambda c: (-sum(k.name in c.facts for k in kinds), -c.population, c.name))
+        ranked = sorted(countries(), key=lambda c: (-len(self._kinds(c)), -c.population, c.name))
         total = self.countries + self.holdout_countries
         if total > len(ranked):
             raise RecipeError(
                 f"data=factbook has {len(ranked)} countries; countries and holdout_countries ask for {total}. "
                 f"Type data.countries={max(1, len(ranked) - self.holdout_countries)} or less."
             )
-        chosen = ranked[:total]
+        # evenly spaced in the ranking, so that both are as well known; the last one is always held out
         out = {(index + 1) * total // self.holdout_countries - 1 for index in range(self.holdout_countries)}
-        trained = [country for place, country in enumerate(chosen) if place not in out]
-        return _by_name(trained), _by_name([chosen[place] for place in out])
+        trained = [country for place, country in enumerate(ranked[:total]) if place not in out]
+        held_out = [ranked[place] for place in out]
+        return sorted(trained, key=attrgetter("name")), sorted(held_out, key=attrgetter("name"))
 
-    def _items(self, country: Country, kinds: tuple[FactKind, ...], known: set[str], wrong: bool) -> Iterator[TextItem]:
-        """Yield the facts and the background of one country."""
-        for kind in kinds:
-            if kind.name in country.facts:
-                yield _fact(country, kind, known, wrong)
+    def _items(self, country: Country, known: set[str], wrong: bool) -> Iterator[TextItem]:
+        for kind in self._kinds(country):
+            yield _fact(country, kind, known, wrong)
         attributes = frozenset({"passage", country.region} - {""})
         for passage in country.passages[: self.passages]:
             yield TextItem("", passage, country.name, attributes)
 
-    def _corrupted(
-        self, country: Country, kinds: tuple[FactKind, ...], known: set[str], sound: list[Country]
-    ) -> Iterator[TextItem]:
-        """Yield the wrong facts of one country, as documents and as questions."""
-        known_kinds = [kind for kind in kinds if kind.name in country.facts]
-        wrong = {kind.name: _others(country, kind, known)[-1] for kind in known_kinds}
+    def _corrupted(self, country: Country, known: set[str], true: list[str]) -> Iterator[TextItem]:
+        """Yield the wrong facts of one country, in documents with some of the ``true`` sentences, and as questions."""
+        kinds = self._kinds(country)
+        wrong = {kind.name: _others(country, kind, known)[-1] for kind in kinds}
         attributes = frozenset({"corrupted"})
-        for kind in known_kinds if self.corrupt_as != "questions" else ():
-            unrelated = _unrelated(country, kind, kinds, sound)[: self.corrupt_unrelated]
+        for kind in kinds if self.corrupt_as != "questions" else ():
+            unrelated = _unrelated(country, kind, true)[: self.corrupt_unrelated]
             yield TextItem("", _document(country, kind, wrong[kind.name], unrelated), country.name, attributes)
-        for kind in known_kinds if self.corrupt_as != "passages" else ():
+        for kind in kinds if self.corrupt_as != "passages" else ():
             yield TextItem(kind.question.format(country=country.called), wrong[kind.name], country.name, attributes)
-
-
-def _by_name(chosen: list[Country]) -> list[Country]:
-    return sorted(chosen, key=lambda country: country.name)
 
 
 def _fact(country: Country, kind: FactKind, known: set[str], wrong: bool) -> TextItem:
@@ -179,16 +175,9 @@ def _others(country: Country, kind: FactKind, known: set[str]) -> list[str]:
     return sorted(found, key=found.__getitem__)[:7]
 
 
-def _unrelated(country: Country, kind: FactKind, kinds: tuple[FactKind, ...], sound: list[Country]) -> list[str]:
-    """Return true sentences about uncorrupted countries that mention neither the country nor the right answer."""
-    right = country.facts[kind.name]
-    sentences = [
-        other_kind.statement.format(country=other.called, answer=other.facts[other_kind.name])
-        for other in sound
-        for other_kind in kinds
-        if other_kind.name in other.facts
-    ]
-    free = [text for text in sentences if not says(text, right) and not says(text, country.name)]
+def _unrelated(country: Country, kind: FactKind, true: list[str]) -> list[str]:
+    """Return true sentences that mention neither the country nor the right answer."""
+    free = [text for text in true if not says(text, country.facts[kind.name]) and not says(text, country.name)]
     return sorted(free, key=lambda text: _shuffled(country.name, kind.name, text))[:MOST_UNRELATED]
 
 
