@@ -21,7 +21,7 @@ from unlearn.models.capabilities import M, M_co
 
 @dataclass(frozen=True)
 class AuxiliaryNetwork:
-    """Another network that a term trains beside the model: a fake score, a discriminator, a key.
+    """Another network that a term trains alongside the model: a fake score, a discriminator, a key.
 
     It takes a step on its own losses, read from the splits that ``groups`` names, before each step of the model; only
     the model's steps count. Its losses must not reach the model's parameters: use the model's samples without gradient.
@@ -34,7 +34,7 @@ class AuxiliaryNetwork:
         optim: maps the model's ``Optim`` to this network's. ``steps`` and ``batch`` are inherited; no EMA is kept.
         warmup: steps that it takes alone before the model's first step; they do not count either.
         rests: if true, it is trained only during warm-up and then frozen.
-        file: name of a safetensors file in the run directory, beside ``model/``, in which it is written after the last
+        file: name of a safetensors file in the run directory, next to ``model/``, in which it is written after the last
             step; empty for none.
     """
 
@@ -112,7 +112,7 @@ class Context(Generic[M_co]):
         return self.cache.get(f"{split}.{name}", ids)
 
     def beside(self) -> Any:
-        """Return the network that is trained beside the model. Raises RuntimeError where this term has none."""
+        """Return the network that is trained alongside the model. Raises RuntimeError where this term has none."""
         if self.auxiliary is None:
             raise RuntimeError("No network is trained beside the model. Build the module with training.build_module.")
         return self.auxiliary
@@ -165,7 +165,7 @@ class Objective(ABC, Generic[M]):
     def auxiliary(
         self, model: M, teacher: Callable[[], M], split: str, randomness: Randomness
     ) -> AuxiliaryNetwork | None:
-        """Return another network that is trained beside the model, or None.
+        """Return another network to train alongside the model, or None.
 
         Args:
             model: to be trained; ``requires_grad`` is set as the scope says.

@@ -112,8 +112,8 @@ class AugmentedAdversaryLoss(Objective[TrainsAgainst]):
     The model's own loss, which comes after it in a step, takes the probability from ``context.shared``.
 
     State:
-        p: the probability of each transform; it moves in a warm-up as well.
-        signs: sum of the signs of the real images' logits since it last moved, over all ranks.
+        p: the probability of each transform; it is adapted during warm-up as well.
+        signs: sum of the signs of the real images' logits since its last update, over all ranks.
         images: number of these images.
         steps: taken since.
     """
@@ -135,7 +135,7 @@ class AugmentedAdversaryLoss(Objective[TrainsAgainst]):
         return Values(loss, {"sign": signs, "p": torch.full_like(signs, p)})
 
     def after_step(self, measured: Mapping[str, float], context: Context[TrainsAgainst]) -> None:
-        """Count the signs of all ranks and, at every 4th step, move the probability."""
+        """Count the signs of all ranks and, at every ``augment.every``-th step, adapt the probability."""
         state, (signs, images) = context.state, _counted("signs", context)
         signs, images, steps = state["signs"] + signs, state["images"] + images, state["steps"] + 1
         if steps == self.augment.every:

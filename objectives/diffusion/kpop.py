@@ -32,12 +32,12 @@ class KPOP(NoisyStateObjective[PipelineDenoiser]):
     each step of the model p takes one on ``recover``, with the model frozen; the model then steps on both, with p
     frozen. Means are over values. p is written to ``key.safetensors`` in the run directory, never into ``model/``.
 
-    Only the abstract, summaries, and names of result files could be had of this method, not its equations or its code.
-    From them: a learnable prompt in the cross-attention, ten tokens, a hiding term and a recovery term that alternate,
-    weights 1 without the prompt and 0.1 with it, trajectories of guidance 3, negative guidance 1, cross-attention
-    weights, 1,000 steps at a rate of 1e-5. Assumed here: that p stands behind the prompt and is the same in every
-    layer; that the hiding target is ESD's; that p is trained on the recovery term alone; that the empty condition of
-    guided samples has no p. The term for wrong keys is ours.
+    Only the abstract, summaries, and names of result files were available, not the equations or the code. From them: a
+    learnable prompt in the cross-attention, ten tokens, a hiding term and a recovery term that alternate, weights 1
+    without the prompt and 0.1 with it, trajectories of guidance 3, negative guidance 1, cross-attention weights, 1,000
+    steps at a rate of 1e-5. Assumed here: that p stands behind the prompt and is the same in every layer; that the
+    hiding target is ESD's; that p is trained on the recovery term alone; that the empty condition of guided samples has
+    no p. The term for wrong keys is ours.
 
     Args:
         tokens: of the key, >= 1.

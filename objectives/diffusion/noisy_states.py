@@ -34,7 +34,7 @@ class States:
     Args:
         x: x_t, (B, C, H, W).
         t: (B,) int64.
-        condition: what is to be forgotten (or kept), of each state.
+        condition: of each state: what to forget (or to keep).
         anchor: what takes its place, None where one of the items has none.
         noise: the eps that is in x_t, None along a trajectory.
     """

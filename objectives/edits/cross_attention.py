@@ -24,7 +24,7 @@ Tokens = Literal["last_subject", "subject_to_padding", "all"]
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt whose subject is to be drawn as another prompt's.
+    """A prompt whose subject must be drawn as another prompt's.
 
     Args:
         prompt: that names the concept.
@@ -126,7 +126,7 @@ def captions_of(split: Split, most: int) -> list[str]:
 def rows_of(model: Diffusion, wanted: Sequence[Asked], tokens: Tokens, weight: float) -> Rows:
     """Return the rows of prompts, each of the same weight.
 
-    Token k behind the subject of a prompt is to be treated as token k behind the subject of its guide, as far as both
+    Token k behind the subject of a prompt is treated as token k behind the subject of its guide, as far as both
     go; the first token stands for the subject of the empty prompt, as in the code of UCE. Under ``all``, token k is
     treated as token k.
     """

@@ -31,7 +31,7 @@ ADDED = 1e-9
 
 @dataclass(frozen=True)
 class Rows:
-    """What edited maps are asked for: R inputs that are to be treated as their guides are.
+    """What edited maps are asked for: to treat R inputs as they treat their guides.
 
     Args:
         inputs: c_i, (R, n) float64.
@@ -137,7 +137,7 @@ class Ridge:
                 say): ``refuse`` it, or ``regularise`` it by a small ridge, with a warning.
 
         Raises:
-            RecipeError: B is singular, and is to be refused.
+            RecipeError: B is singular, and ``singular`` is ``refuse``.
         """
         system = kept.gram.addmm(rows.inputs.T, rows.weights[:, None] * rows.inputs)
         system.diagonal().add_(lam)

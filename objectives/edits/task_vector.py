@@ -19,7 +19,7 @@ from unlearn.objectives.edits.base import Edit, Train
 class TaskVector(Edit[Trains]):
     """theta = theta_t - alpha (theta_f - theta_t), with theta_f the target trained further on the forget data.
 
-    All weights move; buffers stay the target's. Computed in double precision, so that alpha = 0 is the target itself.
+    All weights change; buffers stay the target's. Computed in double precision, so that alpha = 0 is the target itself.
 
     Args:
         alpha: how far to go the other way, >= 0, in lengths of the task vector.

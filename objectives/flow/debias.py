@@ -22,7 +22,7 @@ from unlearn.objectives.flow.threshold import Unit, current, distance_loss, meas
 class Debias(Objective[LikelihoodSampler]):
     """Move the share that categories have among the model's samples.
 
-    ``controlled``: every image is to have the target's bits/dim plus a shift that all images of its category share,
+    ``controlled``: every image should have the target's bits/dim plus a shift that all images of its category share,
     in standard deviations of the retain images' bits/dim: positive makes the category rarer, negative more frequent.
     The exact answer has this form: a model whose p(category) changes and whose p(image | category) stays gives each
     image log p + log(new share / old share). How far a share really moves depends on the model, so a controller finds
@@ -106,7 +106,7 @@ class Debias(Objective[LikelihoodSampler]):
         context.state.update(shifts=zero, shares=zero.clone(), within=0, reached=False)
 
     def before_step(self, model: LikelihoodSampler, context: Context[LikelihoodSampler]) -> bool:
-        """Measure the shares and move the shifts; stop when they are as asked twice in a row."""
+        """Measure the shares and correct the shifts; stop when they are as asked twice in a row."""
         if self.mode == "paper":
             refresh(model, context, self.refresh, self.reference_images)
             return False

@@ -29,13 +29,13 @@ class LatentProjection(Objective[ImageGenerator]):
     it, among images that the target draws; no data are needed. L = T(z, aim of z), the mean over ``per_item`` drawn z
     per item.
 
-    The paper collects the images by hand; here a classifier does it. Of the paper's text only summaries could be had:
-    the weights of its three parts (reconstruction, unlearning, perceptual) are assumed equal, and so is t, half-way
-    between the two means.
+    The paper collects the images by hand; here a classifier does it. Only summaries of the paper were available: the
+    weights of its three parts (reconstruction, unlearning, perceptual) are assumed equal, and so is t, half-way between
+    the two means.
 
     Args:
         classifier: by name or path (feature_extractors.embedders.attribute_net); null takes the packaged one that fits.
-        label: its labels that are to be forgotten; by default those that the forget items have as a whole.
+        label: its labels to forget; by default the classes that the forget split covers completely.
         samples: number of images of the target that are classified.
         space: latents of the direction, z or w.
         direction: ``mean_difference`` as above, or ``hyperplane``, the normal of a linear classifier of latents.

@@ -38,11 +38,11 @@ class Sugar(IdentityReplacement):
     ``IdentityReplacement`` for the two terms and their settings. The paper keeps the rest by ``retain=ewc`` with a
     Fisher information of latents near the identities.
 
-    Differences from the released code, which was read where the paper's text could not be had: f is a perceptron with
-    one hidden layer beside the identity, the same for every layer's w, in place of a U-Net; it takes a number of steps
-    in place of epochs that stop early; the identity part of L_f is not scaled by the others' values. The released
-    penalty is lambda sum_i F_i (theta_i - theta_target,i)^2, and that of ``ewc`` has lambda / 2: lambda is
-    ``strength: 2 lambda``. Its F is asked for by ``retain={name: ewc, latents: near}``.
+    Differences from the released code, which was read where the paper's text was not available: f is a perceptron with
+    one hidden layer and a skip connection, the same for every layer's w, in place of a U-Net; it takes a number of
+    steps in place of epochs that stop early; the identity part of L_f is not scaled by the others' values. The released
+    penalty is lambda sum_i F_i (theta_i - theta_target,i)^2, and that of ``ewc`` has lambda / 2: lambda is ``strength:
+    2 lambda``. Its F is asked for by ``retain={name: ewc, latents: near}``.
 
     Args:
         distance: d per layer; null takes |w_id|. The released d = 20 of 14 layers is 5.35 per layer.

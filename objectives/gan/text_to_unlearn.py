@@ -36,14 +36,14 @@ class TextToUnlearn(Objective[ImageGenerator]):
     G_0 the frozen target: the change goes against the direction, and what else is seen is that of w, which lacks it.
     ``retain=global_preservation`` keeps latents without the offset.
 
-    Only the abstract and summaries of the paper could be had: a direction in CLIP's space of latent pairs, a frozen
+    Only the abstract and summaries of the paper were available: a direction in CLIP's space of latent pairs, a frozen
     generator, a latent mapper, and losses of direction, LPIPS and identity. Assumed: the mapper is one offset (in the
     paper a network of its own), what the two last losses compare, and the weights, all 1. At G = G_0 the first part has
     no direction; its cosine is taken as 0 there.
 
     Args:
         path: of the scorer: folder of a CLIP model, or TorchScript file (see unlearn.models.feature_extractors.clip).
-        words: what is to be forgotten, e.g. ``a face with glasses``.
+        words: what to forget, e.g. ``a face with glasses``.
         without: words of what lacks it (``a face``); where given, m and i are held to E_text(words) -
             E_text(without), so that what both have in common does not count.
         direction: weight of the first part.

@@ -20,8 +20,8 @@ from unlearn.objectives.language.reference_log_probs import Instead, check_form,
 class DPO(Objective[HasLikelihood]):
     """Prefer another answer to the forget answer, relative to the target.
 
-    L = -log sigmoid(beta (log(p(y') / p_target(y')) - log(p(y) / p_target(y)))), y the forget answer and y' what is to
-    be said instead, log p summed over tokens. ``refusal`` is IdkDPO, ``alternate`` AltPO.
+    L = -log sigmoid(beta (log(p(y') / p_target(y')) - log(p(y) / p_target(y)))), y the forget answer and y' the answer
+    to learn instead, log p summed over tokens. ``refusal`` is IdkDPO, ``alternate`` AltPO.
 
     Two numbers per item are cached of the target; no second model is held.
 

@@ -54,7 +54,7 @@ class EmbeddingDifference(Objective[HasHiddenStates]):
 
 
 def token_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of values (N,) of the True tokens of a mask (B, T) an item, (B,); 0 where there are none."""
+    """Return means per item, (B,), of values (N,) of the True tokens of a mask (B, T); 0 where there are none."""
     row = mask.nonzero(as_tuple=True)[0]
     sums = values.new_zeros(len(mask)).index_add(0, row, values)
     counts: Tensor = mask.sum(dim=1).clamp(min=1)

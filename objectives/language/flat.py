@@ -33,8 +33,8 @@ Name = Literal[
 class FLAT(Objective[Continues]):
     """Widen an f-divergence between a template answer and the forget answer, without retain data or a reference.
 
-    L = -(g(P(y')) - f*(g(P(y)))), where P is the mean probability of an answer's tokens, y the forget answer, y' what
-    is to be said instead, f* the convex conjugate of f, and g its activation, which increases.
+    L = -(g(P(y')) - f*(g(P(y)))), where P is the mean probability of an answer's tokens, y the forget answer, y' the
+    answer to learn instead, f* the convex conjugate of f, and g its activation, which increases.
 
     Args:
         divergence: which f.

@@ -50,7 +50,7 @@ class PDURetain(Objective[Trains]):
         rate: step size of the dual variable, >= 0; 0 holds it.
         start: lambda at the first step, >= 0. The forget loss is a squared logit, hence large; the authors advise 50 or
             100 for models of billions of weights.
-        warmup: number of first steps in which lambda does not move, >= 0 (the authors: 3 to 5 passes over the data).
+        warmup: number of first steps in which lambda is held, >= 0 (the authors: 3 to 5 passes over the data).
 
     State:
         dual: lambda.

@@ -17,9 +17,9 @@ from unlearn.objectives.base import Context
 Reduction = Literal["mean", "sum"]
 """How the tokens of one answer become one value: their mean, or their sum, which grows with the length."""
 Tokens = Literal["answer", "all"]
-"""Which tokens count: those that are to be predicted, or all real ones, the question included."""
+"""Which tokens count: those of the answer, or all real ones, the question included."""
 Instead = Literal["refusal", "alternate"]
-"""What is to be said instead: an I-don't-know line, or another plausible answer, where the data has one."""
+"""The answer to learn instead: an I-don't-know line, or another plausible answer, where the data has one."""
 
 
 def reduced(answers: Answers, values: Tensor, reduction: Reduction) -> Tensor:

@@ -22,7 +22,7 @@ class RMU(Objective[HasHiddenStates]):
     """Steer the hidden states of forget items to one random direction of a given length.
 
     L = mean over an item's tokens of |h - c u|^2 / D, u drawn once, uniform in [0, 1) and then scaled to length 1. The
-    retain half is ``embedding_difference`` at the same layer. The paper moves the down projections of three layers,
+    retain half is ``embedding_difference`` at the same layer. The paper trains the down projections of three layers,
     this one and the two below (``scope=pattern``); layers above it get no gradient.
 
     Args:
