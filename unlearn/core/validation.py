@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from functools import cache
 from operator import ge, gt, le
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
@@ -52,15 +50,10 @@ PositiveFloat = Annotated[float, Range(above, 0)]
 NonNegativeFloat = Annotated[float, Range(at_least, 0)]
 
 
-def check_ranges(settings: Any) -> None:
+def check_ranges(settings: object) -> None:
     """Raise a ValueError for settings of a dataclass outside of the ranges that their types state; None is allowed."""
-    for name, allowed in _ranges(type(settings)):
-        allowed.check(settings, **{name: allowed.bound})
-
-
-@cache
-def _ranges(cls: type[Any]) -> list[tuple[str, Range]]:
-    hints = get_type_hints(cls, include_extras=True)
-    # the range of ``PositiveFloat | None`` is that of its first part
-    parts = [(field.name, part) for field in fields(cls) for part in (hints[field.name], *get_args(hints[field.name]))]
-    return [(name, one) for name, part in parts for one in getattr(part, "__metadata__", ()) if isinstance(one, Range)]
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        for part in (hint, *get_args(hint)):  # the range of ``PositiveFloat | None`` is that of its first part
+            for allowed in getattr(part, "__metadata__", ()):
+                if isinstance(allowed, Range):
+                    allowed.check(settings, **{name: allowed.bound})
