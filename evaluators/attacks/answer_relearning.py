@@ -65,7 +65,7 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
         return attacked(evaluation, None)
 
     @override
-    def measured(
+    def measure(
         self,
         evaluation: Evaluation[TrainableLanguageModel],
         subject: str,

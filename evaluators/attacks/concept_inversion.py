@@ -82,18 +82,19 @@ class ConceptInversion(PromptSearch):
 
     @override
     @contextmanager
-    def finds(
+    def search(
         self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
     ) -> Iterator[tuple[Tensor, str]]:
-        model, names = evaluation.models[subject], Names(conditioned_data(evaluation.splits), classifier)
-        ids, x0 = self._images(evaluation, model)
+        names = NewNames(conditioned_data(evaluation.splits), classifier)
+        ids, x0 = self._images(evaluation, subject)
+        model = evaluation.models[subject]
         rows = self._learned(evaluation, model, names, ids, x0)
         numbers = sum(row.numel() for row in rows)
         budget = f"{self.steps} steps, {numbers} numbers" + ("" if self.bound is None else f", bound {self.bound:g}")
         with new_words(model, model.tables(), rows):
             yield names.conditions(items), budget
 
-    def _images(self, evaluation: Evaluation[PromptableDenoiser], model: PromptableDenoiser) -> tuple[Tensor, Tensor]:
+    def _images(self, evaluation: Evaluation[PromptableDenoiser], subject: str) -> tuple[Tensor, Tensor]:
         """Return forget items (m,) and the clean latents of their images, (m, C, H, W)."""
         if self.source == "target":
             ids = sampled_items(evaluation, "forget", self.images)
@@ -102,13 +103,14 @@ class ConceptInversion(PromptSearch):
         else:
             ids = limited(evaluation.splits["forget"].ids, self.images, evaluation.seed, "concept inversion")
             batch = evaluation.batch("forget", ids)
+        model = evaluation.models[subject]  # requested after the target's samples, which may have loaded the target
         return ids, model.latents(batch, evaluation.randomness.child("images"))
 
     def _learned(
         self,
         evaluation: Evaluation[PromptableDenoiser],
         model: PromptableDenoiser,
-        names: Names,
+        names: NewNames,
         ids: Tensor,
         x0: Tensor,
     ) -> list[Tensor]:
@@ -132,7 +134,7 @@ class ConceptInversion(PromptSearch):
             for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):  # of the rows alone
                 row.grad = gradient
             optimizer.step()
-            if self.bound is not None:  # projected descent
+            if self.bound is not None:  # projected descent: back into the ball around the start
                 for row, start, far in zip(rows, starts, radius, strict=True):
                     row.data = start + bounded(row.detach() - start, far)
         return [row.detach() for row in rows]
@@ -145,7 +147,7 @@ def bounded(moves: Tensor, radius: Tensor) -> Tensor:
     return moves * share.clamp(max=1.0)
 
 
-class Names:
+class NewNames:
     """Replaces the forgotten names in a model's conditions by new words, -1 ... -K.
 
     Args:

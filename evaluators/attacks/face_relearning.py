@@ -18,11 +18,11 @@ from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Met
 from unlearn.evaluators.image.face_verification import (
     check_identity_nets,
     drawn,
+    embeddings,
     identity_nets,
     latents,
     near_latents,
     over_identities,
-    seen,
     similarity_scales,
 )
 from unlearn.evaluators.sampling import some_of
@@ -80,16 +80,12 @@ class FaceRelearning(Evaluator[ImageGenerator]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        check_identity_nets(splits, self._features)
-
-    @property
-    def _features(self) -> list[str] | None:
-        return None if self.features is None else [self.features]
+        check_identity_nets(splits, None if self.features is None else [self.features])
 
     @override
     def __call__(self, evaluation: Evaluation[ImageGenerator]) -> EvaluationResult:
         target = evaluation.models["target"]
-        net = identity_nets(self._features, target.image_shape)[0]
+        net = identity_nets(None if self.features is None else [self.features], target.image_shape)[0]
         ids = some_of(evaluation, "forget", self.identities)
         (scale,) = similarity_scales(evaluation, [net], self.strangers, self.batch_size)
         places = self._places(evaluation, "target", ids)
@@ -104,11 +100,12 @@ class FaceRelearning(Evaluator[ImageGenerator]):
             model = evaluation.models[subject]  # read after the latents, which may load the target
             for k in sorted(self.pictures):
                 curves[subject, k] = []
+                # the first ones are held out, the same for every k
                 w, images = (of[:, self.held : self.held + k].flatten(0, 1) for of in (own, shown))
                 copy = trainable_copy(model)
                 loss = partial(_loss, copy, perceptual, w, images)
                 for steps in train(torch.optim.Adam(copy.parameters(), lr=self.lr), loss, self.steps):
-                    faces = seen(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
+                    faces = embeddings(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
                     values = scale.similarity(wanted, faces)
                     record = evaluation.record(
                         ATTACK,

@@ -73,7 +73,7 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         return model.settings.one_step is None
 
     @override
-    def measured(
+    def measure(
         self,
         evaluation: Evaluation[TrainableDenoiser],
         subject: str,

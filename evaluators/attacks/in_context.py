@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.attacks.base.extraction import forget_texts
-from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, related_questions, with_context
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.models.capabilities import Continues
 
@@ -53,7 +53,6 @@ class InContext(PromptAttack):
         data, encoder = forget_texts(evaluation)
         found: list[list[Pair]] = []
         for item in ids.tolist():
-            others = related_questions(evaluation, data, item, self.facts)
-            context = [" ".join(data.words(other)) for other in others]
-            found.append([in_company(encoder, context, *data.words(item))])
+            facts = [" ".join(data.words(other)) for other in related_questions(evaluation, data, item, self.facts)]
+            found.append([with_context(encoder, facts, *data.words(item))])
         return found

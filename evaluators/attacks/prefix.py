@@ -62,10 +62,10 @@ class Prefix(PromptAttack):
     @override
     def ways(self, evaluation: Evaluation[Continues], subject: str, ids: Tensor) -> list[list[Pair]]:
         data, encoder = forget_texts(evaluation)
-        return [[begun(encoder, *data.words(item), prefix) for prefix in self.prefixes] for item in ids.tolist()]
+        return [[with_prefix(encoder, *data.words(item), prefix) for prefix in self.prefixes] for item in ids.tolist()]
 
 
-def begun(encoder: Encoder, question: str, answer: str, prefix: str) -> Pair:
+def with_prefix(encoder: Encoder, question: str, answer: str, prefix: str) -> Pair:
     """Return the tokens of a prompt with the prefix of its answer, and of the rest of the answer."""
     if not prefix:
         return encoder.encode(question, answer)

@@ -18,10 +18,10 @@ from unlearn.evaluators.figures import panels
 from unlearn.evaluators.image.face_verification import (
     check_identity_nets,
     drawn,
+    embeddings,
     face_panel,
     identity_nets,
     latents,
-    seen,
     similarity_scales,
 )
 from unlearn.evaluators.sampling import item_rows, some_of
@@ -92,7 +92,7 @@ class Reinversion(Evaluator[ImageGenerator]):
             for steps in sorted(self.steps):
                 search = replace(self.inversion, steps=steps)
                 w = invert(model, images.to(target.dtype), ids.to(images.device), search, stream)
-                found = seen(model, w, nets, self.batch_size)
+                found = embeddings(model, w, nets, self.batch_size)
                 for number, scale in enumerate(scales):
                     values = scale.similarity(persons[number], found[number])
                     about = {"budget": f"{steps} steps, {self.inversion.space}", "features": scale.net.name}

@@ -83,7 +83,7 @@ class RingABell(PromptSearch):
 
     @override
     @contextmanager
-    def finds(
+    def search(
         self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
     ) -> Iterator[tuple[Tensor, str]]:
         data = conditioned_data(evaluation.splits)
@@ -180,5 +180,5 @@ def worded(data: Conditioned, words: Tensor) -> Tensor:
     empty, k = data.conditions([""])[0], words.shape[1]
     prompts = empty.repeat(len(words), 1, 1)
     prompts[:, :, 1 : 1 + k] = words[:, None]
-    prompts[:, :, 1 + k] = empty[:, 1]
+    prompts[:, :, 1 + k] = empty[:, 1]  # the end token follows the last word
     return prompts

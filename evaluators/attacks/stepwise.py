@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.attacks.base.extraction import forget_texts
-from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, in_company, related_questions
+from unlearn.evaluators.attacks.base.prompting import Pair, PromptAttack, related_questions, with_context
 from unlearn.evaluators.attacks.paraphrase import wordings
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.text.generation import continuations
@@ -63,10 +63,12 @@ class Stepwise(PromptAttack):
         for step in range(max(map(len, chains))):
             asked = [place for place, chain in enumerate(chains) if step < len(chain)]
             prompts = [
-                in_company(encoder, said[place], chains[place][step], data.words(int(ids[place]))[1])[0]
+                with_context(encoder, said[place], chains[place][step], data.words(int(ids[place]))[1])[0]
                 for place in asked
             ]
             tokens = continuations(model, prompts, self.new_tokens, evaluation.device, self.batch_size)
             for place, reply in zip(asked, model.text(tokens), strict=True):
                 said[place].append(" ".join(f"{chains[place][step]} {reply}".split()))
-        return [[in_company(encoder, lines, *data.words(item))] for lines, item in zip(said, ids.tolist(), strict=True)]
+        return [
+            [with_context(encoder, lines, *data.words(item))] for lines, item in zip(said, ids.tolist(), strict=True)
+        ]

@@ -50,7 +50,6 @@ class TrapsAttack(Evaluator[Continues]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        """Refuse data without traps."""
         data = texts(splits["forget"])
         if not (len(planted(splits["forget"])) and data.having([TWIN]).any()):
             raise RecipeError(

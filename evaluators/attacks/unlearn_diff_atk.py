@@ -78,15 +78,16 @@ class UnlearnDiffAtk(PromptSearch):
 
     @override
     @contextmanager
-    def finds(
+    def search(
         self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
     ) -> Iterator[tuple[Tensor, str]]:
-        data, model = conditioned_data(evaluation.splits), evaluation.models[subject]
+        data = conditioned_data(evaluation.splits)
         asked = data.conditions([data.captions[item] for item in items.tolist()])
         prompts, where = torch.unique(asked, dim=0, return_inverse=True)
         images = samples(evaluation, "target", "forget", len(items), self.batch_size)
         shown = first_of_each(where, classifier.seen(images, items))
         batch = {"id": shown.to(evaluation.device), "image": images[shown].to(evaluation.device)}
+        model = evaluation.models[subject]  # requested after the target's samples, which may have loaded the target
         x0 = model.latents(batch, evaluation.randomness.child("images"))
         size = max(1, self.batch_size // self.draws)
         found = torch.cat(
@@ -152,7 +153,7 @@ class UnlearnDiffAtk(PromptSearch):
         """
         k, length = words.shape[1], prompts.shape[2]
         end = data.conditions([""])[0, :, 1:2].to(prompts.device)
-        used = int((prompts == end).int().argmax(dim=2).max()) + 1
+        used = int((prompts == end).int().argmax(dim=2).max()) + 1  # up to the first end token; padding may equal it
         if used + k > length:
             raise RecipeError(
                 f"evaluate.{self.attack} puts {k} words in front of each prompt; the model reads {length} tokens, and "

@@ -59,7 +59,7 @@ def latents(evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor, i
     known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
     if subject == "target" and not known:
         # inverting again would find other latents than those that were unlearned
-        known |= left_by_the_term(evaluation, "identity_latents")
+        known |= stored_by_forget_term(evaluation, "identity_latents")
     missing = torch.tensor([item for item in ids.tolist() if item not in known], dtype=torch.int64)
     if len(missing):
         dataset, stream = evaluation.splits["forget"].dataset, Randomness(evaluation.seed, "inversion")
@@ -68,7 +68,7 @@ def latents(evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor, i
     return torch.stack([known[item] for item in ids.tolist()])
 
 
-def left_by_the_term(evaluation: Evaluation[ImageGenerator], name: str) -> dict[int, Tensor]:
+def stored_by_forget_term(evaluation: Evaluation[ImageGenerator], name: str) -> dict[int, Tensor]:
     """Return what a forget term stored per item in its state, (num_ws, w_dim) by id; empty if it stored nothing.
 
     The rows belong to ``identity_ids`` of the same state, as the term may have seen more items than are measured, or,
@@ -133,9 +133,9 @@ def face_panel(title: str, model: ImageGenerator, faces: Tensor, marked: Tensor 
     return Panel(title, model.images(faces).cpu(), model.levels, marked, SIDE)
 
 
-def seen(model: ImageGenerator, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
+def embeddings(model: ImageGenerator, w: Tensor, nets: Sequence[Embedder], batch_size: int) -> list[Tensor]:
     """Return the embeddings of the images of latents (N, num_ws, w_dim), (N, D) per net, on the CPU."""
-    sizes: list[int] = []
+    sizes: list[int] = []  # map_ids returns one tensor: the nets' embeddings are joined in it, then split again
 
     def look(rows: Tensor) -> Tensor:
         images = drawn(model, w[rows])
@@ -168,7 +168,8 @@ class SimilarityScale:
         """Return the scale from embeddings (n, D) of unrelated faces, each paired with the next."""
         distances = net.distance(faces, faces.roll(1, 0))
         mean, ci95 = mean_ci95(distances)
-        return cls(net, max(mean, torch.finfo(torch.float32).tiny), ci95, len(distances))
+        apart = max(mean, torch.finfo(torch.float32).tiny)  # similarities divide by it, and all faces may be equal
+        return cls(net, apart, ci95, len(distances))
 
     def similarity(self, a: Tensor, b: Tensor) -> Tensor:
         """Return 1 - d / m of embeddings (n, D), (n,)."""
@@ -183,7 +184,7 @@ def similarity_scales(
     evaluation: Evaluation[ImageGenerator], nets: Sequence[Embedder], n: int, batch_size: int
 ) -> list[SimilarityScale]:
     """Return each net's scale, from the faces of n strangers that the target draws."""
-    faces = seen(evaluation.models["target"], strangers(evaluation, n), nets, batch_size)
+    faces = embeddings(evaluation.models["target"], strangers(evaluation, n), nets, batch_size)
     return [SimilarityScale.of(*both) for both in zip(nets, faces, strict=True)]
 
 

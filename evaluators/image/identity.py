@@ -18,14 +18,14 @@ from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import (
     SimilarityScale,
     check_identity_nets,
+    embeddings,
     face_panel,
     identity_nets,
     latents,
-    left_by_the_term,
     near_latents,
     other_pictures,
     over_identities,
-    seen,
+    stored_by_forget_term,
     strangers,
 )
 from unlearn.evaluators.sampling import item_rows, some_of
@@ -155,14 +155,14 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
                     DISTANCE, "target", "strangers", figure, n=scale.pairs, about=about, detector=detector
                 )
             )
-        aims = self.aims(evaluation, ids, groups["forget"].w)
-        self._add(findings, evaluation, "target_latent", target, {"forget": LatentGroup(aims, persons)}, known)
+        replacements = self.replacement_latents(evaluation, ids, groups["forget"].w)
+        self._add(findings, evaluation, "target_latent", target, {"forget": LatentGroup(replacements, persons)}, known)
         shown = [
             [group.w[(group.owners == place) | (group.owners == NEITHER)][:4] for group in groups.values()]
             for place in range(min(self.shown, len(ids)))
         ]
         sent = [
-            face_panel("target, where it was sent", target, target.synthesis(aims[[place]]))
+            face_panel("target, where it was sent", target, target.synthesis(replacements[[place]]))
             for place in range(len(shown))
         ]
         grids: list[list[Panel]] = [[] for _ in shown]
@@ -182,9 +182,9 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
             findings.pictures.append(_picture(place, name, parts, [*grid, sent[place]]))
         return findings
 
-    def aims(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> Tensor:
+    def replacement_latents(self, evaluation: Evaluation[ImageGenerator], ids: Tensor, w: Tensor) -> Tensor:
         """Return the latents that replace each identity, in the shape of its latents w, (n, num_ws, w_dim)."""
-        known = left_by_the_term(evaluation, "target_latents")
+        known = stored_by_forget_term(evaluation, "target_latents")
         if all(item in known for item in ids.tolist()):
             return torch.stack([known[item] for item in ids.tolist()]).to(w)
         return 2 * evaluation.models["target"].w_avg.to(w) - w
@@ -195,11 +195,11 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         ids = some_of(evaluation, "forget", self.identities)
         w, persons = latents(evaluation, "target", ids, self.encoder or self.inversion), torch.arange(len(ids))
         groups = {"forget": LatentGroup(w, persons), "same_person": self._same_person(evaluation, ids, w)}
-        faces = {split: seen(target, group.w, nets, self.batch_size) for split, group in groups.items()}
+        faces = {split: embeddings(target, group.w, nets, self.batch_size) for split, group in groups.items()}
         pool = strangers(evaluation, self.strangers + self.neighbours * len(ids))
-        pooled = seen(target, pool, nets, self.batch_size)
+        pooled = embeddings(target, pool, nets, self.batch_size)
         apart = torch.stack([nets[0].distance(one.expand_as(pooled[0]), pooled[0]) for one in faces["forget"][0]])
-        nearest = apart.argsort(dim=1, stable=True)[:, : self.neighbours].flatten()
+        nearest = apart.argsort(dim=1, stable=True)[:, : self.neighbours].flatten()  # stable: equal on every rank
         rest = torch.ones(len(pool), dtype=torch.bool)
         rest[nearest] = False
         others = torch.nonzero(rest).flatten()[: self.strangers]
@@ -238,7 +238,7 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         nets = [scale.net for scale in known.scales]
         for split, group in groups.items():
             before, owners = known.faces[split], group.owners
-            faces = before if subject == "target" else seen(model, group.w, nets, self.batch_size)
+            faces = before if subject == "target" else embeddings(model, group.w, nets, self.batch_size)
             for number, scale in enumerate(known.scales):
                 values = {"": scale.similarity(before[number], faces[number])}
                 if split in ("same_person", "neighbours"):

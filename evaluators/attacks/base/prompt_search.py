@@ -45,7 +45,7 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
         concept_classifier(splits, self.features)  # refuses data that no net fits
 
     @abstractmethod
-    def finds(
+    def search(
         self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
     ) -> AbstractContextManager[tuple[Tensor, str]]:
         """Attack a subject.
@@ -69,7 +69,7 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
         for subject, model in evaluation.models.items():
             if model.settings.one_step is not None:
                 continue
-            with frozen(model), self.finds(evaluation, classifier, subject, items) as (conditions, budget):
+            with frozen(model), self.search(evaluation, classifier, subject, items) as (conditions, budget):
                 attacked = evaluation.models[subject]  # requested again: the search may have loaded the target
                 images = drawn(evaluation, attacked, "forget", items, self.batch_size, conditions)
             hits, about = classifier.seen(images, items), {"score": "accuracy", "budget": budget}

@@ -85,7 +85,7 @@ class PromptAttack(Evaluator[Continues]):
         return best.masked_fill(best < 0, torch.nan)
 
 
-def in_company(encoder: Encoder, context: Sequence[str], question: str, answer: str) -> Pair:
+def with_context(encoder: Encoder, context: Sequence[str], question: str, answer: str) -> Pair:
     """Return the tokens of a question after lines of context, and of its whole answer.
 
     Context that exceeds the model's length is dropped from the beginning.

@@ -52,7 +52,7 @@ class Relearning(Evaluator[TrainedModel]):
     """How many candidates must be left untrained."""
 
     @abstractmethod
-    def measured(
+    def measure(
         self,
         evaluation: Evaluation[TrainedModel],
         subject: str,
@@ -98,7 +98,7 @@ class Relearning(Evaluator[TrainedModel]):
                 curves[subject, k] = []
                 for n, copy in self.checkpoints(evaluation, model, order[:k]):
                     budget = f"{k} items, {n} steps"
-                    records = self.measured(evaluation, subject, copy, order[:k], order[sizes[-1] :], budget)
+                    records = self.measure(evaluation, subject, copy, order[:k], order[sizes[-1] :], budget)
                     found.records.extend(records)
                     curves[subject, k].append((n, records[0].value))
         if curves:

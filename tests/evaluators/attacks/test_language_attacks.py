@@ -14,10 +14,10 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.evaluators.attacks.answer_relearning import AnswerRelearning
 from unlearn.evaluators.attacks.base.extraction import attacked, memorised
-from unlearn.evaluators.attacks.base.prompting import in_company, related_questions
+from unlearn.evaluators.attacks.base.prompting import related_questions, with_context
 from unlearn.evaluators.attacks.in_context import InContext
 from unlearn.evaluators.attacks.paraphrase import Paraphrase, wordings
-from unlearn.evaluators.attacks.prefix import CONSENT, Prefix, begun
+from unlearn.evaluators.attacks.prefix import CONSENT, Prefix, with_prefix
 from unlearn.evaluators.attacks.quantization import Quantization
 from unlearn.evaluators.attacks.stepwise import Stepwise
 from unlearn.evaluators.base import Evaluation
@@ -76,11 +76,11 @@ def test_the_rest_of_an_answer_is_scored_behind_a_prefix() -> None:
     """Prompt and rest are the tokens of the whole; the rest is what is scored without a prefix."""
     own = encoder()
     for prefix in CONSENT:
-        prompt, rest = begun(own, "Who?", "Lima it is", prefix)
+        prompt, rest = with_prefix(own, "Who?", "Lima it is", prefix)
         asked, whole = own.encode("Who?", f"{prefix} Lima it is")
         assert prompt + rest == asked + whole and rest == own.encode("Who?", "Lima it is")[1]
         assert own.tokenizer.decode(prompt).endswith(prefix)
-    assert begun(own, "Who?", "Lima", "") == own.encode("Who?", "Lima")
+    assert with_prefix(own, "Who?", "Lima", "") == own.encode("Who?", "Lima")
 
 
 def test_the_best_prefix_counts() -> None:
@@ -151,8 +151,8 @@ def test_a_context_that_is_too_long_is_cut_at_its_beginning() -> None:
     """The question and the whole answer stay: here 96 tokens hold one line of two."""
     own = encoder()
     lines, question, answer = ["x" * 60, "y" * 20], "Who?", "Lima"
-    assert in_company(own, lines, question, answer) == own.encode(f"{lines[1]}\nWho?", answer)
-    assert in_company(own, ["x" * 200], question, answer) == own.encode(question, answer)
+    assert with_context(own, lines, question, answer) == own.encode(f"{lines[1]}\nWho?", answer)
+    assert with_context(own, ["x" * 200], question, answer) == own.encode(question, answer)
     cut = own.encode("\n".join([*lines, question]), answer)  # the control: the encoder alone cuts the answer away
     assert cut[1] == []
 

@@ -48,7 +48,10 @@ def test_the_search_ends_at_the_nearest_prompt(eta: float) -> None:
     data = digits("text")
     judge_items = threes("text")["forget"].ids[:1]
     attack = RingABell(tokens=2, population=60, generations=40, eta=eta, samples=1)
-    with attack.finds(evaluation, concept_classifier(evaluation.splits, None), "target", judge_items) as (told, budget):
+    with attack.search(evaluation, concept_classifier(evaluation.splits, None), "target", judge_items) as (
+        told,
+        budget,
+    ):
         found = told[0]
     free = [word for word in range(2, len(WORDS)) if WORDS[word] != "3"]
     every = worded(data, torch.tensor(list(product(free, repeat=2))))

@@ -72,7 +72,7 @@ def test_the_words_kept_are_the_best_of_all_single_words() -> None:
     data = digits("text")
     attack = UnlearnDiffAtk(samples=1, tokens=1, steps=100, lr=0.05)
     judge_items = threes("text")["forget"].ids[:1]
-    with attack.finds(evaluation, concept_classifier(evaluation.splits, None), "unlearned", judge_items) as (
+    with attack.search(evaluation, concept_classifier(evaluation.splits, None), "unlearned", judge_items) as (
         told,
         budget,
     ):
@@ -98,7 +98,7 @@ def test_no_words_are_put_where_the_prompt_alone_is_best() -> None:
     evaluation = attacked("text", target=model)
     items = threes("text")["forget"].ids[:1]
     attack = UnlearnDiffAtk(samples=1, tokens=1, steps=5)
-    with attack.finds(evaluation, concept_classifier(evaluation.splits, None), "target", items) as (told, _):
+    with attack.search(evaluation, concept_classifier(evaluation.splits, None), "target", items) as (told, _):
         found = told[0, 0].tolist()
     free = [number for number, word in enumerate(WORDS) if number > 1 and word != "3"]
     assert found[1] == WORDS.index("3") and not set(free) & set(found)
