@@ -30,6 +30,7 @@ QUICK = {
     "gan/attribute_faces": ["forget.samples=32"],
     "gan/guide_digits": ["forget.inversion.steps=2", "forget.pool=4", "retain.pool=32"],
     "gan/guide_faces": ["retain.pool=32"],
+    "gan/sugar_faces": ["retain.items=8"],
 }
 """What a step asks for before it is prepared in less: warm-up steps of other networks, searches, pools of samples."""
 
