@@ -225,13 +225,10 @@ class HasLatents(Model, Protocol):
     def mapping(self, z: Tensor) -> Tensor:
         """Map z to w, (B, w_dim)."""
 
-    def synthesis(self, w: Tensor, noise: Noise = "const") -> Tensor:
+    def synthesis(self, w: Tensor, noise: Noise = None) -> Tensor:
         """Map w, (B, w_dim) or one per layer (B, num_ws, w_dim), to images (B, C, H, W) in about [-1, 1]."""
 
-    def features(self, w: Tensor, noise: Noise = "const") -> Tensor:
-        """Return the last features, (B, D, h, w), that become the images of w."""
-
-    def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
+    def both(self, w: Tensor, noise: Noise = None) -> tuple[Tensor, Tensor]:
         """Return the images and the last features from one forward pass."""
 
     def images(self, x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class DCGAN(nn.Module):
         """Return z, which is its own w."""
         return z
 
-    def synthesis(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
+    def synthesis(self, ws: Tensor, noise: Noise = None) -> tuple[Tensor, Tensor]:
         """Return images (B, C, 64, 64) in [-1, 1] and the last features (B, width, 32, 32); it has no noise."""
         features = self.main[:-2](ws[:, 0, :, None, None])
         return cast(Tensor, self.main[-2:](features)), features

@@ -131,21 +131,17 @@ class LatentGenerator(Wrapper):
         sides = self.generator.noise_sides()
         return [stream.child(str(k)).normal(ids, (1, side, side), self.dtype) for k, side in enumerate(sides)]
 
-    def synthesis(self, w: Tensor, noise: Noise = "const") -> Tensor:
+    def synthesis(self, w: Tensor, noise: Noise = None) -> Tensor:
         """Return images (B, C, H, W), about in [-1, 1], with gradient.
 
         Args:
             w: (B, w_dim), or one per layer (B, num_ws, w_dim).
-            noise: the layers' own constant noise, none, or what ``noises`` gave.
+            noise: what ``noises`` gave; None for the layers' own constant noise.
         """
         return self.both(w, noise)[0]
 
-    def features(self, w: Tensor, noise: Noise = "const") -> Tensor:
-        """Return the features (B, D, h, w) that the last layer turns into images; arguments as ``synthesis``."""
-        return self.both(w, noise)[1]
-
-    def both(self, w: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
-        """Return the images and the last features of one forward pass; arguments as ``synthesis``."""
+    def both(self, w: Tensor, noise: Noise = None) -> tuple[Tensor, Tensor]:
+        """Return the images, and the features (B, D, h, w) that the last layer turns into them; see ``synthesis``."""
         images, features = self.generator.synthesis(self.broadcast(w), noise)
         return images, features
 

@@ -54,7 +54,7 @@ class Moved(nn.Module):
         super().__init__()
         self.inner, self.move = generator, move
 
-    def synthesis(self, ws: Tensor, noise: Any = "const") -> Any:
+    def synthesis(self, ws: Tensor, noise: Any = None) -> Any:
         return self.inner.synthesis(self.move(ws), noise)
 
     def __getattr__(self, name: str) -> Any:

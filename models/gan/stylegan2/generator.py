@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from unlearn.models.gan.stylegan2.layers import (
     upsampled,
 )
 
-Noise = Literal["const", "none"] | Sequence[Tensor]
-"""What a synthesis network adds: its own constant noise, nothing, or one tensor (B, 1, r, r) per layer."""
+Noise = Sequence[Tensor] | None
+"""What a synthesis network adds: one tensor (B, 1, r, r) per layer; None for the layers' own constant noise."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,12 @@ class StyledConv(nn.Module):
         self.register_buffer("noise_const", torch.randn(side, side))
         self.register_buffer("resample_filter", binomial_filter())
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, fused: bool) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor, fused: bool) -> Tensor:
         """Map x (B, C, H, W) to (B, D, side, side) given w (B, w_dim); noise of shape (side, side) or one per item."""
         # the leaky rectifier r is positively homogeneous: g r(a + b) = r(g a + g b), so the gain goes to each summand
         up = self.resample_filter if self.up else None
         x = modulated_conv(x, self.weight, self.affine(w), up=up, fused=fused, gain=GAIN)
-        if noise is not None:
-            x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
+        x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
         return rectified(x + (self.bias * GAIN).to(x.dtype)[:, None, None], self.clamp)
 
 
@@ -191,7 +190,7 @@ class Level(nn.Module):
         return [self.conv1] if self.first else [self.conv0, self.conv1]
 
     def forward(
-        self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: Sequence[Tensor | None], fused: bool
+        self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: Sequence[Tensor], fused: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the features (B, C, side, side) and the image so far, in single precision or better.
 
@@ -235,7 +234,7 @@ class Synthesis(nn.Module):
         """Yield the levels, the smallest first."""
         yield from cast(Iterator[Level], self.children())
 
-    def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, Tensor]:
+    def forward(self, ws: Tensor, noise: Noise = None) -> tuple[Tensor, Tensor]:
         """Return images (B, channels, size, size), about in [-1, 1], and the last features (B, C, size, size).
 
         Args:
@@ -246,16 +245,13 @@ class Synthesis(nn.Module):
         fused = ws.is_cuda or len(ws) == 1 if self.fused is None else self.fused
         x: Tensor | None = None
         image: Tensor | None = None
+        if noise is None:
+            noise = [conv.noise_const for level in self.levels() for conv in level.convs()]
         start = 0
         for level in self.levels():
-            convs = level.convs()
-            end = start + len(convs)
-            own: Sequence[Tensor | None] = [None] * len(convs)
-            if noise == "const":
-                own = [conv.noise_const for conv in convs]
-            elif noise != "none":
-                own = noise[start:end]
-            x, image = level(x, image, ws[:, start : end + 1], own, fused)  # the ws of two levels overlap by one
+            end = start + len(level.convs())
+            # the ws of two levels overlap by one, their noise does not
+            x, image = level(x, image, ws[:, start : end + 1], noise[start:end], fused)
             start = end
         return cast(Tensor, image), cast(Tensor, x)
 
@@ -295,6 +291,6 @@ class Generator(nn.Module):
         """Return the fields of its shape."""
         return asdict(self.shape)
 
-    def forward(self, z: Tensor, noise: Noise = "const") -> Tensor:
+    def forward(self, z: Tensor, noise: Noise = None) -> Tensor:
         """Return the images (B, channels, size, size) of z (B, z_dim)."""
         return cast(Tensor, self.synthesis(self.mapping(z)[:, None].expand(-1, self.num_ws, -1), noise)[0])

@@ -57,7 +57,6 @@ def test_latents_become_images_in_two_stages(kind: str) -> None:
     torch.testing.assert_close(model.synthesis(plus), x)
     both, features = model.both(w)
     torch.testing.assert_close(both, x)
-    torch.testing.assert_close(model.features(w), features)
     assert features.shape == ((4, 8, 8, 8) if kind == "stylegan2" else (4, 4, 32, 32))
     alone = torch.cat([model.synthesis(w[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(alone, x, rtol=1e-4, atol=1e-5)
@@ -113,7 +112,7 @@ def test_noise_of_layers_is_drawn_by_id() -> None:
     assert [tuple(noise.shape) for noise in noises] == [(4, 1, 4, 4), (4, 1, 8, 8), (4, 1, 8, 8)]
     assert not torch.equal(noises[1], noises[2])
     w = drawn(model)
-    images = [model.synthesis(w, noise) for noise in ("const", "none", noises)]
+    images = [model.synthesis(w, noise) for noise in (None, [torch.zeros_like(each) for each in noises], noises)]
     assert all((images[i] - images[j]).abs().max() > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))
     torch.testing.assert_close(model.synthesis(w[1:2], model.noises(IDS[1:2], STREAM))[0], images[2][1])
     assert small("dcgan").noises(IDS, STREAM) == []
