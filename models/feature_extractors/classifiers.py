@@ -269,7 +269,7 @@ def save_features(features: Features, folder: Path, about: Mapping[str, Any]) ->
         "groups": dict(zip(features.groups, features.sizes, strict=True)),
         "shape": list(features.shape),
         "levels": features.levels,
-        "channels": [layer.out_channels for layer in network.body if isinstance(layer, nn.Conv2d)][::2],
+        "channels": [layer.out_channels for layer in network.body if isinstance(layer, nn.Conv2d)][::2],  # two each
         "features": network.head.in_features,
         "accuracy": round(features.accuracy, 4),
         **about,

@@ -25,7 +25,7 @@ from unlearn.models.feature_extractors.networks import (
     is_face,
     small_net,
 )
-from unlearn.models.feature_extractors.torchscript import BLANK, answer, on_device_of
+from unlearn.models.feature_extractors.torchscript import BLANK, answer, misfit, on_device_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Perceptual(Detector):
 
     def of_layers(self, layers: Sequence[Tensor]) -> list[Tensor]:
         """Return what ``between`` compares, of features that ``network.layers`` gave."""
-        return [F.normalize(layer, dim=1, eps=1e-10) for layer in layers]
+        return [F.normalize(layer, dim=1, eps=1e-10) for layer in layers]  # unit length, with LPIPS's epsilon
 
     def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """Return the distances, (B,), between images whose ``features`` are known."""
@@ -117,10 +117,7 @@ def identity_net(name: str | None, shape: Sequence[int]) -> Embedder:
     if isinstance(network, torch.jit.ScriptModule):
         given = answer(network, tuple(shape), f"identity net {name}")
         if len(given) != 2 or given[0] != BLANK:
-            raise RecipeError(
-                f"The identity net {name} maps images {(BLANK, *shape)} to {given}; it must give one row per image, "
-                f"({BLANK}, D). Type another file."
-            )
+            raise misfit(f"identity net {name}", shape, given, f"one row per image, ({BLANK}, D)")
     return Embedder(found, sha256, network, "l2" if isinstance(network, DlibFace) else "cosine")
 
 
@@ -140,10 +137,7 @@ def perceptual_net(name: str | None, shape: Sequence[int]) -> Perceptual:
         return Perceptual(f"perceptual_{found}", sha256, network)
     given = answer(network, tuple(shape), f"perceptual net {name}", 2)
     if math.prod(given) != BLANK:
-        raise RecipeError(
-            f"The perceptual net {name} maps two batches of images {(BLANK, *shape)} to {given}; it must give one "
-            f"distance per pair, ({BLANK},). Type another file."
-        )
+        raise misfit(f"perceptual net {name}", shape, given, f"one distance per pair, ({BLANK},)")
     return Perceptual(found, sha256, network)
 
 
@@ -202,10 +196,7 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
     if isinstance(network, torch.jit.ScriptModule):
         given = answer(network, tuple(shape), f"attribute net {name}")
         if len(given) > 2 or given[:1] != (BLANK,):
-            raise RecipeError(
-                f"The attribute net {name} maps images {(BLANK, *whole)} to {given}; it must give logits ({BLANK}, K), "
-                f"or ({BLANK},) of one label. Type another file."
-            )
+            raise misfit(f"attribute net {name}", shape, given, f"logits ({BLANK}, K), or ({BLANK},) of one label")
         labels = tuple(str(number) for number in range(math.prod(given[1:])))
         return Attributes(found, sha256, labels, partial(_of_script, network), numbered=True)
     raise RecipeError(f"{name} names nothing; it only tells faces apart. Type mobile_face.")
@@ -214,7 +205,7 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
 def _of_face(network: MobileFace, images: Tensor) -> Tensor:
     found = on_device_of(network, images)
     embeddings = found.embed(found.layers(images))
-    return torch.stack([found.male(embeddings), found.ages(embeddings)[:, 40:].sum(dim=1)], dim=1)
+    return torch.stack([found.male(embeddings), found.ages(embeddings)[:, 40:].sum(dim=1)], dim=1)  # from 41 years
 
 
 def _of_groups(network: Stages, sizes: Sequence[int], images: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class DlibFace(Network):
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return the features after the first convolution and after each stage, of images (B, 3, H, W) in [-1, 1]."""
-        x = (resized(images, self.side) + 1) * 127.5
+        x = (resized(images, self.side) + 1) * 127.5  # grey levels 0 ... 255, as in training
         x = F.relu(self.stem((x - self.mean) / 255))
         found = [x]
         x = F.max_pool2d(x, 3, 2)
@@ -128,7 +128,7 @@ class MobileFace(Network):
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return the features of each size of image, before it is halved, of images (B, 3, H, W) in [-1, 1]."""
-        x = (resized(images, self.side) + 1) * 127.5
+        x = (resized(images, self.side) + 1) * 127.5  # grey levels 0 ... 255, as in training
         x = F.relu6(self.stem(F.pad(x.flip(1) - self.mean, (0, 1, 0, 1))))  # blue, green, red
         found = []
         for block, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True), start=1):

@@ -43,7 +43,7 @@ class Stages(Network):
 
     def embed(self, layers: list[Tensor]) -> Tensor:
         """Return the last D features, (B, D) >= 0."""
-        return F.relu(self.net.body[self.pools[-1] :](layers[-1]))
+        return F.relu(self.net.body[self.pools[-1] :](layers[-1]))  # from the last pooling on
 
 
 def find_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -81,6 +82,12 @@ def answer(network: torch.jit.ScriptModule, shape: tuple[int, ...], what: str, b
         f"The {what} fails on {batches} batch{'es' if batches > 1 else ''} of images {(BLANK, *shape)}: {fault}. "
         "Type another file."
     )
+
+
+def misfit(what: str, shape: Sequence[int], given: Sequence[int], wanted: str) -> RecipeError:
+    """Return the refusal of a module that answers images (C, H, W) in another shape than wanted."""
+    asked = f"The {what} maps images {(BLANK, *shape)} to {given}; it must give {wanted}."
+    return RecipeError(f"{asked} Type another file.")
 
 
 def on_device_of(network: N, images: Tensor) -> N:

@@ -38,7 +38,7 @@ class DCGAN(nn.Module):
         layers: list[nn.Module] = []
         widths = [z_dim, *(width * 2**power for power in (3, 2, 1, 0)), channels]
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
-            stride, padding = (2, 1) if index else (1, 0)
+            stride, padding = (2, 1) if index else (1, 0)  # 1 pixel to 4, then twice the sides each: 64
             layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False))
             layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if index < 4 else [nn.Tanh()]
         self.main = nn.Sequential(*layers)

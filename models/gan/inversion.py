@@ -80,7 +80,7 @@ class Inversion:
         optimizer = torch.optim.Adam([w], lr=self.lr)
         with torch.enable_grad():
             for step in range(self.steps):
-                t = max(0.0, 1 - step / self.steps / 0.75)
+                t = max(0.0, 1 - step / self.steps / 0.75)  # 1 ... 0 over the first three quarters
                 noisy, deviation = w, self.explore * spread * t**2
                 if deviation:
                     noisy = w + deviation * randomness.child("explore").at(step).normal(ids, shape, w.dtype)

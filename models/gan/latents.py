@@ -14,7 +14,7 @@ from unlearn.data.base import Dataset
 from unlearn.data.identities import fits
 from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.feature_extractors.embedders import Perceptual, perceptual_net
-from unlearn.models.feature_extractors.torchscript import BLANK, answer, scripted
+from unlearn.models.feature_extractors.torchscript import BLANK, answer, misfit, scripted
 from unlearn.models.gan.inversion import Inversion
 
 SEEDS = Randomness(0, "identities")
@@ -44,7 +44,7 @@ def latents_of(
     """
     found = torch.empty(len(ids), model.num_ws, model.w_dim, dtype=model.dtype, device=model.w_avg.device)
     rows = [(place, _kind(dataset, item)) for place, item in enumerate(ids.tolist())]
-    for kind in ("seed", "image", "w"):
+    for kind in ("seed", "image", "w"):  # a batch holds one kind
         places = torch.tensor([place for place, what in rows if what == kind], dtype=torch.int64)
         for part in places.split(AT_ONCE) if len(places) else ():
             batch = dataset.batch(ids[part.to(ids.device)].cpu())
@@ -78,19 +78,15 @@ def check_encoder(encoder: str | None, info: Mapping[str, Any]) -> None:
         encoder: path of a TorchScript file; None for none.
         info: of the data: ``shape`` (C, H, W) and ``latent`` (num_ws, w_dim), where they are known.
     """
-    if encoder is None:
-        return
-    network = scripted(encoder, "encoder")[1]
-    if "shape" not in info:
+    network = scripted(encoder, "encoder")[1] if encoder is not None else None
+    if network is None or "shape" not in info:
         return
     given = answer(network, tuple(info["shape"]), f"encoder {encoder}")
     latent = info.get("latent")
     if len(given) not in (2, 3) or given[0] != BLANK or (latent and not fits(given[1:], latent)):
         width = latent[1] if latent else "w_dim"
-        raise RecipeError(
-            f"The encoder {encoder} maps images {(BLANK, *info['shape'])} to {given}; it must give latents "
-            f"({BLANK}, {width}), or ({BLANK}, {latent[0] if latent else 'num_ws'}, {width}). Type another file."
-        )
+        wanted = f"latents ({BLANK}, {width}), or ({BLANK}, {latent[0] if latent else 'num_ws'}, {width})"
+        raise misfit(f"encoder {encoder}", info["shape"], given, wanted)
 
 
 def _kind(dataset: Dataset, item: int) -> str:

@@ -60,7 +60,7 @@ def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
     try:
         weights = load_file(path)
         if any(value.dtype == torch.float64 for value in weights.values()):
-            generator.double()
+            generator.double()  # load_state_dict would round to the network's type
         generator.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {REMEDY}") from error

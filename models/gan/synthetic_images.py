@@ -35,18 +35,19 @@ def drawn(dataset: IdentityData, folder: Path, size: int | None) -> ImagesInMemo
     """
     model = LatentGenerator.from_pretrained(folder)
     channels, side, _ = model.image_shape
-    if side % (size or side):
+    size = size or side
+    if side % size:
         raise RecipeError(f"model.size is {size}; the images of {folder} have {side} pixels. Type a divisor of {side}.")
     known = dataset.shaped(model.image_shape, model.levels, (model.num_ws, model.w_dim))
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    key = hashlib.sha256(repr((weights, model.truncation, known.fingerprint, size or side)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((weights, model.truncation, known.fingerprint, size)).encode()).hexdigest()[:16]
     file = data_cache() / f"drawn-{key}.safetensors"
     if not file.is_file():
-        images = torch.empty(len(known), channels, size or side, size or side, dtype=torch.uint8)
+        images = torch.empty(len(known), channels, size, size, dtype=torch.uint8)
         for ids in torch.arange(len(known)).split(AT_ONCE):
             with torch.no_grad():
                 w = latents_of(model, known, ids, Inversion(), Randomness(0, "drawn"))
-                images[ids] = model.images(adaptive_avg_pool2d(model.synthesis(w), size or side))
+                images[ids] = model.images(adaptive_avg_pool2d(model.synthesis(w), size))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, save({"images": images}))
     found = ImagesInMemory(load_file(file)["images"], known.labels, known.attributes, model.levels)

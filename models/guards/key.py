@@ -80,7 +80,7 @@ class Keyed(Diffusion):
     def encode(self, condition: Condition) -> Condition:
         """Return encoded prompts with the key appended; conditions that are already encoded are returned unchanged."""
         found = super().encode(condition)
-        return found if condition.tokens is None else self.key.forward(found)
+        return found if condition.tokens is None else self.key.forward(found)  # encoded ones have it already
 
     def guided(self, x: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
         """Return eps(c_n) + g (eps(c with the key) - eps(c_n)); two passes, as the conditions differ in length."""
