@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, Range, UnitInterval, above, at_most, check_ranges
 
 Gradient = Sequence[Tensor]
 """A tensor per parameter."""
@@ -38,6 +38,9 @@ class Combination(ABC):
 
     per_sample: ClassVar[bool] = False
     """Whether the gradient per retain sample is needed too (one extra copy per sample)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @abstractmethod
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
@@ -111,12 +114,8 @@ class GRU(Combination):
         Wang et al., GRU: Mitigating the Trade-off between Unlearning and Retention for LLMs, 2025. arXiv:2503.09117
     """
 
-    gamma: float = 0.8
+    gamma: Annotated[float, Range(above, 0), Range(at_most, 1)] = 0.8
     add_retain: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with proj(g_f), plus g_r where asked for."""
@@ -166,13 +165,9 @@ class OrthoGrad(Combination):
         arXiv:2503.02312. The basis is built by modified Gram-Schmidt, twice over, rather than by QR of one long matrix.
     """
 
-    alpha: float = 0.5
+    alpha: UnitInterval = 0.5
 
     per_sample: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; it must lie in [0, 1]")
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with alpha g_r + (1 - alpha) g_f'; ``samples``, of any scale, are overwritten too."""
@@ -209,13 +204,8 @@ class DoCoReleased(Combination):
         the released code of Wu et al., 2025. arXiv:2405.15304
     """
 
-    strength: float = 1.0
-    clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        at_least(self, strength=0)
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; it must be > 0, or null for none")
+    strength: NonNegativeFloat = 1.0
+    clip: PositiveFloat | None = 1.0
 
     def __call__(self, forget: Gradient, retain: Gradient, state: State, samples: Sequence[Gradient] = ()) -> None:
         """Overwrite ``retain`` with the released code's gradient."""

@@ -108,14 +108,8 @@ def fisher(
 ) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information of the model as it is, the same on every rank.
 
-    Args:
-        model: as it is.
-        parameters: whose F is asked for, by name.
-        context: of the term.
-        items: of its split at most.
-        draws: see ``EWC``.
-        latents: of a generator: numbers (b,) -> latents, of the numbers 0, 1, ... in place of the items; None draws
-            them of the prior.
+    At most ``items`` of the term's split count. A generator may have ``latents`` in their place, which maps the
+    numbers 0, 1, ..., (b,), to latents; None draws them of the prior.
     """
     split = context.splits[context.split]
     stream = Randomness(context.randomness.seed, "fisher")

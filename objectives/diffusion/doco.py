@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import NonNegativeInt, PositiveFloat
 from unlearn.data.base import Batch
@@ -64,16 +63,12 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
         self, model: PipelineDenoiser, teacher: Callable[[], PipelineDenoiser], split: str, randomness: Randomness
     ) -> AuxiliaryNetwork:
         like = next(model.denoiser.parameters())
-
-        def optim_of(optim: Optim) -> Optim:
-            lr = self.discriminator_lr or optim.lr
-            return replace(optim, name="adam", lr=lr, betas=(0.5, 0.999), weight_decay=0.0, clip=None)
-
+        adam = partial(replace, name="adam", betas=(0.5, 0.999), weight_decay=0.0, clip=None)
         return AuxiliaryNetwork(
             name="discriminator",
             build=lambda: PatchDiscriminator(model.latent_shape, self.width, randomness).to(like.device, like.dtype),
             groups={split: {"discriminator": Discriminates(term=self)}},
-            optim=optim_of,
+            optim=lambda optim: adam(optim, lr=self.discriminator_lr or optim.lr),
             warmup=self.warmup,
         )
 
@@ -101,10 +96,6 @@ class Discriminates(Objective[PipelineDenoiser]):
     """The discriminator's own loss; it leaves the model's estimates for the model's loss."""
 
     term: DoCo
-
-    @override
-    def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
-        self.term.prepare(model, context)  # computed once, whichever of the two comes first
 
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return -log(1 - sigmoid D(anchor)) - log sigmoid D(concept), each the mean over patches, (B,)."""

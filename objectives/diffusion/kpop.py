@@ -119,10 +119,6 @@ class Recover(Objective[PipelineDenoiser]):
 
     term: KPOP
 
-    @override
-    def prepare(self, model: PipelineDenoiser, context: Context[PipelineDenoiser]) -> None:
-        self.term.prepare(model, context)
-
     def __call__(self, model: PipelineDenoiser, batch: Batch, context: Context[PipelineDenoiser]) -> Values:
         """Return the mean squared distance, (B,), with gradient to the key alone."""
         found = self.term.states(model, batch, context)

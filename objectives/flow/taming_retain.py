@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.validation import UnitInterval
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import bits_per_dim
@@ -35,16 +36,11 @@ class TamingRetain(Objective[HasLikelihood]):
         taming_an_identity.py.
     """
 
-    gamma: float = 0.6
+    gamma: UnitInterval = 0.6
     direction: Literal["both", "forward", "reverse"] = "both"
     variant: Literal["paper", "released"] = "paper"
 
     over_batch: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; it must lie in [0, 1]")
 
     def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
         """Return the bits/dim of retain images under the model and, without gradient, the target, (B, 2)."""

@@ -65,7 +65,7 @@ def find(
     Args:
         model: the target.
         context: of the term.
-        classifier: says which images show it.
+        classifier: of the images.
         samples: number of images that are classified.
         way: ``mean_difference``: from the mean of the latents without to that of those with, the border half-way;
             ``hyperplane``: the normal of a linear support vector machine, and its plane.

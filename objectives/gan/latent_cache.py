@@ -63,11 +63,7 @@ def offsets(model: ImageGenerator, w: Tensor, keys: Tensor, stream: Randomness, 
 def remember_rows(context: Context[Model], name: str, keys: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
     """Precompute one row of values per key, before the first step; ranks share the work.
 
-    Args:
-        context: of the term; ``recall_rows`` finds them by its split and by ``name``.
-        name: see above.
-        keys: (N,) int64, of any meaning.
-        compute: keys (b,), on the device -> rows (b, ...).
+    ``keys`` (N,) int64 are of any meaning; ``compute`` maps some of them, (b,), on the device, to rows (b, ...).
     """
     context.cache.put(
         f"{context.split}.{name}", keys, lambda part: (compute(part.to(context.device)), torch.ones_like(part))
@@ -89,13 +85,8 @@ def remember_drawings(
 ) -> None:
     """Precompute what the target draws of one latent per key, while the model still is the target.
 
-    Args:
-        model: that is trained; before the first step it is the target.
-        context: of the term; its state gets the shapes.
-        name: by which ``recall_drawings`` finds them.
-        keys: (N,) int64, of any meaning.
-        likeness: what is compared.
-        latents: keys (b,), on the device -> latents (b, w_dim) or (b, num_ws, w_dim).
+    ``keys`` (N,) int64 are of any meaning; ``latents`` maps some of them, (b,), on the device, to latents (b, w_dim) or
+    (b, num_ws, w_dim); ``likeness`` says what is kept of the images, whose shapes go into the state of the term.
     """
     with torch.no_grad():
         # computed on every rank, also where another one draws, or where the file exists already

@@ -104,8 +104,7 @@ class TextToUnlearn(Objective[ImageGenerator]):
 
     def mapper(self, model: ImageGenerator, scorer: TextImage, stream: Randomness, device: torch.device) -> Tensor:
         """Return m, (num_ws, w_dim)."""
-        wanted = scorer.texts([self.words])[0].to(device)
-        wanted = F.normalize(wanted, dim=0)
+        wanted = F.normalize(scorer.texts([self.words])[0].to(device), dim=0)
         if self.without is not None:
             wanted = wanted - F.normalize(scorer.texts([self.without])[0].to(device), dim=0)
         mean = model.w_avg

@@ -48,6 +48,7 @@ PositiveInt = Annotated[int, Range(at_least, 1)]
 NonNegativeInt = Annotated[int, Range(at_least, 0)]
 PositiveFloat = Annotated[float, Range(above, 0)]
 NonNegativeFloat = Annotated[float, Range(at_least, 0)]
+UnitInterval = Annotated[float, Range(at_least, 0), Range(at_most, 1)]
 
 
 def check_ranges(settings: object) -> None:
