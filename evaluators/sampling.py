@@ -43,21 +43,15 @@ def sampled_items(evaluation: Evaluation[Model], split: str, n: int) -> Tensor:
 def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 
-    The noise is the same for every subject, every split and every evaluator. Samples drawn before are reused: a larger
-    n draws only what is missing.
-
-    Args:
-        evaluation: with the models.
-        subject: which of them.
-        split: whose items the samples are conditioned on (``sampled_items``); ignored for unconditional models.
-        n: number of samples.
-        batch_size: samples drawn at once; does not change the result.
+    Conditional models are conditioned on items of the split (``sampled_items``), others ignore it. The noise is the
+    same for every subject, every split and every evaluator, whatever the batch size. Samples drawn before are reused.
     """
     conditional = is_conditional(evaluation.splits["forget"])
     key = ("samples", subject, split if conditional else "")
     known = evaluation.cache.get(key)
     start = 0 if known is None else len(known)
     if known is None or start < n:
+        # the items of fewer samples are the first ones of more samples
         items = sampled_items(evaluation, split, n)[start:] if conditional else None
         more = drawn(evaluation, evaluation.models[subject], split, items, batch_size, first=start, count=n - start)
         known = more if known is None else torch.cat((known, more))
@@ -93,7 +87,7 @@ def drawn(
         if items is None:
             batch = model.sample(ids, randomness)
         else:
-            rows = ids.cpu() - first
+            rows = ids.cpu() - first  # ids are the numbers of the samples, which choose the noise
             like = evaluation.batch(split, items[rows])
             if conditions is not None:
                 like[conditioned_data(evaluation.splits).encoder.key] = conditions[rows].to(ids.device)
@@ -149,7 +143,7 @@ def grey_levels(evaluation: Evaluation[Model]) -> int:
 
 def seen_by(net: Callable[[Tensor], Tensor], evaluation: Evaluation[Model], images: Tensor, batch_size: int) -> Tensor:
     """Return the output of a net that takes images in [-1, 1] on images (n, C, H, W) uint8, (n, D) on the CPU."""
-    scale = 2 / (grey_levels(evaluation) - 1)
+    scale = 2 / (grey_levels(evaluation) - 1)  # 0 ... levels - 1 become -1 ... 1
 
     def look(rows: Tensor) -> Tensor:
         return net(images[rows.cpu()].to(evaluation.device).float() * scale - 1)

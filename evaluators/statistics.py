@@ -74,12 +74,9 @@ def auc(members: Tensor, others: Tensor) -> tuple[float, Interval]:
 def auc_change(subject: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> tuple[float, Interval]:
     """Return (A - A_0) / A_0 with A and A_0 the AUCs (``auc``) of two models over the same items, and its interval.
 
-    The interval is normal; its variance is that of the linearised ratio, with DeLong's covariance of the two AUCs, as
-    they share their items. nan where A_0 is 0; no interval below two items a side, or where the variance is 0.
-
-    Args:
-        subject: scores of members (m,) and of non-members (n,) under one model.
-        reference: scores of the same members and non-members under the other.
+    Each model has its scores of the members (m,) and of the non-members (n,). The interval is normal; its variance is
+    that of the linearised ratio, with DeLong's covariance of the two AUCs, as they share their items. nan where A_0 is
+    0; no interval below two items per side, or where the variance is 0.
     """
     a, a_0 = (placement(members, others).mean().item() for members, others in (subject, reference))
     if a_0 == 0 or math.isnan(a) or math.isnan(a_0):

@@ -13,7 +13,7 @@ from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.text.scoring import texts
 from unlearn.models.capabilities import Continues
 
-_UNKNOWN = -2
+_UNKNOWN = -2  # no token, and not -1, which follows the end
 
 
 def generated(

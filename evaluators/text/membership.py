@@ -132,15 +132,9 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
     def scores(
         self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair, reference: Pair | None = None
     ) -> dict[str, Pair]:
-        """Return every score with its values.
+        """Return every score with its values; ``reference`` is the mean NLL of the items under a reference model.
 
         Items without answer tokens are left out; there are no scores where one side has no other items.
-
-        Args:
-            evaluation: with the models and the data.
-            subject: whose scores.
-            items: ids of members and of others.
-            reference: mean NLL of the items under a reference model.
         """
         data = texts(evaluation.splits["forget"])
         sides: list[dict[str, Tensor]] = []

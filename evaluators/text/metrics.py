@@ -41,9 +41,7 @@ def token_measures(answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
 def exact_memorization(answers: Answers, right: Tensor) -> Tensor:
     """Return the share of an item's answer tokens that are the likeliest, (B,) float64; nan without answer tokens.
 
-    Args:
-        answers: of a batch.
-        right: (N,) bool, which tokens are.
+    ``right`` says of each token whether it is, (N,) bool.
 
     Reference:
         Tirumala et al., Memorization Without Overfitting, 2022, section 3. arXiv:2205.10770
@@ -54,11 +52,8 @@ def exact_memorization(answers: Answers, right: Tensor) -> Tensor:
 def extraction_strength(answers: Answers, right: Tensor) -> Tensor:
     """Return 1 - min{k: tokens k ... |y| are all predicted} / |y| per item, (B,) float64; nan without answer tokens.
 
-    k runs to |y|, so an answer whose last token is wrong has 0.
-
-    Args:
-        answers: of a batch.
-        right: (N,) bool, which tokens are the likeliest.
+    k runs to |y|, so an answer whose last token is wrong has 0. ``right`` says of each token whether it is predicted,
+    (N,) bool.
 
     Reference:
         Wang et al., Towards Effective Evaluations and Comparisons for LLM Unlearning Methods, 2025. arXiv:2406.09179
@@ -75,6 +70,7 @@ def lowest_mean(answers: Answers, values: Tensor, k: float) -> Tensor:
     At least one token counts, so that short answers have a value.
     """
     lengths = answers.lengths
+    # k n in double precision: in single precision it may fall on the other side of an integer
     kept = torch.tensor([max(1, int(k * n)) for n in lengths.tolist()], device=lengths.device)[:, None]
     width = max(1, int(lengths.max())) if len(lengths) else 1
     # padding is +inf, so that it sorts behind every token
@@ -105,12 +101,7 @@ def log_truth_ratio(right: Tensor, wrong: Tensor, arithmetic: bool = False) -> T
 
 
 def rouge_l(truth: str, said: str, stemmer: bool) -> tuple[float, float]:
-    """Return recall and F1 of the longest common subsequence of words.
-
-    Args:
-        truth: the right text.
-        said: the generated text.
-        stemmer: compare Porter stems.
+    """Return recall and F1 of the longest common subsequence of words, or with a stemmer of their Porter stems.
 
     Reference:
         Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004, section 3.

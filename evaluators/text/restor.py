@@ -174,14 +174,13 @@ def _is_third(data: TextDataset, item: int, form: str) -> bool:
 def restoration(
     evaluation: Evaluation[Continues], correct: Mapping[str, Tensor], corrupted: Mapping[str, Tensor], score: str
 ) -> list[Record]:
-    """Return the figures of restoration on probe items.
+    """Return the figures of restoration on probe items, which were judged by ``score``.
 
     Args:
         evaluation: its stream draws the same bootstrap items for every subject.
-        correct: subject -> (n,) bool, whether it answers each item right; ``clean`` and ``corrupted`` among
-            the subjects.
-        corrupted: subject -> (n,) bool, whether it gives the corrupted answer to each item.
-        score: how items were judged, for ``about.score``.
+        correct: subject -> (n,) bool, whether it answers right; with subjects ``clean`` and ``corrupted``.
+        corrupted: subject -> (n,) bool, whether it gives the corrupted answer.
+        score: for ``about.score``.
     """
     records, stream = [], evaluation.randomness
     for subject, right in correct.items():

@@ -72,11 +72,11 @@ def answer_scores(
     data = texts(evaluation.splits[split])
     unknown = torch.full((len(data), len(AnswerScores._fields)), torch.nan, dtype=torch.float64)
     table = evaluation.cache.setdefault(("answers", subject, id(data), form, k), unknown)
-    missing = ids[table[ids, 0].isnan()]
+    missing = ids[table[ids, 0].isnan()]  # the number of tokens is never nan itself
     if len(missing):
         model = evaluation.models[subject]  # only now: asking moves it to the device
         lengths = torch.tensor([sum(map(len, data.tokens(item, form))) for item in missing.tolist()])
-        ordered = missing[lengths.argsort(stable=True)]
+        ordered = missing[lengths.argsort(stable=True)]  # items of similar length share a batch, to save padding
 
         def score(some: Tensor) -> Tensor:
             return measure(model.answers(evaluation.batch(split, some, form)), k)
