@@ -14,16 +14,9 @@ def markdown_table(evaluators: Mapping[str, type[Evaluator]]) -> str:
     rows = [HEADINGS, ("---",) * len(HEADINGS)]
     for name, evaluator in evaluators.items():
         for metric in evaluator.metrics:
-            rows.append(
-                (
-                    f"`{metric.name}`",
-                    metric.formula.replace("|", "\\|"),
-                    metric.unit,
-                    direction_text(metric),
-                    f"`{name}`",
-                    metric.source,
-                )
-            )
+            formula = metric.formula.replace("|", "\\|")  # a bare one would end the cell
+            cells = (f"`{metric.name}`", formula, metric.unit, direction_text(metric), f"`{name}`", metric.source)
+            rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 

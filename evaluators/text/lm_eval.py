@@ -18,7 +18,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
@@ -116,15 +115,15 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
     @override
     def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:
         self.check(evaluation.splits)
-        chosen = self._chosen(evaluation)
+        perturbed = self._perturbed(evaluation)
         findings = EvaluationResult()
         for subject, model in evaluation.models.items():
-            tasks = list(self._tasks(evaluation, model, chosen))
+            tasks = list(self._tasks(model, perturbed))
             if tasks:
                 output = self._run(model, tasks)
                 for task in tasks:
                     findings.records.extend(_records(evaluation, subject, task, output))
-        if lacking := [split for split, ids in chosen.items() if not len(ids)]:
+        if lacking := [split for split, questions in perturbed.items() if not questions]:
             findings.notes.append(
                 f"lm_eval: the questions of {' and '.join(lacking)} have no perturbed answers, so there is no task "
                 f"{CHOICES} for them."
@@ -141,25 +140,19 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         except RecipeError as error:
             raise RecipeError(f"evaluate.lm_eval.questions: {error}") from error
 
-    def _chosen(self, evaluation: Evaluation[TokenizedLanguageModel]) -> dict[str, Tensor]:
-        """Return split -> ids of questions with perturbed answers; empty where that task is not chosen."""
-        chosen = {}
+    def _perturbed(self, evaluation: Evaluation[TokenizedLanguageModel]) -> dict[str, list[Question]]:
+        """Return split -> its questions with perturbed answers; no splits where that task is not chosen."""
+        found = {}
         for split in measured_splits(evaluation) if CHOICES in self.tasks else ():
-            ids = question_ids(evaluation.splits[split])
-            able = ids[texts(evaluation.splits[split]).having_form("perturbed_0")[ids]]
-            chosen[split] = limited(able, self.limit, evaluation.seed, split)
-        return chosen
+            data, ids = texts(evaluation.splits[split]), question_ids(evaluation.splits[split])
+            able = limited(ids[data.having_form("perturbed_0")[ids]], self.limit, evaluation.seed, split)
+            found[split] = perturbed_choices(data, able)
+        return found
 
-    def _tasks(
-        self,
-        evaluation: Evaluation[TokenizedLanguageModel],
-        model: TokenizedLanguageModel,
-        chosen: Mapping[str, Tensor],
-    ) -> Iterator[Task]:
+    def _tasks(self, model: TokenizedLanguageModel, perturbed: Mapping[str, Sequence[Question]]) -> Iterator[Task]:
         """Yield the tasks, in the model's own prompt format."""
-        for split, ids in chosen.items():
-            if len(ids):
-                questions = perturbed_choices(texts(evaluation.splits[split]), ids)
+        for split, questions in perturbed.items():
+            if questions:
                 yield Task(CHOICES, split, multiple_choice(f"{CHOICES}_{split}", questions, model.encoder))
         if self._asked:
             yield Task("questions", "forget", multiple_choice("questions", self._asked, model.encoder))

@@ -140,10 +140,10 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
         sides: list[dict[str, Tensor]] = []
         for split, ids, reference_nll in zip(SPLITS, items, reference or (None, None), strict=True):
             found = answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size)
-            said = found.tokens > 0
-            if not said.any():
+            answered = found.tokens > 0
+            if not answered.any():
                 return {}
-            own, kept = AnswerScores(*(column[said] for column in found)), ids[said]
+            own, kept = AnswerScores(*(column[answered] for column in found)), ids[answered]
             sizes = torch.tensor([len(zlib.compress(data.words(item)[1].encode())) for item in kept.tolist()])
             side = {
                 "loss": -own.nll,
@@ -152,7 +152,7 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
                 "min_k_plus_plus": own.min_k_plus_plus,
             }
             if reference_nll is not None:
-                side["reference"] = reference_nll[said] - own.nll
+                side["reference"] = reference_nll[answered] - own.nll
             if self.gradient_items:
                 few = limited(kept, self.gradient_items, evaluation.seed, split)
                 side["gradient_norm"] = -gradient_norms(evaluation, subject, few)

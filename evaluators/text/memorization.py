@@ -63,7 +63,8 @@ class Memorization(Evaluator[Continues]):
             for split in measured_splits(evaluation):
                 ids = some_of(evaluation, split, self.items)
                 scores = answer_scores(evaluation, subject, split, ids, batch_size=self.batch_size)
-                said = scores.tokens > 0
-                for metric, column in ((EXACT, scores.exact), (EXTRACTION, scores.extraction)) if said.any() else ():
-                    add_items(result, evaluation, metric, subject, split, ids[said], column[said])
+                answered = scores.tokens > 0
+                if answered.any():
+                    for metric, column in ((EXACT, scores.exact), (EXTRACTION, scores.extraction)):
+                        add_items(result, evaluation, metric, subject, split, ids[answered], column[answered])
         return result
