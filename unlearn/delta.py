@@ -94,11 +94,7 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
         recipe=recipe.name,
         hash=recipe.hash,
     )
-    content = serialized(changed, {"format": "pt", HEADER: json.dumps(asdict(header))})
-    try:
-        write_bytes(file, content)
-    finally:
-        file.with_name(f".{file.name}.part").unlink(missing_ok=True)
+    write_bytes(file, serialized(changed, {"format": "pt", HEADER: json.dumps(asdict(header))}))
     size, whole = file.stat().st_size, sum(value.nbytes for value in unlearned.values())
     return f"{file}: {len(changed)} of {len(target)} tensors changed; {gib(size)}, where the model has {gib(whole)}"
 

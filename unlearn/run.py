@@ -130,14 +130,22 @@ def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
         raise RecipeError(
             f"a run brings its own recipe: write resume={request.resume} alone, or recipe=... resume=auto."
         )
+    folder = _newest_unfinished(recipe)
+    if folder is None and _is_first_rank():
+        print(f"no unfinished run of {recipe.name}: starting one", flush=True)
+    return folder
+
+
+def _newest_unfinished(recipe: Recipe | None) -> Path | None:
+    """Return the newest unfinished run, of the recipe if one is given; the ranks that rank 0 starts take its choice."""
     if not _is_first_rank() and _RESUMED in os.environ:
         return Path(os.environ[_RESUMED]) if os.environ[_RESUMED] else None
     from unlearn.experiment.runner import find_unfinished
 
     folder = find_unfinished(recipe)
     os.environ[_RESUMED] = str(folder or "")
-    if _is_first_rank():
-        print(f"resuming {folder}" if folder else f"no unfinished run of {recipe.name}: starting one", flush=True)
+    if folder and _is_first_rank():
+        print(f"resuming {folder}", flush=True)
     return folder
 
 
@@ -153,23 +161,13 @@ def _resume(request: _Request) -> None:
             raise RecipeError(
                 f"{setting}: a resumed run keeps its recipe and its folder; write resume={request.resume} alone."
             )
+    folder = _newest_unfinished(None) if request.resume == "auto" else Path(request.resume).expanduser()
+    if folder is None:
+        raise RecipeError("there is no unfinished run under runs/. Start one: python -m unlearn.run recipe=NAME")
+    if not folder.is_dir():
+        raise RecipeError(f"there is no run directory {request.resume}; resume=auto takes the newest unfinished run.")
     from unlearn.experiment import runner
 
-    if request.resume != "auto":
-        folder = Path(request.resume).expanduser()
-        if not folder.is_dir():
-            raise RecipeError(
-                f"there is no run directory {request.resume}; resume=auto takes the newest unfinished run."
-            )
-    elif not _is_first_rank() and os.environ.get(_RESUMED):
-        folder = Path(os.environ[_RESUMED])
-    else:
-        found = runner.find_unfinished(None)
-        if found is None:
-            raise RecipeError("there is no unfinished run under runs/. Start one: python -m unlearn.run recipe=NAME")
-        folder = found
-        os.environ[_RESUMED] = str(folder)
-        print(f"resuming {folder}", flush=True)
     runner.resume(folder)
 
 

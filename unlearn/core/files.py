@@ -43,11 +43,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically: a reader sees the old content or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # the content must be on the disk before the name is
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_text(path: Path, key: str = "") -> str:

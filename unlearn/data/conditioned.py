@@ -98,8 +98,7 @@ class Conditioned(Dataset):
         self.fingerprint = hashlib.sha256(repr((base.fingerprint, list(self.captions))).encode()).hexdigest()
         unique = sorted(set(self.captions))
         self._conditions = dict(zip(unique, encoder(unique), strict=True))
-        if isinstance(encoder, Classes) and (lost := [word for word in unique if word not in encoder.names]):
-            raise RecipeError(f"The label {lost[0]!r} is not a class. {did_you_mean(lost[0], encoder.names)}")
+        _check_classes(encoder, unique, "The label")
         for concept in self.concepts:
             self._check(concept)
         named = [concept.name for concept in self.concepts]
@@ -199,9 +198,11 @@ class Conditioned(Dataset):
         words = [concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain]
         if isinstance(self.encoder, Prompts) and self.encoder.check is not None:
             self.encoder.check(words)
-        if isinstance(self.encoder, Classes):
-            for word in words:
-                if word not in self.encoder.names:
-                    raise RecipeError(
-                        f"data.concepts: {word!r} is not a class. {did_you_mean(word, self.encoder.names)}"
-                    )
+        _check_classes(self.encoder, words, "data.concepts:")
+
+
+def _check_classes(encoder: ConditionEncoder, words: Sequence[str], what: str) -> None:
+    if isinstance(encoder, Classes):
+        for word in words:
+            if word not in encoder.names:
+                raise RecipeError(f"{what} {word!r} is not a class. {did_you_mean(word, encoder.names)}")

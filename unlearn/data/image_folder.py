@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from io import BytesIO
@@ -70,7 +70,7 @@ class ImageFolder(Source):
             raise RecipeError(f"data.path: {self.path!r} holds no images. Endings read: {', '.join(sorted(ENDINGS))}.")
         files = dict(sorted(files.items()))
         table = {} if self.attributes is None else _read_table(root / self.attributes, files.keys())
-        return FolderImages(files, table, self.size, self.channels, self.bits, self.concepts)
+        return FolderImages(files, table, self)
 
 
 class FolderImages(Dataset):
@@ -79,28 +79,17 @@ class FolderImages(Dataset):
     Args:
         files: relative name to file, in order.
         table: relative name to attributes.
-        size: height and width after resizing.
-        channels: 1 or 3.
-        bits: grey levels kept, 2**bits.
-        concepts: for diffusion models: what to forget, and what takes its place.
+        source: how they are read.
     """
 
-    def __init__(
-        self,
-        files: dict[str, Path],
-        table: dict[str, frozenset[str]],
-        size: int,
-        channels: int,
-        bits: int,
-        concepts: Sequence[Concept] = (),
-    ) -> None:
-        self.concepts = concepts
+    def __init__(self, files: dict[str, Path], table: dict[str, frozenset[str]], source: ImageFolder) -> None:
+        self.concepts = source.concepts
         self.files = list(files.values())
         self.labels = [name.split("/")[0] if "/" in name else "" for name in files]
         self.attributes = [table.get(name, frozenset()) for name in files]
         self.is_test = systematic_test_share(self.labels)
-        self.info = {"shape": (channels, size, size), "levels": 2**bits}
-        self._bits = bits
+        self.info = {"shape": (source.channels, source.size, source.size), "levels": 2**source.bits}
+        self._bits = source.bits
         content = hashlib.sha256(repr((self.info, [sorted(names) for names in self.attributes])).encode())
         for name, file in files.items():
             data = file.read_bytes()

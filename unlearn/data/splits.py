@@ -153,8 +153,7 @@ def _refuse_overlap(first: str, a: Tensor, second: str, b: Tensor) -> None:
 
 
 def _describe(selection: Selection) -> str:
-    given = {key: value for key, value in vars(selection).items() if value is not None}
-    return ", ".join(f"{key}={value}" for key, value in given.items())
+    return ", ".join(f"{key}={value}" for key, value in vars(selection).items() if value is not None)
 
 
 def _share(chosen: Tensor, among: Tensor) -> float:

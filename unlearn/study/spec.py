@@ -15,6 +15,7 @@ from unlearn.config.schema import SUBJECTS, About
 from unlearn.config.structured import build, convert
 from unlearn.config.yaml_io import parse
 from unlearn.core.errors import RecipeError, did_you_mean, shorten
+from unlearn.core.validation import distinct
 
 FOLDER = Path("runs/studies")
 
@@ -88,8 +89,7 @@ class StudySpec:
         for name in ("runs", "columns"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; it must be a mapping with an entry for each")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds is {self.seeds}; it must be one or several different numbers from 0")
+        distinct(self, seeds=0)
         for subject in self.references:
             if subject not in SUBJECTS:
                 raise ValueError(f"references: there is no subject {subject!r}. {did_you_mean(subject, SUBJECTS)}")
