@@ -47,7 +47,6 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         Models, 2024. arXiv:2410.08074; here the copy is trained on the forgotten images themselves, not on others.
     """
 
-    items: Annotated[list[int], Range(distinct, 1)] = field(default_factory=lambda: [4, 16])
     steps: Annotated[list[int], Range(distinct, 0)] = field(default_factory=lambda: [0, 10, 50])
     batch: PositiveInt = 16
     batch_size: PositiveInt = 256

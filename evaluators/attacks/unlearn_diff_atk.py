@@ -165,12 +165,8 @@ class UnlearnDiffAtk(PromptSearch):
 
 def first_of_each(where: Tensor, wanted: Tensor) -> Tensor:
     """Return the first wanted row of each group 0 ... P-1, or its first row; ``where`` (n,) is each row's group."""
-    found = []
-    for group in range(int(where.max()) + 1):
-        rows = torch.nonzero(where == group).flatten()
-        chosen = rows[wanted[rows]]
-        found.append((chosen if len(chosen) else rows)[0])
-    return torch.stack(found)
+    order = (~wanted).int().argsort(stable=True)  # wanted rows first, each in their order
+    return torch.stack([order[where[order] == group][0] for group in where.unique()])
 
 
 def projected(points: Tensor) -> Tensor:

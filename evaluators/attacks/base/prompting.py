@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -79,9 +78,8 @@ class PromptAttack(Evaluator[Continues]):
             return memorised(model, {key: value.to(evaluation.device) for key, value in batch.items()})
 
         scores = map_ids(score, torch.arange(len(pairs)), self.batch_size).cpu()
-        ends = list(accumulate(len(several) for several in ways))
         known = scores.nan_to_num(nan=-1)  # a way that leaves no answer tokens is no way
-        best = torch.stack([known[start:end].amax(dim=0) for start, end in zip([0, *ends], ends, strict=False)])
+        best = torch.stack([part.amax(dim=0) for part in known.split([len(several) for several in ways])])
         return best.masked_fill(best < 0, torch.nan)
 
 
