@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
-from unlearn.models.scope import Scope, names_of_kinds, trainable
+from unlearn.models.scope import ByKind, Pattern, Scope, trainable
 
 ADAPTED = (nn.Linear, nn.Conv2d)
 WEIGHTS = "adapter_model.safetensors"
@@ -91,11 +90,7 @@ class Lora(Scope):
     def __post_init__(self) -> None:
         at_least(self, rank=1)
         above(self, alpha=0)
-        for expression in (*self.include, *self.exclude):
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+        Pattern(self.include, self.exclude)  # refuses what is no regular expression
 
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
         """Add the matrices to the chosen layers; the model's outputs do not change, as B is zero."""
@@ -105,18 +100,20 @@ class Lora(Scope):
         layers: dict[str, Any] = {
             name: layer for name, layer in model.named_modules() if isinstance(layer, ADAPTED + own) and name in reached
         }
-        chosen = [name for name in layers if _any(self.include, name) and not _any(self.exclude, name)]
+        chosen = Pattern(self.include, self.exclude).matching(layers)
         if self.kinds is not None:
-            places = {name.rpartition(".")[0] for name in names_of_kinds(model, self.kinds)}
+            places = {name.rpartition(".")[0] for name in ByKind(self.kinds).select(model)}
             chosen = [name for name in chosen if name in places]
         if not chosen:
+            kinds = "" if self.kinds is None else f" kinds={self.kinds}"
+            examples = ", ".join([*layers][:: max(1, len(layers) // 8)])
             raise RecipeError(
-                f"scope=lora: include={self.include} exclude={self.exclude}{self._of_kinds} matches no linear or "
-                "convolution layer. "
-                f"Their names look like: {', '.join(list(layers)[:: max(1, len(layers) // 8)]) or 'there is none'}."
+                f"scope=lora: include={self.include} exclude={self.exclude}{kinds} matches no linear or convolution "
+                f"layer. Their names look like: {examples or 'there is none'}."
             )
         known = [name for name in chosen if isinstance(layers[name], ADAPTED)]
-        if self.keep_adapter and (others := [name for name in chosen if name not in known]):
+        others = [name for name in chosen if not isinstance(layers[name], ADAPTED)]
+        if self.keep_adapter and others:
             kind = type(layers[others[0]])
             more = f" and {len(others) - 1} more layers" if others[1:] else ""
             raise RecipeError(
@@ -124,13 +121,13 @@ class Lora(Scope):
                 f"({kind.__module__}.{kind.__qualname__}{more}). Drop keep_adapter; "
                 "python -m unlearn.delta save RUN FILE keeps what the run changed as one file."
             )
+        config = self._config(known)
         with randomness.child("adapter").seeding():  # peft draws A from the global generator
             if known:
-                inject_adapter_in_model(self._config(known), model)
-            for name in chosen:
-                if name not in known:
-                    update = LowRank(layers[name].weight, self.rank, self._scale)
-                    parametrize.register_parametrization(layers[name], "weight", update)
+                inject_adapter_in_model(config, model)
+            for name in others:
+                update = LowRank(layers[name].weight, self.rank, config.lora_alpha / self.rank)
+                parametrize.register_parametrization(layers[name], "weight", update)
 
     @override
     def select(self, model: nn.Module) -> list[str]:
@@ -151,11 +148,11 @@ class Lora(Scope):
     def detach(self, model: Any, folder: Path) -> None:
         """Merge the update into the weights and remove the matrices; with ``keep_adapter`` write them first."""
         adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        own = {
-            name: layer
-            for name, layer in model.named_modules()
+        own = [
+            layer
+            for layer in model.modules()
             if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], LowRank)
-        }
+        ]
         if self.keep_adapter:
             weights = {
                 name.replace(".default", ""): parameter.detach().cpu().clone()
@@ -164,24 +161,15 @@ class Lora(Scope):
             }
             (folder / "adapter").mkdir(exist_ok=True)
             model.write_adapter(Adapter(weights, self._config([*adapted])), folder / "adapter")
-        for layer in own.values():
-            # the weight becomes W + scale B A
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        for layer in own:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)  # it becomes W + scale B A
         for name, layer in adapted.items():
             layer.merge()  # into the base layer, which then takes the adapter's place
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, layer.get_base_layer())
 
-    @property
-    def _of_kinds(self) -> str:
-        return "" if self.kinds is None else f" kinds={self.kinds}"
-
     def _config(self, layers: list[str]) -> LoraConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)
-
-    @property
-    def _scale(self) -> float:
-        return (self.alpha or 2 * self.rank) / self.rank
 
 
 class LowRank(nn.Module):
@@ -208,7 +196,3 @@ class LowRank(nn.Module):
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the update on or off."""
         self.on = enabled
-
-
-def _any(expressions: list[str], name: str) -> bool:
-    return any(re.search(expression, name) for expression in expressions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,10 +89,15 @@ class Pattern(Scope):
             except re.error as error:
                 raise ValueError(f"{expression!r} is no regular expression: {error}") from error
 
+    def matching(self, names: Iterable[str]) -> list[str]:
+        """Return the names that match, in their order."""
+        found = [name for name in names if any(re.search(expression, name) for expression in self.include)]
+        return [name for name in found if not any(re.search(expression, name) for expression in self.exclude)]
+
     def select(self, model: nn.Module) -> list[str]:
         """Return matching names; matching nothing is an error."""
         names = trainable(model)
-        chosen = [name for name in names if _matches(self.include, name) and not _matches(self.exclude, name)]
+        chosen = self.matching(names)
         if not chosen:
             raise RecipeError(
                 f"scope: include={self.include} exclude={self.exclude} matches no parameter. "
@@ -115,9 +120,35 @@ class ByKind(Scope):
 
     kinds: list[str] = field(default_factory=lambda: ["linear", "convolution"])
 
-    @override
     def select(self, model: nn.Module) -> list[str]:
-        return names_of_kinds(model, self.kinds)
+        """Return the parameters of the kinds; a kind of layer stands for the parameters directly inside such layers.
+
+        Raises:
+            RecipeError: a kind is unknown, a kind that the wrapper names has no parameter, or none of all kinds has.
+        """
+        layers = {**KINDS, **getattr(model, "layer_kinds", {})}
+        named: dict[str, list[str]] = getattr(model, "parameter_kinds", dict)()
+        chosen: set[str] = set()
+        for kind in self.kinds:
+            if kind in named:
+                if not named[kind]:
+                    others = ", ".join(other for other, names in named.items() if names)
+                    raise RecipeError(
+                        f"scope.kinds: the model has no parameter of the kind {kind!r}. It has: {others}."
+                    )
+                chosen.update(named[kind])
+            elif kind in layers:
+                found = ((prefix, m) for prefix, m in model.named_modules() if isinstance(m, layers[kind]))
+                chosen.update(name for prefix, m in found for name, _ in m.named_parameters(prefix, recurse=False))
+            else:
+                raise RecipeError(f"scope.kinds: there is no kind {kind!r}. {did_you_mean(kind, [*layers, *named])}")
+        if ordered := [name for name in trainable(model) if name in chosen]:
+            return ordered
+        types = sorted({type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))})
+        raise RecipeError(
+            f"scope.kinds={self.kinds} matches no parameter; the model's layers with parameters are "
+            f"{', '.join(types)}. Type scope=all, or scope.name=pattern with scope.include=[EXPRESSION]."
+        )
 
 
 @dataclass(frozen=True)
@@ -188,61 +219,12 @@ class HeldEntries:
             parameter[held] = values
 
 
-def names_of_kinds(model: nn.Module, kinds: Sequence[str]) -> list[str]:
-    """Return the names of the parameters of the given kinds, in the model's order.
-
-    A kind of layer stands for the parameters directly inside such layers.
-
-    Raises:
-        RecipeError: a kind is unknown, a kind that the wrapper names has no parameter, or none of all kinds has.
-    """
-    layers = {**KINDS, **getattr(model, "layer_kinds", {})}
-    named: dict[str, list[str]] = getattr(model, "parameter_kinds", dict)()
-    chosen: set[str] = set()
-    for kind in kinds:
-        if kind in named:
-            if not named[kind]:
-                others = ", ".join(other for other, names in named.items() if names)
-                raise RecipeError(f"scope.kinds: the model has no parameter of the kind {kind!r}. It has: {others}.")
-            chosen.update(named[kind])
-        elif kind in layers:
-            chosen.update(_directly_inside(model, layers[kind]))
-        else:
-            raise RecipeError(f"scope.kinds: there is no kind {kind!r}. {did_you_mean(kind, [*layers, *named])}")
-    ordered = [name for name in trainable(model) if name in chosen]
-    if not ordered:
-        found = sorted({type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))})
-        raise RecipeError(
-            f"scope.kinds={list(kinds)} matches no parameter; the model's layers with parameters are "
-            f"{', '.join(found)}. Type scope=all, or scope.name=pattern with scope.include=[EXPRESSION]."
-        )
-    return ordered
-
-
-def _directly_inside(model: nn.Module, types: tuple[type[nn.Module], ...]) -> set[str]:
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, types)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-
-
-def scope_table(model: nn.Module, moving: list[str], masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
+def scope_table(model: nn.Module, trained: Collection[str], masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
     """Return rows (top-level module, trained entries, all entries), for display."""
     rows: dict[str, list[int]] = {}
-    chosen = set(moving)
     for name, parameter in model.named_parameters():
-        row = rows.setdefault(_place(name), [0, 0])
-        free = int(masks[name].sum()) if name in masks else parameter.numel()
-        row[0] += free if name in chosen else 0
+        row = rows.setdefault(".".join(name.split(".")[:3]), [0, 0])
+        if name in trained:
+            row[0] += int(masks[name].sum()) if name in masks else parameter.numel()
         row[1] += parameter.numel()
     return [(place, free, total) for place, (free, total) in rows.items()]
-
-
-def _place(name: str) -> str:
-    return ".".join(name.split(".")[:3])
-
-
-def _matches(expressions: list[str], name: str) -> bool:
-    return any(re.search(expression, name) for expression in expressions)

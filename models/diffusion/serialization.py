@@ -145,8 +145,8 @@ def write_adapter(model: DiffusionParts, adapter: Adapter, folder: Path) -> None
         if name != "unet":  # diffusers reads peft's own names of attention alone, and these of every layer
             for old, new in ((".lora_A.", ".lora_linear_layer.down."), (".lora_B.", ".lora_linear_layer.up.")):
                 weights = {key.replace(old, new): weight for key, weight in weights.items()}
-        written[f"{name}_lora_layers"] = weights
-        written[f"{name}_lora_adapter_metadata"] = part.config.to_dict()
+        config: Any = part.config  # peft does not type it
+        written |= {f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": config.to_dict()}
     two = len(model.text.encoders) == 2
     kind: Any = diffusers.StableDiffusionXLPipeline if two else diffusers.StableDiffusionPipeline
     kind.save_lora_weights(folder, **written)

@@ -65,7 +65,7 @@ def entry_masks(scope: Scope, say: Callable[[str], None]) -> list[EntryMasks]:
 
 def scope_lines(module: UnlearningModule, masks: dict[str, Tensor] | None = None) -> str:
     """Return the table of what is trained, as text."""
-    rows = scope_table(module.model, list(module.primary.parameters), masks or {})
+    rows = scope_table(module.model, module.primary.parameters, masks or {})
     free, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
     lines = [f"  {place:<40} {trained:>12,} of {all_:>12,}" for place, trained, all_ in rows if trained]
     return "\n".join((f"trained: {free:,} of {total:,} parameters", *lines))
