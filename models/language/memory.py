@@ -13,7 +13,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
 from unlearn.models.base import MetaModel
 from unlearn.models.language.tokenization import TextEncoder
-from unlearn.models.language.wrapper import Language
+from unlearn.models.language.wrapper import Language, first_line
 
 COPIES = 4
 """Single-precision copies of the logits at the answer tokens: logits, target, log-probabilities, gradient."""
@@ -28,24 +28,15 @@ WORDS = (
 def meta_model(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: str, precision: str) -> MetaModel:
     """Return the model that a folder's config.json describes, on the meta device.
 
-    Args:
-        folder: with the configuration; weights are not read.
-        encoder: how text becomes tokens.
-        checkpointing: whether activations are recomputed in the backward pass.
-        dtype: of the weights.
-        precision: of the training steps.
-
-    Raises:
-        RecipeError: the folder describes no causal model.
+    ``dtype`` is that of the weights, ``precision`` that of the training steps. Raises RecipeError where the folder
+    describes no causal model.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             inner = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"{folder} describes no causal model of transformers ({str(error).splitlines()[0]})."
-        ) from error
+        raise RecipeError(f"{folder} describes no causal model of transformers ({first_line(error)}).") from error
     model = Language(inner, encoder, checkpointing)
     mixed = precision == "bf16-mixed"
     width = 2 if mixed or dtype == "bfloat16" else 8 if precision == "64-true" else 4

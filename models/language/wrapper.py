@@ -183,8 +183,7 @@ class Language(Wrapper):
     def ends(self) -> list[int]:
         """Tokens that end an answer."""
         own = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        more = [own] if isinstance(own, int) else list(own or [])
-        return sorted({self.encoder.end, *more})
+        return sorted({self.encoder.end, *([own] if isinstance(own, int) else own or [])})
 
     def text(self, tokens: Tensor) -> list[str]:
         """Return generated tokens (B, T) as text, without special tokens and outer white space."""
@@ -197,13 +196,11 @@ class Language(Wrapper):
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the files of transformers and ``unlearn.json`` into an existing folder."""
-        model: Any = self.model
-        if dtype is not None:
-            model = copy.deepcopy(model).to(dtype)
+        model: Any = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length}
-        (Path(folder) / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def write_adapter(self, adapter: Adapter, folder: Path) -> None:
         """Write an adapter in peft's layout, by the names inside of the transformers model."""
@@ -212,28 +209,29 @@ class Language(Wrapper):
         inner.write(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: Path, **settings: Any) -> Self:
-        """Read a folder of transformers.
+    def from_pretrained(
+        cls,
+        folder: Path,
+        template: str | None = None,
+        max_length: int | None = None,
+        checkpointing: bool = False,
+        dtype: str = "float32",
+        tokenizer: Path | None = None,
+    ) -> Self:
+        """Read a folder of transformers; template and max_length override what it stores.
 
-        Args:
-            folder: with the model and its tokenizer.
-            **settings: ``template``, ``max_length``, ``checkpointing`` and ``dtype``, which override the
-                folder's, and ``tokenizer``, a folder whose tokenizer is used instead.
+        ``tokenizer`` is a folder whose tokenizer and stored settings are used instead.
         """
-        path = Path(folder)
-        source = settings.pop("tokenizer", None) or path
+        source = tokenizer or folder
         try:
-            dtype = getattr(torch, settings.pop("dtype", None) or "float32")
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+            words = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise RecipeError(
-                f"{path} cannot be read as a language model of transformers ({_first_line(error)}). "
+                f"{folder} cannot be read as a language model of transformers ({first_line(error)}). "
                 "Type a folder with config.json, model.safetensors and tokenizer.json."
             ) from error
-        given = {key: value for key, value in settings.items() if value is not None}
-        checkpointing = bool(given.pop("checkpointing", False))
-        return cls(model, TextEncoder(tokenizer, **{**stored_settings(source), **given}), checkpointing)
+        return cls(model, stored_encoder(words, source, template, max_length), checkpointing)
 
 
 def _check_positions(model: PreTrainedModel, max_length: int) -> None:
@@ -247,11 +245,12 @@ def _check_positions(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def stored_settings(folder: Path) -> dict[str, Any]:
-    """Return the prompt settings of a saved model; empty where it was not saved by this program."""
+def stored_encoder(tokenizer: Any, folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
+    """Return the encoder of a model's folder: with the settings given, or those stored if this program saved it."""
     path = folder / SETTINGS
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return stored
+    given = {"template": template, "max_length": max_length}
+    return TextEncoder(tokenizer, **{**stored, **{key: value for key, value in given.items() if value is not None}})
 
 
 class Head(nn.Module):
@@ -289,5 +288,6 @@ def _padded_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(1, place), mask.gather(1, place)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; the error's name where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
