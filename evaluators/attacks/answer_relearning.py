@@ -78,4 +78,4 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
         for category, scored in (("others", others[: self.scored]), ("relearned", ids)):
             scores = scores_of(evaluation, copy, scored, self.batch_size)
             found += attack_records(evaluation, ATTACK, subject, scores, budget, {"category": category})
-        return found[:-1]  # the extraction strength of what was trained on says nothing new
+        return found[:-1]  # exact memorisation alone for the items trained on

@@ -97,7 +97,7 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         findings, curves = EvaluationResult(), Curves()
         for subject in evaluation.models:
             own = places if subject != "retrained" else self._places(evaluation, subject, ids)
-            model = evaluation.models[subject]  # read after the latents, which may load the target
+            model = evaluation.models[subject]  # requested after the latents, which may load the target
             for k in sorted(self.pictures):
                 curves[subject, k] = []
                 # the first ones are held out, the same for every k

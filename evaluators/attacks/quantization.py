@@ -91,7 +91,7 @@ def scales(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
 def codes(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
     """Return round(w / scale), whole numbers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1; 0 in a channel of zeros."""
     scale = scales(weight, bits, channel)
-    return torch.where(scale > 0, weight / scale, 0).round().to(torch.int8)  # 8 bits at most
+    return torch.where(scale > 0, weight / scale, 0).round().to(torch.int8)  # bits <= 8
 
 
 def linear_weights(model: Model) -> Iterator[tuple[str, nn.Parameter, int]]:

@@ -132,13 +132,9 @@ class ConceptAccuracy(Evaluator[Samples]):
             figures.append((OF_TARGET, ratio_of_shares((count, n), (int(base.sum()), n))))
         rows = [(ACCURACY, more, figure) for more, figure in figures]
         if split == "forget":
-            rows += [(UNLEARNING, more, rest_of_one(*figure)) for more, figure in figures]
+            for more, (value, ci95) in figures:  # one minus the figure reverses its interval
+                rows.append((UNLEARNING, more, (1 - value, ci95 and (1 - ci95[1], 1 - ci95[0]))))
         return [
             evaluation.record(metric, subject, split, figure, n=n, about=more, detector=classifier.net.detector)
             for metric, more, figure in rows
         ]
-
-
-def rest_of_one(value: float, ci95: Interval) -> tuple[float, Interval]:
-    """Return 1 - value, with the interval reversed."""
-    return 1 - value, None if ci95 is None else (1 - ci95[1], 1 - ci95[0])

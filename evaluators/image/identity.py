@@ -199,7 +199,7 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
         pool = strangers(evaluation, self.strangers + self.neighbours * len(ids))
         pooled = embeddings(target, pool, nets, self.batch_size)
         apart = torch.stack([nets[0].distance(one.expand_as(pooled[0]), pooled[0]) for one in faces["forget"][0]])
-        nearest = apart.argsort(dim=1, stable=True)[:, : self.neighbours].flatten()  # stable: equal on every rank
+        nearest = apart.argsort(dim=1, stable=True)[:, : self.neighbours].flatten()  # ties by position
         rest = torch.ones(len(pool), dtype=torch.bool)
         rest[nearest] = False
         others = torch.nonzero(rest).flatten()[: self.strangers]
