@@ -137,15 +137,13 @@ class Evaluation(Generic[M_co]):
             direction: in place of the declared one.
             detector: see ``Record``.
         """
-        ci95: Interval = None
         if isinstance(figure, Tensor):
             n = len(figure)
             if figure.dtype == torch.bool:
                 figure = share_ci95(int(figure.sum()), n)
             else:
                 figure = mean_ci95(figure, within=(0.0, 1.0) if metric.unit == "share" else None)
-        if isinstance(figure, tuple):
-            figure, ci95 = figure
+        value, ci95 = figure if isinstance(figure, tuple) else (figure, None)
         about = dict(about or {})
         return Record(
             evaluator=self.name,
@@ -153,7 +151,7 @@ class Evaluation(Generic[M_co]):
             subject=subject,
             split=split,
             about=about,
-            value=figure,
+            value=value,
             ci95=ci95,
             n=n,
             seed=self.seed,
