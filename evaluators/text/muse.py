@@ -124,7 +124,7 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
             ids = limited(ids, self.items, evaluation.seed, f"{VERBATIM}/{split}")
             if len(given):
                 pairs = [data.words(item) for item in ids.tolist()]
-                halves = [(start_of(model) + tokens_of(model, begun), tokens_of(model, rest)) for begun, rest in pairs]
+                halves = [(tokens_of(model, begun), tokens_of(model, rest, begins=False)) for begun, rest in pairs]
             else:
                 whole = [prompt + answer for prompt, answer in map(data.tokens, ids.tolist())]
                 halves = [(tokens[: self.prompt_tokens], tokens[self.prompt_tokens :]) for tokens in whole]
@@ -149,7 +149,7 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
                 shown = data.in_context.get(f"{KNOWLEDGE}_{split}", ())
                 before = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in shown)
                 prompts = [f"{before}Question: {question}\nAnswer: " for question, _ in pairs]
-                tokens = [start_of(model) + tokens_of(model, prompt) for prompt in prompts]
+                tokens = [tokens_of(model, prompt) for prompt in prompts]
             if len(ids):
                 yield PromptSet(split, ids, tokens, [answer for _, answer in pairs])
 
@@ -169,15 +169,11 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
         return continuations(model, prompts.tokens, new_tokens, evaluation.device, self.batch_size)
 
 
-def tokens_of(model: TokenizedLanguageModel, text: str) -> list[int]:
-    """Return the tokens of a text, without special tokens."""
-    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def start_of(model: TokenizedLanguageModel) -> list[int]:
-    """Return the start token of a model, if it has one."""
-    first = model.tokenizer.bos_token_id
-    return [] if first is None else [first]
+def tokens_of(model: TokenizedLanguageModel, text: str, begins: bool = True) -> list[int]:
+    """Return the tokens of a text, after the model's start token, if it has one, where the text ``begins``."""
+    tokens = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    start = model.tokenizer.bos_token_id
+    return [start, *tokens] if begins and start is not None else tokens
 
 
 def until_stop(text: str) -> str:
