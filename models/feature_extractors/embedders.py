@@ -183,7 +183,7 @@ def attribute_net(name: str | None, shape: Sequence[int], frame: int = 0) -> Att
     """
     whole = tuple(shape)
     inside = (*whole[:1], *(side - 2 * frame for side in whole[1:]))
-    packaged = {takes: net for net, takes in PACKAGED.items()}
+    packaged: dict[tuple[int, ...], str] = {takes: net for net, takes in PACKAGED.items()}
     name = name or packaged.get(whole) or packaged.get(inside) or ("mobile_face" if is_face(whole) else None)
     if name is None or name in FACE_NETS or name.endswith(".pt") or accepted_shape(name, "attribute") != inside:
         frame = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,3 @@ class DCGAN(nn.Module):
     def noise_sides(self) -> list[int]:
         """Return nothing: it has no noise."""
         return []
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"z_dim": self.z_dim, "width": self.width, "channels": self.channels}

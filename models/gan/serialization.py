@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,12 @@ def write_generator(
     generator: Generator | DCGAN, levels: int, truncation: float, folder: Path, dtype: torch.dtype | None
 ) -> None:
     """Write ``model.safetensors``, by the network's own names, and ``config.json`` into an existing folder."""
-    weights = stored_weights(generator, dtype)
-    about = {
-        "kind": "stylegan2" if isinstance(generator, Generator) else "dcgan",
-        "settings": generator.settings(),
-        "levels": levels,
-        "truncation": truncation,
-    }
-    (folder / "model.safetensors").write_bytes(save(weights))
+    if isinstance(generator, Generator):
+        kind, settings = "stylegan2", asdict(generator.shape)
+    else:
+        kind, settings = "dcgan", {name: getattr(generator, name) for name in ("z_dim", "width", "channels")}
+    about = {"kind": kind, "settings": settings, "levels": levels, "truncation": truncation}
+    (folder / "model.safetensors").write_bytes(save(stored_weights(generator, dtype)))
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

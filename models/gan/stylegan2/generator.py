@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -286,10 +286,6 @@ class Generator(nn.Module):
     def noise_sides(self) -> list[int]:
         """Return the side of each layer's noise, in their order."""
         return [conv.noise_const.shape[-1] for level in self.synthesis.levels() for conv in level.convs()]
-
-    def settings(self) -> dict[str, Any]:
-        """Return the fields of its shape."""
-        return asdict(self.shape)
 
     def forward(self, z: Tensor, noise: Noise = None) -> Tensor:
         """Return the images (B, channels, size, size) of z (B, z_dim)."""
