@@ -171,7 +171,8 @@ class EvaluationResult:
         pictures: for the report.
         items: rows of item-level values (subject, split, id, metric, value).
         text_tables: for the report.
-        notes: sentences on what could not be measured for want of data, each beginning with the evaluator's name.
+        notes: sentences on what could not be measured, each beginning with the evaluator's key and a colon.
+        failed: the key of each evaluator that raised an error -> its traceback.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -179,6 +180,7 @@ class EvaluationResult:
     items: list[dict[str, Any]] = field(default_factory=list)
     text_tables: list[TextTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,19 @@ class GateFailed(UnlearnError):
         self.result = result
 
 
+class EvaluationFailed(UnlearnError):
+    """The run ended, but an evaluator raised an error; every other figure is there.
+
+    Args:
+        message: one line per evaluator.
+        result: the run's result without those figures (unlearn.experiment.runner.Result).
+    """
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class Interrupted(UnlearnError):
     """The user stopped the run; the state is saved."""
 

@@ -81,12 +81,14 @@ class Picture:
         title: heading.
         caption: what it shows and how to read it.
         png: the encoded file.
+        evaluator: key of the entry of ``evaluate`` that made it.
     """
 
     name: str
     title: str
     caption: str
     png: bytes
+    evaluator: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class TextTable:
         columns: headings. The first column groups rows: adjacent rows with the same value stand together.
         rows: cell texts, one list per row.
         truth: heading of the column with the true answers; cells that say the same are marked.
+        evaluator: key of the entry of ``evaluate`` that made it.
     """
 
     name: str
@@ -108,6 +111,7 @@ class TextTable:
     columns: list[str]
     rows: list[list[str]]
     truth: str = ""
+    evaluator: str = ""
 
     def __post_init__(self) -> None:
         if not self.columns or any(len(row) != len(self.columns) for row in self.rows):

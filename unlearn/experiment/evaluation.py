@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 
 from unlearn.config import registry
 from unlearn.config.schema import Recipe
+from unlearn.core.distributed import world_size
+from unlearn.core.errors import is_of_the_machine
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture, TextTable
 from unlearn.data.base import Split
@@ -26,6 +29,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure every subject with every evaluator, on every rank.
 
+    An evaluator that raises an error costs its own figures only: it becomes a note, and its traceback is kept in
+    ``failed``. Over several ranks it ends the run, as the others may be waiting for this one.
+
     Args:
         recipe: with the evaluators.
         models: subject -> returns its model. Each is measured in its own precision.
@@ -35,10 +41,25 @@ def evaluate(
     """
     device = device_for(recipe.trainer)
     subjects = OneAtATime(models, device)
+    randomness = Randomness(seed, "evaluate")
+    whole = EvaluationResult()
+    cache: dict[Any, Any] = {}
     try:
-        return measured(recipe.evaluate, subjects, splits, Randomness(seed, "evaluate"), device, run, seed)
+        for name, evaluator in recipe.evaluate.items():
+            try:
+                found = measured({name: evaluator}, subjects, splits, randomness, device, run, seed, cache)
+            except (Exception, SystemExit) as error:
+                if world_size() > 1 or is_of_the_machine(error):
+                    raise
+                said = (str(error).splitlines() or [""])[0]
+                found = EvaluationResult(
+                    notes=[f"{name}: failed ({type(error).__name__}: {said}), so it has no figures; see log.txt."],
+                    failed={name: traceback.format_exc()},
+                )
+            _extend(whole, found)
     finally:
         subjects.release()
+    return whole
 
 
 @torch.no_grad()
@@ -50,26 +71,35 @@ def measured(
     device: torch.device,
     run: RunFacts | None = None,
     seed: int = 0,
+    cache: dict[Any, Any] | None = None,
 ) -> EvaluationResult:
-    """Run evaluators over models on the device; values that evaluators share are computed once.
+    """Run evaluators over models on the device; values that evaluators share are computed once, and kept in ``cache``.
 
     Everything that an evaluator returns carries its key in the recipe, so that two entries of one evaluator stay apart.
     """
     findings = EvaluationResult()
-    cache: dict[Any, Any] = {}
+    cache = {} if cache is None else cache
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
         found = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
-        findings.records.extend(found.records)
-        findings.pictures.extend(_named(picture, name, evaluator) for picture in found.pictures)
-        findings.text_tables.extend(_named(table, name, evaluator) for table in found.text_tables)
-        findings.items.extend({"evaluator": name, **row} for row in found.items)
-        findings.notes.extend(found.notes)
+        pictures = [_named(picture, name, evaluator) for picture in found.pictures]
+        tables = [_named(table, name, evaluator) for table in found.text_tables]
+        items = [{"evaluator": name, **row} for row in found.items]
+        notes = [note if note.startswith(f"{name}:") else f"{name}: {note.split(': ', 1)[-1]}" for note in found.notes]
+        _extend(findings, EvaluationResult(found.records, pictures, items, tables, notes))
     return findings
 
 
+def _extend(whole: EvaluationResult, part: EvaluationResult) -> None:
+    """Add what one evaluator found."""
+    for field in fields(EvaluationResult):
+        held, found = getattr(whole, field.name), getattr(part, field.name)
+        held.update(found) if isinstance(held, dict) else held.extend(found)
+
+
 def _named(shown: Shown, key: str, evaluator: Evaluator) -> Shown:
-    """Return a picture or table with the evaluator's key in name and title, unless the key is its registered name."""
+    """Return a picture or table with the evaluator's key, also in name and title unless it is its registered name."""
+    shown = replace(shown, evaluator=key)
     if registry.is_registered("evaluator", key) and registry.resolve("evaluator", key) is type(evaluator):
         return shown
     file_name = re.sub(r"[^\w.-]+", "_", f"{shown.name}_{key}")  # a key may be a dotted path with a colon

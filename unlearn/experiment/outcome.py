@@ -1,0 +1,90 @@
+"""The outcome of a run's steps on disk: the model and the facts about the run, written before anything is measured."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unlearn.config.schema import Recipe
+from unlearn.core.randomness import Randomness
+from unlearn.evaluators.base import RunFacts
+from unlearn.experiment.inputs import RunInputs
+from unlearn.experiment.read_back import check_read_back
+from unlearn.models.base import Wrapper
+from unlearn.objectives.base import AuxiliaryNetwork
+from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
+from unlearn.training.fit import device_for
+
+FACTS = Path("checkpoints") / "outcome.ckpt"
+"""File of the facts in a run directory; it is written last, so ``model/`` is complete where it exists."""
+MODEL = "model"
+"""Folder of the unlearned model in a run directory."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a run's steps.
+
+    Args:
+        model: the unlearned model.
+        facts: what evaluators may report about the run.
+        seconds: wall time by stage: ``unlearning`` and ``selection``.
+    """
+
+    model: Wrapper
+    facts: RunFacts
+    seconds: dict[str, float]
+
+
+def write_outcome(outcome: Outcome, recipe: Recipe, inputs: RunInputs, folder: Path) -> None:
+    """Write ``model/`` and the facts into a run directory, and hold the model against what was written.
+
+    Raises:
+        ReadBackFailed: the folder does not hold what is in memory.
+    """
+    part = folder / f".{MODEL}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    outcome.model.save_pretrained(part)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    part.replace(folder / MODEL)
+    check_read_back(outcome.model, recipe.model, folder / MODEL, inputs.splits["retain"], device_for(recipe.trainer))
+    facts = {name: getattr(outcome.facts, name) for name in STORED_FACTS}
+    networks = {name: network.state_dict() for name, network in outcome.facts.networks.items()}
+    state = {"facts": facts, "networks": networks, "seconds": outcome.seconds}
+    (folder / FACTS).parent.mkdir(exist_ok=True)
+    save_checkpoint(folder / FACTS, state)
+
+
+STORED_FACTS = ("steps", "seconds", "target_seconds", "target_origin", "peak_memory", "state")
+"""Fields of RunFacts that are stored as they are."""
+
+
+def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> Outcome | None:
+    """Return the outcome that a run directory holds, None where its steps have not ended."""
+    if not (folder / FACTS).is_file():
+        return None
+    stored = load_checkpoint(folder / FACTS)
+    model = recipe.model.load(folder / MODEL)
+    model.check_fits(inputs.splits["forget"].dataset.info)
+    networks = dict(_networks(recipe, inputs, stored["networks"], seed))
+    return Outcome(model, RunFacts(**stored["facts"], networks=networks), stored["seconds"])
+
+
+def _networks(
+    recipe: Recipe, inputs: RunInputs, stored: dict[str, dict[str, Any]], seed: int
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the networks that the run kept besides the model, built anew by the terms that bring them."""
+    terms = [(group, name, term) for group in ("forget", "retain") for name, term in getattr(recipe, group).items()]
+    for group, name, term in terms if stored else ():
+        stream = Randomness(seed, "companion").child(f"{group}/{name}")
+        brought: AuxiliaryNetwork | None = term.auxiliary(inputs.target.shared(), inputs.target.shared, group, stream)
+        if brought is not None and brought.name in stored:
+            network = brought.build()
+            network.load_state_dict(stored[brought.name])
+            yield brought.name, network.eval()
