@@ -182,6 +182,11 @@ class EvaluationResult:
     notes: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def failures(self) -> list[str]:
+        """The notes on evaluators that failed."""
+        return [note for note in self.notes if note.split(":", 1)[0] in self.failed]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(ABC, Generic[M]):
@@ -192,6 +197,9 @@ class Evaluator(ABC, Generic[M]):
 
     subjects: ClassVar[tuple[str, ...]] = ()
     """Models that it needs in addition to the target and the unlearned one."""
+
+    of_the_run: ClassVar[bool] = False
+    """Whether it reports on the run itself (its time, its goal), which a model folder alone does not tell."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -57,6 +57,7 @@ class Cost(Evaluator[nn.Module]):
     """
 
     metrics: ClassVar = (SECONDS, SHARE, MEMORY, STORAGE, STEPS)
+    of_the_run: ClassVar = True
 
     @override
     def __call__(self, evaluation: Evaluation[nn.Module]) -> EvaluationResult:

@@ -23,6 +23,7 @@ class Goal(Evaluator[Model]):
     """1 where an objective reached its goal, 0 where the run ended before; ``score`` names the term."""
 
     metrics: ClassVar = (REACHED,)
+    of_the_run: ClassVar = True
 
     @override
     def __call__(self, evaluation: Evaluation[Model]) -> EvaluationResult:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearn.config.arguments import sort, split, take
-from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
+from unlearn.config.arguments import sort, take
+from unlearn.core.commands import exit_code, is_first_rank
+from unlearn.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from unlearn.config.schema import Recipe
@@ -26,7 +26,8 @@ usage: python -m unlearn.run [recipe=]NAME|FILE.yaml [key=value ...] [--show | -
 
   --show   print the resolved recipe, each value with its origin; --check   build everything, take one step
   seed=[0,1,2] runs each seed; output=DIR names the run directory (default runs/<recipe>/...)
-  resume=DIR resumes that run; recipe=NAME resume=auto the newest run of the same recipe, or starts one
+  resume=DIR resumes that run (other evaluate.* and gate.* may be given); recipe=NAME resume=auto the newest run of the
+  same recipe, or starts one
 exit codes: 0 done, 1 failed, 2 recipe or data error, 3 a gate failed, 130 interrupted (state saved)
 """
 
@@ -47,29 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, whatever it is doing
-    try:
-        _answer(_read(arguments), arguments)
-        sys.stdout.flush()
-        return 0
-    except UnlearnError as error:
-        if _is_first_rank():
-            print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, e.g. head, had enough; nothing more may be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        if not is_of_the_machine(error):
-            traceback.print_exc()
-        elif _is_first_rank():
-            print(f"{error}. What was saved stays; a run that had begun goes on by resume=auto.", file=sys.stderr)
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+    return exit_code(lambda: _answer(_read(arguments), arguments))
 
 
 def _read(arguments: list[str]) -> _Request:
@@ -131,20 +110,20 @@ def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
             f"a run brings its own recipe: write resume={request.resume} alone, or recipe=... resume=auto."
         )
     folder = _newest_unfinished(recipe)
-    if folder is None and _is_first_rank():
+    if folder is None and is_first_rank():
         print(f"no unfinished run of {recipe.name}: starting one", flush=True)
     return folder
 
 
 def _newest_unfinished(recipe: Recipe | None) -> Path | None:
     """Return the newest unfinished run, of the recipe if one is given; the ranks that rank 0 starts take its choice."""
-    if not _is_first_rank() and _RESUMED in os.environ:
+    if not is_first_rank() and _RESUMED in os.environ:
         return Path(os.environ[_RESUMED]) if os.environ[_RESUMED] else None
     from unlearn.experiment.runner import find_unfinished
 
     folder = find_unfinished(recipe)
     os.environ[_RESUMED] = str(folder or "")
-    if folder and _is_first_rank():
+    if folder and is_first_rank():
         print(f"resuming {folder}", flush=True)
     return folder
 
@@ -155,12 +134,9 @@ def _resume(request: _Request) -> None:
         raise RecipeError("no recipe is given; write recipe=NAME. The list of recipes: python -m unlearn.run")
     if request.flags:
         raise RecipeError(f"{', '.join(sorted(request.flags))} needs a recipe; write recipe=NAME.")
-    for setting in request.settings:
-        key, value = split(setting)
-        if key != "output" or Path(value).absolute() != Path(request.resume).absolute():
-            raise RecipeError(
-                f"{setting}: a resumed run keeps its recipe and its folder; write resume={request.resume} alone."
-            )
+    own, settings = take(request.settings, ("output",))
+    if "output" in own and Path(own["output"]).absolute() != Path(request.resume).absolute():
+        raise RecipeError(f"output={own['output']}: a resumed run keeps its folder; write resume={request.resume}.")
     folder = _newest_unfinished(None) if request.resume == "auto" else Path(request.resume).expanduser()
     if folder is None:
         raise RecipeError("there is no unfinished run under runs/. Start one: python -m unlearn.run recipe=NAME")
@@ -168,12 +144,7 @@ def _resume(request: _Request) -> None:
         raise RecipeError(f"there is no run directory {request.resume}; resume=auto takes the newest unfinished run.")
     from unlearn.experiment import runner
 
-    runner.resume(folder)
-
-
-def _is_first_rank() -> bool:
-    """Return whether this process prints: the other ranks have LOCAL_RANK (or RANK) above 0."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    runner.resume(folder, settings)
 
 
 if __name__ == "__main__":

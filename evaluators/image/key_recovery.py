@@ -52,6 +52,7 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
     batch_size: PositiveInt = 256
 
     metrics: ClassVar = (RECOVERY,)
+    of_the_run: ClassVar = True
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

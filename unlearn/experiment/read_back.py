@@ -52,8 +52,9 @@ def check_read_back(model: Wrapper, config: ModelConfig, folder: Path, split: Sp
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise ReadBackFailed(
-            f"{folder} is not the model that was unlearned; apart are: {'; '.join(found[:3])}{more}. "
-            f"{type(model).__name__}.save_pretrained or from_pretrained loses something. The weights are in checkpoints/."
+            f"{folder} is not the model that was unlearned; apart: {'; '.join(found[:3])}{more}. "
+            f"{type(model).__name__}.save_pretrained or from_pretrained loses something. The weights are "
+            "in checkpoints/."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -23,6 +24,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from unlearn.config.arguments import split
+from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump
 from unlearn.core.distributed import barrier, gather_objects, rank
@@ -45,6 +48,14 @@ PACKAGES: tuple[str, ...] = (
 PACKAGES += ("scikit-learn", "safetensors")
 
 
+MEASURING = ("evaluate", "gate")
+"""Parts of a recipe that may change once a run has begun."""
+
+
+BEFORE_RUN_JSON = {".lock", "command.txt", "environment.json", "recipe.yaml"}
+"""Files that a run writes before ``run.json``."""
+
+
 def new_folder(recipe: Recipe) -> Path:
     """Return the folder for a new run, the same on every rank; ``output`` may name an empty one.
 
@@ -57,7 +68,7 @@ def new_folder(recipe: Recipe) -> Path:
 def _new_folder(recipe: Recipe) -> Path:
     if recipe.output is not None:
         folder = Path(recipe.output).expanduser()
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        if folder.is_file() or (folder.is_dir() and not _is_unused(folder)):
             raise RecipeError(
                 f"output={recipe.output} is not an empty folder. Type another one, or resume={recipe.output} to go on "
                 "with the run in it."
@@ -71,6 +82,12 @@ def _new_folder(recipe: Recipe) -> Path:
             number += 1
             folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
     return folder
+
+
+def _is_unused(folder: Path) -> bool:
+    """Return whether a folder is empty, or holds only what a run writes before its ``run.json``: it was killed then."""
+    left = {path.name for path in folder.iterdir() if not path.name.endswith(".part")}
+    return left <= BEFORE_RUN_JSON and not RunDir(folder).is_held()
 
 
 def _probe(folder: Path) -> None:
@@ -172,20 +189,53 @@ class RunDir:
             write_json(self.folder / "run.json", {**self.status(), "works_on": dict(facts)})
         barrier()
 
+    def recipe(self, settings: Sequence[str] = ()) -> Recipe:
+        """Return the recipe of this run, with other evaluators or gates where ``settings`` name them.
+
+        The file is only read as a recipe once it is known to be the run's own: a recipe names classes to import.
+
+        Raises:
+            RecipeError: ``recipe.yaml`` is missing or was changed, or a setting would change more than the measuring.
+        """
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            raise RecipeError(f"{self.folder} lacks its recipe.yaml, so it cannot go on. Start the recipe anew.")
+        if _digest(path.read_bytes()) not in self.status().get("recipe_files", ()):
+            raise RecipeError(
+                f"{path} was changed since the run began, so the two halves would not belong together. "
+                f"Put it back, or start a new run: python -m unlearn.run recipe={path} output=FOLDER"
+            )
+        for setting in settings:
+            if split(setting)[0].split(".")[0] not in MEASURING:
+                raise RecipeError(
+                    f"{setting}: a run keeps its recipe but for {' and '.join(MEASURING)}. For another one type: "
+                    f"python -m unlearn.run recipe={path} output=FOLDER {setting}"
+                )
+        return load(path, settings)
+
+    def has(self, recipe: Recipe) -> bool:
+        """Return whether ``recipe.yaml`` is this recipe, its evaluators and gates included."""
+        return self.status().get("current_hash") == recipe.hash
+
     def begin(self, recipe: Recipe, command: Sequence[str], in_memory: bool) -> None:
-        """Write what is known before the first step; a resumed folder stays as it is."""
-        if rank() == 0 and not self.status():
-            write_text(self.folder / "recipe.yaml", dump(recipe.tree, recipe.origins))
-            line = shlex.join(command)
-            write_text(self.folder / "command.txt", f"{line}\n")
+        """Write what is known before the first step; of a resumed run, the recipe where it measures other things."""
+        status = self.status()
+        if (fresh := not status) and rank() == 0:
+            write_text(self.folder / "command.txt", f"{shlex.join(command)}\n")
             write_json(self.folder / "environment.json", environment())
             status = {"status": "running", "recipe": recipe.name, "hash": recipe.hash, "command": list(command)}
-            started = {
-                "started": time.time(),
-                "parent": str(self.parent) if self.parent else None,
-                "in_memory": in_memory,
-            }
-            write_json(self.folder / "run.json", {**status, **started})
+            status |= {"started": time.time(), "parent": str(self.parent) if self.parent else None}
+            status["in_memory"] = in_memory
+        if rank() == 0 and not self.has(recipe):
+            text = dump(recipe.tree, recipe.origins)
+            # the old file stays known, so that a kill between the two writes leaves a run that can be resumed
+            files = [*status.get("recipe_files", [])[-1:], _digest(text.encode())]
+            status |= {"current_hash": recipe.hash, "recipe_files": files}
+            if not fresh:
+                write_json(self.folder / "run.json", status)
+            write_text(self.folder / "recipe.yaml", text)
+            if fresh:  # the last file, as a folder with it holds a run
+                write_json(self.folder / "run.json", status)
         barrier()
 
     def say(self, text: str) -> None:
@@ -194,6 +244,11 @@ class RunDir:
             Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
             with (self.folder / "log.txt").open("a") as file:
                 file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def log(self, text: str) -> None:
+        """Keep a text in ``log.txt`` alone."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{text.rstrip()}\n")
 
     def write_splits(self, splits: Mapping[str, Split]) -> None:
         """Write which items are in which split, by id."""
@@ -209,7 +264,10 @@ class RunDir:
         for table in findings.text_tables:
             write_json(samples / f"{table.name}.json", asdict(table))
         shown = {
-            "pictures": [{"name": p.name, "title": p.title, "caption": p.caption} for p in findings.pictures],
+            "pictures": [
+                {"name": p.name, "title": p.title, "caption": p.caption, "evaluator": p.evaluator}
+                for p in findings.pictures
+            ],
             "text_tables": [table.name for table in findings.text_tables],
             "notes": findings.notes,
         }
@@ -223,15 +281,28 @@ class RunDir:
             write_text(self.folder / "items.csv", text.getvalue())
         for note in findings.notes:
             self.say(note)
+        for trace in findings.failed.values():
+            self.log(trace)
 
-    def end(self, table: Table) -> None:
-        """Print the figures and mark the run as finished; nothing is written after that."""
+    def end(self, table: Table, complete: bool = True) -> None:
+        """Print the figures and mark the run as finished, or as failed; nothing is written after that."""
         Console(stderr=True).print(table)
         self.say(f"report: {self.folder / 'report.html'}")
-        write_json(self.folder / "run.json", {**self.status(), "status": "done"})
+        write_json(self.folder / "run.json", {**self.status(), "status": "done" if complete else "failed"})
 
 
-def header(recipe: Recipe, seed: int, run: RunFacts, seconds: dict[str, float], failed: list[str]) -> dict[str, Any]:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def header(
+    recipe: Recipe,
+    seed: int,
+    run: RunFacts,
+    seconds: dict[str, float],
+    failed: list[str],
+    findings: EvaluationResult,
+) -> dict[str, Any]:
     """Return the entries of ``metrics.json`` other than records and samples."""
     return {
         "recipe": recipe.name,
@@ -242,6 +313,7 @@ def header(recipe: Recipe, seed: int, run: RunFacts, seconds: dict[str, float], 
         "seed": seed,
         "status": "done",
         "failed_gates": failed,
+        "failed_evaluators": sorted(findings.failed),
         "packages": environment()["packages"],
         "device": environment()["device"],
         "seconds": seconds,

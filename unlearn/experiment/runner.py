@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from unlearn.config.compatibility import check_capabilities, check_subjects
-from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.core.distributed import barrier, launch, rank
-from unlearn.core.errors import GateFailed, Interrupted, RecipeError
+from unlearn.core.errors import EvaluationFailed, GateFailed, Interrupted, RecipeError
 from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset
@@ -28,10 +27,11 @@ from unlearn.experiment.dry_run import at_once, one_step
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
 from unlearn.experiment.memory_estimate import estimated
+from unlearn.experiment.outcome import MODEL, Outcome, read_outcome, write_outcome
 from unlearn.experiment.pretraining import new_model
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.seed_summary import write_summary
-from unlearn.experiment.unlearning import Unlearned, unlearn
+from unlearn.experiment.unlearning import unlearn
 from unlearn.models.base import Wrapper
 from unlearn.models.capabilities import capabilities_of
 from unlearn.report.card import write_model_card
@@ -40,7 +40,7 @@ from unlearn.report.read_run import read_run
 from unlearn.report.table import metrics_table
 from unlearn.report.verdict import check_gates
 from unlearn.training.build import recipe_module, training_module
-from unlearn.training.fit import check_machine, peak_memory, quiet_lightning
+from unlearn.training.fit import check_machine, quiet_lightning
 from unlearn.training.masks import entry_masks, scope_lines
 
 
@@ -53,12 +53,27 @@ class Result:
         records: every figure; means over seeds where there were several.
         model: the unlearned wrapper (of the last seed), on the CPU.
         failed_gates: one sentence for each gate that was missed.
+        failed_evaluators: one sentence for each evaluator that raised an error.
     """
 
     folder: Path
     records: list[Record]
     model: Wrapper
     failed_gates: list[str] = field(default_factory=list)
+    failed_evaluators: list[str] = field(default_factory=list)
+
+    def checked(self) -> Result:
+        """Return this result if nothing failed.
+
+        Raises:
+            EvaluationFailed: an evaluator raised an error.
+            GateFailed: a gate was missed.
+        """
+        if self.failed_evaluators:
+            raise EvaluationFailed("\n".join([*self.failed_evaluators, *self.failed_gates]), self)
+        if self.failed_gates:
+            raise GateFailed("\n".join(self.failed_gates), self)
+        return self
 
 
 def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: Path | None = None) -> Result:
@@ -74,6 +89,7 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
     Raises:
         RecipeError: something is wrong with the recipe or the data; nothing was written.
         Interrupted: the user stopped the run; resuming goes on where it stood.
+        EvaluationFailed: an evaluator raised an error; everything else is complete.
         GateFailed: a figure misses its threshold; the run is complete.
     """
     check_capabilities(recipe, type(model) if isinstance(model, Wrapper) else recipe.model.wrapper)
@@ -91,17 +107,22 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
     quiet_lightning()
     launch(recipe.trainer.devices, recipe.trainer.accelerator)
     if len(recipe.seeds) > 1:
-        result = _several_seeds(recipe, command, model, dataset, folder)
-    else:
-        result = SeedRun(recipe, command, model, dataset, folder).carry_out()
-    if result.failed_gates:
-        raise GateFailed("\n".join(result.failed_gates), result)
-    return result
+        return _several_seeds(recipe, command, model, dataset, folder).checked()
+    return SeedRun(recipe, command, model, dataset, folder).carry_out().checked()
 
 
-def resume(folder: Path) -> Result:
-    """Resume an unfinished run. Raises RecipeError where the folder holds none, or a finished one."""
-    status = RunDir(folder).status()
+def resume(folder: Path, settings: Sequence[str] = ()) -> Result:
+    """Resume an unfinished run, or measure one anew of which an evaluator failed.
+
+    Args:
+        folder: the run directory.
+        settings: ``key=value`` of ``evaluate`` and ``gate``; everything else stays as the run began.
+
+    Raises:
+        RecipeError: the folder holds no run, or a finished one.
+    """
+    run_dir = RunDir(folder)
+    status = run_dir.status()
     if not status:
         raise RecipeError(f"{folder} holds no run (it has no run.json). Type resume=auto, or the folder of a run.")
     if status["in_memory"]:
@@ -110,17 +131,10 @@ def resume(folder: Path) -> Result:
         )
     if status["status"] == "done":
         raise RecipeError(
-            f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html"
+            f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html. To measure "
+            f"more: python -m unlearn.evaluate {folder} evaluate.NAME={{}}"
         )
-    if not (folder / "recipe.yaml").is_file():
-        raise RecipeError(f"{folder} lacks its recipe.yaml, so it cannot go on. Start the recipe anew.")
-    recipe = load(folder / "recipe.yaml")
-    if recipe.hash != status["hash"]:
-        raise RecipeError(
-            f"{folder}/recipe.yaml was changed since the run began, so the two halves would not belong together. "
-            f"Put it back, or start a new run: python -m unlearn.run recipe={folder}/recipe.yaml output=FOLDER"
-        )
-    return run(recipe, status["command"], folder=folder)
+    return run(run_dir.recipe(settings), status["command"], folder=folder)
 
 
 def find_unfinished(recipe: Recipe | None) -> Path | None:
@@ -175,17 +189,18 @@ def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: 
         for seed in recipe.seeds:
             single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
             part = parent / f"seed-{seed}"
-            done = RunDir(part).status().get("status") == "done"
+            done = RunDir(part).status().get("status") == "done" and RunDir(part).has(single)
             results.append(
                 _finished(recipe, part) if done else SeedRun(single, command, model, dataset, part, parent).carry_out()
             )
         records: list[Record] = []
         if rank() == 0:
             records = write_summary(parent, [result.folder for result in results])
-            run_dir.end(metrics_table(records))
+            run_dir.end(metrics_table(records), complete=not any(result.failed_evaluators for result in results))
         barrier()
-    failed = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
-    return Result(parent, records, results[-1].model, failed)
+    gates = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
+    evaluators = [f"{result.folder.name}: {line}" for result in results for line in result.failed_evaluators]
+    return Result(parent, records, results[-1].model, gates, evaluators)
 
 
 class SeedRun:
@@ -222,15 +237,15 @@ class SeedRun:
         run_dir = RunDir(self.folder, self.parent)
         with run_dir.held(), _say_how_to_resume(self._remedy):
             self._begin(run_dir, inputs)
-            unlearned = unlearn(self.recipe, inputs, self.seed, run_dir)
-            facts = self._facts(inputs, unlearned)
-            run_dir.say(f"took {facts.steps} steps in {facts.seconds:.1f} s; measuring")
-            findings = self._measure(inputs, unlearned, facts)
+            outcome = self._outcome(run_dir, inputs)
+            run_dir.say(f"took {outcome.facts.steps} steps in {outcome.facts.seconds:.1f} s; measuring")
+            with self._timed("evaluation"):
+                findings = measure(self.recipe, inputs, outcome, self.seed)
             failed = missed_gates(self.recipe, findings.records)
             if rank() == 0:
-                self._write(run_dir, unlearned.model, findings, facts, failed)
+                self._write(run_dir, findings, outcome.facts, failed)
             barrier()
-        return Result(self.folder, findings.records, unlearned.model, failed)
+        return Result(self.folder, findings.records, outcome.model, failed, findings.failures)
 
     def _remedy(self) -> str:
         """Return what to type after a stop."""
@@ -256,43 +271,37 @@ class SeedRun:
         for line in remarks(inputs.splits):
             run_dir.say(line)
 
-    def _facts(self, inputs: RunInputs, unlearned: Unlearned) -> RunFacts:
-        self.seconds |= unlearned.seconds
-        return RunFacts(
-            steps=unlearned.steps,
-            seconds=unlearned.seconds["unlearning"],
-            target_seconds=inputs.target.seconds,
-            target_origin=inputs.target.origin,
-            peak_memory=peak_memory(),
-            state=unlearned.states,
-            networks=unlearned.networks,
-        )
+    def _outcome(self, run_dir: RunDir, inputs: RunInputs) -> Outcome:
+        """Unlearn, and write the model before anything is measured; a run that came so far goes on from there."""
+        outcome = read_outcome(self.recipe, inputs, run_dir.folder, self.seed)
+        if outcome is None:
+            outcome = unlearn(self.recipe, inputs, self.seed, run_dir)
+            if rank() == 0:
+                write_outcome(outcome, self.recipe, inputs, run_dir.folder)
+            barrier()
+        self.seconds |= outcome.seconds
+        return outcome
 
-    def _measure(self, inputs: RunInputs, unlearned: Unlearned, facts: RunFacts) -> EvaluationResult:
-        """Measure all subjects, on the half of forget that ``select`` has not seen."""
-        others = {subject: stored.shared for subject, stored in inputs.models.items()}
-        models: dict[str, Callable[[], Any]] = {
-            "target": others.pop("target"),
-            "unlearned": lambda: unlearned.model,
-            **others,
-        }
-        splits = dict(inputs.splits)
-        if self.recipe.select is not None:
-            splits["forget"] = splits["forget"].halves()[1]
-        with self._timed("evaluation"):
-            return evaluate(self.recipe, models, splits, facts, self.seed)
-
-    def _write(
-        self, run_dir: RunDir, unlearned: Wrapper, findings: EvaluationResult, facts: RunFacts, failed: list[str]
-    ) -> None:
-        """Write the model and everything about it; ``run.json`` says done only after all of it."""
-        folder = run_dir.folder / "model"
-        folder.mkdir(exist_ok=True)
-        unlearned.save_pretrained(folder)
-        run_dir.write_findings(findings, header(self.recipe, self.seed, facts, self.seconds, failed))
+    def _write(self, run_dir: RunDir, findings: EvaluationResult, facts: RunFacts, failed: list[str]) -> None:
+        """Write everything about the model; ``run.json`` says done only after all of it."""
+        run_dir.write_findings(findings, header(self.recipe, self.seed, facts, self.seconds, failed, findings))
         write_model_card(run_dir.folder)
         build_report(run_dir.folder)
-        run_dir.end(metrics_table(findings.records))
+        run_dir.end(metrics_table(findings.records), complete=not findings.failed)
+
+
+def measure(recipe: Recipe, inputs: RunInputs, outcome: Outcome, seed: int) -> EvaluationResult:
+    """Measure all subjects, on the half of forget that ``select`` has not seen."""
+    others = {subject: stored.shared for subject, stored in inputs.models.items()}
+    models: dict[str, Callable[[], Any]] = {
+        "target": others.pop("target"),
+        "unlearned": lambda: outcome.model,
+        **others,
+    }
+    splits = dict(inputs.splits)
+    if recipe.select is not None:
+        splits["forget"] = splits["forget"].halves()[1]
+    return evaluate(recipe, models, splits, outcome.facts, seed)
 
 
 @contextmanager
@@ -315,5 +324,5 @@ def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
 def _finished(recipe: Recipe, folder: Path) -> Result:
     """Return the result of a seed that was finished before."""
     records = read_run(folder).records
-    model = recipe.model.wrapper.from_pretrained(folder / "model")
+    model = recipe.model.load(folder / MODEL)
     return Result(folder, records, model, missed_gates(recipe, records))

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +22,66 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
+from unlearn.evaluators.base import RunFacts
 from unlearn.evaluators.subjects import precision_of
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
+from unlearn.experiment.outcome import Outcome
 from unlearn.experiment.run_dir import RunDir
 from unlearn.objectives.edits.base import Edit
 from unlearn.training.build import recipe_module, training_module
-from unlearn.training.fit import device_for, fit
+from unlearn.training.fit import device_for, fit, peak_memory
 from unlearn.training.masks import entry_masks, scope_lines
 from unlearn.training.model_selection import ModelSelection
 from unlearn.training.module import UnlearningModule
 
 
 @dataclass(frozen=True)
-class Unlearned:
-    """The result of unlearning.
+class _Steps:
+    """The result of an edit or of gradient steps.
 
     Args:
         model: the unlearned model.
-        steps: optimizer steps taken.
+        number: of optimizer steps taken.
         seconds: of the steps (``unlearning``) and of the measurements between them (``selection``).
         states: the objectives' last states.
-        networks: networks that were trained with the model, by phase name.
+        networks: networks that were trained with the model and are kept, by phase name.
     """
 
     model: Any
-    steps: int
+    number: int
     seconds: dict[str, float]
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unlearned:
+def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Outcome:
     """Unlearn as the recipe says; an unlearning that was interrupted goes on where it stood.
 
     Every stored model is back on the CPU afterwards, and the unlearned one has the precision of the target.
     """
     if recipe.edit is not None:
-        unlearned = _edit(recipe, recipe.edit, inputs, seed, run_dir)
+        steps = _edit(recipe, recipe.edit, inputs, seed, run_dir)
     elif recipe.forget:
-        unlearned = _train(recipe, inputs, seed, run_dir)
+        steps = _train(recipe, inputs, seed, run_dir)
     else:
-        unlearned = Unlearned(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
+        steps = _Steps(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
     inputs.release()
-    model = recipe.guard(unlearned.model, inputs.splits) if recipe.guard else unlearned.model
+    model = recipe.guard(steps.model, inputs.splits) if recipe.guard else steps.model
+    facts = RunFacts(
+        steps=steps.number,
+        seconds=steps.seconds["unlearning"],
+        target_seconds=inputs.target.seconds,
+        target_origin=inputs.target.origin,
+        peak_memory=peak_memory(),
+        state=steps.states,
+        networks=steps.networks,
+    )
     # trainer.precision=64-true takes the steps in a wider type than the model's own
-    return replace(unlearned, model=model.to(dtype=precision_of(inputs.target.shared())))
+    return Outcome(model.to(dtype=precision_of(inputs.target.shared())), facts, steps.seconds)
 
 
-def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unlearned:
+def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
     """Take the steps of the recipe's losses."""
     target = ReferenceModel(inputs.target.shared)
     teacher = ReferenceModel(inputs.teacher.shared) if inputs.teacher else None
@@ -86,22 +97,22 @@ def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unl
     selection = sum(each.seconds for each in selections)
     recipe.scope.detach(module.model, run_dir.folder)
     seconds = {"unlearning": whole - selection, "selection": selection}
-    return Unlearned(module.model, module.step_count, seconds, module.states, _networks(module, run_dir.folder))
+    return _Steps(module.model, module.step_count, seconds, module.states, _networks(module, run_dir.folder))
 
 
 def _networks(module: UnlearningModule, folder: Path) -> dict[str, nn.Module]:
-    """Return the networks trained with the model; write those that are kept in a file of their own (a key)."""
+    """Return the networks trained with the model that are kept in a file of their own (a key), and write them."""
     found = {}
     for phase in module.phases:
-        if phase.network is not None:
+        if phase.network is not None and phase.file:
             found[phase.name] = phase.network
-            if phase.file and rank() == 0:
+            if rank() == 0:
                 state = {key: value.detach().cpu().contiguous() for key, value in phase.network.state_dict().items()}
                 save_file(state, folder / phase.file)
     return found
 
 
-def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: RunDir) -> Unlearned:
+def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
     """Apply an edit, which may ask for the model trained further on a split."""
     began = time.monotonic()
     steps = 0
@@ -116,7 +127,7 @@ def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: Run
 
     with _log_messages_to(run_dir.say):
         model = edit(inputs.target.copy(), train, inputs.splits)
-    return Unlearned(model, steps, {"unlearning": time.monotonic() - began, "selection": 0.0})
+    return _Steps(model, steps, {"unlearning": time.monotonic() - began, "selection": 0.0})
 
 
 class _MessageHandler(logging.Handler):

@@ -1,0 +1,42 @@
+"""What every command line does around its work: exit codes, and what is said of an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from unlearn.core.errors import UnlearnError, is_of_the_machine
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a command and return its exit code; an error of ours is one message, a defect a traceback."""
+    try:
+        work()
+        sys.stdout.flush()
+        return 0
+    except UnlearnError as error:
+        if is_first_rank():
+            print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, e.g. head, had enough; nothing more may be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if not is_of_the_machine(error):
+            traceback.print_exc()
+        elif is_first_rank():
+            print(f"{error}. What was saved stays; a run that had begun goes on by resume=auto.", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def is_first_rank() -> bool:
+    """Return whether this process prints: the other ranks have LOCAL_RANK (or RANK) above 0."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -1,0 +1,205 @@
+"""Measures what is there: a finished run with other evaluators, or any model folder beside a target. Nothing trains."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from unlearn.config.arguments import split
+from unlearn.config.compatibility import check_capabilities, check_subjects
+from unlearn.config.recipe import load
+from unlearn.config.schema import Recipe
+from unlearn.core.distributed import barrier, launch, rank
+from unlearn.core.errors import RecipeError
+from unlearn.data.base import Dataset
+from unlearn.evaluators.base import EvaluationResult, RunFacts
+from unlearn.experiment.inputs import gather_inputs, rehearse
+from unlearn.experiment.model_store import given
+from unlearn.experiment.outcome import Outcome, read_outcome
+from unlearn.experiment.run_dir import RunDir, header, new_folder
+from unlearn.experiment.runner import Result, measure, missed_gates
+from unlearn.experiment.seed_summary import write_summary
+from unlearn.report.card import write_model_card
+from unlearn.report.page import build_report
+from unlearn.report.read_run import RunFolder, read_run
+from unlearn.report.table import metrics_table
+from unlearn.training.fit import check_machine, quiet_lightning
+
+SUBJECT_KEYS = ("model", "target", "retrained", "teacher", "clean")
+"""Settings that name the folder of a subject; ``model`` is the one that is judged, the subject ``unlearned``."""
+
+
+def remeasure(folder: Path, settings: Sequence[str]) -> Result:
+    """Measure a run whose steps have ended, and add the figures to its own; its report is made anew.
+
+    Args:
+        folder: run directory, of one seed or of several.
+        settings: ``key=value`` of ``evaluate`` and ``gate``. The entries of ``evaluate`` that they name are measured;
+            all of the recipe's if they name none.
+
+    Raises:
+        RecipeError: the folder holds no such run, or a setting is wrong; nothing is written then.
+        EvaluationFailed, GateFailed: see ``unlearn.experiment.runner.run``.
+    """
+    run_dir = RunDir(folder)
+    status = run_dir.status()
+    if not status:
+        raise RecipeError(f"{folder} holds no run (it has no run.json). Give a run directory, or model=FOLDER.")
+    if status["in_memory"]:
+        raise RecipeError(
+            f"{folder} began from a model in memory, which is not stored. Save that target and type: "
+            f"python -m unlearn.evaluate model={folder}/model target=FOLDER recipe={folder}/recipe.yaml"
+        )
+    before, recipe = run_dir.recipe(), run_dir.recipe(settings)
+    measured = _entries(before, recipe, settings)
+    dataset = _ready(recipe)
+    several = len(recipe.seeds) > 1
+    results = []
+    for seed in recipe.seeds:
+        part = folder / f"seed-{seed}" if several else folder
+        one = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed}) if several else recipe
+        results.append(_one_seed(one, measured, dataset, RunDir(part, folder if several else None)))
+    if not several:
+        return results[0].checked()
+    with run_dir.held():
+        run_dir.begin(recipe, status["command"], in_memory=False)
+        records = write_summary(folder, [result.folder for result in results]) if rank() == 0 else []
+        if rank() == 0:
+            run_dir.end(metrics_table(records), complete=not any(result.failed_evaluators for result in results))
+    gates = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
+    evaluators = [f"{result.folder.name}: {line}" for result in results for line in result.failed_evaluators]
+    return Result(folder, records, results[-1].model, gates, evaluators).checked()
+
+
+def measure_folders(folders: Mapping[str, str], recipe: str, settings: Sequence[str], command: Sequence[str]) -> Result:
+    """Measure a model folder beside a target with a recipe's data and evaluators, into a run directory of its own.
+
+    Args:
+        folders: by ``SUBJECT_KEYS``: ``model`` and ``target``, and others where evaluators compare with them.
+        recipe: name or file; what it says of unlearning is not used.
+        settings: ``key=value`` laid over the recipe.
+        command: kept in the run directory.
+
+    Raises:
+        RecipeError: a folder or a setting is wrong; nothing is written then.
+        EvaluationFailed, GateFailed: see ``unlearn.experiment.runner.run``.
+    """
+    for name in ("model", "target"):
+        if name not in folders:
+            raise RecipeError(f"there is no {name}; write {name}=FOLDER.")
+    about = {"model.pretrained": folders["target"], "model.retrained": folders.get("retrained")}
+    own = [f"{key}={json.dumps(value).replace('${', '$${')}" for key, value in about.items()]
+    read = load(recipe, [*settings, *own, "corrupt=null", "distil=null", "pretrain.retrained=false"])
+    if len(read.seeds) > 1:
+        raise RecipeError(f"seed is {read.seeds}, and a model folder is measured once; write seed={read.seeds[0]}.")
+    dataset = _ready(read, folders)
+    new_folder(read)  # says now what is wrong with ``output``
+    began = time.monotonic()
+    inputs = gather_inputs(read, read.seeds[0], None, dataset)
+    more = {name: given(name, read.model, folders[name]) for name in ("teacher", "clean") if name in folders}
+    judged = given("model", read.model, folders["model"])
+    judged.shared().check_fits(dataset.info)
+    inputs = replace(inputs, **more)
+    seconds = {"inputs": time.monotonic() - began}
+    left_out = [name for name, evaluator in read.evaluate.items() if evaluator.of_the_run]
+    figures = replace(read, evaluate={name: one for name, one in read.evaluate.items() if name not in left_out})
+    findings = measure(figures, inputs, Outcome(judged.shared(), RunFacts(), {}), read.seeds[0])
+    findings.notes.extend(f"{name}: it reports on a run, and a model folder has none." for name in left_out)
+    seconds["evaluation"] = time.monotonic() - began - seconds["inputs"]
+    failed = missed_gates(read, findings.records)
+    run_dir = RunDir(new_folder(read))
+    with run_dir.held():
+        run_dir.begin(read, command, in_memory=False)
+        run_dir.keep({**inputs.facts, "judged model": judged.key})
+        run_dir.write_splits(inputs.splits)
+        if rank() == 0:
+            about_run = header(read, read.seeds[0], RunFacts(), seconds, failed, findings)
+            run_dir.write_findings(findings, {**about_run, "method": "", "judged": folders["model"]})
+            build_report(run_dir.folder)
+            run_dir.end(metrics_table(findings.records), complete=not findings.failed)
+        barrier()
+    return Result(run_dir.folder, findings.records, judged.shared(), failed, findings.failures).checked()
+
+
+def _entries(before: Recipe, after: Recipe, settings: Sequence[str]) -> set[str]:
+    """Return the entries of ``evaluate`` to measure: those that settings name or change, or all without settings."""
+    if not settings:
+        return set(after.evaluate)
+    paths = [split(setting)[0].split(".") for setting in settings]
+    named = {path[1] for path in paths if path[0] == "evaluate" and len(path) > 1}
+    old, new = before.tree["evaluate"], after.tree["evaluate"]
+    return {name for name in after.evaluate if name in named or new[name] != old.get(name)}
+
+
+def _ready(recipe: Recipe, folders: Mapping[str, str] | None = None) -> Dataset:
+    """Check a recipe for measuring, start its ranks and return the data as the model reads them."""
+    check_capabilities(recipe, recipe.model.wrapper)
+    if folders is None:
+        check_subjects(recipe)
+    for name, evaluator in recipe.evaluate.items() if folders is not None else ():
+        for subject in evaluator.subjects:
+            if subject not in (*folders, "unlearned"):
+                raise RecipeError(
+                    f"evaluate.{name} compares with the {subject} model. Type {subject}=FOLDER, or evaluate.{name}=null."
+                )
+    check_machine(recipe.trainer)
+    dataset = recipe.model.read(recipe.data.load())
+    rehearse(recipe, dataset)
+    quiet_lightning()
+    launch(recipe.trainer.devices, recipe.trainer.accelerator)
+    return dataset
+
+
+def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunDir) -> Result:
+    """Measure some entries of one seed's run and write them among its own."""
+    seed, began = recipe.seeds[0], time.monotonic()
+    inputs = gather_inputs(recipe, seed, None, dataset)
+    with run_dir.held():
+        run_dir.keep(inputs.facts)
+        outcome = read_outcome(recipe, inputs, run_dir.folder, seed)
+        if outcome is None:
+            raise RecipeError(
+                f"The steps of {run_dir.folder} have not ended. Type: python -m unlearn.run resume={run_dir.folder}"
+            )
+        some = {name: evaluator for name, evaluator in recipe.evaluate.items() if name in entries}
+        found = measure(replace(recipe, evaluate=some), inputs, outcome, seed)
+        old = read_run(run_dir.folder)
+        findings = _joined(recipe, old, found, entries)
+        failed = missed_gates(recipe, findings.records)
+        run_dir.begin(recipe, [], in_memory=False)
+        if rank() == 0:
+            seconds = {**old.fact("seconds")}
+            seconds["evaluation"] = seconds.get("evaluation", 0.0) + time.monotonic() - began
+            facts = {"failed_gates": failed, "failed_evaluators": sorted(findings.failed), "seconds": seconds}
+            run_dir.write_findings(findings, {**old.facts, **facts})
+            write_model_card(run_dir.folder)
+            build_report(run_dir.folder)
+            run_dir.end(metrics_table(findings.records), complete=not findings.failed)
+        barrier()
+    return Result(run_dir.folder, findings.records, outcome.model, failed, findings.failures)
+
+
+def _joined(recipe: Recipe, run: RunFolder, found: EvaluationResult, entries: set[str]) -> EvaluationResult:
+    """Return a run's findings with those of some entries replaced, in the recipe's order; dropped entries are gone."""
+    kept = set(recipe.evaluate) - entries
+    order = {name: place for place, name in enumerate(recipe.evaluate)}
+    path = run.path / "items.csv"
+    rows = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    failed = {name: "" for name in run.facts.get("failed_evaluators", ()) if name in kept}
+    return EvaluationResult(
+        sorted([*(r for r in run.records if r.evaluator in kept), *found.records], key=lambda r: order[r.evaluator]),
+        sorted([*(p for p in run.pictures if p.evaluator in kept), *found.pictures], key=lambda p: order[p.evaluator]),
+        sorted([*(row for row in rows if row["evaluator"] in kept), *found.items], key=lambda r: order[r["evaluator"]]),
+        sorted(
+            [*(t for t in run.text_tables if t.evaluator in kept), *found.text_tables], key=lambda t: order[t.evaluator]
+        ),
+        [*(note for note in run.notes if note.split(":", 1)[0] in kept), *found.notes],
+        {**failed, **found.failed},
+    )
