@@ -26,7 +26,7 @@ ORDER = (
 )
 """Rooms from top to bottom; those of one floor do not import each other."""
 
-DOORS = {"run", "compare", "delta", "api"}
+DOORS = {"run", "evaluate", "compare", "delta", "api"}
 
 LINKED = ("models", "objectives", "evaluators")
 

@@ -144,7 +144,7 @@ def _ready(recipe: Recipe, folders: Mapping[str, str] | None = None) -> Dataset:
         for subject in evaluator.subjects:
             if subject not in (*folders, "unlearned"):
                 raise RecipeError(
-                    f"evaluate.{name} compares with the {subject} model. Type {subject}=FOLDER, or evaluate.{name}=null."
+                    f"evaluate.{name} compares with the {subject} model. Type {subject}=FOLDER or evaluate.{name}=null."
                 )
     check_machine(recipe.trainer)
     dataset = recipe.model.read(recipe.data.load())

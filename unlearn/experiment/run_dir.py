@@ -6,16 +6,12 @@ import csv
 import hashlib
 import io
 import json
-import os
-import platform
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +29,7 @@ from unlearn.core.errors import GateFailed, Interrupted, RecipeError, is_of_the_
 from unlearn.core.files import write_bytes, write_json, write_text
 from unlearn.data.base import Split
 from unlearn.evaluators.base import EvaluationResult, RunFacts
-
-PACKAGES: tuple[str, ...] = (
-    "unlearnkit",
-    "torch",
-    "lightning",
-    "nflows",
-    "transformers",
-    "peft",
-    "lm-eval",
-    "omegaconf",
-    "numpy",
-)
-PACKAGES += ("scikit-learn", "safetensors")
-
+from unlearn.experiment.environment import environment
 
 MEASURING = ("evaluate", "gate")
 """Parts of a recipe that may change once a run has begun."""
@@ -319,27 +302,6 @@ def header(
         "seconds": seconds,
         "steps": run.steps,
         "state": plain(run.state),
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Return package versions and the machine, for bug reports and for repeating the run."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": found,
-        "device": {
-            "name": gpu or platform.processor() or "CPU",
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
     }
 
 
