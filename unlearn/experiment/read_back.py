@@ -47,7 +47,8 @@ def check_read_back(model: Wrapper, config: ModelConfig, folder: Path, split: Sp
         found.append(f"settings are {again.beside_weights()} in place of {model.beside_weights()}")
     if not found:
         there, here = (_outputs(one, split, device) for one in (again, model))
-        found = [name for name, value in here.items() if not _same(value, there[name], precision_of(model))]
+        rounding = max(torch.finfo(precision_of(one)).eps for one in (model, again))
+        found = [name for name, value in here.items() if not _same(value, there[name], rounding)]
         found = [f"{name} of the same items" for name in found]
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -95,6 +96,6 @@ def _outputs(model: Wrapper, split: Split, device: torch.device) -> dict[str, Te
     return {name: value.double().cpu() for name, value in found.items()}
 
 
-def _same(ours: Tensor, theirs: Tensor, precision: torch.dtype) -> bool:
-    room = ROUNDINGS * torch.finfo(precision).eps * float(ours.abs().amax()) if ours.numel() else 0.0
+def _same(ours: Tensor, theirs: Tensor, rounding: float) -> bool:
+    room = ROUNDINGS * rounding * float(ours.abs().amax()) if ours.numel() else 0.0
     return bool(((ours - theirs).abs() <= room).all())

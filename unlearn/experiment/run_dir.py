@@ -25,7 +25,7 @@ from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump
 from unlearn.core.distributed import barrier, gather_objects, rank
-from unlearn.core.errors import GateFailed, Interrupted, RecipeError, is_of_the_machine
+from unlearn.core.errors import GateFailed, Interrupted, RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
 from unlearn.data.base import Split
 from unlearn.evaluators.base import EvaluationResult, RunFacts
@@ -136,6 +136,10 @@ class RunDir:
         except Exception as error:
             if is_of_the_machine(error):
                 raise
+            if isinstance(error, OSError) and not self.folder.is_dir():
+                raise UnlearnError(
+                    f"{self.folder} was deleted while the run worked in it, so nothing of it is left. Start it again."
+                ) from error
             refused = isinstance(error, RecipeError)
             if rank() == 0 and refused and fresh and not any(self.folder.rglob("last.ckpt")):
                 for path in self.folder.iterdir():

@@ -1,0 +1,152 @@
+"""What a run leaves when something fails after its steps, and what is held against the saved model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.toys import ROOT
+from tests.toys.command import unlearn_in_a_process as command
+from tests.toys.diffusion import small_model, small_splits
+from tests.toys.flow import digits_splits, small_glow
+from tests.toys.gan import digit_splits, small_gan
+from tests.toys.language import tiny, tiny_splits
+from unlearn.core.errors import RecipeError
+from unlearn.data.base import Split
+from unlearn.experiment.read_back import ReadBackFailed, check_read_back
+from unlearn.experiment.run_dir import RunDir, new_folder
+from unlearn.models.base import Wrapper
+
+SMALL = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small.yaml'}"
+BAD = """
+from dataclasses import dataclass
+from unlearn.evaluators.base import Evaluator, EvaluationResult
+
+@dataclass(frozen=True, kw_only=True)
+class Bad(Evaluator):
+    kind: str = "key"
+    def __call__(self, evaluation):
+        if self.kind == "exit":
+            raise SystemExit(0)
+        if self.kind == "nothing":
+            return None
+        raise KeyError("boom")
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.parametrize("kind", ["key", "exit", "nothing"])
+def test_an_evaluator_that_fails_costs_its_own_figures_only(kind: str, tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    entry = f"evaluate.bad={{name: bad.Bad, kind: {kind}}}"
+    done = command(SMALL, entry, "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 1 and "bad: failed" in done.stderr and "Traceback" not in done.stderr
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {record["evaluator"] for record in metrics["records"]} == {"bits_per_dim", "cost"}
+    assert metrics["failed_evaluators"] == ["bad"] and any(note.startswith("bad: failed") for note in metrics["notes"])
+    assert "Traceback" in (run / "log.txt").read_text()
+    assert "bad: failed" in (run / "report.html").read_text() and (run / "model" / "model.safetensors").is_file()
+    before = load_file(run / "model" / "model.safetensors")
+    again = command("resume=run", "evaluate.bad=null", cwd=tmp_path, cache=cache)
+    assert again.returncode == 0, again.stderr
+    after = json.loads((run / "metrics.json").read_text())
+    assert after["records"] == metrics["records"] and after["failed_evaluators"] == []
+    assert all(torch.equal(value, before[name]) for name, value in load_file(run / "model/model.safetensors").items())
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+
+
+def test_a_resumed_run_keeps_all_but_what_measures(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    command(SMALL, "evaluate.bad={name: bad.Bad}", "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    for setting in ("optim.steps=3", "data.forget.label=5", "seed=4", "evaluates={}"):
+        done = command("resume=run", setting, cwd=tmp_path, cache=cache)
+        assert done.returncode == 2 and setting in done.stderr and "output=FOLDER" in done.stderr
+    recipe = tmp_path / "run" / "recipe.yaml"
+    (tmp_path / "theirs.py").write_text("import pathlib\npathlib.Path('imported').touch()\nclass Theirs: pass\n")
+    recipe.write_text(recipe.read_text().replace("bad.Bad", "theirs.Theirs"))
+    done = command("resume=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 2 and "was changed" in done.stderr and not (tmp_path / "imported").exists()
+
+
+def test_a_folder_whose_run_was_killed_at_once_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearn.config.recipe import load
+
+    monkeypatch.chdir(tmp_path)
+    recipe = load(SMALL.split("=", 1)[1], ["output=run"])
+    run = RunDir(tmp_path / "run")
+    with run.held():
+        (run.folder / "command.txt").write_text("python")
+        (run.folder / "recipe.yaml").write_text("name: x")
+        with pytest.raises(RecipeError, match="not an empty folder"):
+            new_folder(recipe)  # its process still works
+    assert new_folder(recipe) == Path("run")
+    (run.folder / "thesis.tex").touch()
+    with pytest.raises(RecipeError, match="not an empty folder"):
+        new_folder(recipe)
+
+
+def test_a_run_whose_folder_is_deleted_ends_with_one_sentence(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "thief.py").write_text(
+        BAD.replace('raise KeyError("boom")', 'import shutil; shutil.rmtree("run"); return EvaluationResult()')
+    )
+    done = command(SMALL, "evaluate.bad={name: thief.Bad}", "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 1 and "run was deleted" in done.stderr and "Traceback" not in done.stderr
+
+
+def _drop_one(folder: Path) -> str:
+    """Remove a tensor of a folder's largest file of weights; return its name."""
+    file = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    weights = load_file(file)
+    name = next(name for name in sorted(weights) if weights[name].dim() > 1)
+    del weights[name]
+    save_file(weights, file, {"format": "pt"})
+    return name
+
+
+def _round_one(folder: Path) -> str:
+    """Round the first tensor of a folder's largest file of weights to half precision; return its name."""
+    file = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    weights = load_file(file)
+    name = next(name for name in sorted(weights) if weights[name].dim() > 1)
+    weights[name] = (weights[name].half() * 1.01).to(weights[name].dtype)
+    save_file(weights, file, {"format": "pt"})
+    return name
+
+
+def _saved(family: str) -> tuple[Wrapper, Any, Split]:
+    """Return a model of a family, something that reads its folder, and data."""
+    if family == "flow":
+        splits = digits_splits()
+        model: Any = small_glow(splits, torch.float32)
+    elif family == "gan":
+        splits, model = digit_splits(), small_gan(dtype=torch.float32)
+    elif family == "diffusion":
+        splits, model = small_splits(), small_model()
+    else:
+        splits, model = tiny_splits(), tiny()
+    return model, SimpleNamespace(wrapper=type(model), load=type(model).from_pretrained), splits["retain"]
+
+
+@pytest.mark.parametrize("change", [_drop_one, _round_one])
+@pytest.mark.parametrize("family", ["flow", "gan", "diffusion", "language"])
+def test_a_saved_model_that_lost_something_is_seen(family: str, change: Callable[[Path], str], tmp_path: Path) -> None:
+    model, config, split = _saved(family)
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.mkdir()
+    model.save_pretrained(good)
+    check_read_back(model, config, good, split, torch.device("cpu"))
+    shutil.copytree(good, bad)
+    change(bad)
+    with pytest.raises(ReadBackFailed):
+        check_read_back(model, config, bad, split, torch.device("cpu"))
