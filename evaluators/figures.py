@@ -105,7 +105,7 @@ def likelihood_histograms(found: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     values = torch.cat([bits for splits in found.values() for bits in splits.values()])
     finite = values[values.isfinite()]
     low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
-    usual = torch.cat(list(found["target"].values()))
+    usual = torch.cat(list(next(iter(found.values())).values()))  # the target's, where it is measured
     usual = usual[usual.isfinite()]
     if len(usual) > 1:  # a few items far out must not squeeze the rest
         high = min(high, (usual.median() + 20 * usual.std()).item())

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from tests.toys import ROOT
-from unlearn.run import main
+from unlearn import evaluate as evaluate_door
+from unlearn import run as run_door
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -30,6 +32,17 @@ def environment(cache: Path) -> dict[str, str]:
 
 def unlearn(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     """Call what ``python -m unlearn.run`` calls, which saves a process its imports (some 8 s)."""
+    return _called(run_door.main, arguments, cwd, cache)
+
+
+def evaluate(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Call what ``python -m unlearn.evaluate`` calls."""
+    return _called(evaluate_door.main, arguments, cwd, cache)
+
+
+def _called(
+    main: Callable[[Sequence[str]], int], arguments: Sequence[str], cwd: Path, cache: Path
+) -> subprocess.CompletedProcess[str]:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(cwd)
@@ -96,5 +109,5 @@ def printed_by_ranks(code: str, ranks: int, folder: Path) -> list[dict[str, Any]
 
 
 if __name__ == "__main__":
-    codes = [main([*arguments, "trainer.devices=2"]) for arguments in json.loads(sys.argv[1])]
+    codes = [run_door.main([*arguments, "trainer.devices=2"]) for arguments in json.loads(sys.argv[1])]
     sys.exit(max(codes))

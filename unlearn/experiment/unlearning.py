@@ -156,6 +156,19 @@ def _log_messages_to(say: Callable[[str], None]) -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Subjects(dict[str, Any]):
+    """Subjects to measure; the target can be asked for where an evaluator compares with it."""
+
+    def __init__(self, target: ReferenceModel, measured: Mapping[str, Any]) -> None:
+        super().__init__(measured)
+        self._target = target
+
+    def __missing__(self, subject: str) -> Any:
+        if subject != "target":
+            raise KeyError(subject)
+        return self._target()
+
+
 def _model_selection(
     recipe: Recipe, inputs: RunInputs, target: ReferenceModel, seed: int, say: Callable[[str], None]
 ) -> list[ModelSelection]:
@@ -169,7 +182,7 @@ def _model_selection(
 
     def measure(models: Mapping[str, Any], splits: Mapping[str, Split]) -> list[Record]:
         homes = {name: next(model.parameters()).device for name, model in models.items()}
-        placed = {name: model.eval().to(device) for name, model in models.items()}
+        placed = _Subjects(target, {name: model.eval().to(device) for name, model in models.items()})
         records = measured(evaluator, placed, splits, Randomness(seed, "select"), device).records
         for name, home in homes.items():
             models[name].to(home)  # a frozen model that the steps do not need leaves the device again
