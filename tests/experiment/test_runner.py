@@ -200,6 +200,11 @@ def test_a_corrupt_checkpoint_is_named(tmp_path: Path, cache: Path, finished: Pa
     assert process.returncode == 0, process.stderr
     status = tmp_path / "run" / "run.json"
     status.write_text(status.read_text().replace('"done"', '"running"'))
+    outcome = tmp_path / "run" / "checkpoints" / "outcome.ckpt"
+    outcome.write_bytes(b"torn")
+    again = command("resume=run", cwd=tmp_path, cache=cache)
+    assert again.returncode == 2 and "outcome.ckpt" in again.stderr and "Traceback" not in again.stderr
+    outcome.unlink()
     (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     again = command("resume=run", cwd=tmp_path, cache=cache)
     assert again.returncode == 2 and "last.ckpt" in again.stderr and "Traceback" not in again.stderr

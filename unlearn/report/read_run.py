@@ -93,7 +93,7 @@ def read_run(folder: Path) -> RunFolder:
     facts = _read_json(metrics, "the run stopped before its evaluation. Resume it, or leave this run out")
     rows = facts.pop("records", None)
     if not isinstance(rows, list) or facts.get("schema") != 1 or not _are_pictures(facts.get("pictures") or []):
-        raise _corrupt(metrics, "it needs schema 1, a list of records, and pictures with their keys")
+        raise _corrupt(metrics, "it needs schema 1, a list of records, and pictures with name, title and caption")
     seeds = [read_run(folder / str(name)) for name in facts.get("seed_folders") or ()]
     text = _read_text(folder / "recipe.yaml") or (seeds[0].recipe_text if seeds else "")
     return RunFolder(
@@ -139,8 +139,8 @@ def _record(row: Any, path: Path) -> Record:
 
 
 def _are_pictures(rows: Any) -> bool:
-    keys = {"name", "title", "caption", "evaluator"}
-    return isinstance(rows, list) and all(isinstance(row, dict) and set(row) == keys for row in rows)
+    keys = {"name", "title", "caption"}
+    return isinstance(rows, list) and all(isinstance(row, dict) and set(row) - {"evaluator"} == keys for row in rows)
 
 
 def _text_table(path: Path) -> TextTable:
