@@ -1,6 +1,7 @@
 """Identity similarity: by brute force, of a generator that moved its identities and of ones that did not."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from unlearn.evaluators.image.face_verification import (
     strangers,
 )
 from unlearn.evaluators.image.identity import IdentityMetrics
+from unlearn.evaluators.subjects import OneAtATime
+from unlearn.models.capabilities import Model
 from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import latents_of_seeds
@@ -176,6 +179,20 @@ def test_the_retrained_model_finds_its_own_latents(net: str) -> None:
     own = [record for record in records if record.subject == "retrained"]
     assert {(record.split, record.direction) for record in own} == {("forget", "none")}
     assert own[0].value == pytest.approx(1, abs=1e-5)
+
+
+def test_each_subject_is_loaded_once_whatever_is_shown(net: str) -> None:
+    loaded = []
+
+    def load(name: str, model: Model) -> Model:
+        loaded.append(name)
+        return model
+
+    evaluation = of(lively(), unlearned=lively(), retrained=lively())
+    subjects = {name: partial(load, name, model) for name, model in evaluation.models.items()}
+    evaluation = replace(evaluation, models=OneAtATime(subjects, torch.device("cpu")))
+    found = IdentityMetrics(features=[net], **FEW | {"shown": 2})(evaluation)
+    assert loaded == ["target", "unlearned", "retrained"] and len(found.pictures) == 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
