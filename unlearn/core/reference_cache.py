@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -63,9 +64,9 @@ class ReferenceCache:
                     f"{self._path(name)}, which holds values of the target, cannot be read. "
                     "Delete the run's folder and start the recipe again."
                 ) from error
-            ends = content["counts"].cumsum(0)
+            ends = F.pad(content["counts"].cumsum(0), (1, 0))  # item i has the rows ends[i] ... ends[i + 1]
             place = {item: index for index, item in enumerate(content["ids"].tolist())}
-            self._open[name] = (content["rows"], torch.cat([torch.zeros(1, dtype=ends.dtype), ends]), place)
+            self._open[name] = (content["rows"], ends, place)
         rows, ends, place = self._open[name]
         found = [place[item] for item in ids.tolist()]
         pieces = [rows[ends[index] : ends[index + 1]] for index in found]

@@ -86,13 +86,8 @@ class Dataset(ABC):
 
     def having(self, names: Sequence[str]) -> Tensor:
         """Return (N,) bool: the items whose label or attributes include all of ``names``."""
-        return torch.tensor(
-            [
-                all(n == label or n in more for n in names)
-                for label, more in zip(self.labels, self.attributes, strict=True)
-            ],
-            dtype=torch.bool,
-        )
+        wanted, rows = set(names), zip(self.labels, self.attributes, strict=True)
+        return torch.tensor([wanted <= {label, *more} for label, more in rows], dtype=torch.bool)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from typing import Annotated
 
 import torch
@@ -25,12 +26,8 @@ def systematic_test_share(labels: Sequence[str]) -> Tensor:
 
     A label with fewer than five items gives none.
     """
-    seen: dict[str, int] = defaultdict(int)
-    chosen = []
-    for label in labels:
-        seen[label] += 1
-        chosen.append(seen[label] % TEST_EVERY == 0)
-    return torch.tensor(chosen, dtype=torch.bool)
+    place: dict[str, count[int]] = defaultdict(lambda: count(1))  # of an item among those of its label
+    return torch.tensor([next(place[label]) % TEST_EVERY == 0 for label in labels], dtype=torch.bool)
 
 
 class ImagesInMemory(Dataset):

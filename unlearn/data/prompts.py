@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -15,28 +16,7 @@ from unlearn.core.files import read_text
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
 
-EVERYDAY = (
-    "a dog running on a beach",
-    "a cat asleep on a sofa",
-    "a bowl of fruit on a wooden table",
-    "two children playing football in a park",
-    "a red bus in a busy street",
-    "a mountain lake at sunrise",
-    "a man riding a bicycle in the rain",
-    "a plate of pasta with tomatoes",
-    "a woman reading a book in a library",
-    "a small boat on a calm sea",
-    "a bedroom with a large window",
-    "a train arriving at a station",
-    "a horse in a green field",
-    "a cup of coffee beside a laptop",
-    "a city skyline at night",
-    "a bird on a branch covered with snow",
-    "a vase with yellow flowers",
-    "an old house at the edge of a forest",
-    "people walking across a bridge",
-    "a clock on a brick wall",
-)
+EVERYDAY = (files("unlearn") / "data" / "everyday_prompts.txt").read_text(encoding="utf-8").splitlines()
 """Retain prompts of a recipe that names none."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,15 +84,14 @@ class Tofu(Source):
         """Return the (place, row) pairs of a set; none if it is missing and not needed."""
         path = self.path or os.environ.get(VARIABLE)
         if path is None:
-            found: Iterator[tuple[str, dict[str, Any]]] = hub_rows(REPOSITORY, name, "train", INSTEAD)
+            rows = list(hub_rows(REPOSITORY, name, "train", INSTEAD))
         else:
             file = Path(path).expanduser() / f"{name}.json"
             if not file.is_file():
                 if not needed:
                     return []
                 raise RecipeError(f"data=tofu: {file.parent} lacks {file.name}. {INSTEAD}")
-            found = read_rows(file)
-        rows = list(found)
+            rows = list(read_rows(file))
         for place, row in rows:
             text_of(place, row, "question")
             text_of(place, row, "answer")

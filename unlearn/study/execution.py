@@ -57,15 +57,12 @@ class Part:
         """Whether it has figures."""
         return self.state in ("done", "gate missed")
 
-    @property
-    def settings(self) -> list[str]:
-        """The command-line arguments of the run."""
-        return [f"recipe={self.member.recipe}", *self.member.settings, f"seed={self.seed}"]
-
     def command(self) -> list[str]:
         """Return the arguments that start or resume the run."""
-        begun = self.state in ("unfinished", "failed")
-        return [f"resume={self.folder}"] if begun else [*self.settings, f"output={self.folder}"]
+        if self.state in ("unfinished", "failed"):
+            return [f"resume={self.folder}"]
+        recipe, settings = self.member.recipe, self.member.settings
+        return [f"recipe={recipe}", *settings, f"seed={self.seed}", f"output={self.folder}"]
 
 
 def parts(study: Study) -> list[Part]:
