@@ -63,15 +63,6 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
             self._current = None
 
 
-def in_their_place(
-    models: Mapping[str, Subject], name: str, other: Subject, device: torch.device
-) -> Mapping[str, Subject]:
-    """Return a mapping with one other model, which takes the subjects' place on the device."""
-    if isinstance(models, OneAtATime):
-        models.release()
-    return OneAtATime({name: lambda: other}, device)
-
-
 def trainable_copy(model: Subject) -> Subject:
     """Return a trainable copy for an attack, in float32 at least: half precision would lose small steps."""
     made = copy.deepcopy(model).requires_grad_(True)

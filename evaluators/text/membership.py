@@ -19,7 +19,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import limited, without_traps
 from unlearn.evaluators.statistics import auc, auc_change
-from unlearn.evaluators.subjects import in_their_place
+from unlearn.evaluators.subjects import OneAtATime
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
 
@@ -172,7 +172,9 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
                 "from the target, so likelihoods cannot be compared. Type a model with the target's tokenizer, "
                 "or null."
             )
-        models = in_their_place(evaluation.models, self.reference, model, evaluation.device)
+        if isinstance(evaluation.models, OneAtATime):
+            evaluation.models.release()  # the reference model takes the subject's place on the device
+        models = OneAtATime({self.reference: lambda: model}, evaluation.device)
         alone = replace(evaluation, models=models, cache={})
         members, others = (
             answer_scores(alone, self.reference, "forget", ids, batch_size=self.batch_size).nll for ids in items

@@ -16,7 +16,6 @@ from unlearn.evaluators.base import Evaluation
 from unlearn.evaluators.sampling import without_traps
 from unlearn.evaluators.text.metrics import exact_memorization, extraction_strength, lowest_mean, token_measures
 from unlearn.models.capabilities import Continues, Model
-from unlearn.models.language.answers import Answers
 
 DIRECTIONS: dict[str, Direction] = {"forget": "retrained", "retain": "higher", "holdout": "retrained"}
 """Splits whose texts are measured, in the order of the tables, and where a better share of what is said right lies."""
@@ -42,23 +41,6 @@ class AnswerScores(NamedTuple):
     min_k_plus_plus: Tensor
 
 
-def measure(answers: Answers, k: float) -> Tensor:
-    """Return the columns of ``AnswerScores`` for a batch, (B, 6) float64."""
-    log_p, right, z = token_measures(answers)
-    tokens = answers.lengths.double()
-    return torch.stack(
-        (
-            tokens,
-            -answers.sums(log_p.double()) / tokens,
-            exact_memorization(answers, right),
-            extraction_strength(answers, right),
-            lowest_mean(answers, log_p, k),
-            lowest_mean(answers, z, k),
-        ),
-        dim=1,
-    )
-
-
 def answer_scores(
     evaluation: Evaluation[Continues],
     subject: str,
@@ -79,7 +61,17 @@ def answer_scores(
         ordered = missing[lengths.argsort(stable=True)]  # items of similar length share a batch, to save padding
 
         def score(some: Tensor) -> Tensor:
-            return measure(model.answers(evaluation.batch(split, some, form)), k)
+            answers = model.answers(evaluation.batch(split, some, form))
+            log_p, right, z = token_measures(answers)
+            columns = AnswerScores(
+                tokens=answers.lengths.double(),
+                nll=-answers.sums(log_p.double()) / answers.lengths.double(),
+                exact=exact_memorization(answers, right),
+                extraction=extraction_strength(answers, right),
+                min_k=lowest_mean(answers, log_p, k),
+                min_k_plus_plus=lowest_mean(answers, z, k),
+            )
+            return torch.stack(columns, dim=1)
 
         table[ordered] = map_ids(score, ordered.to(evaluation.device), batch_size).cpu()
     return AnswerScores(*table[ids].unbind(dim=1))
