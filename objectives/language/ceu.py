@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from unlearn.core.validation import NonNegativeInt
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.models.language.answers import Answers
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.reference_log_probs import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class CEU(Objective[Continues]):
         answers = later(model.answers(batch), self.ignore_first)
         # -inf before the softmax renormalises over the other tokens; detached, as the teacher is fixed within a step
         wanted = answers.logits.detach().scatter(1, answers.targets[:, None], -torch.inf).softmax(dim=1)
-        values = answers.means(cross_entropy(answers.logits, wanted))
+        values = answers.means(F.cross_entropy(answers.logits, wanted, reduction="none"))
         return Values(values, {"nll": -answers.means(answers.log_probs().detach())})
 
 

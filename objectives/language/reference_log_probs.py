@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.core.errors import RecipeError
@@ -68,8 +67,3 @@ def scoring(batch: Batch, tokens: Tokens) -> Batch:
 def token_mask(batch: Batch, tokens: Tokens) -> Tensor:
     """Return (B, T) bool: the tokens whose hidden states count."""
     return batch["answer"] if tokens == "answer" else batch["mask"]
-
-
-def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Return -sum_v p_v log softmax(logits)_v of rows (N, V), (N,), in nats."""
-    return F.cross_entropy(logits, probabilities, reduction="none")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from typing_extensions import override
 
 from unlearn.core.validation import NonNegativeFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.reference_log_probs import cross_entropy
 from unlearn.objectives.language.target_logits import recall_logits, remember_logits
 
 
@@ -45,5 +45,5 @@ class UNDIAL(Objective[Continues]):
         lowered = torch.full_like(teacher[:, :1], -self.beta)
         # z_target - beta onehot(y): only the forget token's logit is lowered
         wanted = teacher.scatter_add(1, answers.targets[:, None], lowered).softmax(dim=1)
-        values = answers.means(cross_entropy(answers.logits, wanted))
+        values = answers.means(F.cross_entropy(answers.logits, wanted, reduction="none"))
         return Values(values, {"nll": -answers.means(answers.log_probs().detach())})
