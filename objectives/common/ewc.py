@@ -113,7 +113,7 @@ def fisher(
     """
     split = context.splits[context.split]
     stream = Randomness(context.randomness.seed, "fisher")
-    ids = split.ids if latents is None else torch.arange(items)
+    ids = split.ids if latents is None else torch.arange(items)  # which draw latents, whatever the items are
     if len(ids) > items:
         ids = ids[stream.permutation(len(ids))[:items]]
     total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}

@@ -189,7 +189,7 @@ class StateSource:
         draw = context.randomness
         walks, where = draw.child("walk").integers(ids, self.walks).unique(return_inverse=True)
         number = draw.child("step").integers(ids, self.steps)
-        picked = self._pick(walks, self.items, context)
+        picked = self._pick(walks, self.items, context)  # all states of a walk have its item
         x = model.noise(walks, draw.child("start"))
         before, last = [x], int(number.max())
         form = "anchor" if self.of_anchor else ""

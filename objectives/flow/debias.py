@@ -117,7 +117,7 @@ class Debias(Objective[LikelihoodSampler]):
         found = self.measured(model, context)
         within = bool(((found - asked).abs() <= self.tolerance).all())
         state["shares"], state["within"] = found, state["within"] + 1 if within else 0
-        state["reached"] = state["within"] >= 2
+        state["reached"] = state["within"] >= 2  # a single measurement may be luck
         state["shifts"] = self.corrected(state["shifts"], found, asked)
         return bool(state["reached"])
 

@@ -171,7 +171,7 @@ class Pair(nn.Module):
     def __init__(self, model: AdversarialGenerator, randomness: Randomness) -> None:
         super().__init__()
         self.generator = copy.deepcopy(model)
-        self.generator.paths = 0.0
+        self.generator.paths = 0.0  # a penalty would need a mean length of its own
         self.discriminator = model.adversary(randomness)
 
 

@@ -106,10 +106,10 @@ class PerceptualLoss:
             if features is None:
                 raise ValueError("features have a weight, and none are given")
             parts.append(features)
-        shared = looks is not None and embedder is not None and looks.network is embedder.network
-        if shared and hasattr(embedder.network, "layers"):  # type: ignore[union-attr]
-            layers = embedder.network.layers(images.float())  # type: ignore[union-attr]
-            return Seen(images, [*parts, *looks.of_layers(layers), embedder.network.embed(layers)])  # type: ignore[union-attr]
+        net = None if embedder is None else embedder.network
+        if looks is not None and looks.network is net and hasattr(net, "layers"):  # one net sees an image once
+            layers = net.layers(images.float())
+            return Seen(images, [*parts, *looks.of_layers(layers), net.embed(layers)])
         if looks is not None:
             parts += looks.features(images)
         if embedder is not None:
@@ -127,7 +127,7 @@ class PerceptualLoss:
             else:
                 each = difference.square()
             total = total + self.pixels * each.flatten(1).mean(dim=1)
-        mine, theirs = list(a.parts), list(b.parts)
+        mine, theirs = list(a.parts), list(b.parts)  # features first, embedding last, perceptual layers between
         if self.features:
             total = total + self.features * (mine.pop(0) - theirs.pop(0)).square().flatten(1).mean(dim=1)
         if embedder is not None:

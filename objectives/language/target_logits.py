@@ -39,7 +39,7 @@ def recall_logits(model: Continues, context: Context[Continues], ids: Tensor) ->
         head = context.cache.once("head", lambda: _frozen_head(model.head(), context.cache, context.device))
     with torch.no_grad():
         logits: Tensor = head(context.recall("answer_states", context.split, ids))
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits if logits.dtype == torch.float64 else logits.float()  # a softmax in half precision is too coarse
 
 
 def remember_top(model: Continues, context: Context[Continues], k: int) -> None:
