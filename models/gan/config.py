@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -16,7 +16,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeFloat, Range, at_least, check_ranges
 from unlearn.data.base import Dataset
 from unlearn.data.identities import IdentityData
 from unlearn.models.base import ModelConfig, Wrapper
@@ -40,13 +40,13 @@ class GanConfig(ModelConfig):
         truncation: psi of samples, >= 0: 1 samples all latents, 0 only their mean; null takes the stored value, or 1.
     """
 
-    truncation: float | None = None
+    truncation: NonNegativeFloat | None = None
 
     wrapper: ClassVar[type[Wrapper]] = LatentGenerator
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "truncation")
 
     def __post_init__(self) -> None:
-        at_least(self, truncation=0)
+        check_ranges(self)
 
     @override
     def read(self, dataset: Dataset) -> Dataset:
@@ -98,18 +98,17 @@ class StyleGAN2(GanConfig):
     layers: int = 4
     mapping_lr: float = 0.01
     clamp: float | None = None
-    r1: float = R1
-    mixing: float = 0.0
-    paths: float = 0.0
+    r1: NonNegativeFloat = R1
+    mixing: NonNegativeFloat = 0.0
+    paths: NonNegativeFloat = 0.0
     augment: Augment | None = None
     images_of: str | None = None
-    size: int | None = None
+    size: Annotated[int, Range(at_least, 8)] | None = None
 
     not_in_training: ClassVar[tuple[str, ...]] = (*GanConfig.not_in_training, "images_of", "size")  # the data say it
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, r1=0, mixing=0, paths=0, size=8)
         if self.size is not None and self.images_of is None:
             raise ValueError("size is that of the images of another generator; name it by images_of, or drop size")
         if self.mixing > 1:

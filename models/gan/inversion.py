@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt, check_ranges
 from unlearn.models.capabilities import ImageGenerator
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -44,15 +44,14 @@ class Inversion:
     """
 
     space: Literal["w", "w+"] = "w"
-    steps: int = 500
-    lr: float = 0.1
-    pixels: float = 1.0
-    features: float = 1.0
-    explore: float = 0.05
+    steps: PositiveInt = 500
+    lr: PositiveFloat = 0.1
+    pixels: NonNegativeFloat = 1.0
+    features: NonNegativeFloat = 1.0
+    explore: NonNegativeFloat = 0.05
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1, pixels=0, features=0, explore=0)
-        above(self, lr=0)
+        check_ranges(self)
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveFloat, PositiveInt, check_ranges
 from unlearn.models.gan.stylegan2.layers import (
     GAIN,
     Linear,
@@ -45,22 +45,20 @@ class Shape:
     """
 
     size: int
-    channels: int = 3
-    z_dim: int = 512
-    w_dim: int = 512
-    layers: int = 8
-    mapping_lr: float = 0.01
-    channel_base: int = 32768
-    channel_max: int = 512
-    clamp: float | None = None
-    group: int = 4
+    channels: PositiveInt = 3
+    z_dim: PositiveInt = 512
+    w_dim: PositiveInt = 512
+    layers: PositiveInt = 8
+    mapping_lr: PositiveFloat = 0.01
+    channel_base: PositiveInt = 32768
+    channel_max: PositiveInt = 512
+    clamp: PositiveFloat | None = None
+    group: PositiveInt = 4
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; it must be a power of 2, at least 8")
-        at_least(self, channels=1, z_dim=1, w_dim=1, layers=1, channel_base=1, channel_max=1, group=1)
-        if not self.mapping_lr > 0 or (self.clamp is not None and not self.clamp > 0):
-            raise ValueError(f"mapping_lr is {self.mapping_lr} and clamp {self.clamp}; both must be > 0")
+        check_ranges(self)
 
     @property
     def sides(self) -> list[int]:
