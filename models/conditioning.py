@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -32,7 +32,7 @@ class Condition:
 
     @property
     def _parts(self) -> dict[str, Tensor]:
-        return {field.name: part for field in fields(self) if (part := getattr(self, field.name)) is not None}
+        return {name: part for name, part in vars(self).items() if part is not None}
 
     def __len__(self) -> int:
         return len(next(iter(self._parts.values())))
@@ -64,6 +64,6 @@ class Condition:
         """Concatenate conditions of one kind."""
         kinds = {tuple(condition._parts) for condition in conditions}
         if len(kinds) != 1:
-            raise ValueError(f"conditions of different kinds cannot stand together: {sorted(kinds)}")
+            raise ValueError(f"conditions of different kinds cannot be concatenated: {sorted(kinds)}")
         names = next(iter(kinds))
         return cls(**{name: torch.cat([condition._parts[name] for condition in conditions]) for name in names})

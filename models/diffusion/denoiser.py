@@ -24,14 +24,14 @@ def call_denoiser(network: Denoiser, x: Tensor, t: Tensor, condition: Condition,
         sides: (height, width) of the images in pixels, which SDXL is conditioned on.
     """
     call: Any = network  # diffusers does not type its calls
-    if not isinstance(network, UNet2DConditionModel):
-        found: Tensor = call(x, timestep=t, class_labels=condition.classes, return_dict=False)[0]
-        return found[:, : x.shape[1]]  # DiT predicts a variance too
     added = None
     if condition.pooled is not None:
         height, width = sides
         # original size, crop corner and target size (Podell et al., SDXL, 2023, section 2.2): whole, uncropped images
         times = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
         added = {"text_embeds": condition.pooled, "time_ids": times}
-    found = call(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
-    return found[:, : x.shape[1]]
+    if isinstance(network, UNet2DConditionModel):
+        found: Tensor = call(x, t, condition.states, added_cond_kwargs=added, return_dict=False)[0]
+    else:
+        found = call(x, timestep=t, class_labels=condition.classes, return_dict=False)[0]
+    return found[:, : x.shape[1]]  # DiT predicts a variance too

@@ -66,9 +66,9 @@ class DiffusionParts:
         parts: dict[str, Any] = {name: self.denoiser, "scheduler": self.scheduler}
         if self.vae is not None:
             parts["vae"] = self.vae
-        for index, ending in enumerate(("", "_2")[: len(self.text.encoders)] if self.text else ()):
-            parts[f"text_encoder{ending}"] = self.text.encoders[index]  # type: ignore[union-attr]
-            parts[f"tokenizer{ending}"] = self.text.tokenizers[index]  # type: ignore[union-attr]
+        if self.text is not None:
+            for ending, encoder, tokenizer in zip(("", "_2"), self.text.encoders, self.text.tokenizers, strict=False):
+                parts |= {f"text_encoder{ending}": encoder, f"tokenizer{ending}": tokenizer}
         return parts | self.extras
 
 

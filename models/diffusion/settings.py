@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unlearn.core.errors import RecipeError
 
 LEAST_STEPS = 2
-"""Fewest DDIM steps: a single one would stand at t = 0, where the schedule has no noise, and start from pure noise."""
+"""Fewest DDIM steps: a single one would be at t = 0, where the schedule has no noise, but start from pure noise."""
 
 
 def check_steps(steps: int, timesteps: int, key: str, where: str = "") -> None:

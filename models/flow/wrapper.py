@@ -100,10 +100,6 @@ class Flow(Wrapper):
                 f"{wanted[0]} and {wanted[1]}. Type another model.pretrained=FOLDER, or the data it was trained on."
             )
 
-    def forward(self, batch: Batch, randomness: Randomness) -> Tensor:
-        """Return ``log_prob``; nflows' own ``Flow.forward`` raises."""
-        return self.log_prob(batch, randomness)
-
     def log_prob(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Return log p(x) per item, (B,), in nats: of discrete images (a lower bound), or the density of vectors."""
         inputs = self.dequantise(batch, randomness)

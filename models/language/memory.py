@@ -57,7 +57,7 @@ def _step_bytes(config: Any, checkpointing: bool, width: int, cast: int, split: 
 
 
 def kept_numbers(config: Any, tokens: int, checkpointing: bool) -> int:
-    """Return how many numbers the layers of a Llama-like model keep for the backward pass of so many tokens.
+    """Return how many numbers the layers of a Llama-like model keep for the backward pass of ``tokens`` tokens.
 
     Without checkpointing a layer keeps its two normalisations and residuals, queries and their rotation, keys, values,
     what attention and its projection give (8 hidden + 2 key/value), and the gate, its activation, the other branch and

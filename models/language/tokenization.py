@@ -63,16 +63,15 @@ class TextEncoder:
         if self.template == CHAT:
             turns = [{"role": "user", "content": question}]
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            written = self._tokens(text)
-            prompt = written if written[:1] == start else start + written
         else:
             text = self.template.replace("{question}", question)
-            prompt = start + self._tokens(text)
-        prompt = prompt[: self.max_length]
+        asked = self._tokens(text)
+        begun = self.template == CHAT and asked[:1] == start  # many chat templates write the beginning token themselves
+        prompt = (asked if begun else start + asked)[: self.max_length]
         if answer is None:
             return prompt, []
         rest = self.space(text) + answer
-        asked, whole = self._tokens(text), self._tokens(text + rest)
+        whole = self._tokens(text + rest)
         answered = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
         return prompt, [*answered, *end][: self.max_length - len(prompt)]
 

@@ -96,10 +96,6 @@ class Language(Wrapper):
             )
         return cls(model[0], TextEncoder(model[1]))
 
-    def forward(self, batch: Batch) -> Answers:
-        """Return ``answers``."""
-        return self.answers(batch)
-
     def answer_states(self, batch: Batch) -> Tensor:
         """Return the last hidden states before each answer token, (N, D)."""
         states: Tensor = self.model.base_model(input_ids=batch["tokens"], use_cache=False).last_hidden_state
@@ -112,8 +108,7 @@ class Language(Wrapper):
     def answers(self, batch: Batch) -> Answers:
         """Return the logits at the answer tokens, in single precision or better."""
         logits = self.head()(self.answer_states(batch))
-        # indexing by a mask runs row by row, so that logits, targets and rows are in one order
-        row, _ = batch["answer"].nonzero(as_tuple=True)
+        row, _ = batch["answer"].nonzero(as_tuple=True)  # row by row, as indexing by a mask orders logits and targets
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return Answers(wide, batch["tokens"][batch["answer"]], row, len(batch["tokens"]))
 
@@ -173,7 +168,7 @@ class Language(Wrapper):
         finally:
             self.model.generation_config = own
         new = whole[:, tokens.shape[1] :]
-        # from the first end token on, padding included
+        # the sum is above 0 from the first end token on, padding included
         ended = torch.isin(new, torch.tensor(self.ends, device=new.device)).cumsum(dim=1) > 0
         result = torch.full((len(tokens), new_tokens), -1, dtype=torch.int64, device=tokens.device)
         result[:, : new.shape[1]] = new.masked_fill(ended, -1)
