@@ -11,13 +11,7 @@ from unlearn.data.base import Batch
 from unlearn.models.capabilities import Denoises
 from unlearn.models.conditioning import Condition
 from unlearn.objectives.base import Context, Values
-from unlearn.objectives.diffusion.noisy_states import (
-    NoisyStateObjective,
-    Source,
-    States,
-    StateSource,
-    check_anchors,
-)
+from unlearn.objectives.diffusion.noisy_states import NoisyStateObjective, Source, States, StateSource, check_anchors
 
 
 @dataclass(frozen=True, kw_only=True)

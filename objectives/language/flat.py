@@ -18,14 +18,7 @@ from unlearn.objectives.base import Context, Objective, Values
 from unlearn.objectives.language.reference_log_probs import Instead, check_form
 
 Name = Literal[
-    "total_variation",
-    "jensen_shannon",
-    "pearson",
-    "kl",
-    "reverse_kl",
-    "jeffrey",
-    "squared_hellinger",
-    "neyman",
+    "total_variation", "jensen_shannon", "pearson", "kl", "reverse_kl", "jeffrey", "squared_hellinger", "neyman"
 ]
 
 

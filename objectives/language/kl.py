@@ -10,13 +10,7 @@ from typing_extensions import override
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import Continues
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.target_logits import (
-    bucketed,
-    recall_logits,
-    recall_top,
-    remember_logits,
-    remember_top,
-)
+from unlearn.objectives.language.target_logits import bucketed, recall_logits, recall_top, remember_logits, remember_top
 
 
 @dataclass(frozen=True, kw_only=True)
