@@ -191,7 +191,9 @@ class Language(Wrapper):
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the files of transformers and ``unlearn.json`` into an existing folder."""
-        model: Any = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
+        model: Any = self.model
+        if dtype is not None:
+            model = copy.deepcopy(model).to(dtype)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length}
