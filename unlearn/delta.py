@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from unlearn.config.recipe import load
 from unlearn.config.registry import names, resolve
+from unlearn.core.commands import import_from_here
 from unlearn.core.errors import RecipeError, UnlearnError
 from unlearn.core.files import write_bytes
 from unlearn.experiment.memory_estimate import gib
@@ -27,7 +27,7 @@ from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import ModelConfig, Wrapper
 
 HEADER = "unlearn_delta"
-"""Key of the file's metadata under which ``DeltaHeader`` stands, as JSON."""
+"""Key of the file's metadata that holds the ``DeltaHeader``, as JSON."""
 
 EPILOG = """\
 A delta holds, for each tensor that the run changed, the unlearned value less the target's, in single precision, as
@@ -228,8 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     applies.add_argument("base", metavar="MODEL", help="folder of a model of the same family, or its hub id")
     applies.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     chosen = parser.parse_args(arguments)
-    if os.getcwd() not in sys.path and "" not in sys.path:  # so that a user's own class is found
-        sys.path.append(os.getcwd())
+    import_from_here()
     try:
         if chosen.action == "save":
             print(save(chosen.run, chosen.file, chosen.base))

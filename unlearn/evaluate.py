@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from unlearn.config.arguments import sort, take
-from unlearn.core.commands import exit_code
+from unlearn.core.commands import exit_code, import_from_here
 from unlearn.core.errors import RecipeError
 
 HELP = """\
@@ -41,8 +40,7 @@ def _answer(arguments: Sequence[str]) -> None:
     if flags or not arguments:
         print(HELP, end="")
         return
-    if os.getcwd() not in sys.path and "" not in sys.path:  # as with `python -m`, so that a user's own class is found
-        sys.path.append(os.getcwd())
+    import_from_here()
     from unlearn.experiment.remeasure import SUBJECT_KEYS, measure_folders, remeasure
 
     own, others = take(settings, ("recipe", *SUBJECT_KEYS))

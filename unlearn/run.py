@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unlearn.config.arguments import sort, take
-from unlearn.core.commands import exit_code, is_first_rank
+from unlearn.core.commands import exit_code, import_from_here, is_first_rank
 from unlearn.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def _answer(request: _Request, arguments: list[str]) -> None:
 def _work(name: str, request: _Request, arguments: list[str]) -> None:
     from unlearn.config.recipe import load
 
-    if os.getcwd() not in sys.path and "" not in sys.path:  # as with `python -m`, so that both find a user's own class
-        sys.path.append(os.getcwd())
+    import_from_here()
     recipe = load(name, request.settings)
     if "--show" in request.flags:
         from unlearn.config.yaml_io import dump

@@ -40,3 +40,9 @@ def exit_code(work: Callable[[], object]) -> int:
 def is_first_rank() -> bool:
     """Return whether this process prints: the other ranks have LOCAL_RANK (or RANK) above 0."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def import_from_here() -> None:
+    """Find modules in the working directory, however the command was started: ``python -m`` does, a script does not."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())

@@ -53,7 +53,7 @@ class Dataset(ABC):
         return f"{self.fingerprint} {hashlib.sha256(ids.numpy().tobytes()).hexdigest()}"
 
     def remarks(self, ids: Tensor) -> list[str]:
-        """Return warnings about these items, for before a run. Raises RecipeError if they cannot be used."""
+        """Return warnings about these items, to be shown before a run. Raises RecipeError if they cannot be used."""
         return []
 
     def check_forget(self, ids: Tensor) -> None:

@@ -84,7 +84,7 @@ def cut_text(text: str, limit: int, length: Callable[[str], int]) -> list[str]:
     near = min(100, len(text) // count // 2)
     edges = [0, *(_blank(text, index * len(text) // count, near) for index in range(1, count)), len(text)]
     pieces = [text[start:end] for start, end in pairwise(edges) if end > start]
-    return [part for piece in pieces for part in cut_text(piece, limit, length)]
+    return [part for piece in pieces for part in cut_text(piece, limit, length)]  # a dense piece may still be too long
 
 
 def _blank(text: str, place: int, near: int) -> int:

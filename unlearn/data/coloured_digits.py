@@ -61,5 +61,5 @@ class _Coloured(Dataset):
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id``, ``image`` (B, 3, 8, 8) uint8 and ``label`` (B,)."""
         digits, colours = ids // len(COLOURS), ids % len(COLOURS)
-        image = self.digits.batch(digits)["image"] * self._ink[colours]
+        image = self.digits.batch(digits)["image"] * self._ink[colours]  # (B, 1, 8, 8) x (B, 3, 1, 1)
         return {"id": ids, "image": image, "label": self.label_numbers[ids]}

@@ -11,7 +11,7 @@ class Concept:
     """A thing that a model draws: a class, an object, a style, a person.
 
     Args:
-        name: the class, or the words as they stand in prompts.
+        name: the class, or the words as they appear in prompts.
         anchor: the class or words that take its place, for methods that need one.
         retain: classes or words that must be kept, in addition to the retain items; edits preserve them.
         templates: prompts with ``{}`` for the words; a class takes none.
@@ -30,7 +30,7 @@ class Concept:
         if self.anchor == "":
             raise ValueError(f"the anchor of the concept {self.name!r} is empty; name one, or leave it out")
         if self.name in self.retain:
-            raise ValueError(f"the concept {self.name!r} stands in its own retain list; take it out")
+            raise ValueError(f"the concept {self.name!r} is in its own retain list; take it out")
         if not self.templates:
             raise ValueError(f"the concept {self.name!r} has no templates; give some, or leave them out for [{{}}]")
         if self.anchor == self.name:

@@ -167,7 +167,7 @@ class Conditioned(Dataset):
         return torch.stack([self._conditions[word] for word in words])
 
     def _with(self, words: Sequence[str], ids: Tensor) -> Batch:
-        if len(ids) == 0:
+        if len(ids) == 0:  # an empty batch has no conditions to stack
             return {"id": ids}
         return {**self.base.batch(ids), self.encoder.key: self.conditions(words)}
 

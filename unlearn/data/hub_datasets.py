@@ -9,7 +9,7 @@ from unlearn.core.errors import RecipeError
 
 
 def hub_rows(repository: str, config: str, split: str, instead: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a dataset and where they stand. The first call needs the network, later ones use the cache.
+    """Yield (place, row) pairs of a dataset. The first call needs the network, later ones use the cache.
 
     Args:
         repository: the hub id.

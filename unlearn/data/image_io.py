@@ -34,7 +34,7 @@ def read_picture(file: Path, channels: int) -> Image.Image:
     with opened(file, file) as image:
         try:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
+            if upright.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
                 grey = np.asarray(upright).astype(np.float64) * (255 / WHITE_OF_16_BITS)
                 upright = Image.fromarray(grey.round().astype(np.uint8))
             if upright.mode in ("I", "F"):
