@@ -191,9 +191,7 @@ class Saliency(Scope):
         threshold = torch.kthvalue(magnitudes, len(magnitudes) - keep + 1).values
         if threshold == 0:  # fewer entries than asked for have a gradient: those, and not the ties at zero
             if not (magnitudes > 0).any():
-                raise RecipeError(
-                    "scope=saliency: the forget loss has no gradient on any entry, so no mask can be made."
-                )
+                raise RecipeError("scope=saliency: the forget loss has no gradient on any entry, so there is no mask.")
             return {name: gradient != 0 for name, gradient in gradients.items()}
         return {name: gradient.abs() >= threshold for name, gradient in gradients.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -78,15 +79,14 @@ def pipeline_folder(name: str, weights: bool = True) -> Path:
     except RecipeError:
         raise
     except Exception as error:  # the hub's client raises many kinds
-        try:
+        with suppress(Exception):  # without a connection, what is cached serves
             return Path(snapshot_download(name, local_files_only=True))
-        except Exception:
-            raise RecipeError(
-                f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
-                f"{(str(error).splitlines() or [''])[0]}). Type an existing folder with model_index.json (of a "
-                "pipeline of diffusers, or model/ of a run), or a hub id that you have access to while the hub can be "
-                "reached."
-            ) from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise RecipeError(
+            f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: {reason}). Type an "
+            "existing folder with model_index.json (of a pipeline of diffusers, or model/ of a run), or a hub id that "
+            "you have access to while the hub can be reached."
+        ) from error
 
 
 def chosen(names: Sequence[str], weights: bool) -> list[str]:
