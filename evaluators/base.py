@@ -48,7 +48,8 @@ class Metric:
 
     def matches(self, name: str) -> bool:
         """Whether a record of this name may be one of this metric, its pattern filled in."""
-        return re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(self.name)), name) is not None
+        pattern = re.sub(r"\\{\w+\\}", ".+", re.escape(self.name))  # which escapes the braces too
+        return re.fullmatch(pattern, name) is not None
 
     def direction_of(self, split: str, score: str = "") -> Direction:
         """Return where a better value lies on a split, or of a score that has its own direction."""

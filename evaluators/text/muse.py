@@ -154,8 +154,9 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
                 yield PromptSet(split, ids, tokens, [answer for _, answer in pairs])
 
     def _passages(self, data: TextDataset, ids: Tensor) -> Tensor:
-        """Return the passages among items (n,) with more tokens than the prompt takes, end token excluded."""
+        """Return the passages among items (n,) with more tokens than the prompt takes."""
         found = ids[~data.having_form("prompt")[ids]].tolist()
+        # one more for the end token, which is no text
         long = [item for item in found if sum(map(len, data.tokens(item))) > self.prompt_tokens + 1]
         return torch.tensor(long, dtype=torch.int64)
 

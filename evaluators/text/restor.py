@@ -147,6 +147,7 @@ class Restor(Evaluator[Continues]):
         right, wrong = mean_log_p("", ids), mean_log_p("corrupted", ids)
         others = torch.full_like(right, -torch.inf)
         for form in sorted(name for name in data.forms if name.startswith("perturbed_") or name == "alternate"):
+            # an option that says the same as the right or the corrupted answer would tie with it
             open_ = torch.tensor([_is_third(data, item, form) for item in ids.tolist()])
             if open_.any():
                 others[open_] = others[open_].maximum(mean_log_p(form, ids[open_]))
