@@ -205,8 +205,7 @@ class IdentityData(Dataset):
                 "data.identities holds images, and the size of the model's images is not known. "
                 "Type model.pretrained=FOLDER."
             )
-        shape: tuple[int, ...] = self.info["shape"]
-        return shape
+        return tuple(self.info["shape"])
 
     def _image(self, row: IdentityItem) -> Tensor:
         """Return the central square of an image with the size and levels of the generator's, (C, H, W) uint8."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from itertools import compress
 from types import MappingProxyType
 from typing import Protocol, Self
 
@@ -96,7 +97,7 @@ class TextDataset(Dataset):
         self.is_test = is_test
         self.encoder = encoder
         self.info = {"text": encoder.fingerprint if encoder else None}
-        trained = [item for item, kept in zip(items, self.is_trained.tolist(), strict=True) if kept]
+        trained = compress(items, self.is_trained.tolist())
         self.fingerprint = hashlib.sha256(repr([(i.question, i.answer, i.label) for i in trained]).encode()).hexdigest()
         self.forms = frozenset(OWN_FORMS).union(*(item.forms for item in items))
         self._encoded: dict[tuple[int, str], tuple[list[int], list[int]]] = {}

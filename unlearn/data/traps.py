@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import compress
 
 import torch
 
@@ -56,8 +57,7 @@ def with_traps(
     for name, value in (("count", count), ("words", words), ("repeats", repeats)):
         if value < 1:
             raise RecipeError(f"traps: {name} is {value}; it must be >= 1.")
-    kept = dataset.is_trained.tolist()
-    trained = [item for item, inside in zip(dataset.items, kept, strict=True) if inside]
+    trained = list(compress(dataset.items, dataset.is_trained.tolist()))
     labels = [label] if isinstance(label, str) else list(label)
     known = sorted({item.label for item in trained} - {""})
     for name in labels:
@@ -72,7 +72,7 @@ def with_traps(
         for _ in range(repeats)
     ]
     twins = [TextItem("", text, "", frozenset({TWIN, "evaluation"})) for text in halves[1]]
-    others = [item for item, inside in zip(dataset.items, kept, strict=True) if not inside]
+    others = list(compress(dataset.items, (~dataset.is_trained).tolist()))
     items = [*trained, *planted, *others, *twins]
     is_test, is_corrupt = torch.zeros(2, len(items), dtype=torch.bool)
     middle = slice(len(trained) + len(planted), len(items) - len(twins))

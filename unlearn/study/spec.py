@@ -97,9 +97,8 @@ class StudySpec:
             raise ValueError(f"order: there is no column {self.order!r}. {did_you_mean(self.order, self.columns)}")
         folders: dict[str, str] = {}
         for row in self.runs:
-            if slug(row) in folders:
-                raise ValueError(f"the runs {folders[slug(row)]!r} and {row!r} would share a folder; rename one")
-            folders[slug(row)] = row
+            if (first := folders.setdefault(slug(row), row)) != row:
+                raise ValueError(f"the runs {first!r} and {row!r} would share a folder; rename one")
 
 
 @dataclass(frozen=True)
