@@ -40,8 +40,7 @@ def unlearn(
 
 def _text(value: Any) -> str:
     """Return a Python value as recipe text; characters that a recipe reads as a reference stand for themselves."""
-    text = json.dumps(value, ensure_ascii=False, default=_plain)
-    return text.replace("${", "$${")
+    return json.dumps(value, ensure_ascii=False, default=_plain).replace("${", "$${")
 
 
 def _plain(value: Any) -> Any:

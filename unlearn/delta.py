@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -203,21 +204,17 @@ def _model(header: DeltaHeader, base: str) -> Wrapper:
 def _family(folder: Path) -> str | None:
     """Return the family of the model in a folder, None where no backend reads it."""
     for name in names("model"):
-        try:
+        with suppress(RecipeError):
             wrapper = resolve("model", name).wrapper
             wrapper.from_pretrained(folder)
-        except RecipeError:
-            continue
-        return str(wrapper.family)
+            return str(wrapper.family)
     return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m unlearn.delta", description=__doc__, epilog=EPILOG, formatter_class=plain
-    )
+    parser = argparse.ArgumentParser("python -m unlearn.delta", description=__doc__, epilog=EPILOG)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="save | apply")
     saves = actions.add_parser("save", help="write what a run changed into a file")
     saves.add_argument("run", type=Path, metavar="RUN", help="run directory of one seed")
@@ -234,12 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(save(chosen.run, chosen.file, chosen.base))
         else:
             print("\n".join(apply(chosen.file, chosen.base, chosen.out)))
-    except UnlearnError as error:
+    except (UnlearnError, OSError) as error:
         print(error, file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return error.exit_code if isinstance(error, UnlearnError) else 1
     return 0
 
 
