@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,64 @@ from torch import Tensor, nn
 from unlearn.core.distributed import gather_objects, gather_rows, rank, sum_over_ranks, world_size
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch
-from unlearn.objectives.base import Context, Objective, ParameterObjective
+from unlearn.objectives.base import Context, Objective, ParameterObjective, Values
 from unlearn.objectives.surgery import WeightedSum, cosine, cosine_of, gram
-from unlearn.training.gradients import LazyLoss, add_gradient, fresh_gradients, take_gradients
+from unlearn.training.gradients import LazyLoss, add_gradient, fresh_gradients, norm, take_gradients
 from unlearn.training.phase import Phase
 
 
+def checked(term: Objective, name: str, model: Any, batch: Batch, context: Context) -> Values:
+    """Return a term's values of a batch. Raises RecipeError, with the term's name, where they are not as promised."""
+    found = term(model, batch, context)
+    items, kind = len(batch["id"]), f"{name} ({type(term).__name__})"
+    if not isinstance(found, Values):
+        raise RecipeError(f"{kind} returned a {type(found).__name__}; an objective returns Values(values=...).")
+    values = found.values
+    if not (isinstance(values, Tensor) and values.is_floating_point()):
+        what = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise RecipeError(f"{kind}: Values.values is {what}; it must be a tensor of floats, one per item.")
+    # only a statistic of the batch may have several values per item: elsewhere they would multiply the loss
+    shape, allowed = tuple(values.shape), f"({items},)"
+    if shape[:1] != (items,) or (values.dim() != 1 and not (term.over_batch and values.dim() == 2)):
+        raise RecipeError(f"{kind}: Values.values has shape {shape}; for {items} items it must be {allowed}.")
+    for key, value in found.diagnostics.items():
+        if not isinstance(value, Tensor) or tuple(value.shape) not in ((), (items,)):
+            shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise RecipeError(f"{kind}: the diagnostic {key!r} is {shown}; it must have shape {allowed} or ().")
+    return found
+
+
+def checked_weight(term: Objective, name: str, batch: Batch) -> Tensor:
+    """Return a term's weight of each item. Raises RecipeError where it is not one number per item."""
+    weight = term.sample_weight(batch)
+    if not isinstance(weight, Tensor) or tuple(weight.shape) != (len(batch["id"]),):
+        shown = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise RecipeError(f"{name} ({type(term).__name__}): sample_weight is {shown}; it must be one number per item.")
+    return weight
+
+
 class StepLog:
-    """Losses and diagnostics of one step, summed over this rank's micro-batches."""
+    """Losses and diagnostics of one step, summed over this rank's micro-batches.
+
+    Attributes:
+        values: by name.
+        finite: whether every part of a term's loss was finite so far, by term.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
+        self.finite: dict[str, Tensor] = {}
+
+    def watch(self, term: str, part: Tensor) -> None:
+        """Note whether a part of a term's loss is finite; the device is not waited for."""
+        finite = part.detach().isfinite().all()
+        self.finite[term] = self.finite[term] & finite if term in self.finite else finite
+
+    def not_finite(self, terms: Sequence[str], device: torch.device) -> list[str]:
+        """Return which of the terms have a loss that is not finite on any rank; the same on every rank."""
+        fine = torch.ones((), dtype=torch.bool, device=device)
+        lost = torch.stack([~self.finite.get(term, fine).to(device) for term in terms]).double()
+        return [term for term, found in zip(terms, sum_over_ranks(lost).tolist(), strict=True) if found]
 
     def add(self, key: str, value: Tensor) -> None:
         """Add this rank's share of a value."""
@@ -92,9 +139,12 @@ class TermValues:
         """Return the weighted sum of the terms' values of one sample, as a scalar."""
         loss = torch.zeros((), device=batch["id"].device)
         for name, term in terms.items():
-            values = term(self.model, batch, self.context(f"{group}/{name}")).values
+            values = self._call(group, name, term, batch).values
             loss = loss + (term.weight * values).sum()
         return loss
+
+    def _call(self, group: str, name: str, term: Objective, batch: Batch) -> Values:
+        return checked(term, f"{group}={name}", self.model, batch, self.context(f"{group}/{name}"))
 
     def _micro_batch(
         self, group: str, terms: dict[str, Objective], known: dict[tuple[str, int], Tensor], index: int
@@ -102,9 +152,9 @@ class TermValues:
         batch = self.batches[group][index]
         loss: Tensor | None = None
         for name, term in terms.items():
-            outcome = term(self.model, batch, self.context(f"{group}/{name}")) if len(batch["id"]) else None
+            outcome = self._call(group, name, term, batch) if len(batch["id"]) else None
             values = outcome.values if outcome else torch.empty(0, device=batch["id"].device)
-            weights = term.sample_weight(batch) if outcome else values
+            weights = checked_weight(term, f"{group}={name}", batch) if outcome else values
             if (name, index) in known:
                 factors = known[name, index]
             elif term.over_batch:  # also without items: the statistic is gathered over all ranks
@@ -114,6 +164,7 @@ class TermValues:
                 self.log.add(f"loss/{group}/{name}", (factors * values.detach()).sum())
             if outcome:
                 part = (factors.to(values.dtype) * values).sum()
+                self.log.watch(f"{group}={name}", part)
                 loss = part if loss is None else loss + part
                 for key, value in outcome.diagnostics.items():
                     share = weights / self._totals[group, name]
@@ -126,6 +177,7 @@ class TermValues:
         total = torch.zeros((), dtype=torch.float64)
         for name, term in terms.items():
             value = term.weight * term.penalty(self.phase.parameters, self.context(f"{group}/{name}"))
+            self.log.watch(f"{group}={name}", value)
             total = total.to(value) + value / world_size()
             self.log.add(f"loss/{group}/{name}", value.detach() / world_size())
         self._require_gradient(group, terms, total)
@@ -151,8 +203,8 @@ class TermValues:
             if not term.over_batch:
                 continue
             held = [batch for batch in micro if len(batch["id"])]
-            values = [term(self.model, batch, self.context(f"{group}/{name}")).values for batch in held]
-            weights = [term.sample_weight(batch) for batch in held]
+            values = [self._call(group, name, term, batch).values for batch in held]
+            weights = [checked_weight(term, f"{group}={name}", batch) for batch in held]
             full = iter(self._statistic_gradient(group, name, term, values, weights))
             for index, batch in enumerate(micro):
                 known[name, index] = next(full) if len(batch["id"]) else torch.empty(0)
@@ -185,7 +237,7 @@ class TermValues:
                 device = self.batches[group][0]["id"].device
                 sums[group, name] = torch.zeros((), dtype=torch.float64, device=device)
                 for batch in held:
-                    sums[group, name] += term.sample_weight(batch).sum()
+                    sums[group, name] += checked_weight(term, f"{group}={name}", batch).sum()
         if not sums:
             return {}
         totals = sum_over_ranks(torch.stack(list(sums.values())))
@@ -193,7 +245,11 @@ class TermValues:
 
 
 class StepLosses:
-    """The gradient of one phase at one step, combined as its ``combine`` says; arguments as in TermValues."""
+    """The gradient of one phase at one step, combined as its ``combine`` says; arguments as in TermValues.
+
+    Attributes:
+        forget_size: norm of this rank's gradient of the forget terms, where ``gradient`` was asked for it.
+    """
 
     def __init__(
         self,
@@ -204,11 +260,14 @@ class StepLosses:
     ) -> None:
         self.phase, self.context, self.log = phase, context, StepLog()
         self.values = TermValues(phase, model, batches, context, self.log)
+        self.forget_size: Tensor | None = None
 
-    def gradient(self, state: dict[str, Any], log: bool) -> list[Tensor]:
+    def gradient(self, state: dict[str, Any], log: bool, watch_forget: bool = False) -> list[Tensor]:
         """Return the combined gradient, in ``p.grad``; with ``log`` the conflict cosine is measured as well."""
         combine, parameters = self.phase.combine, list(self.phase.parameters.values())
         forget, retain = self.values.lazy("forget"), self.values.lazy("retain")
+        if watch_forget and forget and retain:
+            retain[0] = partial(self._after_forget, retain[0], parameters)
         summed = isinstance(combine, WeightedSum)
         if log and summed and forget and len(retain) == 1 and world_size() == 1:
             return self._summed(forget, retain[0], parameters)
@@ -217,6 +276,7 @@ class StepLosses:
             return fresh_gradients([*forget, *retain], parameters)
         fresh_gradients(forget, parameters)
         forget_gradient = take_gradients(parameters)
+        self.forget_size = norm(forget_gradient) if watch_forget else None
         retain_gradient = fresh_gradients(retain, parameters)
         if log:
             # the same on every rank, while the log sums over ranks
@@ -233,6 +293,13 @@ class StepLosses:
             parameter.grad = gradient
         combine(forget_gradient, held, state, samples)
         return held
+
+    def _after_forget(self, retain: LazyLoss, parameters: list[nn.Parameter]) -> Tensor | None:
+        """Note the forget terms' gradient, which is all that there is before the first loss of the retain terms."""
+        held = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if held and self.forget_size is None:
+            self.forget_size = norm(held)
+        return retain()
 
     def _summed(self, forget: list[LazyLoss], retain: LazyLoss, parameters: list[nn.Parameter]) -> list[Tensor]:
         """Return the sum of both gradients; their cosine is measured during the addition, without a copy of either."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from unlearn.core.distributed import gather_objects, map_ids
+from unlearn.core.distributed import gather_objects, map_ids, sum_over_ranks
 from unlearn.core.errors import Diverged, RecipeError
 from unlearn.core.optim import learning_rate, make_optimizer
 from unlearn.core.randomness import Randomness
@@ -29,6 +29,10 @@ from unlearn.training.dataloader import StepBatches
 from unlearn.training.gradients import fresh_gradients, norm, take_gradients, watched
 from unlearn.training.losses import StepLog, StepLosses, TermValues
 from unlearn.training.phase import Phase
+
+STILL_STEPS = 3
+"""A gradient of exactly 0 in so many first steps ends the run. One or two may have it: a term that compares with the
+target is 0 there, and an auxiliary network begins as a copy of the model."""
 
 
 class UnlearningModule(lightning.LightningModule):
@@ -48,6 +52,7 @@ class UnlearningModule(lightning.LightningModule):
         step_count: primary steps taken; below 0 during the warm-up of another network.
         goal: the term that reached its goal and thereby ended the run, or None.
         row: the last measured row of the training curves.
+        still: number of first steps in a row with a gradient of exactly 0, by what has it.
         common: the part of a term's context that all terms share (splits, reference, ...); ``_context`` completes it.
     """
 
@@ -77,6 +82,7 @@ class UnlearningModule(lightning.LightningModule):
         self.step_count = min(phase.first for phase in self.phases)
         self.goal: str | None = None
         self.row: dict[str, float] = {}
+        self.still: dict[str, int] = {}
         self.average = WeightAverage(self.primary.parameters, self.primary.optim.ema)
         self.common = Context(
             step=self.step_count,
@@ -160,18 +166,17 @@ class UnlearningModule(lightning.LightningModule):
             if not phase.is_due(step):
                 continue
             losses = StepLosses(phase, self.model, batch, self._context)
+            early = phase.primary and step < STILL_STEPS
             if step == phase.first:  # once is enough: what a loss reaches does not change
                 with watched(phase.parameters) as reached:
-                    gradients = losses.gradient(self.combine_states[index], measure)
+                    gradients = losses.gradient(self.combine_states[index], measure, early)
                 _refuse_unreached(phase, reached)
             else:
-                gradients = losses.gradient(self.combine_states[index], measure)
+                gradients = losses.gradient(self.combine_states[index], measure, early)
             size = clip(gradients, phase.optim.clip)
-            if not torch.isfinite(size):  # checked before the optimizer sees it: its moments would stay nan
-                raise Diverged(
-                    f"Step {step}: the gradient of phase {phase.name!r} is not finite, so no step was taken; the state "
-                    f"before it is kept. {self.remedy}"
-                )
+            self._refuse_not_finite(phase, losses, size)
+            if early:
+                self._refuse_still(phase, losses, size)
             rate = learning_rate(phase.optim, step)
             optimizer = optimizers[index]
             for settings in optimizer.param_groups:
@@ -189,6 +194,35 @@ class UnlearningModule(lightning.LightningModule):
         self.step_count += 1
         if self.step_count == self.primary.optim.steps:  # the last step may be the one that reaches the goal
             self.goal = next(iter(self._run_before_step()), None)
+
+    def _refuse_not_finite(self, phase: Phase, losses: StepLosses, size: Tensor) -> None:
+        """Raise Diverged before the optimizer sees a value that is not finite: its moments would stay nan."""
+        terms = losses.log.not_finite([f"{group}={name}" for group, name, _ in phase.terms()], self.device)
+        if not terms and torch.isfinite(size):
+            return
+        what = f"the loss of {', '.join(terms)}" if terms else f"the gradient of phase {phase.name!r}"
+        target: nn.Module = self._frozen[0]() if self._frozen else self.model
+        broken = [name for name, value in target.named_parameters() if not value.isfinite().all()]
+        why = f"The target itself holds values that are not finite: {', '.join(broken[:3])}." if broken else self.remedy
+        raise Diverged(
+            f"Step {self.step_count}: {what} is not finite, so no step was taken; the state before it is kept. {why}"
+        )
+
+    def _refuse_still(self, phase: Phase, losses: StepLosses, size: Tensor) -> None:
+        """Raise a RecipeError where the first steps have no gradient at all, or the forget terms have none."""
+        groups = {"the loss": size}
+        if any(term.weight for term in phase.groups.get("forget", {}).values()) and "retain" in phase.groups:
+            groups[f"forget={', '.join(phase.groups['forget'])}"] = losses.forget_size
+        for name, found in groups.items():
+            local = torch.zeros((), device=self.device) if found is None else found.detach()
+            moves = bool(sum_over_ranks(local.double()) > 0)
+            self.still[name] = 0 if moves else self.still.get(name, 0) + 1
+            if self.still[name] == min(STILL_STEPS, phase.optim.steps):
+                raise RecipeError(
+                    f"The gradient of {name} is exactly 0 in the first {self.still[name]} steps, so nothing would be "
+                    "learned or forgotten. Look whether the terms see the items and words that they are given (a "
+                    "prompt cut off, an anchor equal to the concept), and whether scope reaches what they depend on."
+                )
 
     def forget_gradient(
         self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
