@@ -70,14 +70,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_though_its_gradient_is(value: f
     assert all(weight.isfinite().all() for weight in fine.values())
 
 
-def test_a_target_that_holds_nan_is_named() -> None:
+def test_a_target_that_holds_nan_is_named(tmp_path: Path) -> None:
     module = small_module({"mine": Changed()}, {"training_loss": TrainingLoss()})
     target: Any = module.common.reference()
-    name, first = next(iter(target.named_parameters()))
+    name = next(iter(target.named_parameters()))[0]
     for model in (target, module.model):
         torch.nn.init.constant_(dict(model.named_parameters())[name], float("nan"))
     with pytest.raises(Diverged) as stopped:
-        run(module, Path("unused"))
+        run(module, tmp_path)
     assert (
         "The target itself holds" in str(stopped.value)
         and name in str(stopped.value)
