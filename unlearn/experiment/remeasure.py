@@ -100,10 +100,12 @@ def measure_folders(folders: Mapping[str, str], recipe: str, settings: Sequence[
     new_folder(read)  # says now what is wrong with ``output``
     began = time.monotonic()
     inputs = gather_inputs(read, read.seeds[0], None, dataset)
-    more = {name: given(name, read.model, folders[name]) for name in ("teacher", "clean") if name in folders}
+    teacher, clean = (
+        given(name, read.model, folders[name]) if name in folders else None for name in ("teacher", "clean")
+    )
     judged = given("model", read.model, folders["model"])
     judged.shared().check_fits(dataset.info)
-    inputs = replace(inputs, **more)
+    inputs = replace(inputs, teacher=teacher, clean=clean)
     seconds = {"inputs": time.monotonic() - began}
     left_out = [name for name, evaluator in read.evaluate.items() if evaluator.of_the_run]
     figures = replace(read, evaluate={name: one for name, one in read.evaluate.items() if name not in left_out})
@@ -140,18 +142,23 @@ def _ready(recipe: Recipe, folders: Mapping[str, str] | None = None) -> Dataset:
     check_capabilities(recipe, recipe.model.wrapper)
     if folders is None:
         check_subjects(recipe)
-    for name, evaluator in recipe.evaluate.items() if folders is not None else ():
-        for subject in evaluator.subjects:
-            if subject not in (*folders, "unlearned"):
-                raise RecipeError(
-                    f"evaluate.{name} compares with the {subject} model. Type {subject}=FOLDER or evaluate.{name}=null."
-                )
+    else:
+        _check_folders(recipe, folders)
     check_machine(recipe.trainer)
     dataset = recipe.model.read(recipe.data.load())
     rehearse(recipe, dataset)
     quiet_lightning()
     launch(recipe.trainer.devices, recipe.trainer.accelerator)
     return dataset
+
+
+def _check_folders(recipe: Recipe, folders: Mapping[str, str]) -> None:
+    """Refuse evaluators that compare with a model of which no folder is given."""
+    for name, evaluator in recipe.evaluate.items():
+        if lacking := [subject for subject in evaluator.subjects if subject not in (*folders, "unlearned")]:
+            raise RecipeError(
+                f"evaluate.{name} compares with the {lacking[0]} model. Type {lacking[0]}=PATH or evaluate.{name}=null."
+            )
 
 
 def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunDir) -> Result:

@@ -210,7 +210,7 @@ class UnlearningModule(lightning.LightningModule):
 
     def _refuse_still(self, phase: Phase, losses: StepLosses, size: Tensor) -> None:
         """Raise a RecipeError where the first steps have no gradient at all, or the forget terms have none."""
-        groups = {"the loss": size}
+        groups: dict[str, Tensor | None] = {"the loss": size}
         if any(term.weight for term in phase.groups.get("forget", {}).values()) and "retain" in phase.groups:
             groups[f"forget={', '.join(phase.groups['forget'])}"] = losses.forget_size
         for name, found in groups.items():
