@@ -58,6 +58,10 @@ class LatentGenerator(Wrapper):
 
     family: ClassVar[str] = "gan"
 
+    num_ws: int
+    image_shape: tuple[int, int, int]
+    w_dim: int
+    levels: int
     r1: float = R1
     mixing: float = 0.0
     paths: float = 0.0
