@@ -92,7 +92,7 @@ def test_a_target_that_holds_nan_is_named(tmp_path: Path) -> None:
         ({"mine": Changed(change=lambda loss: Values(0 * loss))}, {"training_loss": TrainingLoss()}, "forget=mine"),
     ],
 )
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [2, 4])
 def test_first_steps_without_a_gradient_are_a_named_stop(
     forget: dict[str, Objective], retain: dict[str, Objective], words: str, steps: int, tmp_path: Path
 ) -> None:

@@ -31,8 +31,8 @@ from unlearn.training.losses import StepLog, StepLosses, TermValues
 from unlearn.training.phase import Phase
 
 STILL_STEPS = 3
-"""A gradient of exactly 0 in so many first steps ends the run. One or two may have it: a term that compares with the
-target is 0 there, and an auxiliary network begins as a copy of the model."""
+"""A gradient of exactly 0 in so many first steps ends the run, and in two if it has no more. One may have it: a term
+that compares with the target is 0 there, and layers that begin at 0 hand no gradient on."""
 
 
 class UnlearningModule(lightning.LightningModule):
@@ -217,7 +217,7 @@ class UnlearningModule(lightning.LightningModule):
             local = torch.zeros((), device=self.device) if found is None else found.detach()
             moves = bool(sum_over_ranks(local.double()) > 0)
             self.still[name] = 0 if moves else self.still.get(name, 0) + 1
-            if self.still[name] == min(STILL_STEPS, phase.optim.steps):
+            if self.still[name] == max(2, min(STILL_STEPS, phase.optim.steps)):
                 raise RecipeError(
                     f"The gradient of {name} is exactly 0 in the first {self.still[name]} steps, so nothing would be "
                     "learned or forgotten. Look whether the terms see the items and words that they are given (a "
