@@ -48,6 +48,13 @@ class Wrapper(nn.Module, ABC):
         """Write an adapter with this wrapper's names into an existing folder, in a format that other libraries read."""
         adapter.write(folder)
 
+    def round_as_saved(self) -> None:
+        """Round the weights, in place, to the float types that ``save_pretrained`` writes by default.
+
+        Called once the steps have ended and before anything is measured, so that what is measured is what is saved. A
+        backend whose folders may be narrower than the weights in memory overrides this.
+        """
+
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
         return dataset
@@ -145,6 +152,14 @@ def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict
         name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in network.state_dict().items()
     }
+
+
+@torch.no_grad()
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Round a network's floating-point weights to the values that ``dtype`` can hold; their own type stays."""
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value.to(dtype))
 
 
 @contextmanager

@@ -78,7 +78,9 @@ def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Ou
         networks=steps.networks,
     )
     # trainer.precision=64-true takes the steps in a wider type than the model's own
-    return Outcome(model.to(dtype=precision_of(inputs.target.shared())), facts, steps.seconds)
+    model = model.to(dtype=precision_of(inputs.target.shared()))
+    model.round_as_saved()
+    return Outcome(model, facts, steps.seconds)
 
 
 def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
