@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import StableDiffusionPipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.toys import ROOT
+from tests.toys.clip import small_clip
 from tests.toys.command import evaluate, unlearn
+from tests.toys.pipelines import METHODS, images, stable_diffusion
+from tests.toys.pipelines import recipe as pipeline_recipe
 
 SMALL = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small.yaml'}"
 
@@ -31,9 +36,11 @@ def metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())  # type: ignore[no-any-return]
 
 
-def models(cache: Path) -> dict[str, Path]:
-    records = {path.parent: json.loads(path.read_text()) for path in cache.glob("models/*/trained.json")}
-    return {record["subject"]: folder for folder, record in records.items()}
+def beside(run: Path, cache: Path) -> list[str]:
+    """Return the settings that name the models that a run began from and compared with."""
+    folders = {json.loads(path.read_text())["key"]: path.parent for path in cache.glob("models/*/trained.json")}
+    keys = json.loads((run / "run.json").read_text())["works_on"]
+    return [f"{subject}={folders[keys[f'{subject} model']]}" for subject in ("target", "retrained")]
 
 
 def test_the_same_evaluators_give_the_same_records(finished: Path, tmp_path: Path, cache: Path) -> None:
@@ -88,8 +95,7 @@ def test_several_seeds_are_summarised_anew(tmp_path: Path, cache: Path) -> None:
 
 
 def test_a_model_folder_has_the_figures_of_its_run(finished: Path, tmp_path: Path, cache: Path) -> None:
-    own = models(cache)
-    folders = [f"model={finished}/model", f"target={own['target']}", f"retrained={own['retrained']}"]
+    folders = [f"model={finished}/model", *beside(finished, cache)]
     settings = ["evaluate.samples={name: sample_grid}", "select={metric: bits_per_dim, every: 2}", "output=judged"]
     done = evaluate(*folders, SMALL, *settings, cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
@@ -113,3 +119,30 @@ def test_missing_folders_are_named(arguments: list[str], message: str, tmp_path:
     done = evaluate(*arguments, cwd=tmp_path, cache=cache)
     assert done.returncode == 2 and message in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_plain_transformers_has_the_figures_of_a_run(tmp_path: Path, cache: Path) -> None:
+    small = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small_language.yaml'}"
+    done = unlearn(small, "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").save_pretrained(tmp_path / "plain")
+    AutoTokenizer.from_pretrained(tmp_path / "run" / "model").save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "unlearn.json").exists()
+    done = evaluate("model=plain", *beside(tmp_path / "run", cache), small, "output=judged", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    of_run = [record for record in metrics(tmp_path / "run")["records"] if record["evaluator"] != "cost"]
+    assert metrics(tmp_path / "judged")["records"] == of_run and of_run
+
+
+def test_a_folder_of_plain_diffusers_has_the_figures_of_a_run(tmp_path: Path, cache: Path) -> None:
+    target, data = stable_diffusion(tmp_path / "target"), images(tmp_path / "images", 16)
+    measured = {"clip_score": {"path": str(small_clip(tmp_path / "clip")), "samples": 2}}
+    file = pipeline_recipe(tmp_path / "recipe.yaml", target, data, 16, evaluate=measured, **METHODS["uce"])
+    done = unlearn(f"recipe={file}", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model", safety_checker=None).save_pretrained(
+        tmp_path / "plain"
+    )
+    done = evaluate("model=plain", f"target={target}", f"recipe={file}", "output=judged", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "judged")["records"] == metrics(tmp_path / "run")["records"] != []
