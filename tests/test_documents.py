@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.toys import ROOT
+from tests.toys.command import unlearn
 from unlearn.config import packaged, registry
 from unlearn.config.recipe import load
 
@@ -43,14 +41,7 @@ def test_the_readmes_examples_run(recipe: str, tmp_path: Path) -> None:
         "evaluate.sample_share.samples=50",
         "output=out",
     ]
-    result = subprocess.run(
-        [sys.executable, "-m", "unlearn.run", f"recipe={recipe}", *short, "gate=null", "output=out"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "UNLEARN_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = unlearn(f"recipe={recipe}", *short, "gate=null", "output=out", cwd=tmp_path, cache=tmp_path / "cache")
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "out" / "report.html").is_file() and (tmp_path / "out" / "metrics.json").is_file()
 

@@ -113,11 +113,11 @@ def test_two_ranks_are_one_rank(cache: Path, here: Path) -> None:
 
 
 def test_a_killed_run_ends_in_the_same_weights(cache: Path, here: Path) -> None:
-    long = [SMALL, "optim.steps=60"]
+    long = [SMALL, "optim.steps=30"]
     assert main([*long, "output=whole"]) == 0
     folder = here / "killed"
     folder.mkdir()
-    assert 0 < kill_after_a_checkpoint(long, folder, cache, 0.2) < 60
+    assert 0 < kill_after_a_checkpoint(long, folder, cache, 0.2) < 30
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main([*long, "resume=auto"]) == 0

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import unlearn
 from tests.toys import ROOT
-from tests.toys.command import environment, kill_after_a_checkpoint, unlearn_in_a_process, unlearn_on_two_ranks
+from tests.toys.command import environment, kill_after_a_checkpoint, unlearn_on_two_ranks
 from tests.toys.command import unlearn as command
 from unlearn.core.errors import GateFailed, RecipeError
 from unlearn.models.flow.wrapper import Flow
@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """One uninterrupted run; it also fills the cache of trained models."""
     folder = tmp_path_factory.mktemp("finished")
-    done = unlearn_in_a_process(SMALL, "output=run", cwd=folder, cache=cache)
+    done = command(SMALL, "output=run", cwd=folder, cache=cache)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -121,7 +121,7 @@ def test_killed_runs_end_in_the_same_weights(tmp_path: Path, cache: Path, finish
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_run_is_left_alone_by_others_and_a_signal_saves_it_and_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path, cache: Path, finished: Path
 ) -> None:
     process = subprocess.Popen(
@@ -131,10 +131,12 @@ def test_a_signal_saves_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
     )
-    curve = tmp_path / "run" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not curve.is_file() and time.monotonic() < deadline:
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None
         time.sleep(0.1)
+    again = command("resume=run", cwd=tmp_path, cache=cache)
+    assert again.returncode == 2 and "process" in again.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
@@ -253,23 +255,6 @@ def test_a_run_whose_recipe_was_changed_is_not_resumed(tmp_path: Path, cache: Pa
     text.write_text(text.read_text().replace("steps: 2 ", "steps: 9 "))
     again = command("resume=run", cwd=tmp_path, cache=cache)
     assert again.returncode == 2 and "was changed" in again.stderr
-
-
-def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path, cache: Path, finished: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unlearn.run", SMALL, "optim.steps=4000", "output=run"],
-        cwd=tmp_path,
-        env=environment(cache),
-        stderr=subprocess.DEVNULL,
-    )
-    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None
-        time.sleep(0.1)
-    again = command("resume=run", cwd=tmp_path, cache=cache)
-    process.kill()
-    process.wait()
-    assert again.returncode == 2 and "process" in again.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
 
 
 def test_a_run_whose_target_was_changed_is_not_resumed(tmp_path: Path, cache: Path, finished: Path) -> None:
