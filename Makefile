@@ -20,7 +20,7 @@ demo: $(VENV)/.ready
 	@$(PY) -m unlearn.run recipe=quickstart
 
 test: $(VENV)/.ready-dev
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(PY) -m ruff format --check .

@@ -76,6 +76,7 @@ def test_random_labels_on_framed_mnist(here: Path) -> None:
 
 def test_a_generator_of_framed_mnist_is_distilled_and_forgets(here: Path) -> None:
     small = [*SMALL, *ON_CPU, "distil.optim={steps: 2, batch: 4}", "optim={steps: 2, batch: 4, forget_batch: 2}"]
+    small += [f"{part}.warmup=2" for part in ("distil", "forget", "retain")]
     assert main(["recipe=diffusion/sfd_mnist", *small]) == 0
     assert {"target", "unlearned", "teacher"} <= figures(here / "out")["accuracy"]
     assert Diffusion.from_pretrained(here / "out" / "model").settings.one_step == 440
