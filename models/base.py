@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +152,29 @@ def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict
         name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in network.state_dict().items()
     }
+
+
+def refuse_not_finite(network: nn.Module, folder: Path) -> None:
+    """Refuse weights that are nan or infinite, by their tensors' names.
+
+    Raises:
+        RecipeError: a parameter or buffer of the network, which was read from the folder, is not finite.
+    """
+    found = [
+        name
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if found:
+        raise RecipeError(
+            f"{folder} holds weights that are not finite, in {some(found)}. Type a folder whose weights are numbers."
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """Return names as a message lists them: the first three, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 @torch.no_grad()
