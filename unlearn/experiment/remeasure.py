@@ -22,7 +22,6 @@ from unlearn.experiment.model_store import given
 from unlearn.experiment.outcome import Outcome, read_outcome
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.runner import Result, measure, missed_gates
-from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
 from unlearn.report.page import build_report
 from unlearn.report.read_run import RunFolder, read_run
@@ -67,12 +66,7 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
         return results[0].checked()
     with run_dir.held():
         run_dir.begin(recipe, status["command"], in_memory=False)
-        records = write_summary(folder, [result.folder for result in results]) if rank() == 0 else []
-        if rank() == 0:
-            run_dir.end(metrics_table(records), complete=not any(result.failed_evaluators for result in results))
-    gates = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
-    evaluators = [f"{result.folder.name}: {line}" for result in results for line in result.failed_evaluators]
-    return Result(folder, records, results[-1].model, gates, evaluators).checked()
+        return Result.over_seeds(run_dir, results).checked()
 
 
 def measure_folders(folders: Mapping[str, str], recipe: str, settings: Sequence[str], command: Sequence[str]) -> Result:

@@ -62,6 +62,18 @@ class Result:
     failed_gates: list[str] = field(default_factory=list)
     failed_evaluators: list[str] = field(default_factory=list)
 
+    @classmethod
+    def over_seeds(cls, run_dir: RunDir, results: Sequence[Result]) -> Result:
+        """Write the summary of several seeds and return it, with what failed in any of them."""
+        records: list[Record] = []
+        if rank() == 0:
+            records = write_summary(run_dir.folder, [result.folder for result in results])
+            run_dir.end(metrics_table(records), complete=not any(result.failed_evaluators for result in results))
+        barrier()
+        gates = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
+        evaluators = [f"{result.folder.name}: {line}" for result in results for line in result.failed_evaluators]
+        return cls(run_dir.folder, records, results[-1].model, gates, evaluators)
+
     def checked(self) -> Result:
         """Return this result if nothing failed.
 
@@ -193,14 +205,7 @@ def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: 
             results.append(
                 _finished(recipe, part) if done else SeedRun(single, command, model, dataset, part, parent).carry_out()
             )
-        records: list[Record] = []
-        if rank() == 0:
-            records = write_summary(parent, [result.folder for result in results])
-            run_dir.end(metrics_table(records), complete=not any(result.failed_evaluators for result in results))
-        barrier()
-    gates = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
-    evaluators = [f"{result.folder.name}: {line}" for result in results for line in result.failed_evaluators]
-    return Result(parent, records, results[-1].model, gates, evaluators)
+        return Result.over_seeds(run_dir, results)
 
 
 class SeedRun:
