@@ -113,6 +113,19 @@ class ModelConfig(ABC):
     wrapper: ClassVar[type[Wrapper]]
     not_in_training: ClassVar[tuple[str, ...]] = ("pretrained", "retrained", "train")
     """Settings that do not shape a trained model, so that another value finds the same one."""
+    built_from: ClassVar[tuple[str, ...]] = ()
+    """Entries of ``Dataset.info`` that ``build`` takes."""
+
+    def data_as_read(self, dataset: Dataset) -> Dataset:
+        """Return the data as this model reads it. Raises RecipeError where a new model cannot be built from them."""
+        found = self.read(dataset)
+        lacking = [key for key in self.built_from if key not in found.info]
+        if self.pretrained is None and lacking:
+            raise RecipeError(
+                f"model: {type(self).__name__} is built for the {' and '.join(lacking)} of the data, and "
+                f"{type(dataset).__name__} has none. Type other data=NAME, or model.pretrained=FOLDER."
+            )
+        return found
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config.recipe import load
+from unlearn.core.boundary import components
 from unlearn.experiment.runner import Result, run
 
 __all__ = ["Result", "unlearn"]
@@ -35,7 +36,8 @@ def unlearn(
     if isinstance(model_or_path, str | Path):
         settings.append(f"model.pretrained={_text(model_or_path)}")
         model_or_path = None
-    return run(load(recipe, settings), ["unlearn.unlearn", str(recipe), *settings], model_or_path)
+    with components():
+        return run(load(recipe, settings), ["unlearn.unlearn", str(recipe), *settings], model_or_path)
 
 
 def _text(value: Any) -> str:

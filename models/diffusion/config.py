@@ -46,6 +46,7 @@ class DiffusionConfig(ModelConfig):
     guidance: float | None = None
 
     wrapper: ClassVar[type[Wrapper]] = Diffusion
+    built_from: ClassVar[tuple[str, ...]] = ("shape", "levels")
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "steps", "guidance")
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ class FlowConfig(ModelConfig):
 
     wrapper: ClassVar[type[Wrapper]] = Flow
     kind: ClassVar[str]
+    built_from: ClassVar[tuple[str, ...]] = ("shape",)
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "temperature")
 
     def __post_init__(self) -> None:

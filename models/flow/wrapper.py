@@ -79,6 +79,8 @@ class Flow(Wrapper):
     @override
     @classmethod
     def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
+        if "shape" not in info:
+            raise RecipeError("A flow in memory needs data of one shape, and this data has none. Type other data=NAME.")
         wrapped = cls.wrap(model, tuple(info["shape"]), info.get("levels"))
         key, dtype = ("vector", torch.float32) if wrapped.levels is None else ("image", torch.uint8)
         example = {"id": torch.zeros(2, dtype=torch.int64), key: torch.zeros(2, *info["shape"], dtype=dtype)}

@@ -43,6 +43,7 @@ class GanConfig(ModelConfig):
     truncation: NonNegativeFloat | None = None
 
     wrapper: ClassVar[type[Wrapper]] = LatentGenerator
+    built_from: ClassVar[tuple[str, ...]] = ("shape", "levels")
     not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "truncation")
 
     def __post_init__(self) -> None:

@@ -237,7 +237,7 @@ def _load(path: str, what: str) -> Any:
     module_name, attribute = path.split(":")
     try:
         module = import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
         cause = f"{type(error).__name__}: {error}"
         lacks = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         extra = next((extra for extra, packages in EXTRAS.items() if lacks in packages), None)

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.compose import Given, Node, bare, written
 from unlearn.config.yaml_io import Tree
+from unlearn.core.boundary import exited
 from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 MISSING = "???"
@@ -120,6 +121,8 @@ def _instance(cls: type[Any], node: Node | Tree, place: _Place, start: Any = Non
     values = {name: built.value for name, built in given.items()}
     try:
         value = cls(**values) if start is None else dataclasses.replace(start, **values)
+    except SystemExit as error:
+        raise RecipeError(f"{place.key} ({cls.__module__}.{cls.__qualname__}) {exited(error)}") from error
     except ValueError as error:
         joint = "." if str(error).split()[:1] in [[name] for name in allowed] else ": "
         raise RecipeError(f"{place.key}{joint}{error}" if place.key else str(error)) from error

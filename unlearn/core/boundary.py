@@ -1,15 +1,22 @@
-"""The boundary to what others made: what a library raises while it is read is the file's fault, in one sentence."""
+"""The boundary to what others made: files that libraries read, and the components of a user."""
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
 from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
 
 PACKAGE = Path(__file__).parents[1]
 """Where the code of this package lies."""
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -44,6 +51,52 @@ def described(error: BaseException) -> str:
     printable = said.encode("utf-8", "backslashreplace").decode()
     kind = type(error).__name__
     return f"{kind}: {printable[:300].rstrip('.')}" if printable else kind
+
+
+@contextmanager
+def components() -> Iterator[None]:
+    """Turn an exit that a component calls into a RecipeError: it would end the program without a word.
+
+    Raises:
+        RecipeError: names who called it. Other errors of a component stay as they are, with their traceback.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns a Ctrl-C into an exit
+            raise
+        raise RecipeError(f"{_who_raised(error)} {exited(error)}") from error
+
+
+def exited(error: SystemExit) -> str:
+    """Return what is said of a component that called exit, after its name."""
+    return f"ended the program (SystemExit: {error.code}). Let it raise an error that says why instead."
+
+
+def promised(found: object, kind: type[T], who: str) -> T:
+    """Return what a component returned. Raises RecipeError, with the component's name, where it is of another kind."""
+    if not isinstance(found, kind):
+        what = "nothing (None)" if found is None else f"a {type(found).__name__}"
+        raise RecipeError(f"{who} returned {what}; it must return a {kind.__name__}.")
+    return found
+
+
+def named(key: str, component: object) -> str:
+    """Return a component as messages name it: its key in the recipe, and its class."""
+    return f"{key} ({type(component).__module__}.{type(component).__qualname__})"
+
+
+def _who_raised(error: BaseException) -> str:
+    """Return the component that raised an error: the first function after ours that is of no library."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [number for number, frame in enumerate(frames) if Path(frame.f_code.co_filename).is_relative_to(PACKAGE)]
+    theirs = frames[ours[-1] + 1 :] if ours else frames
+    found = next((frame for frame in theirs if not _is_library(frame)), frames[-1])
+    return f"{found.f_globals.get('__name__', found.f_code.co_filename)}.{found.f_code.co_qualname}"
+
+
+def _is_library(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(("<", *_LIBRARIES))
 
 
 DEFECTS = (AttributeError, NameError, TypeError, LookupError, AssertionError, ArithmeticError)

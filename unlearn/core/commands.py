@@ -7,13 +7,15 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from unlearn.core.boundary import components
 from unlearn.core.errors import UnlearnError, is_of_the_machine
 
 
 def exit_code(work: Callable[[], object]) -> int:
     """Do the work of a command and return its exit code; an error of ours is one message, a defect a traceback."""
     try:
-        work()
+        with components():
+            work()
         sys.stdout.flush()
         return 0
     except UnlearnError as error:

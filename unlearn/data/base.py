@@ -12,11 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn.core.boundary import promised
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import PositiveInt, check_ranges
 
 Batch = dict[str, Tensor]
+
+
+class Items(Batch):
+    """A batch as the data gives it; what it does not hold is said in a sentence."""
+
+    def __missing__(self, key: str) -> Tensor:
+        held = ", ".join(map(repr, self))
+        raise RecipeError(f"The items of the data have no {key!r}, which the recipe needs; they have {held}.")
 
 
 class Dataset(ABC):
@@ -141,8 +150,14 @@ class Split:
         return len(self.ids)
 
     def batch(self, ids: Tensor) -> Batch:
-        """Return the items with these ids."""
-        return self.dataset.batch(ids)
+        """Return the items with these ids. Raises RecipeError where the data source returns something else."""
+        who = f"{type(self.dataset).__module__}.{type(self.dataset).__qualname__}.batch"
+        found = Items(promised(self.dataset.batch(ids), dict, who))
+        if not isinstance(given := found.get("id"), Tensor) or not torch.equal(given, ids):
+            raise RecipeError(f"{who} returned items without their ids; it must return the ids asked for as 'id'.")
+        if wrong := [key for key, value in found.items() if not isinstance(value, Tensor)]:
+            raise RecipeError(f"{who}: {wrong[0]!r} is a {type(found[wrong[0]]).__name__}; it must be a tensor.")
+        return found
 
     def halves(self) -> tuple[Split, Split]:
         """Return two halves, one to stop and tune on, one for the figures; they are the same for every seed."""

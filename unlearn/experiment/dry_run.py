@@ -16,6 +16,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.training.build import edited, guarded
 from unlearn.training.fit import fit, peak_memory
 from unlearn.training.module import UnlearningModule
 
@@ -25,7 +26,7 @@ def one_step(
 ) -> str:
     """Take one step in a temporary folder; return sizes, scope, time and memory as text."""
     if recipe.guard is not None:
-        recipe.guard(module.model, splits)
+        guarded(recipe.guard, module.model, splits)
     trainer = replace(recipe.trainer, devices=1, tensorboard=False, wandb=None)
     with tempfile.TemporaryDirectory() as folder:
         seconds = fit(module, trainer, Path(folder), "checking", callbacks)
@@ -43,9 +44,9 @@ def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
     """Apply an edit that trains nothing, and a guard, to an untrained model; return sizes and time as text."""
     began = time.monotonic()
     if recipe.edit is not None:
-        model = recipe.edit(model, _no_training, splits)
+        model = edited(recipe.edit, model, _no_training, splits)
     if recipe.guard is not None:
-        recipe.guard(model, splits)
+        guarded(recipe.guard, model, splits)
     return sound(
         recipe,
         splits,

@@ -12,6 +12,7 @@ import torch
 
 from unlearn.config import registry
 from unlearn.config.schema import Recipe
+from unlearn.core.boundary import named, promised
 from unlearn.core.distributed import world_size
 from unlearn.core.errors import is_of_the_machine
 from unlearn.core.randomness import Randomness
@@ -81,7 +82,8 @@ def measured(
     cache = {} if cache is None else cache
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
-        found = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
+        returned = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
+        found = promised(returned, EvaluationResult, named(f"evaluate.{name}", evaluator))
         pictures = [_named(picture, name, evaluator) for picture in found.pictures]
         tables = [_named(table, name, evaluator) for table in found.text_tables]
         items = [{"evaluator": name, **row} for row in found.items]

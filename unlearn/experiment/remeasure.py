@@ -16,6 +16,7 @@ from unlearn.config.schema import Recipe
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset
+from unlearn.data.loading import load_data
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.inputs import gather_inputs, rehearse
 from unlearn.experiment.model_store import given
@@ -139,7 +140,7 @@ def _ready(recipe: Recipe, folders: Mapping[str, str] | None = None) -> Dataset:
     else:
         _check_folders(recipe, folders)
     check_machine(recipe.trainer)
-    dataset = recipe.model.read(recipe.data.load())
+    dataset = recipe.model.data_as_read(load_data(recipe.data))
     rehearse(recipe, dataset)
     quiet_lightning()
     launch(recipe.trainer.devices, recipe.trainer.accelerator)

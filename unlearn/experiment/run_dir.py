@@ -24,6 +24,7 @@ from unlearn.config.arguments import split
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump
+from unlearn.core.boundary import components
 from unlearn.core.distributed import barrier, gather_objects, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
@@ -130,7 +131,8 @@ class RunDir:
             except Timeout:
                 raise RecipeError(f"{self.folder} is in use by another process; wait for it.") from None
         try:
-            yield
+            with components():
+                yield
         except (Interrupted, GateFailed, KeyboardInterrupt):
             raise
         except Exception as error:

@@ -21,6 +21,7 @@ from unlearn.core.errors import EvaluationFailed, GateFailed, Interrupted, Recip
 from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset
+from unlearn.data.loading import load_data
 from unlearn.data.splits import train_split
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.dry_run import at_once, one_step
@@ -109,10 +110,10 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
     check_machine(recipe.trainer)
     if folder is None:
         new_folder(recipe)  # says now what is wrong with ``output``, not after the work
-    dataset = recipe.data.load()
+    dataset = load_data(recipe.data)
     if model is not None and not isinstance(model, Wrapper):
         model = recipe.model.wrapper.adopt(model, dataset.info)
-    dataset = (recipe.model if model is None else model).read(dataset)
+    dataset = recipe.model.data_as_read(dataset) if model is None else model.read(dataset)
     rehearse(recipe, dataset)
     if recipe.trainer.threads is not None:
         torch.set_num_threads(recipe.trainer.threads)
@@ -174,7 +175,7 @@ def check(recipe: Recipe) -> str:
     check_capabilities(recipe, recipe.model.wrapper)
     check_subjects(recipe)
     check_machine(recipe.trainer)
-    dataset = recipe.model.read(recipe.data.load())
+    dataset = recipe.model.data_as_read(load_data(recipe.data))
     splits = rehearse(recipe, dataset)
     meta_model = recipe.model.meta_model(recipe.trainer.precision)
     if meta_model is not None:

@@ -29,7 +29,7 @@ from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.outcome import Outcome
 from unlearn.experiment.run_dir import RunDir
 from unlearn.objectives.edits.base import Edit
-from unlearn.training.build import recipe_module, training_module
+from unlearn.training.build import edited, guarded, recipe_module, training_module
 from unlearn.training.fit import device_for, fit, peak_memory
 from unlearn.training.masks import entry_masks, scope_lines
 from unlearn.training.model_selection import ModelSelection
@@ -67,7 +67,7 @@ def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Ou
     else:
         steps = _Steps(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
     inputs.release()
-    model = recipe.guard(steps.model, inputs.splits) if recipe.guard else steps.model
+    model = guarded(recipe.guard, steps.model, inputs.splits) if recipe.guard else steps.model
     facts = RunFacts(
         steps=steps.number,
         seconds=steps.seconds["unlearning"],
@@ -89,7 +89,7 @@ def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> _St
     teacher = ReferenceModel(inputs.teacher.shared) if inputs.teacher else None
     module = recipe_module(recipe, inputs.target.copy(), inputs.splits, seed, target, teacher)
     if recipe.guard is not None:
-        recipe.guard(module.model, inputs.splits)  # one that does not fit is refused before the first step
+        guarded(recipe.guard, module.model, inputs.splits)  # one that does not fit is refused before the first step
     run_dir.say(scope_lines(module))
     selections = _model_selection(recipe, inputs, target, seed, run_dir.say)
     callbacks = [*entry_masks(recipe.scope, run_dir.say), *selections]
@@ -128,7 +128,7 @@ def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: Run
         return further
 
     with _log_messages_to(run_dir.say):
-        model = edit(inputs.target.copy(), train, inputs.splits)
+        model = edited(edit, inputs.target.copy(), train, inputs.splits)
     return _Steps(model, steps, {"unlearning": time.monotonic() - began, "selection": 0.0})
 
 

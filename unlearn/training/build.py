@@ -9,14 +9,18 @@ from typing import Any
 from torch import nn
 
 from unlearn.config.schema import Recipe
+from unlearn.core.boundary import named, promised
+from unlearn.core.errors import RecipeError, did_you_mean, shorten
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Split
 from unlearn.models.base import Wrapper
+from unlearn.models.guards.base import Guard
 from unlearn.models.scope import All, Scope
 from unlearn.objectives.base import Objective
 from unlearn.objectives.common.training_loss import TrainingLoss
+from unlearn.objectives.edits.base import Edit, Train
 from unlearn.objectives.surgery import Combination, WeightedSum
 from unlearn.training.auxiliary_networks import auxiliary_networks
 from unlearn.training.module import UnlearningModule
@@ -60,7 +64,7 @@ def build_module(
             term.attach(model)
     scope.attach(model, Randomness(seed, "scope"))
     reference = AdapterDisabledReference(model, partial(scope.off, model)) if scope.is_adapter else target
-    chosen = set(scope.select(model))
+    chosen = _selected(scope, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
@@ -69,6 +73,30 @@ def build_module(
     # the name of a stream is part of its numbers: another one would draw other first weights
     beside = auxiliary_networks(phase, model, teacher, Randomness(seed, "companion"))
     return UnlearningModule(model, [*beside, phase], splits, seed, reference, distilled_from=distilled_from, **settings)
+
+
+def _selected(scope: Scope, model: nn.Module) -> set[str]:
+    """Return the parameters that a scope selects. Raises RecipeError where they are none of the model's."""
+    who = named("scope", scope)
+    found = scope.select(model)
+    if not isinstance(found, list | tuple | set | dict) or not all(isinstance(name, str) for name in found):
+        raise RecipeError(f"{who}: select returned {shorten(found)}; it must return a list of parameter names.")
+    names = [name for name, _ in model.named_parameters()]
+    if unknown := [name for name in found if name not in set(names)]:
+        raise RecipeError(f"{who}: select returned {unknown[0]!r}. {did_you_mean(unknown[0], names)}")
+    if not found:
+        raise RecipeError(f"{who} selects no parameter, so nothing would be trained. Type scope=all.")
+    return set(found)
+
+
+def edited(edit: Edit, model: Wrapper, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+    """Return the model that an edit makes. Raises RecipeError where it returns something else."""
+    return promised(edit(model, train, splits), Wrapper, named("edit", edit))
+
+
+def guarded(guard: Guard, model: Wrapper, splits: Mapping[str, Split]) -> Wrapper:
+    """Return a model within a guard. Raises RecipeError where the guard returns something else."""
+    return promised(guard(model, splits), Wrapper, named("guard", guard))
 
 
 def recipe_module(

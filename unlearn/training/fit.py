@@ -121,8 +121,10 @@ def _signals_kept() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
-        raise KeyboardInterrupt from stop
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns a second Ctrl-C into an exit
+            raise KeyboardInterrupt from stop
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():  # in another thread none were changed
             for number, handler in handlers.items():

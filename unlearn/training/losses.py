@@ -14,38 +14,9 @@ from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, ParameterObjective, Values
 from unlearn.objectives.surgery import WeightedSum, cosine, cosine_of, gram
+from unlearn.training.contract import checked_penalty, checked_statistic, checked_values, checked_weight, combine
 from unlearn.training.gradients import LazyLoss, add_gradient, fresh_gradients, norm, take_gradients
 from unlearn.training.phase import Phase
-
-
-def checked(term: Objective, name: str, model: Any, batch: Batch, context: Context) -> Values:
-    """Return a term's values of a batch. Raises RecipeError, with the term's name, where they are not as promised."""
-    found = term(model, batch, context)
-    items, kind = len(batch["id"]), f"{name} ({type(term).__name__})"
-    if not isinstance(found, Values):
-        raise RecipeError(f"{kind} returned a {type(found).__name__}; an objective returns Values(values=...).")
-    values = found.values
-    if not (isinstance(values, Tensor) and values.is_floating_point()):
-        what = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise RecipeError(f"{kind}: Values.values is {what}; it must be a tensor of floats, one per item.")
-    # only a statistic of the batch may have several values per item: elsewhere they would multiply the loss
-    shape, allowed = tuple(values.shape), f"({items},)"
-    if shape[:1] != (items,) or (values.dim() != 1 and not (term.over_batch and values.dim() == 2)):
-        raise RecipeError(f"{kind}: Values.values has shape {shape}; for {items} items it must be {allowed}.")
-    for key, value in found.diagnostics.items():
-        if not isinstance(value, Tensor) or tuple(value.shape) not in ((), (items,)):
-            shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise RecipeError(f"{kind}: the diagnostic {key!r} is {shown}; it must have shape {allowed} or ().")
-    return found
-
-
-def checked_weight(term: Objective, name: str, batch: Batch) -> Tensor:
-    """Return a term's weight of each item. Raises RecipeError where it is not one number per item."""
-    weight = term.sample_weight(batch)
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != (len(batch["id"]),):
-        shown = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise RecipeError(f"{name} ({type(term).__name__}): sample_weight is {shown}; it must be one number per item.")
-    return weight
 
 
 class StepLog:
@@ -144,7 +115,7 @@ class TermValues:
         return loss
 
     def _call(self, group: str, name: str, term: Objective, batch: Batch) -> Values:
-        return checked(term, f"{group}={name}", self.model, batch, self.context(f"{group}/{name}"))
+        return checked_values(term, f"{group}={name}", self.model, batch, self.context(f"{group}/{name}"))
 
     def _micro_batch(
         self, group: str, terms: dict[str, Objective], known: dict[tuple[str, int], Tensor], index: int
@@ -176,7 +147,9 @@ class TermValues:
         """Return this rank's share of the penalty: all ranks compute the same one, and the gradients are summed."""
         total = torch.zeros((), dtype=torch.float64)
         for name, term in terms.items():
-            value = term.weight * term.penalty(self.phase.parameters, self.context(f"{group}/{name}"))
+            context = self.context(f"{group}/{name}")
+            penalty = checked_penalty(term, f"{group}={name}", self.phase.parameters, context)
+            value = term.weight * penalty
             self.log.watch(f"{group}={name}", value)
             total = total.to(value) + value / world_size()
             self.log.add(f"loss/{group}/{name}", value.detach() / world_size())
@@ -221,7 +194,7 @@ class TermValues:
         counts = gather_rows(torch.cat(weights).double() if weights else nothing)
         leaf = torch.cat(rows).detach().requires_grad_()
         with torch.enable_grad():
-            loss = term.weight * term.reduce(leaf, torch.cat(counts))
+            loss = term.weight * checked_statistic(term, f"{group}={name}", leaf, torch.cat(counts))
             (gradient,) = torch.autograd.grad(loss, leaf)
         self.log.add(f"loss/{group}/{name}", loss.detach() / world_size())  # the same on every rank
         first = sum(len(part) for part in rows[: rank()])  # the rows are gathered in rank order
@@ -264,14 +237,14 @@ class StepLosses:
 
     def gradient(self, state: dict[str, Any], log: bool, watch_forget: bool = False) -> list[Tensor]:
         """Return the combined gradient, in ``p.grad``; with ``log`` the conflict cosine is measured as well."""
-        combine, parameters = self.phase.combine, list(self.phase.parameters.values())
+        rule, parameters = self.phase.combine, list(self.phase.parameters.values())
         forget, retain = self.values.lazy("forget"), self.values.lazy("retain")
         if watch_forget and forget and retain:
             retain[0] = partial(self._after_forget, retain[0], parameters)
-        summed = isinstance(combine, WeightedSum)
+        summed = isinstance(rule, WeightedSum)
         if log and summed and forget and len(retain) == 1 and world_size() == 1:
             return self._summed(forget, retain[0], parameters)
-        apart = combine.separate or (log and summed)
+        apart = rule.separate or (log and summed)
         if not (forget and retain and apart):  # one backward pass per micro-batch, and one copy of the gradient
             return fresh_gradients([*forget, *retain], parameters)
         fresh_gradients(forget, parameters)
@@ -281,8 +254,8 @@ class StepLosses:
         if log:
             # the same on every rank, while the log sums over ranks
             self.log.add("cosine", cosine(forget_gradient, retain_gradient) / world_size())
-        if not combine.per_sample:
-            combine(forget_gradient, retain_gradient, state)
+        if not rule.per_sample:
+            combine(rule, forget_gradient, retain_gradient, state)
             return retain_gradient
         # p.grad is reused for each sample and then given back: the optimizer reads the result there
         held, samples = take_gradients(parameters), []
@@ -291,7 +264,7 @@ class StepLosses:
             samples.append(take_gradients(parameters))
         for parameter, gradient in zip(parameters, held, strict=True):
             parameter.grad = gradient
-        combine(forget_gradient, held, state, samples)
+        combine(rule, forget_gradient, held, state, samples)
         return held
 
     def _after_forget(self, retain: LazyLoss, parameters: list[nn.Parameter]) -> Tensor | None:

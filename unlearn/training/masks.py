@@ -10,6 +10,8 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from unlearn.core.boundary import named, promised
+from unlearn.core.errors import RecipeError
 from unlearn.models.scope import HeldEntries, Scope, scope_table
 from unlearn.objectives.common.training_loss import TrainingLoss
 from unlearn.training.module import UnlearningModule
@@ -42,12 +44,22 @@ class EntryMasks(Callback):
             passes = max(1, len(steps.splits["forget"]) // steps.sizes["forget"])
             batches = [steps[index] for index in range(min(passes, _MOST_BATCHES))]
             terms = {"training_loss": TrainingLoss()} if self.scope.by_training_loss else None
-            self.masks = self.scope.masks(module.forget_gradient(batches, terms))
+            self.masks = self._made(module.forget_gradient(batches, terms))
             self.say(scope_lines(module, self.masks))
         held = HeldEntries(parameters, self.masks)
         # right after the optimizer's step, before the weights enter the EMA
         optimizer: torch.optim.Optimizer = module.plain_optimizers()[module.phases.index(module.primary)]
         optimizer.register_step_post_hook(lambda *_: held.restore())
+
+    def _made(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scope's masks. Raises RecipeError where one is no mask of a trained parameter."""
+        who = f"{named('scope', self.scope)}: masks"
+        found = promised(self.scope.masks(gradients), dict, who)
+        for name, mask in found.items():
+            fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and name in gradients
+            if not fits or mask.shape != gradients[name].shape:
+                raise RecipeError(f"{who}[{name!r}] must be bools of the shape of a trained parameter of that name.")
+        return found
 
     @override
     def state_dict(self) -> dict[str, Any]:
