@@ -73,7 +73,7 @@ def exited(error: SystemExit) -> str:
     return f"ended the program (SystemExit: {error.code}). Let it raise an error that says why instead."
 
 
-def promised(found: object, kind: type[T], who: str) -> T:
+def promised(found: T, kind: type, who: str) -> T:
     """Return what a component returned. Raises RecipeError, with the component's name, where it is of another kind."""
     if not isinstance(found, kind):
         what = "nothing (None)" if found is None else f"a {type(found).__name__}"

@@ -94,7 +94,7 @@ def edited(edit: Edit, model: Wrapper, train: Train, splits: Mapping[str, Split]
     return promised(edit(model, train, splits), Wrapper, named("edit", edit))
 
 
-def guarded(guard: Guard, model: Wrapper, splits: Mapping[str, Split]) -> Wrapper:
+def guarded(guard: Guard, model: nn.Module, splits: Mapping[str, Split]) -> Wrapper:
     """Return a model within a guard. Raises RecipeError where the guard returns something else."""
     return promised(guard(model, splits), Wrapper, named("guard", guard))
 
