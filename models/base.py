@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -126,6 +126,10 @@ class ModelConfig(ABC):
                 f"{type(dataset).__name__} has none. Type other data=NAME, or model.pretrained=FOLDER."
             )
         return found
+
+    def in_training(self) -> dict[str, Any]:
+        """Return the settings that shape a trained model; where they agree, a cached one is found."""
+        return {name: value for name, value in asdict(self).items() if name not in self.not_in_training}
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""

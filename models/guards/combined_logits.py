@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, Pret
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from unlearn.models.language.wrapper import Head
+from unlearn.models.language.verification import Head, HeadForm
 
 
 class CombinedLogitsConfig(PretrainedConfig):
@@ -22,6 +22,8 @@ class CombinedLogitsConfig(PretrainedConfig):
         base: configuration of the base, as a mapping.
         reinforced: that of the reinforced model; both have the same vocabulary.
         alpha: how strongly raised logits are lowered, >= 0.
+        scale: factor after the output layer of both models.
+        cap: soft cap after it, null for none.
     """
 
     model_type: ClassVar[str] = "unlearn_combined_logits"
@@ -31,9 +33,12 @@ class CombinedLogitsConfig(PretrainedConfig):
         base: dict[str, Any] | None = None,
         reinforced: dict[str, Any] | None = None,
         alpha: float = 1.0,
+        scale: float = 1.0,
+        cap: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.base, self.reinforced, self.alpha = base or {}, reinforced or {}, alpha
+        self.scale, self.cap = scale, cap
         for name in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, self.base.get(name))
         parts = (self.base, self.reinforced)
@@ -61,9 +66,10 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def of(cls, base: PreTrainedModel, reinforced: PreTrainedModel, alpha: float) -> Self:
-        """Combine two models in memory, which become its parts."""
-        config = CombinedLogitsConfig(base.config.to_dict(), reinforced.config.to_dict(), alpha)
+    def of(cls, base: PreTrainedModel, reinforced: PreTrainedModel, alpha: float, form: HeadForm | None = None) -> Self:
+        """Combine two models in memory of one architecture, whose heads have a form; they become its parts."""
+        form = form or HeadForm()
+        config = CombinedLogitsConfig(base.config.to_dict(), reinforced.config.to_dict(), alpha, form.scale, form.cap)
         with torch.device("meta"):
             model = cls(config)
         model.base, model.reinforced = base, reinforced
@@ -120,7 +126,10 @@ class CombinedHead(nn.Module):
 
     def __init__(self, model: CombinedLogits) -> None:
         super().__init__()
-        self.base, self.reinforced = Head(model.base), Head(model.reinforced)
+        form = HeadForm(model.config.scale, model.config.cap)
+        self.base, self.reinforced = (
+            Head(part.get_output_embeddings(), form) for part in (model.base, model.reinforced)
+        )
         self.width: int = model.base.config.hidden_size
         self.alpha: float = model.config.alpha
 

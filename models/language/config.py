@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
@@ -21,6 +21,8 @@ from unlearn.core.validation import at_least
 from unlearn.data.base import Dataset
 from unlearn.models.base import MetaModel, ModelConfig, Wrapper
 from unlearn.models.guards import combined_logits as _combined_logits  # noqa: F401, so that transformers can read them
+from unlearn.models.language.adapters import base_of, is_adapter, merged
+from unlearn.models.language.folder import read_config, read_tokenizer
 from unlearn.models.language.memory import meta_model
 from unlearn.models.language.tokenization import TextEncoder
 from unlearn.models.language.wrapper import Language, first_line, read_text, stored_encoder
@@ -36,16 +38,20 @@ class LanguageConfig(ModelConfig):
         template: text with ``{question}`` in it, or ``chat``; null takes the model's own.
         max_length: tokens per item at most; null takes the stored value, or 512.
         checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
-        dtype: precision of the weights and their updates; bfloat16 halves the memory, and loses small updates.
+        dtype: of the weights, in training and as saved; bfloat16 halves the memory, and loses small updates. ``auto``
+            trains in float32 and saves in the type of the target's folder.
+        adapter: folder or hub id of an adapter of peft, merged into ``pretrained`` before anything starts. An adapter
+            given as ``pretrained`` or ``retrained`` has its base in its own folder or on the hub, or it is typed here.
     """
 
     template: str | None = None
     max_length: int | None = None
     checkpointing: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    adapter: str | None = None
 
     wrapper: ClassVar[type[Wrapper]] = Language
-    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing")
+    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing", "adapter")
 
     def __post_init__(self) -> None:
         at_least(self, max_length=2)
@@ -53,6 +59,10 @@ class LanguageConfig(ModelConfig):
     def tokenizer_folder(self) -> Path:
         """Return the folder of the tokenizer."""
         raise NotImplementedError
+
+    @override
+    def in_training(self) -> dict[str, Any]:
+        return {**super().in_training(), "dtype": "float32" if self.dtype == "auto" else self.dtype}
 
     @override
     def read(self, dataset: Dataset) -> Dataset:
@@ -82,9 +92,17 @@ class LanguageConfig(ModelConfig):
         return meta_model(folder, encoder, self.checkpointing, self.dtype, precision)
 
     def fetch(self, path: str, weights: bool = True) -> Path:
-        """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there."""
-        folder = Path(path).expanduser()
-        return folder if folder.exists() else download(path, weights)
+        """Return a folder: of the disk or, for a hub id, of the hub's cache, downloaded where it is not there.
+
+        An adapter of peft is merged into its base, and the folder is that of the merged model.
+        """
+        if self.adapter is not None and path == self.pretrained:
+            return merged(_on_disk(self.adapter), _on_disk(path))
+        folder = _on_disk(path, weights)
+        if not is_adapter(folder):
+            return folder
+        typed = [place for place in (self.pretrained, self.retrained) if place is not None]
+        return merged(_on_disk(path), base_of(folder, typed, download))
 
 
 @dataclass
@@ -123,7 +141,7 @@ class CausalLM(LanguageConfig):
         """Build the model that the folder describes, with random weights."""
         folder = self.model_folder()
         with randomness.child("weights").seeding():
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            model = AutoModelForCausalLM.from_config(read_config(folder))
         encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
         return Language(model, encoder, self.checkpointing)
 
@@ -201,8 +219,10 @@ class SmolLM2(CausalLM):
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Turn a GGUF file into a folder of transformers: reading GGUF takes half a minute each time."""
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = quantised.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -218,13 +238,12 @@ def convert_gguf(file: Path, folder: Path) -> None:
 @cache
 def read_encoder(folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
     """Return the text encoder of a model's folder. Raises RecipeError where it holds no tokenizer."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        if (folder / "run.json").is_file():
-            raise RecipeError(f"{folder} is a run directory. Type {folder / 'model'}") from error
-        raise RecipeError(f"{folder} holds no tokenizer of transformers ({first_line(error)}).") from error
-    return stored_encoder(tokenizer, folder, template, max_length)
+    return stored_encoder(read_tokenizer(folder), folder, template, max_length)
+
+
+def _on_disk(path: str, weights: bool = True) -> Path:
+    folder = Path(path).expanduser()
+    return folder if folder.exists() else download(path, weights)
 
 
 DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]

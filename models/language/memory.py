@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from unlearn.core.errors import RecipeError
+from unlearn.core.boundary import reading
 from unlearn.data.base import Split
 from unlearn.models.base import MetaModel
+from unlearn.models.language.folder import REMEDY, read_config
 from unlearn.models.language.tokenization import TextEncoder
-from unlearn.models.language.wrapper import Language, first_line
+from unlearn.models.language.wrapper import Language
 
 COPIES = 4
 """Single-precision copies of the logits at the answer tokens: logits, target, log-probabilities, gradient."""
@@ -28,20 +29,20 @@ WORDS = (
 def meta_model(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: str, precision: str) -> MetaModel:
     """Return the model that a folder's config.json describes, on the meta device.
 
-    ``dtype`` is that of the weights, ``precision`` that of the training steps. Raises RecipeError where the folder
-    describes no causal model.
+    ``dtype`` is that of the weights (``model.dtype``), ``precision`` that of the training steps. Raises RecipeError
+    where the folder describes no causal model.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            inner = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"{folder} describes no causal model of transformers ({first_line(error)}).") from error
+    config = read_config(folder)
+    with reading(f"The configuration of {folder}", REMEDY), torch.device("meta"):
+        inner = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
+        )
     model = Language(inner, encoder, checkpointing)
     mixed = precision == "bf16-mixed"
     width = 2 if mixed or dtype == "bfloat16" else 8 if precision == "64-true" else 4
     cast = 2 * inner.num_parameters() if mixed and dtype != "bfloat16" else 0
-    head = 4 * inner.get_output_embeddings().weight.numel()
+    output = inner.get_output_embeddings()
+    head = 4 * sum(weight.numel() for weight in output.parameters()) if output is not None else 0
     return MetaModel(model, partial(_step_bytes, config.get_text_config(), checkpointing, width, cast), WORDS, head)
 
 
@@ -63,8 +64,8 @@ def kept_numbers(config: Any, tokens: int, checkpointing: bool) -> int:
     what attention and its projection give (8 hidden + 2 key/value), and the gate, its activation, the other branch and
     their product (4 feed-forward); attention's square is never held. The last normalisation adds 2 hidden.
     """
-    hidden, depth, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    keys: int = hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    hidden, depth, heads = config.hidden_size, config.num_hidden_layers, getattr(config, "num_attention_heads", None)
+    keys: int = hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads if heads else hidden
     forward = getattr(config, "intermediate_size", None) or 4 * hidden
     layer = 8 * hidden + 2 * keys + 4 * forward
     return int(tokens * ((depth * hidden + layer if checkpointing else depth * layer) + 2 * hidden))

@@ -75,6 +75,10 @@ class TextEncoder:
         answered = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
         return prompt, [*answered, *end][: self.max_length - len(prompt)]
 
+    def sample(self) -> list[int]:
+        """Return a few tokens of an ordinary text, on which a model can be tried."""
+        return self._tokens(PLAIN) or [self.end]
+
     def space(self, prompt: str) -> str:
         """Return the separator of a prompt and its answer."""
         return "" if prompt[-1:].isspace() or self.template == CHAT else " "

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
@@ -18,9 +20,12 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.text import TextDataset
-from unlearn.models.base import Wrapper
+from unlearn.models.base import Wrapper, round_weights
+from unlearn.models.language.adapters import is_adapter, merge_layers
 from unlearn.models.language.answers import Answers
+from unlearn.models.language.folder import read_model, read_tokenizer, stored_dtype
 from unlearn.models.language.tokenization import TextEncoder
+from unlearn.models.language.verification import Head, check_positions, check_vocabulary, find_route, run
 
 if TYPE_CHECKING:
     from unlearn.models.lora import Adapter
@@ -35,13 +40,15 @@ class Language(Wrapper):
     """A causal language model with its tokenizer.
 
     Logits are computed at the answer tokens only, never (B, T, V). Items are padded on the right, so that a causal
-    model needs no attention mask. Dropout is off.
+    model needs no attention mask. Both are tried on two short sequences when the model is wrapped; where they give
+    other logits than the model's own forward, that is used. Dropout is off.
 
     Args:
         model: a transformers model with a causal head.
         encoder: how text becomes tokens.
         checkpointing: keep only each layer's input for the backward pass and recompute the rest: about a third slower,
             far less memory for long texts.
+        saved: float type in which the weights are saved, None for the one that they have.
     """
 
     family: ClassVar[str] = "language"
@@ -49,17 +56,30 @@ class Language(Wrapper):
     model: PreTrainedModel
     encoder: TextEncoder
 
-    def __init__(self, model: PreTrainedModel, encoder: TextEncoder, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: TextEncoder,
+        checkpointing: bool = False,
+        saved: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        _check_positions(model, encoder.max_length)
+        check_positions(model, encoder.max_length)
+        check_vocabulary(model, encoder.tokenizer)
         self.model = model
         self.encoder = encoder
         self.checkpointing = checkpointing
-        self.layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        self.saved = saved
+        self.route = find_route(model, encoder.sample())
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.disable_input_require_grads()  # a frozen target has none
         self.eval()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers that text runs through, in their order."""
+        return self.route.layers
 
     @property
     def tokenizer(self) -> Any:
@@ -89,21 +109,40 @@ class Language(Wrapper):
 
     @classmethod
     def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
-        """Wrap a pair (transformers causal model, its tokenizer)."""
-        if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel)):
+        """Wrap a pair (transformers causal model, its tokenizer); adapters of peft in it are merged in a copy."""
+        pair = model if isinstance(model, tuple) and len(model) == 2 else (None, None)
+        inner = pair[0].get_base_model() if isinstance(pair[0], PeftModel) else pair[0]
+        if not isinstance(inner, PreTrainedModel):
             raise RecipeError(
                 f"A language model in memory is given as the pair (model, tokenizer), not as a {type(model).__name__}."
             )
-        return cls(model[0], TextEncoder(model[1]))
+        if any(isinstance(module, BaseTunerLayer) for module in inner.modules()):
+            inner = copy.deepcopy(inner)
+            merge_layers(inner)
+        return cls(inner, TextEncoder(pair[1]))
 
     def answer_states(self, batch: Batch) -> Tensor:
-        """Return the last hidden states before each answer token, (N, D)."""
-        states: Tensor = self.model.base_model(input_ids=batch["tokens"], use_cache=False).last_hidden_state
-        return states[:, :-1][batch["answer"][:, 1:]]  # the state at position t - 1 predicts token t
+        """Return what ``head`` turns into the logits before each answer token: the last hidden states, (N, D).
+
+        For a model that is run by its own forward, they are the logits themselves, (N, V).
+        """
+        tokens, answer = batch["tokens"], batch["answer"][:, 1:]  # what stands at position t - 1 predicts token t
+        if self.route.stack:
+            states: Tensor = run(self._stack, tokens).last_hidden_state
+            return states[:, :-1][answer]
+        wanted = answer.any(dim=0).nonzero().flatten()
+        whole: Tensor = run(self.model, tokens, attention_mask=batch["mask"].long(), logits_to_keep=wanted).logits
+        kept = whole if whole.shape[1] == len(wanted) else whole[:, wanted]  # some take no logits_to_keep
+        return kept[answer[:, wanted]]
+
+    @property
+    def _stack(self) -> Any:
+        """The part that every step runs: up to the last hidden states, or the whole model."""
+        return attrgetter(self.route.stack)(self.model) if self.route.stack else self.model
 
     def head(self) -> nn.Module:
-        """Return the output layer, last hidden states (N, D) to logits (N, V)."""
-        return Head(self.model)
+        """Return what turns ``answer_states`` into logits (N, V)."""
+        return Head(self.model.get_output_embeddings(), self.route.head) if self.route.stack else nn.Identity()
 
     def answers(self, batch: Batch) -> Answers:
         """Return the logits at the answer tokens, in single precision or better."""
@@ -142,7 +181,7 @@ class Language(Wrapper):
 
         handle = self.layers[layer - 1 if layer > 0 else layer].register_forward_hook(keep)
         try:
-            self.model.base_model(input_ids=batch["tokens"], use_cache=False)
+            run(self._stack, batch["tokens"])
         except _Enough:
             pass
         finally:
@@ -186,13 +225,20 @@ class Language(Wrapper):
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the stack of layers, the part that every step runs."""
-        self.model.base_model.compile(*args, **kwargs)
+        """Compile the part that every step runs."""
+        self._stack.compile(*args, **kwargs)
+
+    @override
+    def round_as_saved(self) -> None:
+        merge_layers(self.model)  # an adapter that a model in memory came with: transformers would save it alone
+        if self.saved is not None:
+            round_weights(self.model, self.saved)
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the files of transformers and ``unlearn.json`` into an existing folder."""
         model: Any = self.model
-        if dtype is not None:
+        dtype = dtype or self.saved
+        if dtype not in (None, model.dtype):
             model = copy.deepcopy(model).to(dtype)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -212,34 +258,25 @@ class Language(Wrapper):
         template: str | None = None,
         max_length: int | None = None,
         checkpointing: bool = False,
-        dtype: str = "float32",
+        dtype: str = "auto",
         tokenizer: Path | None = None,
     ) -> Self:
         """Read a folder of transformers; template and max_length override what it stores.
 
-        ``tokenizer`` is a folder whose tokenizer and stored settings are used instead.
+        Args:
+            folder: of the model.
+            template: null for the stored one.
+            max_length: null for the stored one.
+            checkpointing: see above.
+            dtype: float type of the weights, in memory and as saved; ``auto`` is float32 in memory, and the
+                folder's own as saved.
+            tokenizer: folder whose tokenizer and stored settings are used instead.
         """
-        source = tokenizer or folder
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-            words = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise RecipeError(
-                f"{folder} cannot be read as a language model of transformers ({first_line(error)}). "
-                "Type a folder with config.json, model.safetensors and tokenizer.json."
-            ) from error
-        return cls(model, stored_encoder(words, source, template, max_length), checkpointing)
-
-
-def _check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse a maximum length beyond the model's table of learned positions, where it has one."""
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if tables and positions is not None and max_length > positions:
-        raise RecipeError(
-            f"The model has {positions} positions, and model.max_length is {max_length}. "
-            f"Type model.max_length={positions}, or less."
-        )
+        if is_adapter(folder):
+            raise RecipeError(f"{folder} holds an adapter of peft. Type model.pretrained={folder}, which merges it.")
+        model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
+        encoder = stored_encoder(read_tokenizer(tokenizer or folder), tokenizer or folder, template, max_length)
+        return cls(model, encoder, checkpointing, stored_dtype(folder) if dtype == "auto" else None)
 
 
 def stored_encoder(tokenizer: Any, folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
@@ -248,22 +285,6 @@ def stored_encoder(tokenizer: Any, folder: Path, template: str | None, max_lengt
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     given = {"template": template, "max_length": max_length}
     return TextEncoder(tokenizer, **{**stored, **{key: value for key, value in given.items() if value is not None}})
-
-
-class Head(nn.Module):
-    """The output layer of a causal model, with the scaling and soft cap that some families apply to its logits."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.linear = model.get_output_embeddings()
-        self.scale = float(getattr(model.config, "logit_scale", None) or 1.0)
-        self.scale /= float(getattr(model.config, "logits_scaling", None) or 1.0)
-        self.cap = getattr(model.config, "final_logit_softcapping", None)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return logits (N, V) of last hidden states (N, D)."""
-        logits: Tensor = self.linear(states) * self.scale if self.scale != 1 else self.linear(states)
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 class _Enough(Exception):

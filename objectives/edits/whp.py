@@ -44,6 +44,10 @@ class WhosHarryPotter(Edit[TrainableLanguageModel]):
             raise RecipeError(
                 f"edit=whp combines the logits of transformers models; the target is a {type(target).__name__}."
             )
+        if not target.route.stack:
+            raise RecipeError(
+                f"edit=whp reads last hidden states, and {type(target.model).__name__} is run by its own forward alone."
+            )
         reinforced = train(target, "forget", self.optim)
-        combined = CombinedLogits.of(deepcopy(target.model), reinforced.model, self.alpha)
-        return Language(combined, target.encoder)
+        combined = CombinedLogits.of(deepcopy(target.model), reinforced.model, self.alpha, target.route.head)
+        return Language(combined, target.encoder, saved=target.saved)

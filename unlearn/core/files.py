@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -63,6 +64,15 @@ def read_text(path: Path, key: str = "") -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{f'{key}: ' if key else ''}{path} cannot be read as UTF-8 text ({error}).") from error
+
+
+def content_hash(folder: Path) -> str:
+    """Return a hash of a folder's files, whatever their names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def models_cache() -> Path:

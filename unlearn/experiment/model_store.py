@@ -20,7 +20,7 @@ from unlearn.config import registry
 from unlearn.config.schema import Pretrain, Recipe
 from unlearn.core.distributed import barrier, rank
 from unlearn.core.errors import RecipeError
-from unlearn.core.files import models_cache
+from unlearn.core.files import content_hash, models_cache
 from unlearn.data.base import Split
 from unlearn.evaluators.subjects import precision_of
 from unlearn.models.base import ModelConfig, Wrapper
@@ -137,11 +137,10 @@ def training_key(
     by: Mapping[str, Objective] | None = None,
 ) -> str:
     """Return the hash of everything that shapes a trained model."""
-    model = {name: value for name, value in asdict(config).items() if name not in config.not_in_training}
     shape = {
         "format": FORMAT,
         "kind": registry.name_of("model", type(config)),
-        "model": model,
+        "model": config.in_training(),
         "optim": asdict(pretrain.optim),
         "seed": pretrain.seed,
         "data": split.dataset.content(split.ids),
@@ -166,15 +165,6 @@ def trained_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def content_hash(folder: Path) -> str:
-    """Return a hash of a folder's files, whatever their names."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -1,0 +1,120 @@
+"""Reads a folder of transformers that anybody may have made: all of its weights, and none of its code."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from unlearn.core.boundary import reading
+from unlearn.core.errors import RecipeError
+from unlearn.core.folders import check_folder, read_mapping
+from unlearn.models.base import refuse_not_finite, some
+
+REMEDY = (
+    "Type a folder with config.json, model.safetensors and tokenizer.json whose architecture transformers itself has; "
+    "code in a folder is never run (trust_remote_code=False)."
+)
+"""Ends the message on a folder that cannot be read."""
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Float types by the names that safetensors gives them."""
+
+
+def read_config(folder: Path) -> Any:
+    """Return the configuration of a model's folder, which is looked at first.
+
+    Raises:
+        RecipeError: the folder holds no model of transformers, one that is quantised or needs code of its own, or a
+            file that names another outside of it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RecipeError(f"{folder} holds no config.json, so no model of transformers. {REMEDY}")
+    check_folder(folder)
+    stated = read_mapping(path)
+    for part in (stated, *(value for value in stated.values() if isinstance(value, dict))):
+        if part.get("quantization_config") or part.get("compression_config"):
+            how = part.get("quantization_config") or part.get("compression_config")
+            method = how.get("quant_method") if isinstance(how, dict) else None
+            raise RecipeError(
+                f"{folder} is quantised ({method or 'by a method that it does not name'}), so its weights cannot be "
+                "trained. Type the folder or hub id of the model in bfloat16 or float32."
+            )
+    if "auto_map" in stated and stated.get("model_type") not in CONFIG_MAPPING:
+        raise RecipeError(
+            f"{folder} needs code that it brings along ({str(stated['auto_map'])[:200]}), and code in a folder is "
+            "never run (trust_remote_code=False). Type a model whose architecture transformers itself has."
+        )
+    with reading(folder, REMEDY):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def read_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the causal model in a folder.
+
+    Args:
+        folder: of transformers, with all weights in it.
+        dtype: of the weights in memory.
+
+    Raises:
+        RecipeError: it cannot be read, a weight is missing, left over or not finite (see also ``read_config``).
+    """
+    config = read_config(folder)
+    with reading(folder, REMEDY):
+        model, about = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    if missing := sorted(about["missing_keys"]):
+        raise RecipeError(
+            f"{folder} lacks weights of its {type(model).__name__}, which would be random: {some(missing)}. "
+            "Copy the folder again, or save the whole model."
+        )
+    if extra := sorted(about["unexpected_keys"]):
+        raise RecipeError(
+            f"{folder} holds weights that its {type(model).__name__} has no place for, and that would be lost: "
+            f"{some(extra)}. Type the folder of a model that is read whole, or mend its config.json."
+        )
+    refuse_not_finite(model, folder)
+    return model  # type: ignore[no-any-return]
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer in a folder, which is looked at first. Raises RecipeError where there is none."""
+    if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+        raise RecipeError(f"{folder} is a run directory. Type {folder / 'model'}")
+    if folder.is_dir():
+        check_folder(folder)
+    with reading(f"The tokenizer of {folder}", REMEDY):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise RecipeError(
+            f"The tokenizer of {folder} is a {type(tokenizer).__name__}, without a tokenizer.json. Type a folder "
+            "with a fast one, as AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) writes where it can."
+        )
+    return tokenizer
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the float type of most of the weights in a folder's safetensors files, float32 where there are none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for path in folder.glob("*.safetensors"):
+        with reading(path, "Copy the file again."), safe_open(path, "pt") as file:
+            names = file.keys()
+            for name in names:
+                part = file.get_slice(name)
+                if part.get_dtype() in FLOATS:
+                    sizes[FLOATS[part.get_dtype()]] += math.prod(part.get_shape())
+    return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
