@@ -61,6 +61,9 @@ def test_every_packaged_recipe_validates(name: str) -> None:
         ("evaluate: {own: {name: bits_per_dim, drows: 2}}", False),
         ("gate: {x: {metric: m, max: 1}}", True),
         ("gate: {x: {metrik: m}}", False),
+        ("gate: {x: {metric: m, split: forget, minus: target}}", True),
+        ("gate: {x: {metric: m, split: forgotten}}", False),
+        ("gate: {x: {metric: m, minus: targte}}", False),
         ("seed: [0, 1]", True),
     ],
 )

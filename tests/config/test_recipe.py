@@ -112,7 +112,7 @@ def test_evaluators_and_gates_can_be_dropped_but_not_by_mistake() -> None:
     assert load(base, ["evaluate=null", "gate=null"]).evaluate == {}
     assert "nothing to drop; for its defaults write bits_per_dim: {}" in refused(base, "evaluate.bits_per_dim=null")
     assert "nothing to drop" in refused({**SMALL, "evaluate": {"cost": None}}), "an empty entry in YAML"
-    twice = load(base, ["evaluate.again={name: cost}"])
+    twice = load(base, ["evaluate.again={name: cost}", "gate.a.evaluator=cost"])
     assert type(twice.evaluate["again"]) is type(twice.evaluate["cost"]) and same(twice, load(twice.tree))
 
 

@@ -124,12 +124,13 @@ def _object(cls: type[Any], found: Schema) -> Schema:
     properties: Schema = {}
     for field in fields(cls):
         if field.name in types:
-            properties[field.name] = _type(types[field.name], found)
+            own = dict(_type(types[field.name], found))  # a copy: types such as TEXT are shared
             if field.name in described:
-                properties[field.name] = {**properties[field.name], "description": described[field.name]}
+                own["description"] = described[field.name]
             value = default(field)
-            if value != MISSING and (value is None or isinstance(value, bool | int | float | str)):
-                properties[field.name] = {**properties[field.name], "default": value}
+            if value != MISSING and isinstance(value, int | float | str | None):
+                own["default"] = value
+            properties[field.name] = own
     summary = (getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
     return {"type": "object", "description": summary, "properties": properties, "additionalProperties": False}
 
@@ -145,13 +146,12 @@ def _type(hint: Any, found: Schema) -> Schema:
         return _nullable(inner) if len(rest) < len(options) else inner
     if kind is Literal:
         return {"enum": [*options, *(int(o) for o in options if isinstance(o, str) and o.isdecimal())]}
+    if kind is tuple and options[-1:] != (...,):
+        items = [_type(option, found) for option in options]
+        return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
     if kind in (list, tuple):
-        fixed = kind is tuple and options[-1:] != (...,)
-        items = [_type(option, found) for option in options] if fixed else _type((options or (Any,))[0], found)
-        array = {"type": "array", "items": items} | (
-            {"minItems": len(options), "maxItems": len(options)} if fixed else {}
-        )
-        return array if fixed else {"anyOf": [array, items]}
+        item = _type((options or (Any,))[0], found)
+        return {"anyOf": [{"type": "array", "items": item}, item]}  # one value alone is a list of one
     if kind is dict:
         return {"type": "object", "additionalProperties": _type((options or (str, Any))[1], found)}
     words = {bool: "boolean", int: "integer", float: "number"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from unlearn.config import compose, packaged, registry
@@ -26,22 +27,24 @@ def rows() -> list[Row]:
 
 def listing() -> str:
     """Return the list as a table."""
-    table = [Row(*(heading.upper() for heading in Row._fields)), *rows()]
-    widths = [max(len(row[column]) for row in table) for column in range(len(Row._fields))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    headings = [heading.upper() for heading in Row._fields]
     more = ["Run one:    python -m unlearn.run recipe=NAME", "Learn more: --help"]
-    return "\n".join([*lines, "", study_list(), "", *more])
+    return "\n".join([*_aligned([headings, *rows()]), "", study_list(), "", *more])
 
 
 def study_list() -> str:
     """Return the list of packaged studies as a table."""
-    found = []
-    for name in packaged.names("study"):
-        about = packaged.read(name, "study").tree.get("about")
-        found.append((name, _text(given(about, name), "title")))
-    width = max(len(name) for name, _ in [("STUDY", ""), *found])
-    lines = [f"{name:<{width}}  {title}".rstrip() for name, title in [("STUDY", "TITLE"), *found]]
-    return "\n".join([*lines, "", "Run one:    python -m unlearn.study NAME"])
+    found = [
+        (name, _text(given(packaged.read(name, "study").tree.get("about"), name), "title"))
+        for name in packaged.names("study")
+    ]
+    return "\n".join([*_aligned([("STUDY", "TITLE"), *found]), "", "Run one:    python -m unlearn.study NAME"])
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
 
 
 def _row(name: str) -> Row:

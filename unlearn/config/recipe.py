@@ -64,18 +64,18 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         seeds=seeds,
         tree=escape(tree),
         origins=dict(_origins(tree, node, ())),
-        hash=_hash(tree),
+        hash="",
     )
     _check(built)
+    built.hash = _hash(built.tree)
     return built
 
 
 def _unknown(key: str, part: Node) -> RecipeError:
     """Return the error for a part that no recipe has."""
     longer = [f"{name}.{key}" for name, cls in _FIXED.items() if key in {field.name for field in fields(cls)}]
-    near = f"Did you mean: {', '.join(longer)}? " if longer else ""
-    where = compose.written(part)
-    return RecipeError(f"a recipe has no part {shorten(key)}{where}. {near}{did_you_mean(key, [*PARTS, *CHOICE])}")
+    near = did_you_mean(key, [*PARTS, *CHOICE], longer)
+    return RecipeError(f"a recipe has no part {shorten(key)}{compose.written(part)}. {near}")
 
 
 def _check(recipe: Recipe) -> None:

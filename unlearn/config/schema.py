@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from unlearn.core.errors import did_you_mean
 from unlearn.core.optim import Optim
 from unlearn.core.validation import at_least
 
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
     from unlearn.objectives.surgery import Combination
 
 
-SUBJECTS = ("target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent")
-SPLITS = ("forget", "retain", "holdout", "test", "probe", "same_person", "neighbours", "strangers", "cross_domain")
+Subject = Literal["target", "unlearned", "retrained", "teacher", "clean", "corrupted", "target_latent"]
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
+SplitName = Literal[
+    "", "forget", "retain", "holdout", "test", "probe", "same_person", "neighbours", "strangers", "cross_domain"
+]
 
 
 @dataclass
@@ -116,21 +118,17 @@ class Gate:
     """
 
     metric: str = "???"
-    split: str = ""
-    subject: str = "unlearned"
+    split: SplitName = ""
+    subject: Subject = "unlearned"
     about: dict[str, str] = field(default_factory=dict)
     min: float | None = None
     max: float | None = None
-    minus: str | None = None
+    minus: Subject | None = None
     evaluator: str = ""
 
     def __post_init__(self) -> None:
         if self.min is None and self.max is None:
             raise ValueError("neither min nor max is given; give one of them")
-        for name, allowed in (("split", ("", *SPLITS)), ("subject", SUBJECTS), ("minus", (None, *SUBJECTS))):
-            if (given := getattr(self, name)) not in allowed:
-                known = did_you_mean(str(given), [entry for entry in allowed if entry])
-                raise ValueError(f"{name} is {given!r}. {known}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min is {self.min} and max is {self.max}; min must not be above max")
 

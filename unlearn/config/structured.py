@@ -53,6 +53,10 @@ class _Place(NamedTuple):
         expected = hint if isinstance(hint, str) else describe(hint)
         return RecipeError(f"{key} is {shorten(bare(value))}{self.by(value)}; it must be {expected}.")
 
+    def missing(self) -> RecipeError:
+        """Return the error for a place where a value is needed and none is given."""
+        return RecipeError(f"{self.key} has no value{self.by(None)}; write {self.key}=...")
+
     def by(self, value: object) -> str:
         """Return the origin of a value as messages show it."""
         return written(value) or (f" ({self.origin})" if self.origin else "")
@@ -69,7 +73,7 @@ def build(cls: type[Any], node: Node | Tree, key: str) -> Built:
     Raises:
         RecipeError: unknown field, wrong type, missing value, or a value that the dataclass refuses.
     """
-    return _instance(cls, node, _Place(key))
+    return _convert(node, cls, _Place(key))
 
 
 def convert(node: Node | Tree, hint: Any, key: str) -> Any:
@@ -96,10 +100,8 @@ def default(field: dataclasses.Field[Any]) -> Any:
     return MISSING if field.default is dataclasses.MISSING else field.default
 
 
-def _instance(cls: type[Any], node: Node | Tree, place: _Place, start: Any = None) -> Built:
+def _instance(cls: type[Any], entries: Any, place: _Place, start: Any) -> Built:
     """Return an instance; the values given replace those of ``start``, or the defaults of the class."""
-    place = place._replace(origin=node.origin) if isinstance(node, Given) else place
-    entries = node.value if isinstance(node, Given) else node
     allowed = hints(cls)  # type: ignore[arg-type]
     if entries is not None and not isinstance(entries, dict):
         raise place.error(entries, f"a mapping of {', '.join(allowed) or 'nothing'}")
@@ -110,14 +112,10 @@ def _instance(cls: type[Any], node: Node | Tree, place: _Place, start: Any = Non
         if name not in allowed:
             below = [place.below(part).below(name).key for part, kind in allowed.items() if _has_field(kind, name)]
             raise RecipeError(f"there is no key {shorten(at.key)}{at.by(item)}. {did_you_mean(name, allowed, below)}")
-        if is_dataclass(allowed[name]):  # starts from the field's default, which may differ from its class's
-            given[name] = _instance(allowed[name], item, at, defaults[name])
-        else:
-            given[name] = _convert(item, allowed[name], at)
+        given[name] = _convert(item, allowed[name], at, defaults[name])
     for name in allowed:
-        if name not in given and isinstance(defaults[name], str) and defaults[name] == MISSING:
-            where = place.below(name).key
-            raise RecipeError(f"{where} has no value; write {where}=...")
+        if name not in given and defaults[name] == MISSING:
+            raise place.below(name).missing()
     values = {name: built.value for name, built in given.items()}
     try:
         value = cls(**values) if start is None else dataclasses.replace(start, **values)
@@ -133,14 +131,15 @@ def _has_field(hint: Any, name: str) -> bool:
     return is_dataclass(hint) and name in hints(hint)  # type: ignore[arg-type]
 
 
-def _convert(node: Node | Tree, hint: Any, place: _Place) -> Built:
+def _convert(node: Node | Tree, hint: Any, place: _Place, start: Any = None) -> Built:
+    """Return a value of the type; a dataclass starts from ``start``, the default of a field."""
     place = place._replace(origin=node.origin) if isinstance(node, Given) else place
     value = node.value if isinstance(node, Given) else node
     kind, options = get_origin(hint) or hint, get_args(hint)
     if value == MISSING:
-        raise RecipeError(f"{place.key} has no value{place.by(value)}; write {place.key}=...")
+        raise place.missing()
     if is_dataclass(hint):
-        return _instance(hint, value, place)  # type: ignore[arg-type]
+        return _instance(hint, value, place, start)  # type: ignore[arg-type]
     if kind in (Union, UnionType):
         return _one_of(value, options, hint, place)
     if kind is Literal:
@@ -209,7 +208,7 @@ def describe(hint: Any) -> str:
     if kind in (Union, UnionType):
         return " or ".join(map(describe, options))
     if kind is Literal:
-        return f"one of {', '.join(map(str, options))}"
+        return f"one of {', '.join(str(option) or repr(option) for option in options)}"
     if kind is list or (kind is tuple and options[-1:] == (...,)):
         return f"a list, each item {describe((options or (Any,))[0])}"
     if kind is tuple:
