@@ -14,6 +14,7 @@ from rich.table import Table
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import find
+from unlearn.core.shown import one_line, printable
 from unlearn.report.comparison import Compared, compared
 from unlearn.report.comparison_files import write_comparison
 from unlearn.report.formatting import duration, figure
@@ -46,11 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.output.mkdir(parents=True, exist_ok=True)
         page = write_comparison(entries, chosen.output)
     except (RecipeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return RecipeError.exit_code
     console = Console()
     for entry in entries:
-        console.print(f"{entry.number}  {entry.label} ({method_name(entry.run)})", markup=False, highlight=False)
+        line = one_line(f"{entry.number}  {entry.label} ({method_name(entry.run)})")
+        console.print(line, markup=False, highlight=False)
     console.print(headlines(entries))
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -74,7 +76,7 @@ def headlines(entries: Sequence[Compared]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="unlearned ← target (retrained)", caption_justify="left")
     table.add_column("run", justify="right")
     for name in rows:
-        table.add_column(escape(name))
+        table.add_column(escape(one_line(name)))
     table.add_column("time", justify="right")
     table.add_column("goals")
     for entry in entries:
@@ -83,7 +85,7 @@ def headlines(entries: Sequence[Compared]) -> Table:
         cells = [_cell(own.get(column)) for column in rows]
         seconds = find(entry.run.records, "cost_seconds")
         texts = [str(entry.number), *cells, duration(seconds.value) if seconds else "–"]
-        table.add_row(*map(escape, texts), WORDS[judge(entry.run).level])
+        table.add_row(*(escape(one_line(text)) for text in texts), WORDS[judge(entry.run).level])
     return table
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unlearn.config.arguments import sort, take
 from unlearn.core.commands import exit_code, import_from_here, is_first_rank
 from unlearn.core.errors import RecipeError
+from unlearn.core.shown import printable
 
 if TYPE_CHECKING:
     from unlearn.config.schema import Recipe
@@ -91,7 +92,7 @@ def _work(name: str, request: _Request, arguments: list[str]) -> None:
     from unlearn.experiment import runner
 
     if "--check" in request.flags:
-        print(runner.check(recipe))
+        print(printable(runner.check(recipe)))
         return
     folder = _folder_to_resume(request, recipe)
     if folder is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from unlearn.core.boundary import components
 from unlearn.core.errors import UnlearnError, is_of_the_machine
+from unlearn.core.shown import printable
 
 
 def exit_code(work: Callable[[], object]) -> int:
@@ -20,7 +21,7 @@ def exit_code(work: Callable[[], object]) -> int:
         return 0
     except UnlearnError as error:
         if is_first_rank():
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -32,8 +32,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text atomically."""
-    write_bytes(path, text.encode())
+    """Write text atomically; half a character (a lone surrogate) becomes its escape, which JSON reads back."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

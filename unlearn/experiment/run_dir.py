@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import shlex
 import shutil
@@ -28,6 +26,7 @@ from unlearn.core.boundary import components
 from unlearn.core.distributed import barrier, gather_objects, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
+from unlearn.core.shown import csv_text, file_name, printable
 from unlearn.data.base import Split
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.environment import environment
@@ -228,16 +227,16 @@ class RunDir:
         barrier()
 
     def say(self, text: str) -> None:
-        """Print a line on rank 0 and keep it in ``log.txt``."""
+        """Print a text on rank 0 and keep it in ``log.txt``; further lines are indented, as the first has the time."""
         if rank() == 0:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-            with (self.folder / "log.txt").open("a") as file:
-                file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            shown = printable(text)
+            Console(stderr=True, highlight=False, soft_wrap=True).print(shown, markup=False)
+            self.log(f"{time.strftime('%H:%M:%S')} " + shown.replace("\n", "\n  "))
 
     def log(self, text: str) -> None:
         """Keep a text in ``log.txt`` alone."""
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{text.rstrip()}\n")
+            file.write(f"{printable(text).rstrip()}\n")
 
     def write_splits(self, splits: Mapping[str, Split]) -> None:
         """Write which items are in which split, by id."""
@@ -249,25 +248,23 @@ class RunDir:
         samples = self.folder / "samples"
         samples.mkdir(exist_ok=True)
         for picture in findings.pictures:
-            write_bytes(samples / f"{picture.name}.png", picture.png)
+            write_bytes(samples / f"{file_name(picture.name)}.png", picture.png)
         for table in findings.text_tables:
-            write_json(samples / f"{table.name}.json", asdict(table))
+            write_json(samples / f"{file_name(table.name)}.json", asdict(table))
         shown = {
             "pictures": [
-                {"name": p.name, "title": p.title, "caption": p.caption, "evaluator": p.evaluator}
+                {"name": file_name(p.name), "title": p.title, "caption": p.caption, "evaluator": p.evaluator}
                 for p in findings.pictures
             ],
-            "text_tables": [table.name for table in findings.text_tables],
+            "text_tables": [file_name(table.name) for table in findings.text_tables],
             "notes": findings.notes,
         }
         records = [record.to_dict() for record in findings.records]
         write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, **shown})
         if findings.items:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, list(dict.fromkeys(key for row in findings.items for key in row)))
-            writer.writeheader()
-            writer.writerows(findings.items)
-            write_text(self.folder / "items.csv", text.getvalue())
+            columns = list(dict.fromkeys(key for row in findings.items for key in row))
+            rows = [[row.get(column, "") for column in columns] for row in findings.items]
+            write_text(self.folder / "items.csv", csv_text(columns, rows))
         for note in findings.notes:
             self.say(note)
         for trace in findings.failed.values():

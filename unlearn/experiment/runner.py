@@ -20,6 +20,7 @@ from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import EvaluationFailed, GateFailed, Interrupted, RecipeError
 from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
+from unlearn.core.shown import printable
 from unlearn.data.base import Dataset
 from unlearn.data.loading import load_data
 from unlearn.data.splits import train_split
@@ -158,7 +159,7 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
         try:
             status = RunDir(path.parent).status()
         except RecipeError as broken:
-            print(f"passed over: {broken}", file=sys.stderr)
+            print(printable(f"passed over: {broken}"), file=sys.stderr)
             continue
         same = recipe is None or status.get("hash") == recipe.hash
         open_ = status.get("status") == "running" and not status.get("in_memory") and not status.get("parent")

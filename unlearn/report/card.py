@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from unlearn.config.registry import resolve
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_text
+from unlearn.core.shown import one_line
 from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
 from unlearn.report.formatting import interval
 from unlearn.report.labels import ordered
-from unlearn.report.page import deck, method_name
+from unlearn.report.page import deck, method_name, shown
 from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.table import Measurement, better, cell_text, groups, measurements
 from unlearn.report.texts import text_tables
 from unlearn.report.verdict import judge
 
-_SPECIAL = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\[", "]": "\\]"}
-)
+_SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", **{mark: f"\\{mark}" for mark in "\\`*_[]|~$"}})
+_AT_START = re.compile(r"^(?=[#+=:-])|^([0-9]{1,9})(?=[.)](?: |$))")
+"""What makes a line a heading, an item of a list, a rule, or the line above it a heading."""
+_LINKED = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=mailto)(?=:)|(?<=.)(?=@)|(?<=xmpp)(?=:)", re.IGNORECASE)
+"""Where an address that Markdown would link by itself is cut, by a comment that no reader sees."""
 
 
 def write_model_card(folder: Path, load: str = "") -> Path:
@@ -39,6 +43,7 @@ def write_model_card(folder: Path, load: str = "") -> Path:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown, not HTML: every value goes through the filter ``plain``
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -50,12 +55,13 @@ def write_model_card(folder: Path, load: str = "") -> Path:
 
 def plain(text: Any) -> str:
     """Return a value as one line of text without any Markdown or HTML of its own."""
-    return " ".join(str(text).split()).translate(_SPECIAL)
+    escaped = _AT_START.sub(r"\g<1>\\", one_line(text).translate(_SPECIAL))
+    return _LINKED.sub("<!-- -->", escaped)
 
 
 def code(text: Any) -> str:
     """Return a value as one line that can stand in a code span."""
-    return " ".join(str(text).split()).replace("`", "'")
+    return one_line(text).replace("`", "'")
 
 
 def _context(run: RunFolder, load: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from unlearn.core.files import write_text
 from unlearn.core.records import Record
+from unlearn.core.shown import csv_text
 from unlearn.report.comparison import Compared, comparison_context
 from unlearn.report.labels import about_text
 from unlearn.report.page import template_environment
@@ -16,11 +16,9 @@ from unlearn.report.page import template_environment
 
 def write_comparison(entries: Sequence[Compared], output: Path) -> Path:
     """Write ``comparison.csv`` and ``comparison.html`` into an existing folder, and return the page's path."""
-    with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = [csv_row(entry, record) for entry in entries for record in entry.run.records]
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [csv_row(entry, record) for entry in entries for record in entry.run.records]
+    table = csv_text(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+    write_text(output / "comparison.csv", table)
     page = output / "comparison.html"
     write_text(page, template_environment().get_template("comparison.html.j2").render(comparison_context(entries)))
     return page

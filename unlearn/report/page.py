@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unlearn.core.files import write_text
 from unlearn.core.records import Picture
+from unlearn.core.shown import printable
 from unlearn.core.version import __version__
 from unlearn.report.caveats import GUARANTEE, caveats, not_run
 from unlearn.report.charts import strips, tradeoff, training_charts
@@ -46,6 +47,7 @@ def template_environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -55,6 +57,11 @@ def template_environment() -> Environment:
         cell=cell, version=__version__, now=lambda: datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     )
     return made
+
+
+def shown(value: Any) -> Any:
+    """Return a value as templates show it: a text without control characters; text that is marked up stays."""
+    return printable(value) if type(value) is str else value
 
 
 def report_context(run: RunFolder) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def read_run(folder: Path) -> RunFolder:
     rows = facts.pop("records", None)
     if not isinstance(rows, list) or facts.get("schema") != 1 or not _are_pictures(facts.get("pictures") or []):
         raise _corrupt(metrics, "it needs schema 1, a list of records, and pictures with name, title and caption")
-    seeds = [read_run(folder / str(name)) for name in facts.get("seed_folders") or ()]
+    seeds = [read_run(_inside(folder, name, metrics)) for name in facts.get("seed_folders") or ()]
     text = _read_text(folder / "recipe.yaml") or (seeds[0].recipe_text if seeds else "")
     return RunFolder(
         path=folder,
@@ -107,6 +107,14 @@ def read_run(folder: Path) -> RunFolder:
         environment=_read_json(environment, "") if environment.is_file() else {},
         seeds=seeds,
     )
+
+
+def _inside(folder: Path, name: Any, path: Path) -> Path:
+    """Return the folder of a seed, which lies in its run directory and nowhere else."""
+    seed = folder / str(name)
+    if not isinstance(name, str) or seed.resolve().parent != folder.resolve():
+        raise _corrupt(path, f"seed_folders names {name!r:.80}, which is no folder in it")
+    return seed
 
 
 def read_curves(path: Path) -> TrainingCurves:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.core.records import Direction, Record
+from unlearn.core.shown import one_line
 from unlearn.report.formatting import figure, interval, with_unit
 from unlearn.report.labels import ARROWS, about_text, entry_value, metric_label, ordered, phrase
 
@@ -151,14 +152,15 @@ def metrics_table(records: Sequence[Record]) -> Table:
         table.add_column(name, overflow="fold")
     for subject in subjects:
         style = "bold" if subject == "unlearned" else None
-        table.add_column(escape(subject.replace("_", " ")), justify="right", style=style)
+        table.add_column(escape(one_line(subject.replace("_", " "))), justify="right", style=style)
     table.add_column("better")
     for group in groups(measured):
         shown = _shown(group)
         for index, row in enumerate(shown):
             label = group.label if index == 0 else ""
             cells = [cell_text(row, subject, with_sign=True) for subject in subjects]
-            table.add_row(*map(escape, [label, _short(row), *cells, ARROWS[row.direction]]))
+            texts = [label, _short(row), *cells, ARROWS[row.direction]]
+            table.add_row(*(escape(one_line(text)) for text in texts))
         if len(shown) < len(group.rows):
             table.add_row("", f"+ {len(group.rows) - len(shown)} more", style="dim")
     return table

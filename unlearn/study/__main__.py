@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from unlearn.config.arguments import Arguments, sort
 from unlearn.core.errors import GateFailed, RecipeError, UnlearnError
+from unlearn.core.shown import one_line, printable
 
 if TYPE_CHECKING:
     from unlearn.study.execution import Part
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _answer(sort(list(sys.argv[1:] if argv is None else argv), FLAGS, ("--write",)))
     except UnlearnError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -80,7 +81,7 @@ def _work(name: str, settings: list[str], flags: dict[str, str]) -> int:
     if "--show" in flags:
         for part in found:
             what = str(part.folder) if part.finished else shlex.join([*START, *part.command()])
-            print(f"{part.state:<12} {part.row}, seed {part.seed}: {what}")
+            print(printable(f"{part.state:<12} {part.row}, seed {part.seed}: {what}"))
         return 0
     failed = {} if "--table" in flags else run_all(found)
     sum_up(study, found, failed, document)
@@ -96,7 +97,7 @@ def run_all(found: Sequence[Part]) -> dict[Path, str]:
 
     failed = {}
     for index, part in enumerate(found, start=1):
-        where = f"[{index}/{len(found)}] {part.row}, seed {part.seed}"
+        where = one_line(f"[{index}/{len(found)}] {part.row}, seed {part.seed}")
         if part.finished:
             print(f"{where}: {part.state} before", flush=True)
             continue
@@ -104,7 +105,8 @@ def run_all(found: Sequence[Part]) -> dict[Path, str]:
         began = time.monotonic()
         if why := carry_out(part):
             failed[part.folder] = why
-        print(f"{where}: {f'failed: {why}' if why else part.state} ({time.monotonic() - began:.0f} s)", flush=True)
+        state = f"failed: {one_line(why)}" if why else part.state
+        print(f"{where}: {state} ({time.monotonic() - began:.0f} s)", flush=True)
     return failed
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 import statistics
@@ -15,7 +13,8 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.files import write_text
 from unlearn.core.intervals import t_interval
 from unlearn.core.records import Record, find
-from unlearn.report.card import plain
+from unlearn.core.shown import csv_text
+from unlearn.report.card import code, plain
 from unlearn.report.formatting import YES_NO, figure, interval
 from unlearn.report.labels import ARROWS, DIRECTIONS
 from unlearn.report.read_run import RunFolder
@@ -113,7 +112,7 @@ def caption(study: Study, arrows: Sequence[str]) -> str:
     over = f"seeds {', '.join(map(str, study.spec.seeds))}" if len(study.spec.seeds) > 1 else "items"
     means = {ARROWS[name]: text for name, text in DIRECTIONS.items() if ARROWS[name] in arrows and ARROWS[name]}
     legend = "; ".join(f"{arrow} {text}" for arrow, text in means.items())
-    made = f"Made by `python -m unlearn.study {study.asked}`."
+    made = f"Made by `python -m unlearn.study {code(study.asked)}`."
     return f"In brackets: 95 % interval over {over}. – : not measured. {legend + '. ' if legend else ''}{made}"
 
 
@@ -123,16 +122,15 @@ def _columns(study: Study, lines: Sequence[Line]) -> list[list[Record | None]]:
 
 def table_csv(study: Study, lines: Sequence[Line]) -> str:
     """Return the table as CSV: value, low and high of every column."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["run", "state", *(f"{name}{end}" for name in study.spec.columns for end in ("", " low", " high"))])
+    columns = ["run", "state", *(f"{name}{end}" for name in study.spec.columns for end in ("", " low", " high"))]
+    rows: list[list[float | str]] = []
     for line in lines:
         numbers: list[float | str] = []
         for record in line.cells:
             low, high = record.ci95 or ("", "") if record else ("", "")
             numbers += [record.value if record and math.isfinite(record.value) else "", low, high]
-        writer.writerow([line.name, line.state, *numbers])
-    return file.getvalue()
+        rows.append([line.name, line.state, *numbers])
+    return csv_text(columns, rows)
 
 
 def empty_columns(study: Study, lines: Sequence[Line], runs: Sequence[RunFolder]) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from unlearn.core.files import write_text
 from unlearn.core.records import Record
+from unlearn.core.shown import one_line, printable
 from unlearn.experiment.seed_summary import write_summary
+from unlearn.report.card import plain
 from unlearn.report.comparison import Compared
 from unlearn.report.comparison_files import write_comparison
 from unlearn.report.read_run import RunFolder, read_run
@@ -47,16 +49,16 @@ def sum_up(study: Study, found: Sequence[Part], failed: Mapping[Path, str], docu
     lines = [*reference_lines(study, whole), *ordered(study, lines)]
     table, title = markdown(study, lines), study.spec.about.title or study.name
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_text(study.folder / "table.md", f"# {title}\n\n{table}")
+    write_text(study.folder / "table.md", f"# {plain(title)}\n\n{table}")
     write_text(study.folder / "table.csv", table_csv(study, lines))
     page = _compare(study, read)
     if document is not None:
         write_block(document, study.name, table)
-    print(f"\n{title}\n\n{table}\nTable: {study.folder / 'table.md'}")
+    print(printable(f"\n{one_line(title)}\n\n{table}\nTable: {study.folder / 'table.md'}"))
     if page:
         print(f"Report: {page}")
     for warning in empty_columns(study, lines, [run for seeds in read.values() for run in seeds]):
-        print(warning, file=sys.stderr)
+        print(printable(warning), file=sys.stderr)
 
 
 def _line(row: str, own: Sequence[Part], cells: list[Record | None], failed: Mapping[Path, str]) -> Line:

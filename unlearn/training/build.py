@@ -91,7 +91,8 @@ def _selected(scope: Scope, model: nn.Module) -> set[str]:
 
 def edited(edit: Edit, model: Wrapper, train: Train, splits: Mapping[str, Split]) -> Wrapper:
     """Return the model that an edit makes. Raises RecipeError where it returns something else."""
-    return promised(edit(model, train, splits), Wrapper, named("edit", edit))
+    found: Wrapper = promised(edit(model, train, splits), Wrapper, named("edit", edit))
+    return found
 
 
 def guarded(guard: Guard, model: nn.Module, splits: Mapping[str, Split]) -> Wrapper:

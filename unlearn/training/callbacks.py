@@ -21,6 +21,7 @@ from typing_extensions import override
 from unlearn.core.distributed import rank, sum_over_ranks
 from unlearn.core.errors import Diverged
 from unlearn.core.files import write_text
+from unlearn.core.shown import one_line
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.module import UnlearningModule
 
@@ -134,10 +135,9 @@ class Bar(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), disable=not self.live
-        )
+        title, figures = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[figures]}"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(title, BarColumn(), MofNCompleteColumn(), *times, figures, disable=not self.live)
         steps, done = module.primary.optim.steps, max(0, module.step_count)
         self.task = self.progress.add_task(self.title, total=steps, completed=done, figures="")
         self.progress.start()
@@ -149,6 +149,7 @@ class Bar(Callback):
             for key, value in module.row.items()
             if key.startswith("loss/") or key == "cosine"
         )
+        figures = one_line(figures)  # with the names of terms, which a recipe gives
         self.progress.update(self.task, completed=max(0, module.step_count))
         if figures:
             self.progress.update(self.task, figures=figures)
