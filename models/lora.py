@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -93,7 +94,11 @@ class Lora(Scope):
         Pattern(self.include, self.exclude)  # refuses what is no regular expression
 
     def attach(self, model: nn.Module, randomness: Randomness) -> None:
-        """Add the matrices to the chosen layers; the model's outputs do not change, as B is zero."""
+        """Add the matrices to the chosen layers; the model's outputs do not change, as B is zero.
+
+        An adapter that the model came with is part of the target: it is merged first, and so stays on when ours is off.
+        """
+        merge_adapters(model)
         # a layer is adapted only where a loss can reach its own parameters
         reached = {name.rpartition(".")[0] for name in trainable(model)}
         own: tuple[type[nn.Module], ...] = getattr(model, "low_rank_layers", ())
@@ -163,13 +168,31 @@ class Lora(Scope):
             model.write_adapter(Adapter(weights, self._config([*adapted])), folder / "adapter")
         for layer in own:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)  # it becomes W + scale B A
-        for name, layer in adapted.items():
-            layer.merge()  # into the base layer, which then takes the adapter's place
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, layer.get_base_layer())
+        merge_adapters(model)
 
     def _config(self, layers: list[str]) -> LoraConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Return whether a model in memory carries an adapter of peft."""
+    return any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules())
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Merge, in place, all adapters of peft that are active in a model into the layers that they adapt."""
+    for name, module in list(model.named_modules()):
+        parent, _, last = name.rpartition(".")
+        layer: Any = module
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()  # into the base layer, which then takes the adapter's place
+            setattr(model.get_submodule(parent), last, layer.get_base_layer())
+        elif isinstance(layer, AuxiliaryTrainingWrapper):
+            whole = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            setattr(model.get_submodule(parent), last, whole)
+        elif vars(layer).get("_hf_peft_config_loaded"):
+            layer._hf_peft_config_loaded = False  # transformers would save the adapter alone
+            vars(layer).pop("peft_config", None)
 
 
 class LowRank(nn.Module):

@@ -1,4 +1,4 @@
-"""Adapters of peft: a folder of one is merged into its base before anything starts, one in memory into its layers."""
+"""Folders of adapters of peft, which are merged into their base before anything starts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from torch import nn
 
 from unlearn.core.boundary import described, reading
 from unlearn.core.errors import RecipeError
@@ -93,19 +91,6 @@ def merged(folder: Path, base: Path) -> Path:
     shutil.rmtree(made, ignore_errors=True)
     part.replace(made)
     return made
-
-
-def merge_layers(model: nn.Module) -> None:
-    """Merge, in place, every adapter of peft that is active in a model into the layer that it adapts."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            adapted: Any = layer
-            adapted.merge()
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, adapted.get_base_layer())
-    if getattr(model, "_hf_peft_config_loaded", False):
-        model._hf_peft_config_loaded = False  # transformers would save the adapter alone
-        del model.peft_config
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:

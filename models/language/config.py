@@ -25,6 +25,7 @@ from unlearn.models.language.adapters import base_of, is_adapter, merged
 from unlearn.models.language.folder import read_config, read_tokenizer
 from unlearn.models.language.memory import meta_model
 from unlearn.models.language.tokenization import TextEncoder
+from unlearn.models.language.verification import positions
 from unlearn.models.language.wrapper import Language, first_line, read_text, stored_encoder
 
 __all__ = ["CausalLM", "Language", "LanguageConfig", "SmallLlama", "SmolLM2", "TextEncoder"]
@@ -36,7 +37,7 @@ class LanguageConfig(ModelConfig):
 
     Args:
         template: text with ``{question}`` in it, or ``chat``; null takes the model's own.
-        max_length: tokens per item at most; null takes the stored value, or 512.
+        max_length: tokens per item at most; null takes the stored value, or 512, or the model's number of positions.
         checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
         dtype: of the weights, in training and as saved; bfloat16 halves the memory, and loses small updates. ``auto``
             trains in float32 and saves in the type of the target's folder.
@@ -66,7 +67,7 @@ class LanguageConfig(ModelConfig):
 
     @override
     def read(self, dataset: Dataset) -> Dataset:
-        return read_text(dataset, read_encoder(self.tokenizer_folder(), self.template, self.max_length))
+        return read_text(dataset, self.encoder())
 
     @override
     def load(self, folder: Path) -> Language:
@@ -79,6 +80,11 @@ class LanguageConfig(ModelConfig):
             tokenizer=self.other_tokenizer(),
         )
 
+    def encoder(self) -> TextEncoder:
+        """Return how this model reads text."""
+        model = None if self.pretrained is None else self.fetch(self.pretrained, weights=False)
+        return read_encoder(self.tokenizer_folder(), self.template, self.max_length, model)
+
     def other_tokenizer(self) -> Path | None:
         """Return the folder of a tokenizer that replaces the trained model's own, None to keep that."""
         return None
@@ -87,7 +93,7 @@ class LanguageConfig(ModelConfig):
     def meta_model(self, precision: str) -> MetaModel | None:
         if self.pretrained is None:
             return None
-        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        encoder = self.encoder()
         folder = self.fetch(self.pretrained, weights=False)
         return meta_model(folder, encoder, self.checkpointing, self.dtype, precision)
 
@@ -142,7 +148,7 @@ class CausalLM(LanguageConfig):
         folder = self.model_folder()
         with randomness.child("weights").seeding():
             model = AutoModelForCausalLM.from_config(read_config(folder))
-        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        encoder = self.encoder()
         return Language(model, encoder, self.checkpointing)
 
 
@@ -176,7 +182,7 @@ class SmallLlama(LanguageConfig):
 
     @override
     def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
-        encoder = read_encoder(self.tokenizer_folder(), self.template, self.max_length)
+        encoder = self.encoder()
         config = LlamaConfig(
             vocab_size=len(encoder.tokenizer),
             hidden_size=self.width,
@@ -236,9 +242,15 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 @cache
-def read_encoder(folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
-    """Return the text encoder of a model's folder. Raises RecipeError where it holds no tokenizer."""
-    return stored_encoder(read_tokenizer(folder), folder, template, max_length)
+def read_encoder(folder: Path, template: str | None, max_length: int | None, model: Path | None = None) -> TextEncoder:
+    """Return the text encoder of a folder, for the model in another one, or in the same.
+
+    Raises:
+        RecipeError: the folder holds no tokenizer.
+    """
+    described = model or folder
+    places = positions(read_config(described)) if (described / "config.json").is_file() else None
+    return stored_encoder(read_tokenizer(folder), folder, template, max_length, places)
 
 
 def _on_disk(path: str, weights: bool = True) -> Path:

@@ -15,6 +15,9 @@ from unlearn.core.errors import RecipeError
 PLAIN = "Question: {question}\nAnswer:"
 """Default template of models without a chat template."""
 
+DEFAULT_LENGTH = 512
+"""Tokens per item at most, where nothing else is said and the model has as many positions."""
+
 CHAT = "chat"
 """A recipe's word for the tokenizer's chat template."""
 
@@ -34,7 +37,7 @@ class TextEncoder:
         max_length: tokens per item at most; what is longer is cut at the end.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None = None, max_length: int = 512) -> None:
+    def __init__(self, tokenizer: Any, template: str | None = None, max_length: int = DEFAULT_LENGTH) -> None:
         self.tokenizer = tokenizer
         self.template = template or (CHAT if tokenizer.chat_template else PLAIN)
         self.max_length = max_length

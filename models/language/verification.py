@@ -116,14 +116,20 @@ def run(module: Callable[..., Any], tokens: Tensor, **more: Any) -> Any:
     return module(input_ids=tokens, **{name: value for name, value in given.items() if anything or name in taken})
 
 
+def positions(config: Any) -> int | None:
+    """Return how many positions a model has, None where its configuration states no number."""
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
     """Refuse a maximum length beyond the model's table of learned positions, where it has one."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if tables and positions is not None and max_length > positions:
+    limit = positions(model.config)
+    if tables and limit is not None and max_length > limit:
         raise RecipeError(
-            f"The model has {positions} positions, and model.max_length is {max_length}. "
-            f"Type model.max_length={positions}, or less."
+            f"The model has {limit} positions, and model.max_length is {max_length}. "
+            f"Type model.max_length={limit}, or less."
         )
 
 

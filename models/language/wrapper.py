@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.folders import read_mapping
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.text import TextDataset
 from unlearn.models.base import Wrapper, round_weights
-from unlearn.models.language.adapters import is_adapter, merge_layers
+from unlearn.models.language.adapters import is_adapter
 from unlearn.models.language.answers import Answers
 from unlearn.models.language.folder import read_model, read_tokenizer, stored_dtype
-from unlearn.models.language.tokenization import TextEncoder
-from unlearn.models.language.verification import Head, check_positions, check_vocabulary, find_route, run
-
-if TYPE_CHECKING:
-    from unlearn.models.lora import Adapter
+from unlearn.models.language.tokenization import DEFAULT_LENGTH, TextEncoder
+from unlearn.models.language.verification import Head, check_positions, check_vocabulary, find_route, positions, run
+from unlearn.models.lora import Adapter, has_adapter, merge_adapters
 
 disable_progress_bar()  # a run shows one bar, its own
+
+logger = logging.getLogger("unlearn")
 
 SETTINGS = "unlearn.json"
 """File next to the model's own: how questions become prompts."""
@@ -116,10 +117,11 @@ class Language(Wrapper):
             raise RecipeError(
                 f"A language model in memory is given as the pair (model, tokenizer), not as a {type(model).__name__}."
             )
-        if any(isinstance(module, BaseTunerLayer) for module in inner.modules()):
+        if has_adapter(inner):
             inner = copy.deepcopy(inner)
-            merge_layers(inner)
-        return cls(inner, TextEncoder(pair[1]))
+            merge_adapters(inner)
+        length = positions(inner.config)
+        return cls(inner, TextEncoder(pair[1], max_length=min(DEFAULT_LENGTH, length or DEFAULT_LENGTH)))
 
     def answer_states(self, batch: Batch) -> Tensor:
         """Return what ``head`` turns into the logits before each answer token: the last hidden states, (N, D).
@@ -192,8 +194,21 @@ class Language(Wrapper):
     def generate(self, batch: Batch, new_tokens: int) -> Tensor:
         """Continue each prompt greedily: (B, new_tokens) int64, -1 from the end token on.
 
-        The model's own generation settings (beams, penalties) are ignored.
+        The model's own generation settings (beams, penalties) are ignored. Where the model has no positions left, the
+        answer ends.
         """
+        lengths, limit = batch["mask"].sum(dim=1), positions(self.model.config)
+        if limit is None or int(lengths.max()) + new_tokens <= limit:
+            return self._continued(batch, new_tokens)
+        logger.warning(f"Answers of {new_tokens} tokens are cut where the model's {limit} positions end.")
+        said = torch.full((len(lengths), new_tokens), -1, dtype=torch.int64, device=lengths.device)
+        for row, length in enumerate(lengths.tolist()):  # one by one, so that no answer depends on another's length
+            if (room := min(new_tokens, limit - length)) > 0:
+                alone = {key: batch[key][row : row + 1, :length] for key in ("tokens", "mask")}
+                said[row, :room] = self._continued(alone, room)[0]
+        return said
+
+    def _continued(self, batch: Batch, new_tokens: int) -> Tensor:
         # generation appends on the right, so the padding goes to the left
         tokens, mask = _padded_left(batch["tokens"], batch["mask"])
         settings = GenerationConfig(
@@ -230,7 +245,7 @@ class Language(Wrapper):
 
     @override
     def round_as_saved(self) -> None:
-        merge_layers(self.model)  # an adapter that a model in memory came with: transformers would save it alone
+        merge_adapters(self.model)  # an adapter that a model in memory came with: transformers would save it alone
         if self.saved is not None:
             round_weights(self.model, self.saved)
 
@@ -275,16 +290,23 @@ class Language(Wrapper):
         if is_adapter(folder):
             raise RecipeError(f"{folder} holds an adapter of peft. Type model.pretrained={folder}, which merges it.")
         model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
-        encoder = stored_encoder(read_tokenizer(tokenizer or folder), tokenizer or folder, template, max_length)
+        source = tokenizer or folder
+        encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config))
         return cls(model, encoder, checkpointing, stored_dtype(folder) if dtype == "auto" else None)
 
 
-def stored_encoder(tokenizer: Any, folder: Path, template: str | None, max_length: int | None) -> TextEncoder:
-    """Return the encoder of a model's folder: with the settings given, or those stored if this program saved it."""
+def stored_encoder(
+    tokenizer: Any, folder: Path, template: str | None, max_length: int | None, places: int | None = None
+) -> TextEncoder:
+    """Return the encoder of a model's folder: with the settings given, or those stored if this program saved it.
+
+    Where neither says how long an item may be, it is ``DEFAULT_LENGTH``, and never more than the model's ``places``.
+    """
     path = folder / SETTINGS
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = read_mapping(path) if path.is_file() else {}
     given = {"template": template, "max_length": max_length}
-    return TextEncoder(tokenizer, **{**stored, **{key: value for key, value in given.items() if value is not None}})
+    stated = {**stored, **{key: value for key, value in given.items() if value is not None}}
+    return TextEncoder(tokenizer, **{"max_length": min(DEFAULT_LENGTH, places or DEFAULT_LENGTH), **stated})
 
 
 class _Enough(Exception):

@@ -1,0 +1,143 @@
+"""Over the causal architectures of transformers: log p is the model's own, padded or not, or the model is refused."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.toys.language import encoder, tiny_dataset
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.models.language.config import Language
+from unlearn.models.language.verification import HeadForm, run
+
+IDS = torch.tensor([0, 1, 5, 10])
+
+SMALL = {
+    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 128, "pad_token_id": 0, "head_dim": 8, "initializer_range": 0.3,
+}  # fmt: skip
+
+PLAIN = [
+    "bloom", "ctrl", "falcon", "gemma", "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granitemoe", "llama",
+    "llama4_text", "mamba", "mistral", "mixtral", "mllama", "olmo2", "openai-gpt", "opt", "phi", "phi3", "qwen2",
+    "qwen3", "rwkv", "smollm3", "stablelm", "starcoder2", "xglm",
+]  # fmt: skip
+
+READ: dict[str, dict[str, Any]] = {
+    **{kind: {} for kind in PLAIN},
+    "gemma2": {"final_logit_softcapping": 5.0},
+    "nanochat": {"final_logit_softcapping": 7.5},
+    "recurrent_gemma": {"logits_soft_cap": 9.0},
+    "falcon_h1": {"lm_head_multiplier": 0.37, "mamba_chunk_size": 16, "mamba_d_state": 8},
+    "hyperclovax": {"logits_scaling": 3.0},
+    "granite": {"logits_scaling": 3.0},
+    "cohere": {"logit_scale": 0.7},
+    "mpt": {"logit_scale": 0.5},
+    "modernbert-decoder": {},
+    "bert": {"is_decoder": True},
+    "bart": {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 48, "decoder_attention_heads": 4},
+}
+"""Model type -> settings, beside ``SMALL``, under which a head rebuilt by names would be wrong."""
+
+FORMS = {
+    "gemma2": HeadForm(cap=5.0),
+    "nanochat": HeadForm(cap=7.5),
+    "recurrent_gemma": HeadForm(cap=9.0),
+    "falcon_h1": HeadForm(scale=0.37),
+    "hyperclovax": HeadForm(scale=3.0),
+    "granite": HeadForm(scale=1 / 3.0),
+    "cohere": HeadForm(scale=0.7),
+}
+OWN_FORWARD = {"modernbert-decoder", "bert"}
+"""Their heads have more layers than one."""
+
+NOT_CAUSAL = ["bert", "roberta", "roformer", "electra", "xlm", "megatron-bert"]
+
+
+def small(kind: str, **settings: Any) -> PreTrainedModel:
+    """Return a small model of a type with random weights."""
+    plain = AutoConfig.for_model(kind).get_text_config()
+    known = {**plain.to_dict(), **type(plain).attribute_map}
+    given = {name: value for name, value in SMALL.items() if name in known}
+    inside = AutoConfig.for_model(kind)
+    config = AutoConfig.for_model(kind, **given, **settings)
+    if inside.get_text_config() is not inside:  # the text's part of a model of several kinds of input
+        (part,) = (name for name, value in vars(inside).items() if value is inside.get_text_config())
+        config = AutoConfig.for_model(kind, **{part: {**given, **settings}})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.eval()
+
+
+@torch.no_grad()
+def own_log_probs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return log p of the answers by the model's own forward, one item after the other, without padding."""
+    found = []
+    for tokens, mask, answer in zip(batch["tokens"], batch["mask"], batch["answer"], strict=True):
+        logits = run(model, tokens[mask][None]).logits[0, :-1].float().log_softmax(-1)
+        each = logits.gather(1, tokens[mask][1:, None]).squeeze(1)
+        found.append(each[answer[mask][1:]].sum())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", sorted(READ))
+def test_log_p_is_the_models_own(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers, about kernels that are not there
+        model = Language(small(kind, **READ[kind]), encoder())
+        batch = tiny_dataset().batch(IDS)
+        assert len(set(batch["mask"].sum(1).tolist())) > 1  # some are padded
+        wanted = own_log_probs(model.model, batch)
+        with torch.no_grad():
+            found = model.log_prob(batch, Randomness(0))
+            logits = model.head()(model.answer_states(batch))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits.float(), model.answers(batch).logits)
+    assert model.route.head == FORMS.get(kind, HeadForm())
+    assert (model.route.stack == "") == (kind in OWN_FORWARD)
+    assert len(model.layers) == 2
+
+
+@pytest.mark.parametrize("kind", NOT_CAUSAL)
+def test_what_is_not_causal_is_refused(kind: str) -> None:
+    with pytest.raises(RecipeError, match="is not causal"):
+        Language(small(kind), encoder())
+
+
+def test_what_cannot_be_run_on_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("llama")
+    monkeypatch.setattr(type(model), "forward", lambda self, input_ids, pixel_values: None)
+    with pytest.raises(RecipeError, match=r"cannot be run on text alone.*pixel_values"):
+        Language(model, encoder())
+
+
+def test_a_gradient_reaches_a_model_that_is_run_by_its_own_forward() -> None:
+    model = Language(small("modernbert-decoder"), encoder()).requires_grad_(True)
+    model.training_loss(tiny_dataset().batch(IDS), Randomness(0)).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_layers_are_those_of_the_text_decoder() -> None:
+    """Beside a vision tower of three layers, whose modules come first, layer 1 is the text's first."""
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 28,
+    }
+    text = {name: value for name, value in SMALL.items() if name != "pad_token_id"}
+    config = AutoConfig.for_model("gemma3", vision_config=vision, text_config=text, image_token_index=299)
+    model = Language(AutoModelForCausalLM.from_config(config), encoder())
+    assert len(model.layers) == 2 and {type(layer).__name__ for layer in model.layers} == {"Gemma3DecoderLayer"}
+    batch = tiny_dataset().batch(IDS)
+    states = model.model(input_ids=batch["tokens"], output_hidden_states=True).hidden_states
+    assert torch.equal(model.hidden(batch, 1), states[1])
+    with pytest.raises(RecipeError, match="the model has 2"):
+        model.hidden(batch, 3)
