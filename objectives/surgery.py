@@ -194,7 +194,9 @@ class DoCoReleased(Combination):
     Tensor by tensor, where the cosine c of the two gradients f and r is negative, f - strength c r / |r|
     replaces f. c is of unit vectors and f is not one, so that strength 1 removes too little if |f| > 1, and too much
     if |f| < 1. The retain gradient r is then dropped: it only sets the direction in which f may not go. ``one_sided``
-    takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r.
+    takes inner products over all tensors at once, removes <f, r> r / |r|^2, and adds r. The code treats the tensors of
+    cross-attention only, and leaves f as it is elsewhere; here every trained tensor is treated, so the two agree with a
+    scope of cross-attention.
 
     Args:
         strength: lambda of the released code, >= 0.

@@ -26,8 +26,8 @@ class ConceptAblation(NoisyStateObjective[Denoises]):
         variant: ``model`` or ``noise``.
         scores: whose score at the anchor is the target of ``model``: the trained ``student``'s own, as in the paper, or
             that of the frozen ``target``, which cannot drift.
-        prior: lambda of || eps(x_t, c_a) - eps ||^2, which keeps the anchor, >= 0. Optional in the released code, and
-            1 there.
+        prior: lambda of || eps(x_t, c_a) - eps ||^2, which keeps the anchor, >= 0. Optional in the released code, whose
+            1 is 1 / channels here: it sums the first square over channels, and averages this one.
         states: ``generated`` images of the anchor.
 
     Reference:

@@ -30,21 +30,21 @@ class Debias(Objective[LikelihoodSampler]):
     the shift by ``gain`` times log(share / asked). The run ends when all shares are within ``tolerance`` twice in a
     row. The weight bounds how far a share can rise against the likelihood of retain images.
 
-    ``paper``: the forget images (there: those that LACK an attribute) go to a fixed threshold, as in
+    ``exchanged``: the forget images (there: those that LACK an attribute) go to a fixed threshold, as in
     ``category_taming``, and the retain images (those that have it) stay; no share is asked for or measured.
 
     Args:
         shares: asked share by label, each in (0, 1), at most 1 together; the labels of the forget images. null drops a
             label that a base recipe names.
         mode: see above.
-        threshold: ``paper``: delta, in standard deviations; ``controlled``: the largest shift either way. > 0.
-        distance: ``paper``: unit of d in the loss; ``bits_per_dim`` is the released code's loss, sigmoid(d^2).
+        threshold: ``exchanged``: delta, in standard deviations; ``controlled``: the largest shift either way. > 0.
+        distance: ``exchanged``: unit of d in the loss; ``bits_per_dim`` is the released code's loss, sigmoid(d^2).
         measure_every: steps between two measurements of the shares, >= 1.
         samples: how many samples a measurement takes, >= 1.
         gain: standard deviations that the shift moves for a share e times too high, > 0.
         tolerance: largest difference from the asked share that counts as reached, in (0, 1).
         features: packaged feature net that classifies samples, or a folder with one; by default the one that fits.
-        refresh: ``paper``: steps between two measurements of the retain images' bits/dim, >= 1.
+        refresh: ``exchanged``: steps between two measurements of the retain images' bits/dim, >= 1.
         reference_images: how many random retain images are measured, >= 2.
 
     State:
@@ -53,12 +53,13 @@ class Debias(Objective[LikelihoodSampler]):
         reached: whether there were two.
 
     Reference:
-        Malnick, Avidan and Fried, Taming Normalizing Flows, WACV 2024, arXiv:2211.16488; ``paper`` is
-        forget_attribute.py (``debias``) of the authors' research code. The controller is ours.
+        Malnick, Avidan and Fried, Taming Normalizing Flows, WACV 2024, arXiv:2211.16488; ``exchanged`` with
+        ``distance: bits_per_dim`` is forget_attribute.py (``debias``) of the authors' research code. The controller is
+        ours.
     """
 
     shares: dict[str, float | None] = field(default_factory=dict)
-    mode: Literal["controlled", "paper"] = "controlled"
+    mode: Literal["controlled", "exchanged"] = "controlled"
     threshold: PositiveFloat = 4.0
     distance: Unit = "sigma"
     measure_every: PositiveInt = 20
@@ -85,7 +86,7 @@ class Debias(Objective[LikelihoodSampler]):
 
     def prepare(self, model: LikelihoodSampler, context: Context[LikelihoodSampler]) -> None:
         """Check the labels, measure sigma, and start with no shift."""
-        if self.mode == "paper":
+        if self.mode == "exchanged":
             return
         split = context.splits["forget"]
         names = {split.dataset.labels[i] for i in split.ids.tolist()}
@@ -107,7 +108,7 @@ class Debias(Objective[LikelihoodSampler]):
 
     def before_step(self, model: LikelihoodSampler, context: Context[LikelihoodSampler]) -> bool:
         """Measure the shares and correct the shifts; stop when they are as asked twice in a row."""
-        if self.mode == "paper":
+        if self.mode == "exchanged":
             refresh(model, context, self.refresh, self.reference_images)
             return False
         if context.step % self.measure_every:
@@ -148,7 +149,7 @@ class Debias(Objective[LikelihoodSampler]):
         """Return the loss of forget images, (B,), in standard deviations."""
         bits = bits_per_dim(model, batch, context.randomness)
         moments = current(context)
-        if self.mode == "paper":
+        if self.mode == "exchanged":
             z = moments.z(bits)
             return Values(distance_loss(z - self.threshold, moments, self.distance), {"z": z.detach()})
         with torch.no_grad():

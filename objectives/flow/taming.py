@@ -36,11 +36,12 @@ class Taming(Objective[HasLikelihood]):
         refresh: steps between two measurements of mu and sigma, >= 1.
         reference_images: how many random retain images they are measured on, >= 2.
         stop_draws: noise draws averaged in the stop test, >= 1.
-        variant: ``released`` is the authors' code: distance in bits/dim and ONE noise draw in the stop test whatever
-            the two settings say, and moments that may be ``refresh - 1`` steps old when it stops. ``paper`` measures
-            them anew before it agrees to stop. Not reproduced in either: the code adds the batch's mean
-            log-determinant to every image, which is right for additive couplings only, and in its first release
-            leaves the forget images among the retain images.
+        variant: ``confirmed`` measures the moments anew before it agrees to stop; its loss is our own unless
+            ``distance`` is bits_per_dim, which gives the paper's. ``released`` is the authors' code: distance in
+            bits/dim and ONE noise draw in the stop test whatever the two settings say, and moments that may be
+            ``refresh - 1`` steps old when it stops. The code adds the batch's mean log-determinant to every image;
+            that is the same for additive couplings, which it has, and is not done here. Its first release leaves the
+            forget images among the retain images.
 
     State:
         mu, sigma: moments of the retain images' bits/dim, at most ``refresh - 1`` steps old.
@@ -58,7 +59,7 @@ class Taming(Objective[HasLikelihood]):
     refresh: PositiveInt = 10
     reference_images: Annotated[int, Range(at_least, 2)] = 1024
     stop_draws: PositiveInt = 5
-    variant: Literal["paper", "released"] = "paper"
+    variant: Literal["confirmed", "released"] = "confirmed"
 
     @override
     def prepare(self, model: HasLikelihood, context: Context[HasLikelihood]) -> None:

@@ -29,7 +29,8 @@ class TamingRetain(Objective[HasLikelihood]):
         gamma: share of the KL, in [0, 1].
         direction: forward is KL(B || T), reverse KL(T || B), both their sum.
         variant: ``released`` is the authors' code, whose logarithms (math.log) carry no gradient. In both directions
-            together they cancel; in one alone the gradient is wrong, forward even in sign.
+            together they cancel; in one alone the gradient is wrong, forward even in sign. The code also averages
+            log-determinants over the batch, which changes nothing with its additive couplings and is not done here.
 
     Reference:
         Malnick, Avidan and Fried, Taming Normalizing Flows, WACV 2024, arXiv:2211.16488; its released

@@ -33,18 +33,19 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
 
     ``inverse`` gamma / delta^2, ``negative`` -gamma delta^2, ``exponential`` scale exp(-gamma delta^2).
 
-    In the released code delta^2 is the mean over tensors of the mean squared difference, so that small tensors weigh as
-    much as large ones (``distance: released``), scale is 100, the sum over copies is taken for the mean (a product in
-    place of a quotient), and gamma is 1.2 (MNIST) or 0.8 (faces). The paper's is the squared Euclidean distance, whose
-    exponential is 0 in floating point for large models; the default follows it with ``inverse``.
+    The paper's delta^2 is the squared Euclidean distance, whose exponential is 0 in floating point for large models;
+    the default follows it with ``inverse``. ``per_tensor`` is the mean over tensors of the mean squared difference, so
+    that small tensors weigh as much as large ones. The released code (``released``) repels once, from the mean over
+    the K copies of the per-tensor distance, multiplied by K^2 / 2 (it sums over copies, and then multiplies by K / 2
+    where it would divide by K); scale is 100 there, and gamma 1.2 (MNIST) or 0.8 (faces).
 
     gamma must fit delta. At the copies' own distance the repulsion's gradient has the norm 2 gamma / delta^3,
     2 gamma delta, or 2 gamma scale delta exp(-gamma delta^2), by which it is compared with the training loss's
     (``grad_norm``). With delta^2 about 460, after 200 steps of a copy with 95,000 parameters, ``inverse`` with gamma 1
     has 2e-4 where the training loss has 0.1: nothing comes of it. ``exponential`` with gamma about 1 / delta^2 acts and
-    then fades. The released distance stays an option: most of its gradient falls on tensors of a few values (biases,
-    noise strengths), and with the released scale it ruined samples without fewer of what was to be forgotten. The
-    default distance needs no scale for tensors, and only gamma to be chosen.
+    then fades. Most of the gradient of ``per_tensor`` falls on tensors of a few values (biases, noise strengths), and
+    with the released scale it ruined samples without fewer of what was to be forgotten. The default distance needs no
+    scale for tensors, and only gamma to be chosen.
 
     Differences: a copy and its discriminator step together, not in turns; F is that of ``ewc`` for a generator, which
     needs no discriminator, and its items are the retain items. A copy's discriminator sees images as they are, also
@@ -54,7 +55,7 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
         repulsion: see above.
         gamma: see above, > 0.
         scale: of the exponential one, > 0.
-        distance: ``squared`` Euclidean, or ``released``.
+        distance: ``squared`` Euclidean, ``per_tensor``, or ``released``.
         models: number of copies.
         adapt_steps: steps of each.
         adapt_lr: their learning rate; null takes the model's.
@@ -69,7 +70,7 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
     repulsion: Literal["inverse", "negative", "exponential"] = "inverse"
     gamma: PositiveFloat = 1.0
     scale: PositiveFloat = 100.0
-    distance: Literal["squared", "released"] = "squared"
+    distance: Literal["squared", "per_tensor", "released"] = "squared"
     models: PositiveInt = 1
     adapt_steps: PositiveInt = 300
     adapt_lr: PositiveFloat | None = None
@@ -108,17 +109,18 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
     def penalty(self, parameters: Mapping[str, Tensor], context: Context[AdversarialGenerator]) -> Tensor:
         """Return the repulsion, a scalar."""
         adapted: Adapted = context.beside()
-        terms = []
-        for pair in adapted:
-            other = dict(pair.generator.named_parameters())
-            # over the parameters that are trained, which alone differ from the copy's
-            squares = [(value - other[name].detach()).square() for name, value in parameters.items()]
-            if self.distance == "released":
-                far = torch.stack([square.mean() for square in squares]).mean()
-            else:
-                far = torch.stack([square.sum() for square in squares]).sum()
-            terms.append(self._repelled(far))
-        return torch.stack(terms).mean()
+        far = torch.stack([self._far(parameters, pair.generator) for pair in adapted])
+        if self.distance == "released":
+            return self._repelled(far.mean() * len(far) ** 2 / 2)
+        return self._repelled(far).mean()
+
+    def _far(self, parameters: Mapping[str, Tensor], generator: nn.Module) -> Tensor:
+        """Return delta^2 from one copy, over the parameters that are trained, which alone differ from the copy's."""
+        other = dict(generator.named_parameters())
+        squares = [(value - other[name].detach()).square() for name, value in parameters.items()]
+        if self.distance == "squared":
+            return torch.stack([square.sum() for square in squares]).sum()
+        return torch.stack([square.mean() for square in squares]).mean()
 
     def _repelled(self, far: Tensor) -> Tensor:
         if self.repulsion == "inverse":

@@ -13,7 +13,7 @@ from unlearn.core.validation import PositiveFloat
 from unlearn.data.base import Batch
 from unlearn.models.capabilities import HasHiddenStates
 from unlearn.objectives.base import Context, Objective, Values
-from unlearn.objectives.language.embedding_difference import token_means
+from unlearn.objectives.language.embedding_difference import reduced, token_means
 from unlearn.objectives.language.reference_log_probs import Tokens, token_mask
 
 
@@ -22,8 +22,8 @@ class RMU(Objective[HasHiddenStates]):
     """Steer the hidden states of forget items to one random direction of a given length.
 
     L = mean over an item's tokens of |h - c u|^2 / D, u drawn once, uniform in [0, 1) and then scaled to length 1. The
-    retain half is ``embedding_difference`` at the same layer. The paper trains the down projections of three layers,
-    this one and the two below (``scope=pattern``); layers above it get no gradient.
+    retain half is ``embedding_difference`` at the same layer and with the same reduction. The paper trains the down
+    projections of three layers, this one and the two below (``scope=pattern``); layers above it get no gradient.
 
     Args:
         coefficient: c, the length that the hidden states are to have, > 0.
@@ -58,5 +58,5 @@ class RMU(Objective[HasHiddenStates]):
         mask = token_mask(batch, self.tokens)
         hidden: Tensor = model.hidden(batch, self.layer)[mask]
         square = (hidden - self.coefficient * context.state["steering"].to(hidden)).square()
-        values = token_means(square.mean(dim=1) if self.reduction == "mean" else square.sum(dim=1), mask)
+        values = token_means(reduced(square, self.reduction), mask)
         return Values(values, {"norm": token_means(hidden.detach().norm(dim=1), mask)})

@@ -99,7 +99,7 @@ def test_the_paper_s_mode_is_category_taming_of_the_images_without_the_attribute
     splits, model = pixel_splits([12, 14, 15], [7, 9, 10, 11, 12]), PixelGaussian()
     batch = splits["forget"].batch(splits["forget"].ids)
     found = []
-    for term in (Debias(mode="paper", threshold=3), CategoryTaming(threshold=3)):
+    for term in (Debias(mode="exchanged", threshold=3), CategoryTaming(threshold=3)):
         here = context(splits)
         term.prepare(model, here)
         assert term.before_step(model, here) is False
@@ -137,7 +137,7 @@ def test_a_share_of_null_drops_a_label_that_a_base_recipe_names():
         ({}, "shares"),
         ({"shares": {"3": 0.0}}, "shares"),
         ({"shares": {"3": 0.7, "8": 0.7}}, "shares"),
-        ({"shares": {"3": 0.5}, "mode": "paper"}, "shares"),
+        ({"shares": {"3": 0.5}, "mode": "exchanged"}, "shares"),
         ({"shares": {"3": 0.5}, "gain": 0.0}, "gain"),
         ({"shares": {"3": 0.5}, "samples": 0}, "samples"),
         ({"shares": {"3": 0.5}, "tolerance": 1.0}, "tolerance"),

@@ -148,10 +148,10 @@ def test_several_draws_confirmed_by_others_reject_a_lucky_one():
     """
     splits, model = pixel_splits([12], [7, 9, 10, 11] * 6), PixelGaussian(noise=True)
     lucky = {}
-    for variant in ("released", "paper"):
+    for variant in ("released", "confirmed"):
         term = Taming(threshold=2.5, epsilon=0.12, variant=variant)
         lucky[variant] = sum(term.before_step(model, context(splits, 0, seed=seed)) for seed in range(200))
-    assert lucky["released"] >= 10 and lucky["paper"] <= 2
+    assert lucky["released"] >= 10 and lucky["confirmed"] <= 2
 
 
 def tame(forget_term, steps=400):

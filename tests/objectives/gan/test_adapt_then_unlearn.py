@@ -37,13 +37,17 @@ def copies(*values: tuple[float, float]) -> list[nn.Module]:
         ({}, (1.2 / 13 + 1.2 / 4) / 2),
         ({"repulsion": "negative"}, -1.2 * (13 + 4) / 2),
         ({"repulsion": "exponential", "scale": 100.0}, 50 * (math.exp(-1.2 * 13) + math.exp(-1.2 * 4))),
-        ({"distance": "released"}, (1.2 / 2.5 + 1.2 / 2) / 2),
+        ({"distance": "per_tensor"}, (1.2 / 2.5 + 1.2 / 2) / 2),
+        ({"distance": "released"}, 1.2 / (2 / 2 * (2.5 + 2))),
+        ({"distance": "released", "repulsion": "negative"}, -1.2 * 2**2 / 2 * (2.5 + 2) / 2),
+        ({"distance": "released", "repulsion": "exponential", "gamma": 0.8}, 100 * math.exp(-0.8 * 4.5)),
     ],
 )
 def test_the_repulsions_in_closed_form(settings: dict[str, Any], wanted: float) -> None:
     """theta = (0, 0, 0), 0; copies (2, 2, 2), 1 and (0, 0, 0), 2.
 
-    Squared distances 13 and 4; means over tensors of the mean squares (4 + 1) / 2 and (0 + 4) / 2.
+    Squared distances 13 and 4; means over tensors of the mean squares (4 + 1) / 2 and (0 + 4) / 2. The released code
+    sums these over both copies and multiplies by 2 / 2.
     """
     theta = {"a": torch.zeros(3, requires_grad=True), "b": torch.zeros((), requires_grad=True)}
 
@@ -51,7 +55,7 @@ def test_the_repulsions_in_closed_form(settings: dict[str, Any], wanted: float) 
         def beside(self) -> list[nn.Module]:
             return copies((2.0, 1.0), (0.0, 2.0))
 
-    found = AdaptThenUnlearn(gamma=1.2, **settings).penalty(theta, Here())  # type: ignore[arg-type]
+    found = AdaptThenUnlearn(**{"gamma": 1.2, **settings}).penalty(theta, Here())  # type: ignore[arg-type]
     assert found.item() == pytest.approx(wanted)
     found.backward()
     assert theta["b"].grad is not None and theta["b"].grad > 0  # a step down the gradient goes away from both copies

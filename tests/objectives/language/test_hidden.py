@@ -35,6 +35,12 @@ def test_embedding_differences_value_is_the_mean_square_to_the_target(tmp_path: 
         with torch.no_grad():
             own.model.states[1] += torch.tensor([3.0, 4.0])
         assert own.values().values.tolist() == pytest.approx([share * 12.5, 0.0])
+        summed = Bench(
+            tmp_path / tokens, Bigram(0.5), answers_of("aab", "b"), EmbeddingDifference(tokens=tokens, reduction="sum")
+        )
+        with torch.no_grad():
+            summed.model.states[1] += torch.tensor([3.0, 4.0])
+        assert summed.values().values.tolist() == pytest.approx([share * 25, 0.0])
 
 
 def test_rmu_drives_the_hidden_norm_to_c_and_the_direction_to_u(tmp_path: Path) -> None:
