@@ -194,7 +194,7 @@ def guided(model: Diffusion, x: Tensor, t: Tensor, told: Condition, null: Condit
 def fake_loss(
     fake: Diffusion, x: Tensor, t: Tensor, noise: Tensor, classes: Tensor, null: Condition, term: SFD
 ) -> Tensor:
-    """Return the fake score's loss an item, (B,)."""
+    """Return the fake score's loss per item, (B,)."""
     score = guided(fake, x, t, Condition(classes=classes), null, term.guidance)
     return F.mse_loss(score, noise, reduction="none").flatten(1).mean(dim=1)
 
@@ -210,7 +210,7 @@ def generator_loss(
     null: Condition,
     term: SFD,
 ) -> Tensor:
-    """Return the generator's loss an item, (B,)."""
+    """Return the generator's loss per item, (B,)."""
     f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
     f_phi = teacher.denoised(x, t, guided(teacher, x, t, other, null, term.guidance))
     return sid_loss(x0, f_phi, f_psi, term.alpha)
