@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
+from unlearn.core.folders import check_folder, read_mapping
+from unlearn.models.base import refuse_not_finite, some
 from unlearn.models.feature_extractors.base import in_colour
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 
@@ -86,10 +88,18 @@ class Clip(TextImage):
         from transformers import AutoTokenizer, CLIPModel
 
         self.name = folder.name
-        self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        check_folder(folder)
+        with reading(folder, "Type a folder with a CLIP model of transformers and its tokenizer."):
+            model, found = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if missing := sorted(found["missing_keys"]):
+            raise RecipeError(f"{folder} lacks weights, which would be random: {some(missing)}. Copy the folder again.")
+        refuse_not_finite(model, folder)
+        self.model: Any = model.eval().requires_grad_(False)
         about = folder / "preprocessor_config.json"
-        given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        given = read_mapping(about) if about.is_file() else {}
         self.mean = torch.tensor(given.get("image_mean", MEAN))[:, None, None]
         self.std = torch.tensor(given.get("image_std", STD))[:, None, None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,9 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     """Return a model with the adapter in a folder merged into it."""
     if not (folder / WEIGHTS).is_file():
         raise RecipeError(f"{folder} holds no {WEIGHTS}. Save the adapter with safetensors.")
-    with reading(f"The adapter {folder}", "Type an adapter of peft that was trained on this base."):
+    remedy = "Type an adapter of peft that was trained on this base."
+    with reading(f"The adapter {folder}", remedy), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own, of names in transformers
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         adapted = get_peft_model(model, config)

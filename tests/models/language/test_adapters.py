@@ -1,0 +1,195 @@
+"""An adapter as target is merged into its base before anything starts; one in memory is part of the target."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from tests.toys.language import encoder, tiny, tiny_dataset
+from unlearn.core.errors import RecipeError
+from unlearn.core.randomness import Randomness
+from unlearn.core.reference_model import AdapterDisabledReference
+from unlearn.models.language.config import CausalLM, Language
+from unlearn.models.lora import Lora
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing:FutureWarning")  # inside peft
+
+STREAM = Randomness(0, "test")
+IDS = torch.arange(4)
+
+
+def log_p(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.log_prob(tiny_dataset().batch(IDS), STREAM)
+    return found
+
+
+def adapted() -> Any:
+    """Return a model of peft whose adapter changes much."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny().model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter += 0.5 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A base, and an adapter that names it by an absolute path."""
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    made = {name: tmp_path / name for name in ("base", "adapter")}
+    made["base"].mkdir()
+    tiny().save_pretrained(made["base"])
+    model = adapted()
+    model.peft_config["default"].base_model_name_or_path = str(made["base"])
+    model.save_pretrained(made["adapter"])
+    return made
+
+
+@pytest.fixture
+def wanted() -> torch.Tensor:
+    """The log-probabilities of the adapted model by peft's own forward; far from the base's."""
+    batch = tiny_dataset().batch(IDS)
+    with torch.no_grad():
+        logits = adapted()(input_ids=batch["tokens"]).logits[:, :-1].log_softmax(-1)
+    each = logits.gather(2, batch["tokens"][:, 1:, None]).squeeze(2)
+    found = (each * batch["answer"][:, 1:]).sum(1)
+    assert (found - log_p(tiny())).abs().min() > 1
+    return found
+
+
+def read(**settings: str) -> Language:
+    config = CausalLM(**settings)
+    assert config.encoder().fingerprint
+    return config.load(config.fetch(config.pretrained or ""))
+
+
+def rewrite(folder: Path, **settings: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def test_a_pair_that_is_typed_is_merged(folders: dict[str, Path], wanted: torch.Tensor) -> None:
+    model = read(pretrained=str(folders["base"]), adapter=str(folders["adapter"]))
+    torch.testing.assert_close(log_p(model), wanted, atol=1e-4, rtol=1e-5)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in tiny().named_parameters()]
+    torch.testing.assert_close(log_p(read(pretrained=str(folders["base"]))), log_p(tiny()))
+
+
+@pytest.mark.parametrize("place", [".", "base"])
+def test_a_base_in_the_adapters_own_folder_is_found(place: str, folders: dict[str, Path], wanted: torch.Tensor) -> None:
+    """Whole model and adapter in one folder, which transformers would put on unasked; or in a folder inside."""
+    shutil.copytree(folders["base"], folders["adapter"] / place, dirs_exist_ok=True)
+    rewrite(folders["adapter"], base_model_name_or_path=place)
+    model = read(pretrained=str(folders["adapter"]))
+    torch.testing.assert_close(log_p(model), wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_a_base_on_the_hub_is_fetched(
+    folders: dict[str, Path], wanted: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "unlearn.models.language.config.download", lambda name, weights=True: asked.append(name) or folders["base"]
+    )
+    rewrite(folders["adapter"], base_model_name_or_path="somebody/model")
+    torch.testing.assert_close(log_p(read(pretrained=str(folders["adapter"]))), wanted, atol=1e-4, rtol=1e-5)
+    assert set(asked) == {"somebody/model"}
+
+
+def test_a_path_that_only_the_file_names_is_refused_with_what_to_type(folders: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match=rf"model\.pretrained={folders['base']} model\.adapter={folders['adapter']}"):
+        read(pretrained=str(folders["adapter"]))
+    rewrite(folders["adapter"], base_model_name_or_path="../base")
+    with pytest.raises(RecipeError, match="outside of the folder"):
+        read(pretrained=str(folders["adapter"]))
+    rewrite(folders["adapter"], base_model_name_or_path=None)
+    with pytest.raises(RecipeError, match="names no base"):
+        read(pretrained=str(folders["adapter"]))
+    with pytest.raises(RecipeError, match="holds an adapter"):
+        Language.from_pretrained(folders["adapter"])
+
+
+def test_a_path_that_the_user_typed_too_is_followed(folders: dict[str, Path], wanted: torch.Tensor) -> None:
+    """As of a retrained adapter on the base that is the target."""
+    config = CausalLM(pretrained=str(folders["base"]), retrained=str(folders["adapter"]))
+    found = config.load(config.fetch(str(folders["adapter"])))
+    torch.testing.assert_close(log_p(found), wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_the_merged_model_has_the_type_of_its_base(folders: dict[str, Path]) -> None:
+    tiny().save_pretrained(folders["base"], torch.bfloat16)
+    model = read(pretrained=str(folders["base"]), adapter=str(folders["adapter"]))
+    assert model.saved == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["lacks", "left over", "nan", "prompt", "no weights", "width"])
+def test_an_adapter_that_does_not_fit_is_refused(kind: str, folders: dict[str, Path]) -> None:
+    path = folders["adapter"] / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "lora_B" in name)
+    said = {
+        "lacks": "lora_B",
+        "left over": "other",
+        "nan": "not finite.*lora_B",
+        "no weights": "holds no",
+        "width": "read",
+    }
+    if kind == "prompt":
+        model = get_peft_model(tiny().model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+        model.save_pretrained(folders["adapter"])
+    elif kind == "no weights":
+        path.unlink()
+    else:
+        first = weights.pop(name)
+        changed = {"lacks": {}, "left over": {name: first, "other": first.clone()}, "nan": {name: first * torch.nan}}
+        save_file({**weights, **changed.get(kind, {name: first[:1]})}, path)
+    with pytest.raises(RecipeError, match=said.get(kind, "cannot be merged")):
+        read(pretrained=str(folders["base"]), adapter=str(folders["adapter"]))
+    assert not list((folders["base"].parent / "cache").rglob("config.json"))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_in_memory_is_part_of_the_target(whole: bool, wanted: torch.Tensor) -> None:
+    """Given as peft's model, or as the transformers model inside; it is left as it was."""
+    given = adapted()
+    before = deepcopy(given.state_dict())
+    model = Language.adopt((given if whole else given.get_base_model(), encoder().tokenizer), {})
+    model = Language(model.model, encoder())
+    torch.testing.assert_close(log_p(model), wanted, atol=1e-4, rtol=1e-5)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in tiny().named_parameters()]
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+
+
+def test_an_adapter_in_memory_stays_on_when_that_of_the_scope_is_off(wanted: torch.Tensor, tmp_path: Path) -> None:
+    model, scope = Language(adapted().get_base_model(), encoder()), Lora(rank=2)
+    scope.attach(model, STREAM)
+    torch.testing.assert_close(log_p(model), wanted, atol=1e-4, rtol=1e-5)
+    with torch.no_grad():
+        for name in scope.select(model):
+            model.get_parameter(name).add_(0.05)
+    after = log_p(model)
+    assert (after - wanted).abs().max() > 1e-2
+    reference = AdapterDisabledReference(model, lambda: scope.off(model))()
+    torch.testing.assert_close(log_p(reference), wanted, atol=1e-4, rtol=1e-5)
+    scope.detach(model, tmp_path)
+    torch.testing.assert_close(log_p(model), after, atol=1e-4, rtol=1e-5)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in tiny().named_parameters()]
+
+
+def test_what_is_saved_of_an_adapter_in_memory_is_the_whole_model(wanted: torch.Tensor, tmp_path: Path) -> None:
+    model = Language(adapted().get_base_model(), encoder())
+    model.round_as_saved()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(log_p(Language.from_pretrained(tmp_path)), wanted, atol=1e-4, rtol=1e-5)
