@@ -1,4 +1,4 @@
-"""Evaluators: one file a metric family."""
+"""Evaluators: one file per metric family."""
 
 if __name__ == "evaluators":
     raise ImportError("import unlearn.evaluators, not evaluators")

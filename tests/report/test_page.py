@@ -205,7 +205,7 @@ def test_summary_of_seeds(make_run, tmp_path):
     seeds = [make_run(f"all/seed-{seed}", seed=seed) for seed in range(3)]
     write_summary(tmp_path / "all", seeds)
     html, page = read(tmp_path / "all")
-    assert "seeds 0, 1, 2" in page.words and "One line a seed." in page.words and "seed-2" in page.words
+    assert "seeds 0, 1, 2" in page.words and "One line per seed." in page.words and "seed-2" in page.words
     assert page.tags.count("img") == 4 and 'href="seed-1/report.html"' in html
     assert html.count('class="unlearned faint"') == 3 and "One seed:" not in page.words
 
