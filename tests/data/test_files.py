@@ -92,6 +92,12 @@ def test_own_selections_go_first(tmp_path: Path) -> None:
         ('{"text": "t", "label": 3}', r'forget\.jsonl:3: "label" is 3'),
         ('{"question": "q", "answer": "a", "perturbed_answer": ["b", 1]}', r':3: "perturbed_answer" is 1'),
         ('{"question": "q", "answer": "a", "perturbed_answer": ["a"]}', r":3: .*holds the right answer, 'a'"),
+        (r'{"text": "a \ud83d b"}', r'forget\.jsonl:3: "text" holds half a character \(the lone surrogate \\ud83d\)'),
+        (r'{"text": "t", "label": "\udc00"}', r'forget\.jsonl:3: "label" holds half a character'),
+        (r'{"question": "q\u0000", "answer": "a"}', r'forget\.jsonl:3: "question" holds a null byte'),
+        ('{"text": "a\0"}', r"forget\.jsonl:3 holds a null byte"),
+        ('{"text": ' + "[" * 200_000, r"forget\.jsonl:3 cannot be read \(RecursionError"),
+        ('{"text": ' + "1" * 5000 + "}", r"forget\.jsonl:3 cannot be read \(ValueError"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -124,9 +130,14 @@ def test_wrong_folders(tmp_path: Path) -> None:
     write(tmp_path, retain="\n\n")
     with pytest.raises(RecipeError, match=r"retain\.jsonl holds no items"):
         TextFiles(path=str(tmp_path)).load()
-    (tmp_path / "retain.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(RecipeError, match=r"retain\.jsonl cannot be read as UTF-8"):
-        TextFiles(path=str(tmp_path)).load()
+    for content, message in (
+        (b"\xff\xfe{}", r" cannot be read as UTF-8 text \(line 1: "),
+        (b'{"text": "one"}\n{"text": "caf\xe9"}\n', r" cannot be read as UTF-8 text \(line 2: .*Save it as UTF-8"),
+        (json.dumps(question(1)).encode("utf-16-le"), r":1 holds a null byte, so it is no text, or UTF-16"),
+    ):
+        (tmp_path / "retain.jsonl").write_bytes(content)
+        with pytest.raises(RecipeError, match=rf"retain\.jsonl{message}"):
+            TextFiles(path=str(tmp_path)).load()
     with pytest.raises(RecipeError, match=r"^there is no file .*none\.jsonl\. Type an existing file of JSON lines"):
         next(read_values(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="chunk_tokens is 3"):

@@ -166,6 +166,9 @@ def test_attribute_tables(folder: Path) -> None:
         ("t.csv", "", "first line must name the columns"),
         ("t.json", "[1]", "must map file names to lists"),
         ("t.json", "{", "is not JSON"),
+        ("t.json", "[" * 200_000, r"t\.json cannot be read \(RecursionError"),
+        ("t.csv", "file,hat\n" + "x" * 200_000 + ",1\n", r"t\.csv cannot be read \(Error: field larger"),
+        ("t.csv", "file,hat\nno/0.png\0,1\n", r"t\.csv:2 holds a null byte"),
         ("t.json", '{"no/0.png": "hat"}', "must map file names to lists"),
     ],
 )

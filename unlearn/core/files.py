@@ -58,12 +58,21 @@ def read_text(path: Path, key: str = "") -> str:
     """Return the content of a text file, with or without a byte order mark.
 
     Raises:
-        RecipeError: it cannot be read as UTF-8; the message names the recipe's ``key``, if any.
+        RecipeError: it cannot be read as UTF-8, or holds a null byte; the message names the line and the recipe's
+            ``key``, if any.
     """
+    who = f"{key}: {path}" if key else str(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{f'{key}: ' if key else ''}{path} cannot be read as UTF-8 text ({error}).") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{who} cannot be read as UTF-8 text (line {line}: {error}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise RecipeError(f"{who} cannot be read as UTF-8 text ({error}).") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise RecipeError(f"{who}:{line} holds a null byte, so it is no text, or UTF-16. Save it as UTF-8.")
+    return text
 
 
 def content_hash(folder: Path) -> str:

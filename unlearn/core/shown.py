@@ -11,6 +11,7 @@ from typing import Any
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves a terminal's cursor, ends a line or turns its direction around, and halves of characters."""
+_NO_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """How a cell begins that a spreadsheet runs; the last four are the wide forms that some read as the first four."""
 _LONGEST_NAME = 100
@@ -19,6 +20,14 @@ _LONGEST_NAME = 100
 def printable(text: str) -> str:
     r"""Return text with control characters, line feeds and tabs aside, as escapes such as ``\x1b``."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def no_character(text: str) -> str:
+    """Return what a text holds that tokenizers do not take, in words: half a character, a null byte; or nothing."""
+    found = _NO_CHARACTER.search(text)
+    if found is None:
+        return ""
+    return "a null byte" if found[0] == "\0" else f"half a character (the lone surrogate {printable(found[0])})"
 
 
 def one_line(text: object) -> str:

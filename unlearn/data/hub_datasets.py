@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 
 
@@ -26,12 +27,7 @@ def hub_rows(repository: str, config: str, split: str, instead: str) -> Iterator
         raise RecipeError(
             f'{repository} is read with the package datasets. Type: pip install "unlearnkit[language]", or {instead}'
         ) from error
-    try:
-        rows = load_dataset(repository, config, split=split)
-    except Exception as error:  # the hub's client raises many kinds: no network, no such set, no access, no space
-        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-        raise RecipeError(
-            f"{repository} ({config}, {split}) cannot be loaded from the hub: {cause}. {instead}"
-        ) from error
+    with reading(f"{repository} ({config}, {split}) of the hub", instead):  # no network, no such set, no access
+        rows = [dict(row) for row in load_dataset(repository, config, split=split)]
     for number, row in enumerate(rows):
-        yield f"{repository}/{config}/{split}, row {number}", dict(row)
+        yield f"{repository}/{config}/{split}, row {number}", row

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from typing_extensions import override
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import read_text
 from unlearn.core.validation import PositiveInt
@@ -131,10 +132,11 @@ def _read_table(path: Path, names: Collection[str]) -> dict[str, frozenset[str]]
 
 
 def _from_json(text: str, path: Path) -> dict[str, frozenset[str]]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise RecipeError(f"{path} is not JSON ({error}).") from error
+    with reading(path):  # json raises other errors too: nested too deep
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise RecipeError(f"{path} is not JSON ({error}).") from error
     if not isinstance(found, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
     ):
@@ -143,7 +145,8 @@ def _from_json(text: str, path: Path) -> dict[str, frozenset[str]]:
 
 
 def _from_csv(text: str, path: Path) -> dict[str, frozenset[str]]:
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    with reading(path):
+        rows = [row for row in csv.reader(text.splitlines()) if row]
     if not rows or len(rows[0]) < 2:
         raise RecipeError(f"{path}: the first line must name the columns: the file, then the attributes.")
     header = rows[0][1:]

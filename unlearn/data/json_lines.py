@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import read_text
+from unlearn.core.shown import no_character
 
 
 def read_values(file: Path) -> Iterator[tuple[str, Any]]:
@@ -61,25 +63,30 @@ def _text(place: str, key: str, value: object) -> str:
         raise RecipeError(f'{place}: "{key}" is {_shown(value)}; it must be text, in quotation marks.')
     if not value.strip():
         raise RecipeError(f'{place}: "{key}" is empty.')
+    if broken := no_character(value):
+        raise RecipeError(f'{place}: "{key}" holds {broken}, which is no text. Write whole characters, as UTF-8.')
     return value
 
 
 def _of_lines(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"{file}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecipeError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno}).") from error
+            yield f"{file}:{number}", _parsed(file, line, number)
 
 
 def _of_list(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from error
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_parsed(file, text)):
         yield f"{file}, entry {number}", row
+
+
+def _parsed(file: Path, text: str, line: int = 1) -> Any:
+    """Return the JSON value of a text that begins at a line of a file."""
+    with reading(f"{file}:{line}"):  # json raises other errors too: nested too deep, a number of too many digits
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            place = f"{file}:{line + error.lineno - 1}"
+            raise RecipeError(f"{place}: not JSON ({error.msg}, column {error.colno}).") from error
 
 
 def _shown(value: object) -> str:

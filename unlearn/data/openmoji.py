@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from typing_extensions import override
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import data_cache, write_with
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Dataset, Source
 from unlearn.data.concept import Concept
+from unlearn.data.image_io import REMEDY
 from unlearn.data.in_memory import TEST_EVERY, ImagesInMemory
 
 VERSION = "17.0.0"
@@ -129,7 +131,7 @@ def _drawn(file: Any, size: int) -> np.ndarray[Any, Any]:
     _package("resvg_py")
     import resvg_py
 
-    try:
+    with reading(f"{file}: the drawing", REMEDY):
         content = resvg_py.svg_to_bytes(
             svg_string=file.read_text(encoding="utf-8"),
             width=size,
@@ -137,9 +139,7 @@ def _drawn(file: Any, size: int) -> np.ndarray[Any, Any]:
             background="white",
             skip_system_fonts=True,
         )
-    except ValueError as error:
-        raise RecipeError(f"{file}: the drawing cannot be read ({error}). Replace or remove the file.") from error
-    return np.array(Image.open(io.BytesIO(content)).convert("RGB").resize((size, size)))
+        return np.array(Image.open(io.BytesIO(content)).convert("RGB").resize((size, size)))
 
 
 def _named() -> list[dict[str, str]]:
