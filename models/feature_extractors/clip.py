@@ -90,14 +90,14 @@ class Clip(TextImage):
         self.name = folder.name
         check_folder(folder)
         with reading(folder, "Type a folder with a CLIP model of transformers and its tokenizer."):
-            model, found = CLIPModel.from_pretrained(
+            read: Any = CLIPModel.from_pretrained(
                 folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
             )
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if missing := sorted(found["missing_keys"]):
+        if missing := sorted(read[1]["missing_keys"]):
             raise RecipeError(f"{folder} lacks weights, which would be random: {some(missing)}. Copy the folder again.")
-        refuse_not_finite(model, folder)
-        self.model: Any = model.eval().requires_grad_(False)
+        refuse_not_finite(read[0], folder)
+        self.model: Any = read[0].eval().requires_grad_(False)
         about = folder / "preprocessor_config.json"
         given = read_mapping(about) if about.is_file() else {}
         self.mean = torch.tensor(given.get("image_mean", MEAN))[:, None, None]

@@ -74,9 +74,11 @@ def read_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     config = read_config(folder)
     with reading(folder, REMEDY):
-        model, about = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
+    model: PreTrainedModel = read[0]
+    about: dict[str, set[str]] = read[1]
     if missing := sorted(about["missing_keys"]):
         raise RecipeError(
             f"{folder} lacks weights of its {type(model).__name__}, which would be random: {some(missing)}. "
@@ -88,7 +90,7 @@ def read_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{some(extra)}. Type the folder of a model that is read whole, or mend its config.json."
         )
     refuse_not_finite(model, folder)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from unlearn.core.boundary import described
 from unlearn.core.errors import RecipeError
@@ -93,8 +93,7 @@ def find_route(model: PreTrainedModel, tokens: list[int]) -> Route:
         RecipeError: the model's own forward cannot be run on text, or is not causal.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
-        found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        return Route(layers=_outermost(found))
+        return Route(layers=_outermost(model.modules()))
     trial = _Trial(model, (tokens * LONG)[:LONG])
     trial.refuse_what_is_not_causal()
     reasons = []
@@ -168,10 +167,9 @@ class _Trial:
             self.logits = self._own()
         names = {module: name for name, module in model.named_modules()}
         # a base that is no module is a combination of models; otherwise the outermost, which ends last, is tried first
-        alone = [] if isinstance(model.base_model, nn.Module) else ["base_model"]
+        alone: list[str] = [] if isinstance(model.base_model, nn.Module) else ["base_model"]
         self.stacks = list(dict.fromkeys([*alone, *(names[module] for module in reversed(stacks))]))
-        layers = [module for module in dict.fromkeys(ran) if isinstance(module, GradientCheckpointingLayer)]
-        self.layers = _outermost(layers) or _longest_list(model, set(ran))
+        self.layers = _outermost(ran) or _longest_list(model, set(ran))
 
     @torch.no_grad()
     def _own(self) -> Tensor:
@@ -248,8 +246,9 @@ def _close(ours: Tensor, theirs: Tensor, shifted: bool = True) -> bool:
     return bool((a.isfinite() == b.isfinite()).all() and apart.square().mean() <= room**2 * spread.square().mean())
 
 
-def _outermost(layers: list[nn.Module]) -> list[nn.Module]:
-    """Return layers without those inside of others."""
+def _outermost(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the layers among modules, once each, without those inside of others."""
+    layers = [module for module in dict.fromkeys(modules) if isinstance(module, GradientCheckpointingLayer)]
     inner = {part for layer in layers for part in layer.modules() if part is not layer}
     return [layer for layer in layers if layer not in inner]
 
