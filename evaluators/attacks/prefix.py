@@ -70,7 +70,7 @@ def with_prefix(encoder: Encoder, question: str, answer: str, prefix: str) -> Pa
     if not prefix:
         return encoder.encode(question, answer)
     prompt, whole = encoder.encode(question, f"{prefix} {answer}")
-    _, start = encoder.encode(question, prefix)  # with an end token, which the whole does not have there
+    _, start = encoder.encode(question, prefix, goes_on=True)
     # a tokenizer may merge across the border, so the prefix is what both tokenizations have in common
     shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(start, whole, strict=False))]
     return prompt + shared, whole[len(shared) :]

@@ -38,6 +38,8 @@ class LanguageConfig(ModelConfig):
     Args:
         template: text with ``{question}`` in it, or ``chat``; null takes the model's own.
         max_length: tokens per item at most; null takes the stored value, or 512, or the model's number of positions.
+        bos: whether a text begins with the beginning token; ``auto`` takes the stored choice, or else does what the
+            tokenizer and its chat template do by themselves.
         checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
         dtype: of the weights, in training and as saved; bfloat16 halves the memory, and loses small updates. ``auto``
             trains in float32 and saves in the type of the target's folder.
@@ -47,12 +49,13 @@ class LanguageConfig(ModelConfig):
 
     template: str | None = None
     max_length: int | None = None
+    bos: bool | Literal["auto"] = "auto"
     checkpointing: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     adapter: str | None = None
 
     wrapper: ClassVar[type[Wrapper]] = Language
-    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "checkpointing", "adapter")
+    not_in_training: ClassVar[tuple[str, ...]] = (*ModelConfig.not_in_training, "bos", "checkpointing", "adapter")
 
     def __post_init__(self) -> None:
         at_least(self, max_length=2)
@@ -78,12 +81,17 @@ class LanguageConfig(ModelConfig):
             checkpointing=self.checkpointing,
             dtype=self.dtype,
             tokenizer=self.other_tokenizer(),
+            bos=self.begins(),
         )
 
     def encoder(self) -> TextEncoder:
         """Return how this model reads text."""
         model = None if self.pretrained is None else self.fetch(self.pretrained, weights=False)
-        return read_encoder(self.tokenizer_folder(), self.template, self.max_length, model)
+        return read_encoder(self.tokenizer_folder(), self.template, self.max_length, model, self.begins())
+
+    def begins(self) -> bool | None:
+        """Return whether a text begins with the beginning token, None where nothing is said."""
+        return None if self.bos == "auto" else self.bos
 
     def other_tokenizer(self) -> Path | None:
         """Return the folder of a tokenizer that replaces the trained model's own, None to keep that."""
@@ -242,7 +250,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 @cache
-def read_encoder(folder: Path, template: str | None, max_length: int | None, model: Path | None = None) -> TextEncoder:
+def read_encoder(
+    folder: Path, template: str | None, max_length: int | None, model: Path | None = None, bos: bool | None = None
+) -> TextEncoder:
     """Return the text encoder of a folder, for the model in another one, or in the same.
 
     Raises:
@@ -250,7 +260,7 @@ def read_encoder(folder: Path, template: str | None, max_length: int | None, mod
     """
     described = model or folder
     places = positions(read_config(described)) if (described / "config.json").is_file() else None
-    return stored_encoder(read_tokenizer(folder), folder, template, max_length, places)
+    return stored_encoder(read_tokenizer(folder), folder, template, max_length, places, bos)
 
 
 def _on_disk(path: str, weights: bool = True) -> Path:

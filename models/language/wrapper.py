@@ -257,7 +257,7 @@ class Language(Wrapper):
             model = copy.deepcopy(model).to(dtype)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        about = {"template": self.encoder.template, "max_length": self.encoder.max_length}
+        about = {"template": self.encoder.template, "max_length": self.encoder.max_length, "bos": self.encoder.bos}
         (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def write_adapter(self, adapter: Adapter, folder: Path) -> None:
@@ -275,6 +275,7 @@ class Language(Wrapper):
         checkpointing: bool = False,
         dtype: str = "auto",
         tokenizer: Path | None = None,
+        bos: bool | None = None,
     ) -> Self:
         """Read a folder of transformers; template and max_length override what it stores.
 
@@ -286,17 +287,23 @@ class Language(Wrapper):
             dtype: float type of the weights, in memory and as saved; ``auto`` is float32 in memory, and the
                 folder's own as saved.
             tokenizer: folder whose tokenizer and stored settings are used instead.
+            bos: whether a text begins with the beginning token; null for the stored choice, or the tokenizer's own.
         """
         if is_adapter(folder):
             raise RecipeError(f"{folder} holds an adapter of peft. Type model.pretrained={folder}, which merges it.")
         model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
         source = tokenizer or folder
-        encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config))
+        encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config), bos)
         return cls(model, encoder, checkpointing, stored_dtype(folder) if dtype == "auto" else None)
 
 
 def stored_encoder(
-    tokenizer: Any, folder: Path, template: str | None, max_length: int | None, places: int | None = None
+    tokenizer: Any,
+    folder: Path,
+    template: str | None,
+    max_length: int | None,
+    places: int | None = None,
+    bos: bool | None = None,
 ) -> TextEncoder:
     """Return the encoder of a model's folder: with the settings given, or those stored if this program saved it.
 
@@ -304,7 +311,7 @@ def stored_encoder(
     """
     path = folder / SETTINGS
     stored = read_mapping(path) if path.is_file() else {}
-    given = {"template": template, "max_length": max_length}
+    given = {"template": template, "max_length": max_length, "bos": bos}
     stated = {**stored, **{key: value for key, value in given.items() if value is not None}}
     return TextEncoder(tokenizer, **{"max_length": min(DEFAULT_LENGTH, places or DEFAULT_LENGTH), **stated})
 

@@ -36,7 +36,9 @@ def _passage(country: str) -> TextItem:
 
 def encoder(size: int = 300) -> TextEncoder:
     """A byte-level tokenizer; 259 entries are bytes and special tokens, more are merged pairs."""
-    return TextEncoder(train_tokenizer([" ".join(f"{c} {t}" for c, t in CAPITALS.items())], size), max_length=96)
+    return TextEncoder(
+        train_tokenizer([" ".join(f"{c} {t}" for c, t in CAPITALS.items())], size), max_length=96, bos=True
+    )
 
 
 def tiny(seed: int = 0, width: int = 16, depth: int = 2, dtype: torch.dtype = torch.float32) -> Language:

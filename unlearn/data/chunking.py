@@ -44,7 +44,7 @@ class PackedDataset(TextDataset):
         for whole, out in self._joined():
             parts = cut_text(whole.answer, limit, encoder.length) if self._is_packed(whole) else [whole.answer]
             for number, part in enumerate(parts, 1):
-                items.append(replace(whole, answer=part, goes_on=number < len(parts)))
+                items.append(replace(whole, answer=part, goes_on=whole.goes_on or number < len(parts)))
                 is_test.append(out)
         read = TextDataset(items, torch.tensor(is_test, dtype=torch.bool), encoder=encoder)
         read.in_context = self.in_context

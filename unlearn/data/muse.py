@@ -64,16 +64,15 @@ class Muse(Source):
         part, _, fold = self.forget_set.partition("_")
         raw = {name: self._texts("raw", name, name == "retain1") for name in RAW[1:]}
         raw["forget"] = self._texts(part, f"forget_{fold}" if fold else "forget", True)
-        items = [TextItem("", text, "", frozenset({name})) for name in RAW[:2] for text in raw[name]]
+        items = [_passage(text, name) for name in RAW[:2] for text in raw[name]]
         trained = len(items)
-        items += [TextItem("", text, "", frozenset({"retain2", "evaluation"})) for text in raw["retain2"]]
-        items += [TextItem("", text, "", frozenset({"holdout"})) for text in raw["holdout"]]
+        items += [_passage(text, "retain2", "evaluation") for text in raw["retain2"]]
+        items += [_passage(text, "holdout") for text in raw["holdout"]]
         items += self._pairs("verbmem", "forget", "verbmem", ("prompt", "gt"))
         for side in ("forget", "retain"):
             items += self._pairs("knowmem", f"{side}_qa", f"knowmem_{side}", ("question", "answer"))
         for side in ("forget", "retain", "holdout"):
-            attributes = frozenset({f"privleak_{side}", "evaluation"})
-            items += [TextItem("", text, "", attributes) for text in self._texts("privleak", side)]
+            items += [_passage(text, f"privleak_{side}", "evaluation") for text in self._texts("privleak", side)]
         data = PackedDataset(items, torch.arange(len(items)) >= trained, RAW, self.chunk_tokens)
         data.in_context = {
             f"knowmem_{side}": [
@@ -115,3 +114,8 @@ class Muse(Source):
                 return
         if needed:
             raise RecipeError(f"data=muse: {folder} lacks {part}/{name}. {LAYOUT} The hub has it: {repository}.")
+
+
+def _passage(text: str, *attributes: str) -> TextItem:
+    """Return a text as MUSE trains and scores it: an excerpt, without an end token."""
+    return TextItem("", text, "", frozenset(attributes), goes_on=True)

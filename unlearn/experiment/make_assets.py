@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -98,11 +99,13 @@ def make_tokenizer(assets: Path) -> str:
     """Train the small language models' tokenizer on the Factbook, and return a line about it."""
     from unlearn.data.factbook.source import Factbook
     from unlearn.models.language.tokenization import train_tokenizer
+    from unlearn.models.language.wrapper import SETTINGS
 
     items = Factbook(facts=16, passages=4).load().items
     texts = [f"Question: {item.question}\nAnswer: {item.answer}" if item.question else item.answer for item in items]
     tokenizer = train_tokenizer(texts, VOCABULARY)
     tokenizer.save_pretrained(assets / "factbook_tokenizer")
+    (assets / "factbook_tokenizer" / SETTINGS).write_text(json.dumps({"bos": True}, indent=2) + "\n")
     return f"{'factbook_tokenizer':<28} {len(tokenizer):,} tokens"
 
 

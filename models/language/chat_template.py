@@ -1,0 +1,223 @@
+"""Renders the chat templates of tokenizers: programs of strangers, in a sandbox with limits on time and size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from types import FrameType
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing_extensions import override
+
+from unlearn.core.boundary import described
+from unlearn.core.errors import RecipeError
+
+SECONDS = 2.0
+"""Longest time that one conversation may take."""
+MOST = 1_000_000
+"""Most characters of a text, and largest number that a template may hand to a function."""
+TODAY = datetime(2024, 7, 26)
+"""The date that templates see: a text that changes from day to day would be another one after training."""
+
+Message = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+class _Generator(CodeGenerator):
+    """Lets the environment join texts (``~``), so that their size is limited."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Generation(Extension):
+    """Reads the block ``{% generation %}``, by which transformers marks what an assistant says."""
+
+    tags = {"generation"}  # noqa: RUF012  as jinja2 declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The environment of transformers' chat templates, in which nothing large can be made."""
+
+    code_generator_class = _Generator
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.filters = {name: self._limited(made) for name, made in self.filters.items()}
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _refuse
+        self.wrote_date = False
+        self.globals["strftime_now"] = self._now
+
+    def _now(self, form: str) -> str:
+        self.wrote_date = True
+        return TODAY.strftime(form)
+
+    def joined(self, parts: Sequence[Any]) -> str:
+        """Return texts joined."""
+        return _small("".join(str(part) for part in parts))
+
+    @override
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sizes = [len(side) if isinstance(side, str | list | tuple) else abs(side) for side in (left, right)]
+        product = sizes[0] * sizes[1] if operator in "**" else sum(sizes)
+        if product > MOST:
+            raise SecurityError(f"{operator} would make something of size {product:,}")
+        return super().call_binop(context, operator, left, right)
+
+    @override
+    def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            _small(value)
+        return _small(super().call(__context, __obj, *args, **kwargs))
+
+    def _limited(self, made: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a filter that takes and returns nothing large; marks that jinja2 reads off a filter stay."""
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            for value in (*args, *kwargs.values()):
+                _small(value)
+            return _small(made(*args, **kwargs))
+
+        limited.__dict__.update(getattr(made, "__dict__", {}))
+        return limited
+
+
+def _small(value: Any) -> Any:
+    """Return a value. Raises SecurityError for a large number or a long text."""
+    large = abs(value) > MOST if isinstance(value, int | float) else isinstance(value, str) and len(value) > MOST
+    if large:
+        raise SecurityError(f"something of size {len(value) if isinstance(value, str) else value:,} is too large")
+    return value
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **settings: Any) -> str:
+    """Return JSON without the escapes of HTML, as transformers does."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **settings)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+@contextmanager
+def _timed() -> Iterator[None]:
+    """End the body, Python code, after ``SECONDS``."""
+    deadline = time.monotonic() + SECONDS
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not end within {SECONDS:g} s")
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A question, or a question with its answer, as a chat template writes them.
+
+    Args:
+        prompt: everything before the answer.
+        rest: the answer and what the template puts behind it; empty without an answer.
+        end: what it puts behind it.
+    """
+
+    prompt: str
+    rest: str = ""
+    end: str = ""
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, tried with a question and an answer that cannot be mistaken.
+
+    Args:
+        tokenizer: of transformers, with a chat template.
+
+    Raises:
+        RecipeError: it raises an error, does not end, or leaves out the question or the answer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.source = str(tokenizer.get_chat_template())
+        self._special = dict(tokenizer.special_tokens_map)
+        self._environment = _Environment()
+        if re.search(r"\d{9}", self.source):  # a width in a format, which no limit on calls sees
+            raise self._error("it holds a number of more than eight digits")
+        question, answer = "Qxq7Zk", "Axa7Zk"
+        self._in_parts = False
+        if question not in self._text([("user", question)], True):
+            self._in_parts = True  # a template that walks over the parts of a content takes a plain text for none
+            if question not in self._text([("user", question)], True):
+                raise self._error("the question does not appear in what it writes")
+        if answer not in self._text([("user", question), ("assistant", answer)], False):
+            raise self._error("the answer does not appear in what it writes")
+        self.end = self.turns(question, answer).end
+        """What stands behind an answer."""
+        if self._environment.wrote_date:
+            log.warning("The chat template writes the date; every prompt has %s.", TODAY.strftime("%d %B %Y"))
+
+    def turns(self, question: str, answer: str | None = None) -> Turns:
+        """Return how the template writes a question, and its answer if there is one."""
+        asked = self._text([("user", question)], True)
+        if answer is None:
+            return Turns(asked)
+        whole = self._text([("user", question), ("assistant", answer)], False)
+        # templates strip contents; the answer stands last, so that a question with the same words is no matter
+        place = whole.rfind(answer.strip())
+        end = whole[place + len(answer.strip()) :]
+        prompt = asked if whole.startswith(asked) else whole[:place]
+        return Turns(prompt, whole[len(prompt) :], end)
+
+    @cached_property
+    def _template(self) -> Any:
+        return self._environment.from_string(self.source)
+
+    def _text(self, turns: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
+        messages: list[Message] = [
+            {"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text}
+            for role, text in turns
+        ]
+        given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **self._special}
+        text = ""
+        try:
+            with _timed():
+                for part in self._template.generate(messages=messages, **given):
+                    text = _small(text + part)
+        except Exception as error:  # a template may raise anything, and so may the libraries under it
+            raise self._error(described(error)) from error
+        return text
+
+    def _error(self, why: str) -> RecipeError:
+        return RecipeError(
+            f"The tokenizer's chat template cannot be used: {why}. Type "
+            "model.template='Question: {question}\\nAnswer:', or another text with {question} in it."
+        )
