@@ -180,8 +180,9 @@ class ChatTemplate:
                 raise self._error("the question does not appear in what it writes")
         if answer not in self._text([("user", question), ("assistant", answer)], False):
             raise self._error("the answer does not appear in what it writes")
-        self.end = self.turns(question, answer).end
-        """What stands behind an answer."""
+        tried = self.turns(question, answer)
+        self.lead, self.end = tried.rest.partition(answer)[0], tried.end
+        """What stands between a prompt and its answer, and behind the answer."""
         if self._environment.wrote_date:
             log.warning("The chat template writes the date; every prompt has %s.", TODAY.strftime("%d %B %Y"))
 

@@ -105,7 +105,9 @@ class TextEncoder:
 
     def space(self, prompt: str) -> str:
         """Return the separator of a prompt and its answer."""
-        return "" if prompt[-1:].isspace() or self.template == CHAT else " "
+        if self.chat is not None:
+            return self.chat.lead
+        return "" if prompt[-1:].isspace() else " "
 
     @property
     def vocabulary(self) -> str:

@@ -141,12 +141,14 @@ def trained_weights(module: UnlearningModule) -> dict[str, Tensor]:
 
 
 def _excess(limit: Gate, records: Sequence[Record]) -> float:
-    """Return by how much a figure misses its limit: 0 if it meets it, nan if it was not measured."""
+    """Return by how much a figure misses its limit: 0 if it meets it, nan if it was not measured or is undefined."""
     found = find(records, limit.metric, limit.subject, limit.split or None, **limit.about)
     base = find(records, limit.metric, limit.minus, limit.split or None, **limit.about) if limit.minus else None
     if found is None or (limit.minus and base is None):
         return math.nan
     value = found.value - (base.value if base else 0.0)
+    if math.isnan(value):  # max would pass over it
+        return math.nan
     low = limit.min - value if limit.min is not None else 0.0
     high = value - limit.max if limit.max is not None else 0.0
     return max(0.0, low, high)

@@ -214,7 +214,10 @@ def test_splits_without_wrong_answers_are_named() -> None:
     assert LmEval()(evaluation_of(models(), tiny_splits())).notes == []
 
 
-TURN = "{% for turn in messages %}<u>{{ turn.content }}</u>{% endfor %}<a>:"
+TURN = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}<u>{{ turn.content }}</u>{% else %}<a>: {{ turn.content }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<a>:{% endif %}"
+)
 
 
 @pytest.mark.parametrize("template", ["chat", "Q: {question}\nA:", "Q: {question}\nA: "])
@@ -228,7 +231,7 @@ def test_choices_stand_behind_the_prompt_as_the_models_answers_do(template: str)
     asked, answer = encoder.encode(GOOD["question"], GOOD["choices"][1])
     whole = encoder.tokenizer.decode([*asked, *answer[:-1]])
     assert prompt + task["target_delimiter"] + GOOD["choices"][1] == whole
-    assert whole.endswith({"chat": "<a>:Lima"}.get(template, "A: Lima"))
+    assert whole.endswith({"chat": "<a>: Lima"}.get(template, "A: Lima"))
 
 
 def states() -> tuple[Any, ...]:

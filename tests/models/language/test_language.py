@@ -35,7 +35,7 @@ def test_a_tokenizer_that_marks_beginnings_of_words_marks_the_answer_once() -> N
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    own = TextEncoder(fast, "{question}")
+    own = TextEncoder(fast, "{question}", bos=True)
     assert own.encode("Who?", "Ann was it") == ([0, 3], [5, 6, 7, 1])
     apart = fast(" Ann was it", add_special_tokens=False)["input_ids"]
     assert apart != [5, 6, 7]  # the control: tokenised apart, another mark stands before the answer
