@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -34,6 +34,7 @@ TODAY = datetime(2024, 7, 26)
 """The date that templates see: a text that changes from day to day would be another one after training."""
 
 Message = dict[str, Any]
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -106,11 +107,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return limited
 
 
-def _small(value: Any) -> Any:
+def _small(value: T) -> T:
     """Return a value. Raises SecurityError for a large number or a long text."""
-    large = abs(value) > MOST if isinstance(value, int | float) else isinstance(value, str) and len(value) > MOST
-    if large:
-        raise SecurityError(f"something of size {len(value) if isinstance(value, str) else value:,} is too large")
+    size = len(value) if isinstance(value, str) else abs(value) if isinstance(value, int | float) else 0
+    if size > MOST:
+        raise SecurityError(f"something of size {size:,} is too large")
     return value
 
 

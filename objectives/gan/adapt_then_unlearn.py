@@ -114,7 +114,7 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
             return self._repelled(far.mean() * len(far) ** 2 / 2)
         return self._repelled(far).mean()
 
-    def _far(self, parameters: Mapping[str, Tensor], generator: nn.Module) -> Tensor:
+    def _far(self, parameters: Mapping[str, Tensor], generator: AdversarialGenerator) -> Tensor:
         """Return delta^2 from one copy, over the parameters that are trained, which alone differ from the copy's."""
         other = dict(generator.named_parameters())
         squares = [(value - other[name].detach()).square() for name, value in parameters.items()]
