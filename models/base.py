@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
@@ -171,21 +175,53 @@ def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict
     }
 
 
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Float types by the names that safetensors gives them."""
+
+
+def stored_dtype(files: Iterable[Path]) -> torch.dtype:
+    """Return the float type of most of the weights in files (.safetensors, .bin), float32 where there are none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for path in files:
+        with reading(path, "Copy the file again."):
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118, it is no mapping
+                    sizes.update(_counted((FLOATS.get(part.get_dtype()), part.get_shape()) for part in parts))
+            elif path.suffix == ".bin":
+                weights = torch.load(path, map_location="meta", weights_only=True)
+                values = [
+                    value for value in weights.values() if isinstance(value, Tensor) and value.is_floating_point()
+                ]
+                sizes.update(_counted((value.dtype, value.shape) for value in values))
+    return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
+
+
+def _counted(parts: Iterable[tuple[torch.dtype | None, Sequence[int]]]) -> Counter[torch.dtype]:
+    found: Counter[torch.dtype] = Counter()
+    for dtype, shape in parts:
+        if dtype is not None:
+            found[dtype] += math.prod(shape)
+    return found
+
+
 def refuse_not_finite(network: nn.Module, folder: Path) -> None:
     """Refuse weights that are nan or infinite, by their tensors' names.
 
     Raises:
         RecipeError: a parameter or buffer of the network, which was read from the folder, is not finite.
     """
-    found = [
-        name
-        for name, value in network.state_dict().items()
-        if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
-    if found:
+    if found := not_finite(network.state_dict()):
         raise RecipeError(
             f"{folder} holds weights that are not finite, in {some(found)}. Type a folder whose weights are numbers."
         )
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold nan or infinity."""
+    return [
+        name for name, value in weights.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
 
 
 def some(names: Sequence[str]) -> str:

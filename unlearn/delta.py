@@ -25,7 +25,7 @@ from unlearn.core.files import write_bytes
 from unlearn.experiment.memory_estimate import gib
 from unlearn.experiment.model_store import folder_of
 from unlearn.experiment.run_dir import RunDir
-from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.base import ModelConfig, Wrapper, not_finite, some
 
 HEADER = "unlearn_delta"
 """Key of the file's metadata that holds the ``DeltaHeader``, as JSON."""
@@ -139,11 +139,14 @@ def read(file: Path) -> tuple[DeltaHeader, dict[str, Tensor]]:
     try:
         with safe_open(file, "pt") as content:
             header = DeltaHeader(**json.loads((content.metadata() or {})[HEADER]))
-            return header, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
+            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{file} is no delta ({type(error).__name__}: {error}). Give a file of: python -m unlearn.delta save"
         ) from error
+    if wrong := not_finite(found):
+        raise RecipeError(f"{file} holds differences that are not finite, in {some(wrong)}. Save the delta anew.")
+    return header, found
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

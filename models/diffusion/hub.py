@@ -5,46 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from unlearn.core.errors import RecipeError
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """What is read of a kind of pipeline of diffusers.
+class WeightFiles:
+    """The set of weights that a component is read from.
 
     Args:
-        needed: components without which no sample can be made, in the order of the constructor.
-        kept: components that are written back unchanged, where the folder has them.
-        left_out: constructor arguments that leave the rest out.
+        variant: in the names of the files, empty for none.
+        files: by their place in the pipeline's folder.
     """
 
-    needed: tuple[str, ...]
-    kept: tuple[str, ...] = ()
-    left_out: dict[str, Any] = field(default_factory=dict)
+    variant: str
+    files: list[str]
 
 
-PIPELINES = {
-    "StableDiffusionPipeline": Pipeline(
-        ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
-        ("feature_extractor", "image_encoder"),
-        {"safety_checker": None, "requires_safety_checker": False},
-    ),
-    "StableDiffusionXLPipeline": Pipeline(
-        ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
-        ("feature_extractor", "image_encoder"),
-        {"add_watermarker": False},
-    ),
-    "DiTPipeline": Pipeline(("transformer", "vae", "scheduler")),
-}
-"""Pipelines that can be read; each is saved as it came. Sampling here is DDIM whatever the scheduler."""
-
-PARTS = frozenset(name for kind in PIPELINES.values() for name in kind.needed + kind.kept)
-"""Folders of a pipeline that are read; the safety checker is left out."""
+TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+IMAGES = ("vae", "feature_extractor", "image_encoder", "safety_checker")
+PARTS = frozenset(("unet", "transformer", "scheduler", *TEXT, *IMAGES))
+"""Folders of the components that the pipelines may have."""
 
 ABOUT = frozenset({"model_index.json", "unlearn.json", "guard.json"})
 """Files next to these folders."""
@@ -96,16 +80,27 @@ def chosen(names: Sequence[str], weights: bool) -> list[str]:
     soon as one part exists in half precision only, half precision is preferred for all parts.
     """
     wanted = [file for file in names if file in ABOUT]
-    sets = _sets(names)
-    half = variant(names) is not None
     for part in sorted({file.partition("/")[0] for file in names} & PARTS):
         own = [file for file in names if file.startswith(f"{part}/") and file.count("/") == 1]
-        described = [file for file in own if file.endswith((".json", ".txt", ".model"))]
-        wanted += [file for file in described if not _WEIGHTS.fullmatch(file.rpartition("/")[2])]
-        if weights and (found := sets.get(part)):
-            best = min(found, key=lambda key: ((key[0] == HALF) != half, key[0] != "", key[1] != "safetensors", key))
-            wanted += found[best]
+        wanted += [file for file in own if file.endswith((".json", ".txt", ".model")) and not is_weights(file)]
+        if weights and (best := best_set(names, part)):
+            wanted += best.files
     return wanted
+
+
+def best_set(names: Sequence[str], part: str) -> WeightFiles | None:
+    """Return the weights that a component is read from, as ``chosen`` says; None where it has none."""
+    found = _sets(names).get(part)
+    if not found:
+        return None
+    half = variant(names) is not None
+    best = min(found, key=lambda key: ((key[0] == HALF) != half, key[0] != "", key[1] != "safetensors", key))
+    return WeightFiles(best[0], found[best])
+
+
+def is_weights(file: str) -> bool:
+    """Return whether a file of a component holds weights, or lists files that do."""
+    return _WEIGHTS.fullmatch(file.rpartition("/")[2]) is not None
 
 
 def variant(names: Sequence[str]) -> str | None:

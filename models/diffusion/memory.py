@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from unlearn.data.base import Split
 from unlearn.models.base import MetaModel
-from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.widths import empty_condition
 from unlearn.models.diffusion.wrapper import Diffusion
 
 WORDS = (
@@ -43,13 +42,7 @@ def kept_numbers(model: Diffusion) -> int:
     empty = partial(torch.empty, device="meta")
     x = empty(1, *model.latent_shape, requires_grad=True)
     t = torch.zeros(1, dtype=torch.int64, device="meta")
-    config: Any = model.denoiser.config
-    condition = Condition(classes=t)
-    if isinstance(model.denoiser, UNet2DConditionModel) and model.text is not None:
-        pooled = None
-        if config.addition_embed_type == "text_time":
-            pooled = empty(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
-        condition = Condition(states=empty(1, model.text.length, config.cross_attention_dim), pooled=pooled)
+    condition = empty_condition(model.denoiser, model.text)
     kept: dict[int, Tensor] = {}
 
     def keep(value: Tensor) -> Tensor:

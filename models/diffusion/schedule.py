@@ -3,14 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor, nn
+
+from unlearn.core.boundary import reading
+from unlearn.core.errors import RecipeError
+from unlearn.core.folders import read_mapping
 
 PREDICTED = ("epsilon", "sample", "v_prediction")
 """What a network may predict, in the words of diffusers."""
+
+REMEDY = "Schedulers that can be read are those of DDPM's noise: DDPM, DDIM, PNDM, Euler, DPM-Solver and the like."
+"""Ends the message on another one."""
+
+
+def read_scheduler(place: Path, made: str | None = None) -> Any:
+    """Return the scheduler in a folder.
+
+    Args:
+        place: the scheduler's folder.
+        made: name of its class; by default the folder says it.
+
+    Raises:
+        RecipeError: it cannot be read, or its class has another noise schedule than DDPM's.
+    """
+    path = place / "scheduler_config.json"
+    if not path.is_file():
+        raise RecipeError(f"{path} is missing. Copy the folder again.")
+    stated = read_mapping(path).get("_class_name")
+    found = None
+    for name in (stated or made, made or stated):  # where they differ, diffusers takes the one of the index
+        kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+        if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
+            raise RecipeError(f"{path} is of a {str(name)[:100]}, which is no scheduler of diffusers. {REMEDY}")
+        with reading(place, REMEDY):
+            found = kind.from_pretrained(place)  # type: ignore[attr-defined]
+        check_scheduler(found, str(place))
+    return found
+
+
+def check_scheduler(scheduler: Any, where: str = "The scheduler") -> None:
+    """Refuse a scheduler whose noise is not x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at every t of 0 ... T - 1."""
+    config, name = scheduler.config, type(scheduler).__name__
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(alphas, Tensor) or alphas.ndim != 1:
+        raise RecipeError(
+            f"{where} is an {name}, which has no abar_t: its noise is not that of DDPM "
+            f"(x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at whole t). {REMEDY}"
+        )
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTED:
+        raise RecipeError(f"{where}: prediction_type is {kind!r}; it must be one of {', '.join(PREDICTED)}. {REMEDY}")
+    for key, allowed in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
+        if (stated := config.get(key, allowed)) != allowed:
+            raise RecipeError(
+                f"{where} is an {name} with {key}: {stated}, which is another noise than its betas say. {REMEDY}"
+            )
+    if config.get("rescale_betas_zero_snr") or not bool((alphas > 0).all()):
+        raise RecipeError(
+            f"{where} ends at a signal of zero (rescale_betas_zero_snr, zero terminal SNR): there x_T is the noise "
+            "itself, and what is computed here from the noise of a network says nothing of an image. "
+            "Type a pipeline whose schedule ends above zero."
+        )
+    falls = bool((alphas[1:] <= alphas[:-1]).all()) and bool((alphas < 1).all())
+    if not falls or len(alphas) < 2 or len(alphas) != config.num_train_timesteps:
+        raise RecipeError(
+            f"{where}: its betas give {len(alphas)} values of abar_t, and {config.num_train_timesteps} that fall from "
+            "below 1 to above 0 are needed. Mend num_train_timesteps, the betas or beta_schedule."
+        )
 
 
 class NoiseSchedule(nn.Module):
@@ -25,12 +90,11 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, scheduler: Any) -> None:
         super().__init__()
-        if scheduler.config.prediction_type not in PREDICTED:
-            raise ValueError(
-                f"prediction_type is {scheduler.config.prediction_type!r}; it must be one of {', '.join(PREDICTED)}"
-            )
+        check_scheduler(scheduler)
         self.config = scheduler.config
-        self.register_buffer("alphas", scheduler.alphas_cumprod.clone().float(), persistent=False)
+        self.prediction = scheduler.config.get("prediction_type", "epsilon")
+        self.stated: Tensor = scheduler.alphas_cumprod.clone()  # of the scheduler's own class and type, for DDIM
+        self.register_buffer("alphas", self.stated.float(), persistent=False)
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return (sqrt(abar_t), sqrt(1 - abar_t)) of t (B,), each (B, 1, 1, 1), in the dtype of ``like``."""
@@ -49,20 +113,17 @@ class NoiseSchedule(nn.Module):
 
     def eps(self, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return eps, (B, C, H, W), from what the network predicts of x_t."""
-        kind = self.config.prediction_type
-        if kind == "epsilon":
+        if self.prediction == "epsilon":
             return raw
         signal, noise = self.scales(t, x)
-        if kind == "sample":  # x_t = signal x_0 + noise eps, solved for eps
+        if self.prediction == "sample":  # x_t = signal x_0 + noise eps, solved for eps
             return (x - signal * raw) / noise
         # velocity v = signal eps - noise x_0 (Salimans and Ho 2022, appendix D): signal v + noise x_t = eps
         return signal * raw + noise * x
 
     def times(self, steps: int) -> Tensor:
         """Return the timesteps of a trajectory, (S,) int64, falling."""
-        scheduler = DDIMScheduler.from_config(self.config)
-        scheduler.set_timesteps(steps)
-        return scheduler.timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
+        return self._ddim(steps).timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
 
     def trajectory(
         self, x: Tensor, steer: Callable[[int, Tensor, Tensor], Tensor], steps: int, first: int, clip: bool
@@ -80,12 +141,16 @@ class NoiseSchedule(nn.Module):
             Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 with sigma = 0. arXiv:2010.02502
         """
         # eps is already converted, whatever the network predicts; the last step leads to abar = 1, the clean item
-        scheduler = DDIMScheduler.from_config(
-            self.config, prediction_type="epsilon", clip_sample=clip, set_alpha_to_one=True
-        )
-        scheduler.set_timesteps(steps)
+        scheduler = self._ddim(steps, prediction_type="epsilon", clip_sample=clip, set_alpha_to_one=True)
         for number, t in enumerate(scheduler.timesteps.tolist()[first:], first):
             eps = steer(number, x, torch.full((len(x),), t, device=x.device))
             # a clipped x_0 needs the eps that belongs to it, or errors add up from step to step
             x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
             yield number, x
+
+    def _ddim(self, steps: int, **settings: Any) -> DDIMScheduler:
+        """Return the sampler, with the abar_t of the scheduler's own class."""
+        scheduler = DDIMScheduler.from_config(self.config, num_train_timesteps=len(self.stated), **settings)
+        scheduler.alphas_cumprod = self.stated
+        scheduler.set_timesteps(steps)
+        return scheduler

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,29 +12,30 @@ from typing import Any, get_args
 
 import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
-from safetensors import SafetensorError
+from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
+from unlearn.core.folders import check_folder, read_mapping
+from unlearn.models.base import refuse_not_finite, some, stored_dtype
+from unlearn.models.diffusion.autoencoder import check_vae, shrinking
 from unlearn.models.diffusion.denoiser import Denoiser
-from unlearn.models.diffusion.hub import ABOUT, PIPELINES, variant
-from unlearn.models.diffusion.schedule import NoiseSchedule
+from unlearn.models.diffusion.hub import ABOUT, WeightFiles, best_set
+from unlearn.models.diffusion.pipeline import INDEX, PipelineFolder, class_names, read_pipeline
+from unlearn.models.diffusion.schedule import read_scheduler
 from unlearn.models.diffusion.settings import DiffusionSettings, check_steps
 from unlearn.models.diffusion.text_encoder import TextSide
+from unlearn.models.diffusion.widths import check_parts, sides
 from unlearn.models.lora import Adapter
 
 SETTINGS = "unlearn.json"
 """File of the DiffusionSettings, next to the model's own files."""
 
-
-NAMES = "id2label"
-"""Names of DiT's classes, in model_index.json: number -> names, separated by commas."""
-
-ZEROS = "force_zeros_for_empty_prompt"
-"""Setting of a pipeline, kept in ``extras``: the null condition is zeros, not the encoded empty prompt (SDXL)."""
+REMEDY = "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
+"""Ends the message on a folder that cannot be read."""
 
 _DENOISERS = {network.__name__: network for network in get_args(Denoiser)}
 
@@ -48,32 +50,30 @@ class DiffusionParts:
         settings: see DiffusionSettings.
         text: text encoders, for a model that takes prompts.
         vae: AutoencoderKL, for a model in latent space.
-        pipeline: name of the pipeline of diffusers that the model came from and is saved as.
-        extras: further components of that pipeline, which are kept unchanged.
+        pipeline: the rest of the pipeline of diffusers that the model came from and is saved as.
+        saved: float types of stored components, by their names; one that is not there is stored as it is in memory.
     """
 
     denoiser: Denoiser
-    scheduler: DDPMScheduler
+    scheduler: Any
     settings: DiffusionSettings
     text: TextSide | None = None
     vae: nn.Module | None = None
-    pipeline: str | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    pipeline: PipelineFolder | None = None
+    saved: dict[str, torch.dtype] = field(default_factory=dict)
 
-    def components(self) -> dict[str, Any]:
-        """Return the parts by the names that pipelines of diffusers give them."""
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the networks by the names that pipelines of diffusers give them."""
         name = "transformer" if isinstance(self.denoiser, DiTTransformer2DModel) else "unet"
-        parts: dict[str, Any] = {name: self.denoiser, "scheduler": self.scheduler}
+        found: dict[str, nn.Module] = {name: self.denoiser}
         if self.vae is not None:
-            parts["vae"] = self.vae
-        if self.text is not None:
-            for ending, encoder, tokenizer in zip(("", "_2"), self.text.encoders, self.text.tokenizers, strict=False):
-                parts |= {f"text_encoder{ending}": encoder, f"tokenizer{ending}": tokenizer}
-        return parts | self.extras
+            found["vae"] = self.vae
+        encoders = self.text.encoders if self.text is not None else ()
+        return found | {f"text_encoder{ending}": each for ending, each in zip(("", "_2"), encoders, strict=False)}
 
 
 def read_parts(folder: Path, weights: bool = True) -> DiffusionParts:
-    """Read a model folder. Raises RecipeError where something is missing or of an unknown kind.
+    """Read a model folder. Raises RecipeError where something is missing, wrong or of an unknown kind.
 
     Args:
         folder: of a pipeline of diffusers, or of parts.
@@ -82,14 +82,10 @@ def read_parts(folder: Path, weights: bool = True) -> DiffusionParts:
     inner = folder / "model"
     if not any((folder / name).is_file() for name in ABOUT) and any((inner / name).is_file() for name in ABOUT):
         raise RecipeError(f"{folder} is a run directory. Type {inner}")
-    try:
-        parts = (_from_pipeline if (folder / "model_index.json").is_file() else _from_folders)(folder, weights)
-        timesteps = len(NoiseSchedule(parts.scheduler).alphas)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RecipeError(
-            f"{folder} holds no diffusion model that can be read ({error}). "
-            "Type model.pretrained=FOLDER of a run's model/, or of a pipeline of diffusers."
-        ) from error
+    if folder.is_dir():
+        check_folder(folder)
+    parts = (_from_pipeline if (folder / INDEX).is_file() else _from_folders)(folder, weights)
+    timesteps = len(parts.scheduler.alphas_cumprod)
     if (folder / SETTINGS).is_file():
         check_steps(parts.settings.steps, timesteps, "steps", f"{folder / SETTINGS}: ")
         if (parts.settings.one_step or 0) >= timesteps:
@@ -97,23 +93,32 @@ def read_parts(folder: Path, weights: bool = True) -> DiffusionParts:
                 f"{folder / SETTINGS}: one_step is {parts.settings.one_step}, and the model has {timesteps} "
                 "timesteps. Give a smaller one."
             )
+    if parts.vae is not None:
+        check_vae(parts.vae, parts.pipeline is not None and parts.pipeline.kind.statistics, folder / "vae")
+    check_parts(parts.denoiser, parts.text, parts.vae, parts.settings, folder)
     return parts
 
 
 def write_parts(model: DiffusionParts, folder: Path, dtype: torch.dtype | None) -> None:
-    """Write a model as the pipeline that it came from, or in its parts; in ``dtype``, by default its own."""
-    parts = model.components()
-    if dtype:  # converts copies, as the caller goes on with the unrounded weights
-        parts = {n: deepcopy(part).to(dtype) if isinstance(part, nn.Module) else part for n, part in parts.items()}
+    """Write a model as the pipeline that it came from, or in its parts.
+
+    Args:
+        model: whose components are written.
+        folder: where to; it exists.
+        dtype: float type of the stored weights, by default ``model.saved``.
+    """
+    for name, part in model.modules().items():
+        stored = dtype or model.saved.get(name)
+        if stored is not None and stored != next(part.parameters()).dtype:
+            part = deepcopy(part).to(stored)  # a copy, as the caller goes on with the unrounded weights
+        writes: Any = part
+        writes.save_pretrained(folder / name)
     if model.pipeline is not None:
-        kind = PIPELINES[model.pipeline]
-        pipe = getattr(diffusers, model.pipeline)(**dict.fromkeys(kind.kept) | kind.left_out | parts)
-        if NAMES in parts:  # diffusers reads it and forgets to write it
-            pipe.register_to_config(**{NAMES: parts[NAMES]})
-        pipe.save_pretrained(folder)
+        model.pipeline.write(folder)
     else:
-        for name, part in parts.items():
-            part.save_pretrained(folder / name)
+        tokenizers = model.text.tokenizers if model.text is not None else []
+        for name, other in (("scheduler", model.scheduler), *(("tokenizer", each) for each in tokenizers)):
+            other.save_pretrained(folder / name)
     for file in folder.rglob("config.json"):  # diffusers notes the path that a part was read from
         settings = json.loads(file.read_text(encoding="utf-8"))
         if settings.pop("_name_or_path", None) is not None:
@@ -153,60 +158,143 @@ def write_adapter(model: DiffusionParts, adapter: Adapter, folder: Path) -> None
 
 
 def read_settings(folder: Path) -> DiffusionSettings | None:
-    """Return what ``unlearn.json`` says, None where there is none."""
+    """Return what ``unlearn.json`` says, None where there is none. Raises RecipeError where it says no settings."""
     path = folder / SETTINGS
-    return DiffusionSettings(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    stated = read_mapping(path)
+    try:
+        return DiffusionSettings(**stated)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{path} does not describe a diffusion model ({error}). {REMEDY}") from error
 
 
 def _from_folders(folder: Path, weights: bool) -> DiffusionParts:
     settings = read_settings(folder)
     if settings is None:
-        raise RecipeError(f"{folder} holds no diffusion model: neither {SETTINGS} nor model_index.json is there.")
-    place = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
-    kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    prompted = kind == "UNet2DConditionModel"
-    _check_there(folder, [place.name, "scheduler", *["text_encoder", "tokenizer"] * prompted], kind)
+        raise RecipeError(
+            f"{folder} holds no diffusion model: neither {SETTINGS} nor {INDEX} is there, so there is none that can be "
+            f"read. {REMEDY}"
+        )
+    place = "transformer" if (folder / "transformer").is_dir() else "unet"
+    _check_there(folder, [place, "scheduler"], "diffusion model")
+    kind = read_mapping(folder / place / "config.json").get("_class_name") if _described(folder / place) else None
+    if kind not in _DENOISERS:
+        raise RecipeError(
+            f"{folder / place} is a {str(kind)[:100]}; networks that can be read are {', '.join(_DENOISERS)}. {REMEDY}"
+        )
+    kinds: dict[str, Any] = {place: _DENOISERS[kind]}
+    if kind == "UNet2DConditionModel":
+        _check_there(folder, ["text_encoder", "tokenizer"], kind)
+        kinds["text_encoder"] = CLIPTextModel
+    if (folder / "vae").is_dir():
+        kinds["vae"] = AutoencoderKL
+    found, saved = _modules(folder, kinds, weights)
     text = None
-    if prompted:
-        encoder = _module(CLIPTextModel, folder / "text_encoder", weights)
-        text = TextSide([encoder], [AutoTokenizer.from_pretrained(folder / "tokenizer")])
-    vae = _module(AutoencoderKL, folder / "vae", weights) if (folder / "vae").is_dir() else None
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    return DiffusionParts(_module(_DENOISERS[kind], place, weights), scheduler, settings, text, vae)
+    if "text_encoder" in found:
+        text = TextSide([found["text_encoder"]], [_tokenizer(folder / "tokenizer")])
+    scheduler = read_scheduler(folder / "scheduler")
+    return DiffusionParts(found[place], scheduler, settings, text, found.get("vae"), saved=saved)
 
 
-def _module(kind: Any, place: Path, weights: bool) -> Any:
-    """Read a module of transformers or diffusers in single precision, or build it on the meta device."""
+def _from_pipeline(folder: Path, weights: bool) -> DiffusionParts:
+    pipeline = read_pipeline(folder)
+    found, saved = _modules(folder, {name: pipeline.made(name) for name in pipeline.kind.modules}, weights)
+    encoders = [found[name] for name in ("text_encoder", "text_encoder_2") if name in found]
+    tokenizers = [_tokenizer(folder / name, pipeline.made(name)) for name in pipeline.kind.tokenizers]
+    text = TextSide(encoders, tokenizers) if encoders else None
+    scheduler = read_scheduler(folder / "scheduler", pipeline.index["scheduler"][1])
+    denoiser = found["transformer" if "transformer" in found else "unet"]
+    settings = read_settings(folder) or _settings_of(pipeline, denoiser, found["vae"])
+    return DiffusionParts(denoiser, scheduler, settings, text, found["vae"], pipeline, saved)
+
+
+def _modules(folder: Path, kinds: dict[str, Any], weights: bool) -> tuple[dict[str, Any], dict[str, torch.dtype]]:
+    """Return modules by the names of their folders, and the float types that they are stored in."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*")) if path.is_file()]
+    found, saved = {}, {}
+    for name, kind in kinds.items():
+        files = best_set(names, name) if weights else None
+        if weights and files is None:
+            raise RecipeError(f"{folder / name} holds no weights (*.safetensors, or *.bin). Copy the whole folder.")
+        found[name] = _module(kind, folder / name, files)
+        if files is not None:
+            saved[name] = stored_dtype(folder / file for file in files.files)
+    return found, saved
+
+
+def _module(kind: Any, place: Path, files: WeightFiles | None) -> Any:
+    """Read a module of transformers or diffusers in single precision, or build it on the meta device.
+
+    Args:
+        kind: its class.
+        place: its folder.
+        files: that hold its weights; None builds it on the meta device.
+    """
     of_transformers = issubclass(kind, PreTrainedModel)
-    if weights:
-        precision = {"dtype" if of_transformers else "torch_dtype": torch.float32}
-        found, about = kind.from_pretrained(place, output_loading_info=True, **precision)
-        if missing := sorted(about["missing_keys"]):
-            raise ValueError(f"{place} has no weights for {missing[0]}")
-        return found
-    with torch.device("meta"):
-        if of_transformers:
-            return kind(kind.config_class.from_pretrained(place))
-        return kind.from_config(kind.load_config(place))
+    if not _described(place):
+        raise RecipeError(f"{place / 'config.json'} is missing. Copy the whole folder.")
+    stated = read_mapping(place / "config.json")
+    other = stated.get("_class_name", kind.__name__)
+    if not of_transformers and other != kind.__name__:
+        raise RecipeError(f"{place} is a {str(other)[:100]}, and a {kind.__name__} is needed. {REMEDY}")
+    if stated.get("quantization_config"):
+        raise RecipeError(
+            f"{place} is quantised (quantization_config), so it cannot be trained. Type the full weights."
+        )
+    if (place / "adapter_config.json").exists():  # transformers would look for its base, wherever that is
+        raise RecipeError(
+            f"{place} holds an adapter of peft beside the weights. Merge it, and save the whole pipeline."
+        )
+    if files is None:
+        with reading(place, REMEDY), torch.device("meta"):
+            if of_transformers:
+                return kind(kind.config_class.from_pretrained(place))
+            return kind.from_config(kind.load_config(place))
+    given = {
+        "dtype" if of_transformers else "torch_dtype": torch.float32,
+        "variant": files.variant or None,
+        "use_safetensors": any(".safetensors" in name for name in files.files),
+        "local_files_only": True,
+    }
+    with reading(place, REMEDY), _without_report():
+        found, about = kind.from_pretrained(place, output_loading_info=True, **given)
+    if missing := sorted(about["missing_keys"]):
+        raise RecipeError(
+            f"{place} has no weights for {some(missing)}, which would be random. Copy the folder again, or save the "
+            "whole model."
+        )
+    # older folders of CLIP hold the numbers of positions, which are no weights
+    if extra := sorted(name for name in about["unexpected_keys"] if not name.endswith("position_ids")):
+        raise RecipeError(
+            f"{place} holds weights that its {kind.__name__} has no place for, and that would be lost: {some(extra)}. "
+            "Type the folder of a model that is read whole, or mend its config.json."
+        )
+    refuse_not_finite(found, place)
+    return found
 
 
-def _full_pipeline(folder: Path, kind: str) -> Any:
-    files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-    given = {"dtype": torch.float32, "variant": variant(files), "local_files_only": True}
-    return getattr(diffusers, kind).from_pretrained(folder, **given, **PIPELINES[kind].left_out)
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Silence the table that transformers prints of weights that do not fit; what is wrong is said in a sentence."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
-def _empty_pipeline(folder: Path, index: dict[str, Any]) -> Any:
-    """Build a pipeline from the descriptions in a folder: modules on the meta device, tokenizers and scheduler."""
-    kind = PIPELINES[index["_class_name"]]
-    parts: dict[str, Any] = dict.fromkeys(kind.kept)
-    for name in kind.needed:
-        library, made = index[name]
-        part = getattr(diffusers if library == "diffusers" else transformers, made)
-        is_module = issubclass(part, nn.Module)
-        parts[name] = _module(part, folder / name, False) if is_module else part.from_pretrained(folder / name)
-    named = {key: index[key] for key in (NAMES, ZEROS) if key in index}
-    return getattr(diffusers, index["_class_name"])(**parts | kind.left_out | named)
+def _tokenizer(place: Path, kind: Any = AutoTokenizer) -> Any:
+    with reading(place, REMEDY):
+        tokenizer = kind.from_pretrained(place, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise RecipeError(f"{place} holds a {type(tokenizer).__name__}, not a tokenizer. {REMEDY}")
+    return tokenizer
+
+
+def _described(place: Path) -> bool:
+    return (place / "config.json").is_file()
 
 
 def _check_there(folder: Path, names: Sequence[str], whose: str) -> None:
@@ -215,42 +303,11 @@ def _check_there(folder: Path, names: Sequence[str], whose: str) -> None:
         raise RecipeError(f"{folder} lacks {', '.join(lacking)}, which a {whose} needs. Copy the whole folder.")
 
 
-def _from_pipeline(folder: Path, weights: bool) -> DiffusionParts:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    kind = index["_class_name"]
-    if kind not in PIPELINES:
-        raise RecipeError(f"{folder} holds a {kind}; pipelines that can be read are {', '.join(PIPELINES)}.")
-    _check_there(folder, PIPELINES[kind].needed, kind)
-    pipe = _full_pipeline(folder, kind) if weights else _empty_pipeline(folder, index)
-    text = _text_side(pipe, folder) if "text_encoder" in PIPELINES[kind].needed else None
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    settings = read_settings(folder) or _settings_of(pipe)
-    kept = {name: pipe.components[name] for name in ("scheduler", *PIPELINES[kind].kept)}
-    extras = {name: part for name, part in kept.items() if part is not None}
-    extras |= {NAMES: index[NAMES]} if text is None and NAMES in index else {}
-    extras |= {ZEROS: pipe.config[ZEROS]} if ZEROS in pipe.config else {}
-    return DiffusionParts(_denoiser(pipe), scheduler, settings, text, pipe.vae, kind, extras)
-
-
-def _text_side(pipe: Any, folder: Path) -> TextSide:
-    found = {name: part for name, part in pipe.components.items() if part is not None}
-    encoders = [found[name] for name in ("text_encoder", "text_encoder_2") if name in found]
-    if not all(isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection) for encoder in encoders):
-        raise RecipeError(f"{folder}: the text encoders are no CLIP models, and no others can be read.")
-    return TextSide(encoders, [found[name] for name in ("tokenizer", "tokenizer_2") if name in found])
-
-
-def _denoiser(pipe: Any) -> Any:
-    return pipe.transformer if "transformer" in pipe.components else pipe.unet
-
-
-def _settings_of(pipe: Any) -> DiffusionSettings:
+def _settings_of(pipeline: PipelineFolder, denoiser: Any, vae: Any) -> DiffusionSettings:
     """Return settings for a pipeline that has none of ours: its labels, and the usual steps and guidance."""
-    denoiser = _denoiser(pipe)
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)  # every level of the autoencoder but the last halves
-    side = denoiser.config.sample_size * factor
-    if "text_encoder" in pipe.components:
-        return DiffusionSettings(shape=(3, side, side), steps=50, guidance=7.5)
-    names = {int(number): name for name, number in (pipe.labels or {}).items()}
-    classes = tuple(names.get(index, str(index)) for index in range(denoiser.config.num_embeds_ada_norm))
-    return DiffusionSettings(shape=(3, side, side), classes=classes, steps=50, guidance=4.0)
+    height, width = (side * shrinking(vae) for side in sides(denoiser))
+    shape = (vae.config.out_channels, height, width)
+    if pipeline.kind.tokenizers:
+        return DiffusionSettings(shape=shape, steps=50, guidance=7.5)
+    classes = class_names(pipeline.index, denoiser.config.num_embeds_ada_norm)
+    return DiffusionSettings(shape=shape, classes=classes, steps=50, guidance=4.0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar as disable_bar_of_transformers
@@ -17,12 +16,14 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.conditioned import Classes, Conditioned, Prompts
-from unlearn.models.base import Wrapper
+from unlearn.models.base import Wrapper, round_weights
 from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.autoencoder import from_latents, latent_shape, to_latents
 from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
 from unlearn.models.diffusion.parameter_kinds import parameter_kinds
+from unlearn.models.diffusion.pipeline import PipelineFolder
 from unlearn.models.diffusion.schedule import NoiseSchedule
-from unlearn.models.diffusion.serialization import ZEROS, DiffusionParts, read_parts, write_adapter, write_parts
+from unlearn.models.diffusion.serialization import DiffusionParts, read_parts, write_adapter, write_parts
 from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.guards.base import Steering, Steers
@@ -36,7 +37,7 @@ set_verbosity_error()  # diffusers warns of every cast to half precision
 disable_bar_of_transformers()
 
 NOTHING = -1
-"""Replaces every token of the null condition where that is zeros, not the empty prompt (see ZEROS)."""
+"""Replaces every token of the null condition where that is zeros, not the empty prompt (see PipelineFolder)."""
 
 
 class Diffusion(Wrapper):
@@ -46,7 +47,7 @@ class Diffusion(Wrapper):
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. Images are mapped to [-1, 1], or to latents by the autoencoder.
 
     Args:
-        denoiser, scheduler, settings, text, vae, pipeline, extras: see DiffusionParts.
+        denoiser, scheduler, settings, text, vae, pipeline, saved: see DiffusionParts.
         guard: steers the guidance of samples; ``predict``, and with it the training loss, stays as it is.
     """
 
@@ -60,12 +61,12 @@ class Diffusion(Wrapper):
     def __init__(
         self,
         denoiser: Denoiser,
-        scheduler: DDPMScheduler,
+        scheduler: Any,
         settings: DiffusionSettings,
         text: TextSide | None = None,
         vae: nn.Module | None = None,
-        pipeline: str | None = None,
-        extras: dict[str, Any] | None = None,
+        pipeline: PipelineFolder | None = None,
+        saved: dict[str, torch.dtype] | None = None,
         guard: Steers | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Diffusion(Wrapper):
         self.schedule = NoiseSchedule(scheduler)
         self.settings = settings
         self.pipeline = pipeline
-        self.extras = extras or {}
+        self.saved = saved or {}
         self.guard = guard
         if guard is not None:
             self.prompts(guard.prompts)  # refuses a class that the model does not know
@@ -85,7 +86,7 @@ class Diffusion(Wrapper):
     def parts(self) -> DiffusionParts:
         """Return the components, which are not copied."""
         return DiffusionParts(
-            self.denoiser, self.scheduler, self.settings, self.text, self.vae, self.pipeline, self.extras
+            self.denoiser, self.scheduler, self.settings, self.text, self.vae, self.pipeline, self.saved
         )
 
     def guarded(self, guard: Steers) -> Diffusion:
@@ -112,11 +113,7 @@ class Diffusion(Wrapper):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, H, W) of what the denoiser takes."""
-        if self.vae is None:
-            return self.settings.shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        height, width = self.settings.shape[1:]
-        return (self.vae.config.latent_channels, height // factor, width // factor)
+        return latent_shape(self.vae, self.settings.shape)
 
     @override
     def read(self, dataset: Dataset) -> Dataset:
@@ -156,7 +153,7 @@ class Diffusion(Wrapper):
 
     def null(self, n: int) -> Condition:
         """Return the null condition n times: the empty prompt, zeros, or the class beyond the last."""
-        if self.text is not None and self.extras.get(ZEROS):
+        if self.text is not None and self.pipeline is not None and self.pipeline.zeros:
             shape = (n, len(self.text.encoders), self.text.length)
             return Condition(tokens=torch.full(shape, NOTHING, device=self.alphas.device))
         if self.text is not None:
@@ -226,12 +223,12 @@ class Diffusion(Wrapper):
             spread = self.vae.encode(images).latent_dist
             # not spread.sample(), so that an item's noise depends on its id alone
             noise = randomness.child("autoencoder").normal(batch["id"], self.latent_shape, dtype)
-            return (spread.mean + spread.std * noise) * self.vae.config.scaling_factor  # type: ignore[no-any-return]
+            return to_latents(self.vae, spread.mean + spread.std * noise)
 
     def images(self, x0: Tensor) -> Tensor:
         """Return clean items (B, C, H, W) as images (B, C, H, W) uint8."""
         if self.vae is not None:
-            x0 = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
+            x0 = self.vae.decode(from_latents(self.vae, x0)).sample
         # [-1, 1] -> 0 ... levels - 1; NaN of a diverged model become black
         grey = ((x0 + 1) * (self.settings.levels - 1) / 2).round().clamp(0, self.settings.levels - 1)
         return torch.nan_to_num(grey).to(torch.uint8)
@@ -323,6 +320,12 @@ class Diffusion(Wrapper):
     @override
     def beside_weights(self) -> dict[str, Any]:
         return {"one_step": self.settings.one_step}
+
+    @override
+    def round_as_saved(self) -> None:
+        for name, module in self.parts().modules().items():
+            if name in self.saved:
+                round_weights(module, self.saved[name])
 
     @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
+from unlearn.core.folders import check_folder
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import REMEDY, Wrapper, stored_weights
+from unlearn.models.base import REMEDY, Wrapper, refuse_not_finite, stored_weights
 from unlearn.models.flow.architectures import build_flow
 from unlearn.models.likelihood import bits_per_dim
 
@@ -204,6 +205,7 @@ class Flow(Wrapper):
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
         """Build the flow that ``config.json`` describes and read its weights, as float32 or float64."""
+        check_folder(folder)
         path = folder / "config.json"
         with _reading(path):
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -235,6 +237,7 @@ class Flow(Wrapper):
         if any(value.dtype == torch.float64 for value in weights.values()):
             self.double()
         self.flow.load_state_dict(weights)
+        refuse_not_finite(self.flow, path)
         return self
 
 

@@ -19,7 +19,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import NonNegativeFloat, Range, at_least, check_ranges
 from unlearn.data.base import Dataset
 from unlearn.data.identities import IdentityData
-from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.base import ModelConfig, Wrapper, refuse_not_finite
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.serialization import DISCRIMINATOR
 from unlearn.models.gan.stylegan2.augment import Augment
@@ -207,6 +207,9 @@ def unpacked(file: Path) -> Path:
     folder = models_cache() / f"stylegan2-{key}"
     if not (folder / "config.json").is_file():
         generator, discriminator = read_networks(file)
+        for network in (generator, discriminator):
+            if network is not None:
+                refuse_not_finite(network, file)
         _write(LatentGenerator(generator), folder, discriminator)
     return folder
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.models.base import REMEDY, stored_weights
+from unlearn.core.folders import check_folder
+from unlearn.models.base import REMEDY, refuse_not_finite, stored_weights
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
@@ -44,6 +45,7 @@ def write_generator(
 
 def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
     """Return the generator that ``write_generator`` wrote, its number of grey levels and its truncation."""
+    check_folder(folder)
     path = folder / "config.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -62,6 +64,7 @@ def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
         generator.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RecipeError(f"{path} cannot be read, or does not fit ({str(error)[:300]}). {REMEDY}") from error
+    refuse_not_finite(generator, path)
     return generator, levels, truncation
 
 
@@ -78,4 +81,5 @@ def read_discriminator(file: Path, shape: Shape) -> Discriminator:
             f"{file} is no discriminator of the generator beside it ({str(error)[:300]}). Copy it again, or remove it, "
             "to begin with a new one."
         ) from error
+    refuse_not_finite(discriminator, file)
     return discriminator

@@ -330,4 +330,8 @@ class LatentGenerator(Wrapper):
     def from_pretrained(cls, folder: Path) -> Self:
         generator, levels, truncation = read_generator(Path(folder))
         discriminator = Path(folder) / DISCRIMINATOR
-        return cls(generator, levels, truncation, trained_against=discriminator if discriminator.is_file() else None)
+        if not discriminator.is_file():
+            return cls(generator, levels, truncation)
+        if isinstance(generator, Generator):
+            read_discriminator(discriminator, generator.shape)  # a broken one is refused before any work
+        return cls(generator, levels, truncation, trained_against=discriminator)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -28,9 +25,6 @@ REMEDY = (
     "code in a folder is never run (trust_remote_code=False)."
 )
 """Ends the message on a folder that cannot be read."""
-
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Float types by the names that safetensors gives them."""
 
 
 def read_config(folder: Path) -> Any:
@@ -107,16 +101,3 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             "with a fast one, as AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) writes where it can."
         )
     return tokenizer
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the float type of most of the weights in a folder's safetensors files, float32 where there are none."""
-    sizes: Counter[torch.dtype] = Counter()
-    for path in folder.glob("*.safetensors"):
-        with reading(path, "Copy the file again."), safe_open(path, "pt") as file:
-            names = file.keys()
-            for name in names:
-                part = file.get_slice(name)
-                if part.get_dtype() in FLOATS:
-                    sizes[FLOATS[part.get_dtype()]] += math.prod(part.get_shape())
-    return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)

@@ -21,10 +21,10 @@ from unlearn.core.folders import read_mapping
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.text import TextDataset
-from unlearn.models.base import Wrapper, round_weights
+from unlearn.models.base import Wrapper, round_weights, stored_dtype
 from unlearn.models.language.adapters import is_adapter
 from unlearn.models.language.answers import Answers
-from unlearn.models.language.folder import read_model, read_tokenizer, stored_dtype
+from unlearn.models.language.folder import read_model, read_tokenizer
 from unlearn.models.language.tokenization import DEFAULT_LENGTH, TextEncoder
 from unlearn.models.language.verification import Head, check_positions, check_vocabulary, find_route, positions, run
 from unlearn.models.lora import Adapter, has_adapter, merge_adapters
@@ -294,7 +294,9 @@ class Language(Wrapper):
         model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
         source = tokenizer or folder
         encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config), bos)
-        return cls(model, encoder, checkpointing, stored_dtype(folder) if dtype == "auto" else None)
+        return cls(
+            model, encoder, checkpointing, stored_dtype(folder.glob("*.safetensors")) if dtype == "auto" else None
+        )
 
 
 def stored_encoder(

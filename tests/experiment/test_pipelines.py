@@ -21,7 +21,7 @@ from unlearn.config.registry import COMPONENTS, names, resolve
 from unlearn.core.errors import RecipeError
 from unlearn.models.capabilities import capabilities_of
 from unlearn.models.conditioning import Condition
-from unlearn.models.diffusion.serialization import ZEROS
+from unlearn.models.diffusion.pipeline import ZEROS
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.run import main
 
@@ -95,7 +95,7 @@ def test_the_null_of_xl_is_that_of_the_pipeline(zeros: bool, folders: dict[str, 
     index = json.loads((tmp_path / "xl" / "model_index.json").read_text())
     assert index[ZEROS] is True
     (tmp_path / "xl" / "model_index.json").write_text(json.dumps({**index, ZEROS: zeros}))
-    assert Diffusion.from_pretrained(tmp_path / "xl", weights=False).extras[ZEROS] is zeros
+    assert Diffusion.from_pretrained(tmp_path / "xl", weights=False).pipeline.zeros is zeros
     model = Diffusion.from_pretrained(tmp_path / "xl")
     model.save_pretrained(tmp_path / "same")
     for parameter in model.text.parameters():  # type: ignore[union-attr]

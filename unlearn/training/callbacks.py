@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typing_extensions import override
 
 from unlearn.core.distributed import rank, sum_over_ranks
-from unlearn.core.errors import Diverged
+from unlearn.core.errors import Diverged, RecipeError
 from unlearn.core.files import write_text
 from unlearn.core.shown import one_line
+from unlearn.models.base import not_finite, some
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.module import UnlearningModule
 
@@ -49,6 +50,12 @@ class Checkpoints(Callback):
         if not self.path.is_file():
             return None
         state = load_checkpoint(self.path)
+        weights = {name: value for phase in state["parameters"] for name, value in phase.items()}
+        if wrong := not_finite({**state["buffers"], **weights}):
+            raise RecipeError(
+                f"The checkpoint {self.path} holds weights that are not finite, in {some(wrong)}. "
+                "Delete it to start this run from its beginning, or type resume= with another run."
+            )
         self.before = float(state["seconds"])
         module.resume_from(state)
         for callback in callbacks:

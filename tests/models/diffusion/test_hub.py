@@ -38,11 +38,13 @@ def test_one_set_of_weights_is_taken_and_nothing_that_is_not_read() -> None:
     names += ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
     described = {"model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"}
     described |= {"scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"}
+    described |= {"safety_checker/config.json"}
     assert taken(names, weights=False) == described
     assert taken(names) - described == {
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
+        "safety_checker/model.safetensors",
     }
     assert variant(names) is None
 
