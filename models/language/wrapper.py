@@ -294,9 +294,8 @@ class Language(Wrapper):
         model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
         source = tokenizer or folder
         encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config), bos)
-        return cls(
-            model, encoder, checkpointing, stored_dtype(folder.glob("*.safetensors")) if dtype == "auto" else None
-        )
+        saved = stored_dtype(folder.glob("*.safetensors")) if dtype == "auto" else None
+        return cls(model, encoder, checkpointing, saved)
 
 
 def stored_encoder(
