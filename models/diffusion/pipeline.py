@@ -13,7 +13,6 @@ from typing import Any, Self
 import diffusers
 import transformers
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from unlearn.core.errors import RecipeError
@@ -44,7 +43,7 @@ class Pipeline:
         statistics: whether the pipeline uses the mean and deviation of the autoencoder's latents.
     """
 
-    modules: dict[str, tuple[type[nn.Module], ...]]
+    modules: dict[str, tuple[type, ...]]
     tokenizers: tuple[str, ...] = ()
     zeros: bool = False
     statistics: bool = False

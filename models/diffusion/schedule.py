@@ -42,7 +42,7 @@ def read_scheduler(place: Path, made: str | None = None) -> Any:
         if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
             raise RecipeError(f"{path} is of a {str(name)[:100]}, which is no scheduler of diffusers. {REMEDY}")
         with reading(place, REMEDY):
-            found = kind.from_pretrained(place)  # type: ignore[attr-defined]
+            found = kind.from_pretrained(place)
         check_scheduler(found, str(place))
     return found
 
@@ -148,7 +148,7 @@ class NoiseSchedule(nn.Module):
             x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
             yield number, x
 
-    def _ddim(self, steps: int, **settings: Any) -> DDIMScheduler:
+    def _ddim(self, steps: int, **settings: Any) -> Any:
         """Return the sampler, with the abar_t of the scheduler's own class."""
         scheduler = DDIMScheduler.from_config(self.config, num_train_timesteps=len(self.stated), **settings)
         scheduler.alphas_cumprod = self.stated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -65,7 +66,8 @@ class DiffusionParts:
     def modules(self) -> dict[str, nn.Module]:
         """Return the networks by the names that pipelines of diffusers give them."""
         name = "transformer" if isinstance(self.denoiser, DiTTransformer2DModel) else "unet"
-        found: dict[str, nn.Module] = {name: self.denoiser}
+        denoiser: Any = self.denoiser  # diffusers does not say that it is a module
+        found: dict[str, nn.Module] = {name: denoiser}
         if self.vae is not None:
             found["vae"] = self.vae
         encoders = self.text.encoders if self.text is not None else ()
@@ -278,7 +280,7 @@ def _module(kind: Any, place: Path, files: WeightFiles | None) -> Any:
 def _without_report() -> Iterator[None]:
     """Silence the table that transformers prints of weights that do not fit; what is wrong is said in a sentence."""
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:

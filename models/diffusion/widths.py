@@ -18,10 +18,13 @@ from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
 from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
 
+Pair = tuple[str, Any, str, Any]
+"""What has a number, the number, what it must be the same as, and the number of that."""
+
 
 def sides(denoiser: Denoiser) -> tuple[int, int]:
     """Return height and width of what a denoiser takes. Raises RecipeError where its configuration has none."""
-    stated: Any = denoiser.config.sample_size
+    stated = _config(denoiser).sample_size
     pair = (stated, stated) if isinstance(stated, int) else tuple(stated or ())
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise RecipeError(
@@ -41,8 +44,8 @@ def check_parts(denoiser: Denoiser, text: TextSide | None, vae: Any, settings: D
         settings: of the images.
         folder: that they come from, for the message.
     """
-    latents, config = latent_shape(vae, settings.shape), denoiser.config
-    pairs = []
+    latents, config = latent_shape(vae, settings.shape), _config(denoiser)
+    pairs: list[Pair] = []
     if vae is not None:
         for key in ("in_channels", "out_channels"):
             pairs.append((f"{key} of the autoencoder", vae.config[key], "channels of images", settings.shape[0]))
@@ -75,8 +78,8 @@ def empty_condition(denoiser: Denoiser, text: TextSide | None) -> Condition:
     return Condition(states=states, pooled=pooled)
 
 
-def _text_pairs(denoiser: Denoiser, text: TextSide) -> list[tuple[str, Any, str, Any]]:
-    config: Any = denoiser.config
+def _text_pairs(denoiser: Denoiser, text: TextSide) -> list[Pair]:
+    config = _config(denoiser)
     configs: list[Any] = [encoder.config for encoder in text.encoders]
     width = sum(each.hidden_size for each in configs)
     key = "encoder_hid_dim" if config.encoder_hid_dim else "cross_attention_dim"
@@ -123,9 +126,10 @@ def _try(
     denoiser: Denoiser, text: TextSide | None, latents: tuple[int, ...], settings: DiffusionSettings, folder: Path
 ) -> None:
     """Run the denoiser on the meta device, as it is called here: its result must fit, and all of its weights count."""
-    name = type(denoiser).__name__
+    kind: Any = type(denoiser)  # diffusers does not type its calls
+    name = kind.__name__
     with torch.device("meta"):
-        twin = type(denoiser).from_config(denoiser.config).eval()
+        twin = kind.from_config(_config(denoiser)).eval()
     ran: set[nn.Module] = set()
     for module in twin.modules():
         module.register_forward_hook(lambda module, *_: ran.add(module))
@@ -148,3 +152,7 @@ def _try(
             f"{folder}: its {name} has weights that act on more than noise, time and the prompt or class, and that "
             f"would not be used: {some(unused)}. Type the folder of a model without them."
         )
+
+
+def _config(denoiser: Any) -> Any:
+    return denoiser.config  # which diffusers does not type
