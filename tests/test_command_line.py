@@ -154,8 +154,8 @@ def test_a_reader_that_has_enough_gets_no_traceback(arguments: list[str]) -> Non
         (["recipe=quickstart", "resume=runs/x"], "a run brings its own recipe"),
         (["resume=nowhere"], "there is no run directory nowhere"),
         (["resume=auto"], "there is no unfinished run under runs/"),
-        (["resume=auto", "optim.lr=1"], "a resumed run keeps its recipe"),
-        (["resume=here", "output=there"], "a resumed run keeps its recipe and its folder"),
+        (["resume=auto", "optim.lr=1"], "there is no unfinished run under runs/"),
+        (["resume=here", "output=there"], "a resumed run keeps its folder"),
         (["resume=auto", "--check"], "--check needs a recipe"),
     ],
 )

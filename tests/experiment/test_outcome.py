@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.toys import ROOT
-from tests.toys.command import unlearn_in_a_process as command
+from tests.toys.command import unlearn as command
 from tests.toys.diffusion import small_model, small_splits
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.gan import digit_splits, small_gan

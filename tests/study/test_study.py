@@ -68,7 +68,7 @@ def test_a_study_runs_what_is_missing_and_shows_what_failed(place: Path, capsys:
     assert main([study]) == 1
     out = capsys.readouterr().out
     assert "| Sum | " in out and "| too fast | – | – | failed |" in out
-    assert "too fast, seed 0: failed: Step 1: the gradient" in out
+    assert "too fast, seed 0: failed: Step 1: the loss of" in out
     folder = place / "runs" / "studies" / "two"
     assert {"table.md", "table.csv", "comparison.html", "comparison.csv"} <= {path.name for path in folder.iterdir()}
     (run,) = (folder / "sum").glob("seed-0-*/")

@@ -210,9 +210,12 @@ class UnlearningModule(lightning.LightningModule):
 
     def _refuse_still(self, phase: Phase, losses: StepLosses, size: Tensor) -> None:
         """Raise a RecipeError where the first steps have no gradient at all, or the forget terms have none."""
+        forget = phase.groups.get("forget", {})
+        if forget and not any(term.weight for term in forget.values()):
+            return  # a control: without a forget term, one that compares with the target has no gradient either
         groups: dict[str, Tensor | None] = {"the loss": size}
-        if any(term.weight for term in phase.groups.get("forget", {}).values()) and "retain" in phase.groups:
-            groups[f"forget={', '.join(phase.groups['forget'])}"] = losses.forget_size
+        if forget and "retain" in phase.groups:
+            groups[f"forget={', '.join(forget)}"] = losses.forget_size
         for name, found in groups.items():
             local = torch.zeros((), device=self.device) if found is None else found.detach()
             moves = bool(sum_over_ranks(local.double()) > 0)
