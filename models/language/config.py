@@ -86,8 +86,16 @@ class LanguageConfig(ModelConfig):
 
     def encoder(self) -> TextEncoder:
         """Return how this model reads text."""
-        model = None if self.pretrained is None else self.fetch(self.pretrained, weights=False)
-        return read_encoder(self.tokenizer_folder(), self.template, self.max_length, model, self.begins())
+        source = self.tokenizer_folder()
+        model = None if self.pretrained is None else self._described("pretrained", self.pretrained)
+        return read_encoder(source, self.template, self.max_length, model, self.begins())
+
+    def _described(self, key: str, path: str) -> Path:
+        """Return the folder of a setting's path or hub id, without weights where it comes from the hub."""
+        try:
+            return self.fetch(path, weights=False)
+        except RecipeError as error:
+            raise RecipeError(f"model.{key}: {error}") from error
 
     def begins(self) -> bool | None:
         """Return whether a text begins with the beginning token, None where nothing is said."""
@@ -144,12 +152,6 @@ class CausalLM(LanguageConfig):
                 "model=causal_lm needs model.pretrained: a folder, or a hub id such as EleutherAI/pythia-160m."
             )
         return self._described("pretrained", self.pretrained)
-
-    def _described(self, key: str, path: str) -> Path:
-        try:
-            return self.fetch(path, weights=False)
-        except RecipeError as error:
-            raise RecipeError(f"model.{key}: {error}") from error
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> Language:
         """Build the model that the folder describes, with random weights."""
