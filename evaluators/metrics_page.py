@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from unlearn.evaluators.base import Evaluator, Metric
 
 HEADINGS = ("metric", "formula", "unit", "direction", "evaluator", "source")
 
 
-def markdown_table(evaluators: Mapping[str, type[Evaluator]]) -> str:
+def markdown_table(evaluators: Mapping[str, type[Evaluator[Any]]]) -> str:
     """Return the table of all metrics, with one row per metric and evaluator."""
     rows = [HEADINGS, ("---",) * len(HEADINGS)]
     for name, evaluator in evaluators.items():

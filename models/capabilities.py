@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ForwardRef, Protocol, Self, get_args, runtime_checkable
 
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
     from unlearn.models.gan.stylegan2.generator import Noise
     from unlearn.models.language.tokenization import TextEncoder
 
-M = TypeVar("M", default=Any)
+M = TypeVar("M", bound="Model")
 """The capabilities that a component asks for, e.g. ``class NPO(Objective[HasLikelihood])``."""
 
-M_co = TypeVar("M_co", default=Any, covariant=True)
+M_co = TypeVar("M_co", bound="Model", covariant=True)
 """The same for what only hands out models: a context of a model with more capabilities serves as well."""
 
 
@@ -328,7 +330,10 @@ CAPABILITIES: dict[str, type] = {
 
 
 def protocols_of(component: type) -> list[type]:
-    """Return what a component's class and its bases ask of a model: their type arguments that are protocols."""
+    """Return what a component's class and its bases ask of a model: their type arguments that are protocols.
+
+    A class without a type argument asks for what its ``__call__`` takes as ``model``.
+    """
     found: list[type] = []
     for cls in component.__mro__:
         for argument in (one for base in cls.__dict__.get("__orig_bases__", ()) for one in get_args(base)):
@@ -337,6 +342,10 @@ def protocols_of(component: type) -> list[type]:
             argument = getattr(argument, "__bound__", argument)  # a type variable asks for its bound
             if getattr(argument, "_is_protocol", False) and argument not in found:
                 found.append(argument)
+    if not found and "__call__" in vars(component):
+        with suppress(NameError):  # a name that is imported for type checkers only
+            taken = get_annotations(vars(component)["__call__"], eval_str=True).get("model")
+            found += [taken] if getattr(taken, "_is_protocol", False) else []
     return found
 
 

@@ -40,7 +40,7 @@ class AuxiliaryNetwork:
 
     name: str
     build: Callable[[], nn.Module]
-    groups: Mapping[str, Mapping[str, Objective]]
+    groups: Mapping[str, Mapping[str, Objective[Any]]]
     optim: Callable[[Optim], Optim]
     warmup: int = 0
     rests: bool = False

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.toys import ROOT
 from unlearn.config import registry
-from unlearn.models.capabilities import CAPABILITIES, capabilities_of
+from unlearn.data.base import Batch
+from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, capabilities_of
+from unlearn.objectives.base import Context, Objective, Values
 
 COMPONENTS = """
 from collections.abc import Mapping
@@ -50,11 +53,24 @@ class Around(Guard[Denoises]):
 """
 """One component of each kind, with places for the names of two methods of its model."""
 
+BARE = """
+
+class Bare(Objective):
+    def __call__(self, model: HasLikelihood, batch: Batch, context: Context) -> Values:
+        raise NotImplementedError
+
+
+class BareMeasure(Evaluator):
+    def __call__(self, evaluation: Evaluation[HasLikelihood]) -> EvaluationResult:
+        raise NotImplementedError
+"""
+"""Components that do not say in their type what they ask for: their models would be anything."""
+
 
 def test_a_misspelt_method_of_a_model_is_found(tmp_path: Path) -> None:
     """In an objective, its reference, an evaluator, an edit and a guard; the control is spelt rightly."""
     wrong, right = tmp_path / "wrong.py", tmp_path / "right.py"
-    wrong.write_text(COMPONENTS.replace("{log_prob}", "log_probz").replace("{null}", "nul"))
+    wrong.write_text(COMPONENTS.replace("{log_prob}", "log_probz").replace("{null}", "nul") + BARE)
     right.write_text(COMPONENTS.replace("{log_prob}", "log_prob").replace("{null}", "null"))
     said = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict", wrong, right],
@@ -65,6 +81,7 @@ def test_a_misspelt_method_of_a_model_is_found(tmp_path: Path) -> None:
         timeout=900,
     ).stdout
     assert said.count('has no attribute "log_probz"') == 3 and said.count('has no attribute "nul"') == 2, said
+    assert said.count("Missing type arguments for generic type") == 3, said
     assert "right.py" not in said, said
 
 
@@ -95,3 +112,15 @@ def test_what_a_class_asks_for_is_the_type_of_its_model(kind: registry.Kind) -> 
         if isinstance(protocol, type):  # a term over parameters has no call of its own
             written = [key for key, wanted in CAPABILITIES.items() if wanted in protocol.__mro__]
             assert list(capabilities_of(cls)) == written, name
+
+
+def test_a_class_without_a_type_argument_asks_for_what_its_call_takes() -> None:
+    class Bare(Objective):  # type: ignore[type-arg]
+        def __call__(self, model: HasLikelihood, batch: Batch, context: Context[HasLikelihood]) -> Values:
+            raise NotImplementedError
+
+    class Anything(Objective):  # type: ignore[type-arg]
+        def __call__(self, model: Any, batch: Batch, context: Context[Any]) -> Values:
+            raise NotImplementedError
+
+    assert capabilities_of(Bare) == ("likelihood",) and capabilities_of(Anything) == ()

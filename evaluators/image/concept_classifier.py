@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def concept_classifier(
     return ConceptClassifier(net, known, own, own[forget.ids].any(dim=0))
 
 
-def classifier_accuracy(evaluation: Evaluation, net: Features) -> list[Record]:
+def classifier_accuracy(evaluation: Evaluation[Any], net: Features) -> list[Record]:
     """Measure a net on the test items of the data, one record per question; none where there are no images."""
     dataset = evaluation.splits["forget"].dataset
     known = net.known(dataset)

@@ -209,19 +209,19 @@ class Recipe:
     model: ModelConfig
     data: Source
     pretrain: Pretrain
-    forget: dict[str, Objective]
-    retain: dict[str, Objective]
+    forget: dict[str, Objective[Any]]
+    retain: dict[str, Objective[Any]]
     combine: Combination
     scope: Scope
     optim: Optim
     trainer: Trainer
-    edit: Edit | None
-    guard: Guard | None
+    edit: Edit[Any] | None
+    guard: Guard[Any] | None
     corrupt: Corrupt | None
     distil: Distil | None
-    distil_by: dict[str, Objective]
+    distil_by: dict[str, Objective[Any]]
     select: Select | None
-    evaluate: dict[str, Evaluator]
+    evaluate: dict[str, Evaluator[Any]]
     gate: dict[str, Gate]
     seeds: list[int]
     output: str | None

@@ -65,7 +65,7 @@ def evaluate(
 
 @torch.no_grad()
 def measured(
-    evaluators: Mapping[str, Evaluator],
+    evaluators: Mapping[str, Evaluator[Any]],
     subjects: Mapping[str, Any],
     splits: Mapping[str, Split],
     randomness: Randomness,
@@ -99,7 +99,7 @@ def _extend(whole: EvaluationResult, part: EvaluationResult) -> None:
         held.update(found) if isinstance(held, dict) else held.extend(found)
 
 
-def _named(shown: Shown, key: str, evaluator: Evaluator) -> Shown:
+def _named(shown: Shown, key: str, evaluator: Evaluator[Any]) -> Shown:
     """Return a picture or table with the evaluator's key, also in name and title unless it is its registered name."""
     shown = replace(shown, evaluator=key)
     if registry.is_registered("evaluator", key) and registry.resolve("evaluator", key) is type(evaluator):

@@ -134,7 +134,7 @@ def training_key(
     pretrain: Pretrain,
     split: Split,
     start: StoredModel | None = None,
-    by: Mapping[str, Objective] | None = None,
+    by: Mapping[str, Objective[Any]] | None = None,
 ) -> str:
     """Return the hash of everything that shapes a trained model."""
     shape = {

@@ -37,7 +37,7 @@ def find_or_train(
     split: Split,
     subject: str,
     start: StoredModel | None = None,
-    by: Mapping[str, Objective] | None = None,
+    by: Mapping[str, Objective[Any]] | None = None,
 ) -> StoredModel:
     """Return a model trained on ``split``: the shipped copy, the cached one, or a new one.
 
@@ -64,7 +64,7 @@ def train(
     subject: str,
     key: str,
     start: StoredModel | None,
-    by: Mapping[str, Objective] | None = None,
+    by: Mapping[str, Objective[Any]] | None = None,
 ) -> StoredModel:
     """Train a model into the cache; an interrupted training resumes at its last checkpoint."""
     folder, working = models_cache() / key, models_cache() / f"{key}.training"

@@ -114,7 +114,7 @@ def _networks(module: UnlearningModule, folder: Path) -> dict[str, nn.Module]:
     return found
 
 
-def _edit(recipe: Recipe, edit: Edit, inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
+def _edit(recipe: Recipe, edit: Edit[Any], inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
     """Apply an edit, which may ask for the model trained further on a split."""
     began = time.monotonic()
     steps = 0

@@ -33,8 +33,8 @@ def build_module(
     seed: int,
     *,
     optim: Optim,
-    forget: Mapping[str, Objective] | None = None,
-    retain: Mapping[str, Objective] | None = None,
+    forget: Mapping[str, Objective[Any]] | None = None,
+    retain: Mapping[str, Objective[Any]] | None = None,
     combine: Combination | None = None,
     scope: Scope | None = None,
     target: ReferenceModel | None = None,
@@ -89,13 +89,13 @@ def _selected(scope: Scope, model: nn.Module) -> set[str]:
     return set(found)
 
 
-def edited(edit: Edit, model: Wrapper, train: Train, splits: Mapping[str, Split]) -> Wrapper:
+def edited(edit: Edit[Any], model: Wrapper, train: Train, splits: Mapping[str, Split]) -> Wrapper:
     """Return the model that an edit makes. Raises RecipeError where it returns something else."""
     found: Wrapper = promised(edit(model, train, splits), Wrapper, named("edit", edit))
     return found
 
 
-def guarded(guard: Guard, model: nn.Module, splits: Mapping[str, Split]) -> Wrapper:
+def guarded(guard: Guard[Any], model: nn.Module, splits: Mapping[str, Split]) -> Wrapper:
     """Return a model within a guard. Raises RecipeError where the guard returns something else."""
     return promised(guard(model, splits), Wrapper, named("guard", guard))
 

@@ -14,7 +14,7 @@ from unlearn.objectives.base import Context, Objective, ParameterObjective, Valu
 from unlearn.objectives.surgery import Combination, Gradient, State
 
 
-def checked_values(term: Objective, name: str, model: Any, batch: Batch, context: Context) -> Values:
+def checked_values(term: Objective[Any], name: str, model: Any, batch: Batch, context: Context[Any]) -> Values:
     """Return a term's values of a batch. Raises RecipeError, with the term's name, where they are not as promised."""
     found = term(model, batch, context)
     items, kind = len(batch["id"]), f"{name} ({type(term).__name__})"
@@ -35,7 +35,7 @@ def checked_values(term: Objective, name: str, model: Any, batch: Batch, context
     return found
 
 
-def checked_weight(term: Objective, name: str, batch: Batch) -> Tensor:
+def checked_weight(term: Objective[Any], name: str, batch: Batch) -> Tensor:
     """Return a term's weight of each item. Raises RecipeError where it is not one number per item."""
     weight = term.sample_weight(batch)
     if not isinstance(weight, Tensor) or tuple(weight.shape) != (len(batch["id"]),):
@@ -45,13 +45,13 @@ def checked_weight(term: Objective, name: str, batch: Batch) -> Tensor:
 
 
 def checked_penalty(
-    term: ParameterObjective, name: str, parameters: Mapping[str, nn.Parameter], context: Context
+    term: ParameterObjective[Any], name: str, parameters: Mapping[str, nn.Parameter], context: Context[Any]
 ) -> Tensor:
     """Return a term's penalty on the parameters. Raises RecipeError where it is not one number."""
     return _one_number(term.penalty(parameters, context), f"{name} ({type(term).__name__}): penalty")
 
 
-def checked_statistic(term: Objective, name: str, values: Tensor, weights: Tensor) -> Tensor:
+def checked_statistic(term: Objective[Any], name: str, values: Tensor, weights: Tensor) -> Tensor:
     """Return a term's statistic of the values of a batch. Raises RecipeError where it is not one number."""
     return _one_number(term.reduce(values, weights), f"{name} ({type(term).__name__}): reduce")
 

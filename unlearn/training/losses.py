@@ -76,7 +76,7 @@ class TermValues:
         phase: Phase,
         model: Any,
         batches: Mapping[str, list[Batch]],
-        context: Callable[[str], Context],
+        context: Callable[[str], Context[Any]],
         log: StepLog,
     ) -> None:
         self.phase, self.model, self.batches, self.context, self.log = phase, model, batches, context, log
@@ -106,7 +106,7 @@ class TermValues:
                 lazy.append(partial(self._alone, group, sampled, mine[index]) if owner == rank() else lambda: None)
         return lazy
 
-    def _alone(self, group: str, terms: dict[str, Objective], batch: Batch) -> Tensor:
+    def _alone(self, group: str, terms: dict[str, Objective[Any]], batch: Batch) -> Tensor:
         """Return the weighted sum of the terms' values of one sample, as a scalar."""
         loss = torch.zeros((), device=batch["id"].device)
         for name, term in terms.items():
@@ -114,11 +114,11 @@ class TermValues:
             loss = loss + (term.weight * values).sum()
         return loss
 
-    def _call(self, group: str, name: str, term: Objective, batch: Batch) -> Values:
+    def _call(self, group: str, name: str, term: Objective[Any], batch: Batch) -> Values:
         return checked_values(term, f"{group}={name}", self.model, batch, self.context(f"{group}/{name}"))
 
     def _micro_batch(
-        self, group: str, terms: dict[str, Objective], known: dict[tuple[str, int], Tensor], index: int
+        self, group: str, terms: dict[str, Objective[Any]], known: dict[tuple[str, int], Tensor], index: int
     ) -> Tensor | None:
         batch = self.batches[group][index]
         loss: Tensor | None = None
@@ -143,7 +143,7 @@ class TermValues:
         self._require_gradient(group, terms, loss)
         return loss
 
-    def _penalty(self, group: str, terms: dict[str, ParameterObjective]) -> Tensor:
+    def _penalty(self, group: str, terms: dict[str, ParameterObjective[Any]]) -> Tensor:
         """Return this rank's share of the penalty: all ranks compute the same one, and the gradients are summed."""
         total = torch.zeros((), dtype=torch.float64)
         for name, term in terms.items():
@@ -156,7 +156,7 @@ class TermValues:
         self._require_gradient(group, terms, total)
         return total
 
-    def _require_gradient(self, group: str, terms: Mapping[str, Objective], loss: Tensor | None) -> None:
+    def _require_gradient(self, group: str, terms: Mapping[str, Objective[Any]], loss: Tensor | None) -> None:
         """Raise a RecipeError if the loss depends on no trained parameter."""
         if loss is not None and torch.is_grad_enabled() and not loss.requires_grad:
             trained = list(self.phase.parameters)
@@ -168,7 +168,7 @@ class TermValues:
 
     @torch.no_grad()
     def _statistic_pass(
-        self, group: str, terms: dict[str, Objective], micro: list[Batch]
+        self, group: str, terms: dict[str, Objective[Any]], micro: list[Batch]
     ) -> dict[tuple[str, int], Tensor]:
         """Run all micro-batches once without gradient, for the factors of statistics over the whole batch."""
         known: dict[tuple[str, int], Tensor] = {}
@@ -184,7 +184,7 @@ class TermValues:
         return known
 
     def _statistic_gradient(
-        self, group: str, name: str, term: Objective, values: list[Tensor], weights: list[Tensor]
+        self, group: str, name: str, term: Objective[Any], values: list[Tensor], weights: list[Tensor]
     ) -> list[Tensor]:
         """Return d(weight * reduce)/d(values) at this rank's rows, one tensor per given part."""
         device = next(iter(self.phase.parameters.values())).device
@@ -229,7 +229,7 @@ class StepLosses:
         phase: Phase,
         model: Any,
         batches: Mapping[str, list[Batch]],
-        context: Callable[[str], Context],
+        context: Callable[[str], Context[Any]],
     ) -> None:
         self.phase, self.context, self.log = phase, context, StepLog()
         self.values = TermValues(phase, model, batches, context, self.log)
@@ -300,7 +300,7 @@ class StepLosses:
         }
 
 
-def split_terms(phase: Phase, group: str) -> tuple[dict[str, Objective], dict[str, ParameterObjective]]:
+def split_terms(phase: Phase, group: str) -> tuple[dict[str, Objective[Any]], dict[str, ParameterObjective[Any]]]:
     """Return a group's terms over samples and its terms over parameters, by name."""
     terms = phase.groups.get(group, {})
     penalties = {name: term for name, term in terms.items() if isinstance(term, ParameterObjective)}

@@ -228,7 +228,7 @@ class UnlearningModule(lightning.LightningModule):
                 )
 
     def forget_gradient(
-        self, batches: Sequence[StepBatches], terms: Mapping[str, Objective] | None = None
+        self, batches: Sequence[StepBatches], terms: Mapping[str, Objective[Any]] | None = None
     ) -> dict[str, Tensor]:
         """Return the forget loss's gradient summed over the batches of some steps, for a saliency mask.
 
@@ -300,10 +300,10 @@ class UnlearningModule(lightning.LightningModule):
         optimizers: Any = self.optimizers(use_pl_optimizer=False)
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _objective(self, term: str) -> Objective:
+    def _objective(self, term: str) -> Objective[Any]:
         return next(o for phase in self.phases for group, name, o in phase.terms() if f"{group}/{name}" == term)
 
-    def _context(self, term: str) -> Context:
+    def _context(self, term: str) -> Context[Any]:
         group, _, name = term.partition("/")
         own = (phase.network for phase in self.phases if term in phase.owners or name in phase.groups.get(group, {}))
         return replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -35,7 +36,7 @@ class Phase:
     """
 
     parameters: dict[str, nn.Parameter]
-    groups: dict[str, dict[str, Objective]]
+    groups: dict[str, dict[str, Objective[Any]]]
     optim: Optim
     combine: Combination = field(default_factory=WeightedSum)
     name: str = "main"
@@ -56,7 +57,7 @@ class Phase:
         """Return whether the phase takes a step at ``step``."""
         return step >= self.first and step % self.every == 0 and not (self.rests and step >= 0)
 
-    def terms(self) -> Iterable[tuple[str, str, Objective]]:
+    def terms(self) -> Iterable[tuple[str, str, Objective[Any]]]:
         """Yield (group, name, objective)."""
         for group, terms in self.groups.items():
             for name, objective in terms.items():
