@@ -63,7 +63,13 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
             self._current = None
 
 
-def trainable_copy(model: Subject) -> Subject:
-    """Return a trainable copy for an attack, in float32 at least: half precision would lose small steps."""
+def trainable_copy(models: Mapping[str, Subject], subject: str) -> Subject:
+    """Return a trainable copy of a subject for an attack, which takes the subject's place on the device.
+
+    It is in float32 at least: half precision would lose small steps.
+    """
+    model = models[subject]
     made = copy.deepcopy(model).requires_grad_(True)
-    return made.to(torch.float32) if precision_of(model).itemsize < 4 else made
+    if isinstance(models, OneAtATime):
+        models.release()
+    return made.to(torch.float32) if precision_of(made).itemsize < 4 else made

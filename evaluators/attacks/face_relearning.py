@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, ClassVar
@@ -28,7 +28,7 @@ from unlearn.evaluators.image.face_verification import (
 from unlearn.evaluators.sampling import some_of
 from unlearn.evaluators.subjects import trainable_copy
 from unlearn.models.capabilities import ImageGenerator
-from unlearn.models.feature_extractors.embedders import Perceptual
+from unlearn.models.feature_extractors.embedders import Embedder, Perceptual
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import packaged_perceptual
 
@@ -97,15 +97,13 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         findings, curves = EvaluationResult(), Curves()
         for subject in evaluation.models:
             own = places if subject != "retrained" else self._places(evaluation, subject, ids)
-            model = evaluation.models[subject]  # requested after the latents, which may load the target
             for k in sorted(self.pictures):
-                curves[subject, k] = []
                 # the first ones are held out, the same for every k
                 w, images = (of[:, self.held : self.held + k].flatten(0, 1) for of in (own, shown))
-                copy = trainable_copy(model)
-                loss = partial(_loss, copy, perceptual, w, images)
-                for steps in train(torch.optim.Adam(copy.parameters(), lr=self.lr), loss, self.steps):
-                    faces = embeddings(copy, own[:, : self.held].flatten(0, 1), [net], self.batch_size)[0]
+                curves[subject, k] = []
+                loss = partial(_loss, perceptual, w, images)
+                held = own[:, : self.held].flatten(0, 1)
+                for steps, faces in self._attack(evaluation, subject, loss, held, net).items():
                     values = scale.similarity(wanted, faces)
                     record = evaluation.record(
                         ATTACK,
@@ -121,6 +119,25 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         findings.pictures.append(picture(curves, "similarity to the person", "pictures of each person"))
         return findings
 
+    def _attack(
+        self,
+        evaluation: Evaluation[ImageGenerator],
+        subject: str,
+        loss: Callable[[ImageGenerator, int], Tensor],
+        held: Tensor,
+        net: Embedder,
+    ) -> dict[int, Tensor]:
+        """Return steps -> embeddings of what a copy draws then of held-out latents, (n * held, D).
+
+        The copy is gone before the next one is made.
+        """
+        copy = trainable_copy(evaluation.models, subject)
+        optimizer = torch.optim.Adam(copy.parameters(), lr=self.lr)
+        return {
+            steps: embeddings(copy, held, [net], self.batch_size)[0]
+            for steps in train(optimizer, partial(loss, copy), self.steps)
+        }
+
     def _places(self, evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor) -> Tensor:
         """Return latents close to each identity's, held-out ones first, (n, held + k, num_ws, w_dim)."""
         number = self.held + max(self.pictures)
@@ -128,7 +145,7 @@ class FaceRelearning(Evaluator[ImageGenerator]):
         return torch.stack(near_latents(evaluation, ids, w, number, self.near).split(number))
 
 
-def _loss(model: ImageGenerator, perceptual: Perceptual | None, w: Tensor, images: Tensor, step: int) -> Tensor:
+def _loss(perceptual: Perceptual | None, w: Tensor, images: Tensor, model: ImageGenerator, step: int) -> Tensor:
     """Return the mean squared error of pixels plus the perceptual distance; the batch is the same at every step."""
     found = model.synthesis(w)
     loss = (found - images.to(found)).square().flatten(1).mean(dim=1)

@@ -66,5 +66,8 @@ def test_the_subject_before_goes_back_in_its_own_precision() -> None:
 
 def test_an_attack_trains_a_copy_in_single_precision_at_least() -> None:
     half = tiny(0).to(torch.bfloat16)
-    assert precision_of(trainable_copy(half)) == torch.float32 and precision_of(half) == torch.bfloat16
-    assert precision_of(trainable_copy(tiny(0).double())) == torch.float64
+    assert (
+        precision_of(trainable_copy({"target": half}, "target")) == torch.float32
+        and precision_of(half) == torch.bfloat16
+    )
+    assert precision_of(trainable_copy({"target": tiny(0).double()}, "target")) == torch.float64

@@ -93,23 +93,27 @@ class Relearning(Evaluator[TrainedModel]):
             few = f"too few forget items ({len(order)}) to train on {min(self.items)} and measure others"
             return EvaluationResult(notes=[f"relearning: {few}, so there is no attack_relearning."])
         found, curves = EvaluationResult(), Curves()
-        for subject, model in evaluation.models.items():
-            for k in sizes if self.trainable(model) else ():
-                curves[subject, k] = []
-                for n, copy in self.checkpoints(evaluation, model, order[:k]):
-                    budget = f"{k} items, {n} steps"
-                    records = self.measure(evaluation, subject, copy, order[:k], order[sizes[-1] :], budget)
-                    found.records.extend(records)
-                    curves[subject, k].append((n, records[0].value))
+        for subject in evaluation.models:
+            for k in sizes if self.trainable(evaluation.models[subject]) else ():
+                measured = self._attack(evaluation, subject, order[:k], order[sizes[-1] :])
+                found.records.extend(record for records in measured.values() for record in records)
+                curves[subject, k] = [(n, records[0].value) for n, records in measured.items()]
         if curves:
             found.pictures.append(picture(curves, self.what))
         return found
 
-    def checkpoints(
-        self, evaluation: Evaluation[TrainedModel], model: TrainedModel, ids: Tensor
-    ) -> Iterator[tuple[int, TrainedModel]]:
-        """Yield (steps, the copy so far) at each of ``steps``; the model itself is not changed."""
-        copy = trainable_copy(model)
+    def _attack(
+        self, evaluation: Evaluation[TrainedModel], subject: str, ids: Tensor, others: Tensor
+    ) -> dict[int, list[Record]]:
+        """Return steps -> what ``measure`` finds then; the copy is gone before the next one is made."""
+        copy = trainable_copy(evaluation.models, subject)
+        return {
+            n: self.measure(evaluation, subject, copy, ids, others, f"{len(ids)} items, {n} steps")
+            for n in self.training(evaluation, copy, ids)
+        }
+
+    def training(self, evaluation: Evaluation[TrainedModel], copy: TrainedModel, ids: Tensor) -> Iterator[int]:
+        """Train a copy on the items, and yield the number of steps taken at each of ``steps``."""
         optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, weight_decay=0.0)
         stream = evaluation.randomness.child(f"relearning/{len(ids)}")
         size = min(self.batch, len(ids))
@@ -120,8 +124,7 @@ class Relearning(Evaluator[TrainedModel]):
             chosen = ids[stream.at(epoch).permutation(len(ids))[place * size : (place + 1) * size]]
             return copy.training_loss(evaluation.batch("forget", chosen), stream.child("loss").at(step)).mean()
 
-        for steps in train(optimizer, loss, self.steps):
-            yield steps, copy
+        yield from train(optimizer, loss, self.steps)
 
 
 def train(optimizer: torch.optim.Optimizer, loss: Callable[[int], Tensor], stops: Sequence[int]) -> Iterator[int]:

@@ -1,14 +1,17 @@
 """Attacks on weights: rounding by hand, and training that brings back what was hidden but not what was never there."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from torch import nn
 
 from tests.toys.language import tiny, tiny_dataset, tiny_splits
+from tests.toys.one_model import OneLives
 from tests.toys.scripted import value
 from tests.toys.trained_language import RETAINED, fit, remembering
 from unlearn.core.errors import RecipeError
@@ -210,7 +213,8 @@ def test_every_subject_is_trained_on_the_same_batches_as_by_hand() -> None:
     """The copies equal a loop of AdamW written out here, with the order of the attack's stream."""
     attack, run = AnswerRelearning(items=[3], steps=[4], lr=1e-2, batch=2), evaluation(target=hidden())
     ids = torch.tensor([0, 2, 3])
-    ((steps, copy),) = attack.checkpoints(run, hidden(), ids)
+    copy = deepcopy(hidden()).requires_grad_(True)
+    (steps,) = attack.training(run, copy, ids)
     by_hand = deepcopy(hidden()).requires_grad_(True)
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=0.0)
     with torch.enable_grad():
@@ -225,6 +229,24 @@ def test_every_subject_is_trained_on_the_same_batches_as_by_hand() -> None:
     twice = relearning(target=hidden(), unlearned=hidden()).records
     halves = [[r.value for r in twice if r.subject == subject] for subject in ("target", "unlearned")]
     assert halves[0] == halves[1]
+
+
+def test_one_copy_lives_at_a_time_and_its_subject_is_off_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects = OneLives({name: hidden for name in ("target", "unlearned")})
+    made: list[ref[Any]] = []
+    train = AnswerRelearning.training
+
+    def counted(self: Any, evaluation: Any, copy: Any, ids: Any) -> Iterator[int]:
+        assert not any(one() for one in made)  # the former copies are gone
+        made.append(ref(copy))
+        for steps in train(self, evaluation, copy, ids):
+            assert all(weight.is_meta for one in subjects.handed_out for weight in one.parameters())
+            yield steps
+
+    monkeypatch.setattr(AnswerRelearning, "training", counted)
+    run = Evaluation(subjects, tiny_splits(), Randomness(0, "evaluate"), torch.device("cpu"))
+    AnswerRelearning(items=[1, 2], steps=[0, 1])(run)
+    assert len(made) == 4
 
 
 def test_a_frozen_model_is_trained_and_stays_frozen() -> None:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from unlearn.evaluators.image.face_verification import (
     strangers,
 )
 from unlearn.evaluators.image.identity import IdentityMetrics
-from unlearn.evaluators.subjects import OneAtATime
+from unlearn.evaluators.subjects import OneAtATime, trainable_copy
 from unlearn.models.capabilities import Model
 from unlearn.models.feature_extractors.embedders import Embedder
 from unlearn.models.gan.inversion import Inversion
@@ -257,6 +259,19 @@ def test_relearning_brings_back_and_leaves_the_model_alone(net: str) -> None:
     assert figures["unlearned", "2 pictures, 30 steps"] > figures["unlearned", "2 pictures, 0 steps"] + 0.02
     assert all(torch.equal(tensor, weights[name]) for name, tensor in unlearned.state_dict().items())
     assert found.pictures[0].name == "relearning"
+
+
+def test_relearning_has_one_copy_at_a_time(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ref[Any]] = []
+
+    def counted(models: Any, subject: str) -> Any:
+        assert not any(one() for one in made)  # the former copies are gone
+        made.append(ref(copy := trainable_copy(models, subject)))
+        return copy
+
+    monkeypatch.setattr("unlearn.evaluators.attacks.face_relearning.trainable_copy", counted)
+    FaceRelearning(pictures=[1, 2], steps=[1], features=net, strangers=4)(of(lively(), unlearned=lively()))
+    assert len(made) == 4
 
 
 @pytest.mark.parametrize(
