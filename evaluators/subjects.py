@@ -15,16 +15,16 @@ Subject = TypeVar("Subject", bound=Model)
 
 
 def precision_of(model: Model) -> torch.dtype:
-    """Return a model's own precision: the widest float type among its parameters, float32 where it has none."""
+    """Return what a model's outputs are rounded to: the narrowest float type of its parameters, float32 for none."""
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return max(types, key=lambda kind: kind.itemsize, default=torch.float32)
+    return min(types, key=lambda kind: kind.itemsize, default=torch.float32)
 
 
 class OneAtATime(Mapping[str, Subject], Generic[Subject]):
     """Subjects of an evaluation, of which only the last one requested is on the device.
 
-    A subject is returned in eval mode and in its own precision. The previous one is first moved back to the CPU, in
-    place: code that still holds it must request it again before using it.
+    A subject is returned in eval mode, and each of its tensors keeps its type. The previous one is first
+    moved back to the CPU, in place: code that still holds it must request it again before using it.
 
     Args:
         load: subject -> returns its model, always the same object.
@@ -41,7 +41,7 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
             load = self._load[subject]
             self.release()
             model = load().eval()
-            self._current = subject, model.to(device=self._device, dtype=precision_of(model))
+            self._current = subject, model.to(self._device)
         return self._current[1]
 
     @override

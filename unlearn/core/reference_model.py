@@ -12,6 +12,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Self
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import container
 from typing_extensions import override
@@ -63,15 +64,18 @@ class ReferenceModel:
         """Return the target in eval mode, without gradients, on the device of the trained model."""
         if self._model is None:
             self._model = self._load().eval().requires_grad_(False)
-            if self._like is not None:
-                self._model.to(device=self._like.device, dtype=self._like.dtype)
+            self._move()
         return self._model
 
     def to(self, like: Tensor) -> None:
-        """Keep the target on the device and in the float type of ``like``."""
+        """Keep the target on the device of ``like``, and in float64 where that is; else tensors keep their types."""
         self._like = like
-        if self._model is not None:
-            self._model.to(device=like.device, dtype=like.dtype)
+        self._move()
+
+    def _move(self) -> None:
+        if self._model is not None and self._like is not None:
+            steps_in_double = self._like.dtype == torch.float64  # trainer.precision=64-true
+            self._model.to(device=self._like.device, dtype=torch.float64 if steps_in_double else None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return itself: a copy of a module shares the target."""

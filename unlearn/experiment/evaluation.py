@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         recipe: with the evaluators.
-        models: subject -> returns its model. Each is measured in its own precision.
+        models: subject -> returns its model. Each is measured in its own float types.
         splits: the data by split name.
         run: facts that some evaluators report.
         seed: of the run.

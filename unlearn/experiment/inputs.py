@@ -51,7 +51,7 @@ class RunInputs:
         return {subject: stored for subject, stored in named.items() if stored is not None}
 
     def release(self) -> None:
-        """Move every stored model back to the CPU, in its own precision."""
+        """Move every stored model back to the CPU, each tensor in its own type."""
         for stored in self.models.values():
             stored.release()
 

@@ -21,8 +21,8 @@ from unlearn.config.schema import Pretrain, Recipe
 from unlearn.core.distributed import barrier, rank
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import content_hash, models_cache
+from unlearn.core.float_types import cast_back, float_types
 from unlearn.data.base import Split
-from unlearn.evaluators.subjects import precision_of
 from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.objectives.base import Objective
 
@@ -63,7 +63,7 @@ class StoredModel:
         """Return the one frozen copy that is kept, in eval mode. Whoever moves it to a device calls ``release``."""
         if self._kept is None:
             self._kept = self.read()
-            self._precision = precision_of(self._kept)
+            self._types = float_types(self._kept)
             self._modes = [module.training for module in self._kept.modules()]
             self._trainable = [parameter.requires_grad for parameter in self._kept.parameters()]
         return self._kept.eval().requires_grad_(False)
@@ -78,9 +78,14 @@ class StoredModel:
         return model
 
     def release(self) -> None:
-        """Move the kept copy back to the CPU, in its own precision."""
+        """Move the kept copy back to the CPU, each tensor in its own type."""
         if self._kept is not None:
-            self._kept.to(device="cpu", dtype=self._precision)
+            self.cast_back(self._kept.to("cpu"))
+
+    def cast_back(self, model: Wrapper) -> None:
+        """Give a model made of this one the types that the tensors had when it was read."""
+        self.shared()
+        cast_back(model, self._types)
 
 
 def given(key: str, config: ModelConfig, path: str) -> StoredModel:

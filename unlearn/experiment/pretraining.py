@@ -16,7 +16,6 @@ from unlearn.core.files import models_cache, write_json
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Dataset, Split
-from unlearn.evaluators.subjects import precision_of
 from unlearn.experiment.model_store import StoredModel, find, one_process, trained_record, training_key
 from unlearn.models.base import ModelConfig, Wrapper
 from unlearn.models.capabilities import InitialisesFromData
@@ -89,7 +88,7 @@ def train(
             finished = models_cache() / f".{key}.partial"
             shutil.rmtree(finished, ignore_errors=True)
             finished.mkdir()
-            model.to(device="cpu", dtype=precision_of(model)).save_pretrained(finished)
+            model.to("cpu").save_pretrained(finished)
             write_json(finished / "trained.json", {"key": key, "seconds": seconds, "subject": subject})
             shutil.rmtree(folder, ignore_errors=True)
             finished.replace(folder)

@@ -23,7 +23,6 @@ from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.evaluators.base import RunFacts
-from unlearn.evaluators.subjects import precision_of
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.outcome import Outcome
@@ -58,7 +57,7 @@ class _Steps:
 def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Outcome:
     """Unlearn as the recipe says; an unlearning that was interrupted goes on where it stood.
 
-    Every stored model is back on the CPU afterwards, and the unlearned one has the precision of the target.
+    Every stored model is back on the CPU afterwards, and the unlearned one has the target's float types.
     """
     if recipe.edit is not None:
         steps = _edit(recipe, recipe.edit, inputs, seed, run_dir)
@@ -77,8 +76,8 @@ def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Ou
         state=steps.states,
         networks=steps.networks,
     )
-    # trainer.precision=64-true takes the steps in a wider type than the model's own
-    model = model.to(dtype=precision_of(inputs.target.shared()))
+    # trainer.precision=64-true takes the steps in a wider type than the tensors' own
+    inputs.target.cast_back(model)
     model.round_as_saved()
     return Outcome(model, facts, steps.seconds)
 
