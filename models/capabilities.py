@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from unlearn.models.gan.stylegan2.generator import Noise
     from unlearn.models.language.tokenization import TextEncoder
 
-M = TypeVar("M", bound="Model")
-"""The capabilities that a component asks for, e.g. ``class NPO(Objective[HasLikelihood])``."""
-
+M = TypeVar("M", bound="Model")  # what a component asks for, e.g. class NPO(Objective[HasLikelihood])
+# the same for what only hands out models: a context of a model with more capabilities serves as well
 M_co = TypeVar("M_co", bound="Model", covariant=True)
-"""The same for what only hands out models: a context of a model with more capabilities serves as well."""
 
 
 class Model(Protocol):
@@ -330,10 +328,7 @@ CAPABILITIES: dict[str, type] = {
 
 
 def protocols_of(component: type) -> list[type]:
-    """Return what a component's class and its bases ask of a model: their type arguments that are protocols.
-
-    A class without a type argument asks for what its ``__call__`` takes as ``model``.
-    """
+    """Return what a class and its bases ask of a model: protocols as type arguments, or else in ``__call__``."""
     found: list[type] = []
     for cls in component.__mro__:
         for argument in (one for base in cls.__dict__.get("__orig_bases__", ()) for one in get_args(base)):
@@ -345,7 +340,7 @@ def protocols_of(component: type) -> list[type]:
     if not found and "__call__" in vars(component):
         with suppress(NameError):  # a name that is imported for type checkers only
             taken = get_annotations(vars(component)["__call__"], eval_str=True).get("model")
-            found += [taken] if getattr(taken, "_is_protocol", False) else []
+            found += [taken] if isinstance(taken, type) and getattr(taken, "_is_protocol", False) else []
     return found
 
 
