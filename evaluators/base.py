@@ -6,14 +6,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, Self
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Direction, Picture, Record, TextTable
-from unlearn.core.validation import check_ranges
+from unlearn.core.validation import check_ranges, smallest
 from unlearn.data.base import Batch, Split
 from unlearn.evaluators.statistics import Interval, mean_ci95, share_ci95
 from unlearn.models.capabilities import M, M_co
@@ -202,8 +202,18 @@ class Evaluator(ABC, Generic[M]):
     of_the_run: ClassVar[bool] = False
     """Whether it reports on the run itself (its time, its goal), which a model folder alone does not tell."""
 
+    tried_on: ClassVar[int] = 2
+    """How many items of each split ``--check`` calls it with."""
+
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def smallest(self) -> Self:
+        """Return a copy that does as little as its settings allow, for ``--check``; its figures say nothing.
+
+        One whose smallest settings are not valid, or still slow, overrides this.
+        """
+        return smallest(self, least=2, keep=("batch_size",))
 
     def check(self, splits: Mapping[str, Split]) -> None:
         """Refuse data that this evaluator cannot measure, before any work. Raises RecipeError with the remedy."""

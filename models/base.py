@@ -139,8 +139,13 @@ class ModelConfig(ABC):
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
         return dataset
 
-    def fetch(self, path: str) -> Path:
-        """Return the folder that ``pretrained`` or ``retrained`` names; a backend with a hub overrides this."""
+    def fetch(self, path: str, weights: bool = True) -> Path:
+        """Return the folder that ``pretrained`` or ``retrained`` names; a backend with a hub overrides this.
+
+        Args:
+            path: folder, or what else the backend knows.
+            weights: whether it must hold the weights; its description is enough otherwise.
+        """
         folder = Path(path).expanduser()
         if not folder.exists():
             raise RecipeError(f"there is no folder {path!r}. Type an existing folder.")
@@ -157,6 +162,10 @@ class ModelConfig(ABC):
             precision: in which steps are computed (``trainer.precision``).
         """
         return None
+
+    def fastest(self) -> Self:
+        """Return settings under which a model with the same weights samples as fast as it can, for ``--check``."""
+        return self
 
     @abstractmethod
     def build(self, info: dict[str, Any], randomness: Randomness) -> Wrapper:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Generic, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
-from unlearn.core.validation import NonNegativeFloat, check_ranges
+from unlearn.core.validation import NonNegativeFloat, check_ranges, smallest
 from unlearn.data.base import Batch, Split
 from unlearn.models.capabilities import M, M_co
 
@@ -155,6 +155,14 @@ class Objective(ABC, Generic[M]):
     def __post_init__(self) -> None:
         """Raise a ValueError for values outside of the ranges that their types state; subclasses extend it."""
         check_ranges(self)
+
+    prepares_with: ClassVar[tuple[str, ...]] = ()
+    """Counts (or parts that hold some) that say how much is done before the first step."""
+
+    def smallest(self) -> Self:
+        """Return a copy that prepares as little as its settings allow, for ``--check``."""
+        others = {field.name for field in fields(self)} - set(self.prepares_with)
+        return smallest(self, least=2, keep=others)
 
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         """Raise a RecipeError, before any work, for data that this term cannot use; it reads ``splits[split]``."""

@@ -50,6 +50,7 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
     metrics: ClassVar = (ATTACK,)
     what: ClassVar[str] = "exact memorisation of the others"
     left: ClassVar[int] = 1
+    tried_on: ClassVar[int] = 3
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

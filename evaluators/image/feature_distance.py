@@ -65,6 +65,7 @@ class FeatureDistance(Evaluator[Samples]):
     batch_size: PositiveInt = 256
 
     metrics: ClassVar = (FRECHET, KERNEL)
+    tried_on: ClassVar[int] = 4
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

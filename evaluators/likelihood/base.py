@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.base import Evaluation, Evaluator
 from unlearn.evaluators.sampling import some_of
 from unlearn.models.capabilities import HasLikelihood, Model
@@ -30,12 +30,9 @@ class LikelihoodEvaluator(Evaluator[HasLikelihood]):
         batch_size: items per forward pass; does not change the result.
     """
 
-    draws: int = 3
-    items: int | None = 500
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        at_least(self, draws=1, items=1, batch_size=1)
+    draws: PositiveInt = 3
+    items: PositiveInt | None = 500
+    batch_size: PositiveInt = 256
 
     def chosen(self, evaluation: Evaluation[Model]) -> dict[str, Tensor]:
         """Return split -> ids of the items that are measured, (n,), for the splits that have any."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import Range, at_least
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
 from unlearn.evaluators.likelihood.base import LikelihoodEvaluator
@@ -59,13 +59,9 @@ class LikelihoodRank(LikelihoodEvaluator):
     """
 
     reference: Literal["retain", "test"] = "retain"
-    reference_items: int | None = 500
+    reference_items: Annotated[int, Range(at_least, 2)] | None = 500  # a standard deviation needs two
 
     metrics: ClassVar = (Z, QUANTILE, DROP)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, reference_items=2)  # a standard deviation needs two
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

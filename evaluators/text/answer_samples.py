@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import TextTable
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.sampling import limited
 from unlearn.evaluators.text.generation import generated
@@ -37,12 +37,9 @@ class AnswerSamples(Evaluator[Continues]):
         batch_size: prompts at once; does not change the answers.
     """
 
-    items: int = 4
-    new_tokens: int = 48
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        at_least(self, items=1, new_tokens=1, batch_size=1)
+    items: PositiveInt = 4
+    new_tokens: PositiveInt = 48
+    batch_size: PositiveInt = 16
 
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:

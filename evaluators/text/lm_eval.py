@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.records import Direction, Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import limited
@@ -97,13 +97,13 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
     tasks: list[str] = field(default_factory=lambda: [CHOICES])
     include_path: str | None = None
     questions: str | None = None
-    limit: int | None = 200
-    batch_size: int = 8
+    limit: PositiveInt | None = 200
+    batch_size: PositiveInt = 8
 
     metrics: ClassVar = (ACC, ACC_NORM, OTHER)
 
     def __post_init__(self) -> None:
-        at_least(self, limit=1, batch_size=1)
+        super().__post_init__()
         if not self.tasks and self.questions is None:
             raise ValueError(f"tasks is empty; name a task, e.g. [{CHOICES}]")
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from unlearn.core.distributed import map_ids
 from unlearn.core.errors import RecipeError
-from unlearn.core.validation import at_least
+from unlearn.core.validation import NonNegativeInt, PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import limited, without_traps
@@ -74,15 +74,15 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
     """
 
     k: float = 0.4
-    items: int | None = 500
-    gradient_items: int = 50
+    items: PositiveInt | None = 500
+    gradient_items: NonNegativeInt = 50
     reference: str | None = None
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
 
     metrics: ClassVar = (AUC, PRIVLEAK)
 
     def __post_init__(self) -> None:
-        at_least(self, items=1, gradient_items=0, batch_size=1)
+        super().__post_init__()
         if not 0 < self.k <= 1:
             raise ValueError(f"k is {self.k}; it must be above 0 and at most 1")
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import add_items, some_of
 from unlearn.evaluators.text.scoring import DIRECTIONS, answer_scores, measured_splits
@@ -48,13 +48,10 @@ class Memorization(Evaluator[Continues]):
         Wang et al., Towards Effective Evaluations and Comparisons for LLM Unlearning Methods, 2025. arXiv:2406.09179
     """
 
-    items: int | None = 500
-    batch_size: int = 16
+    items: PositiveInt | None = 500
+    batch_size: PositiveInt = 16
 
     metrics: ClassVar = (EXACT, EXTRACTION)
-
-    def __post_init__(self) -> None:
-        at_least(self, items=1, batch_size=1)
 
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:

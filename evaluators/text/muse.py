@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import add_items, limited, without_traps
@@ -82,16 +82,13 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
         arXiv:2407.06460
     """
 
-    items: int | None = 100
-    prompt_tokens: int = 32
-    verbatim_tokens: int = 128
-    knowledge_tokens: int = 32
-    batch_size: int = 32
+    items: PositiveInt | None = 100
+    prompt_tokens: PositiveInt = 32
+    verbatim_tokens: PositiveInt = 128
+    knowledge_tokens: PositiveInt = 32
+    batch_size: PositiveInt = 32
 
     metrics: ClassVar = (VERBATIM_MEMORIZATION, KNOWLEDGE_MEMORIZATION)
-
-    def __post_init__(self) -> None:
-        at_least(self, items=1, prompt_tokens=1, verbatim_tokens=1, knowledge_tokens=1, batch_size=1)
 
     @override
     def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:

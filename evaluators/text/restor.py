@@ -15,7 +15,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
@@ -83,15 +83,12 @@ class Restor(Evaluator[Continues]):
         ratios are our own: the paper gives accuracies, judged by another language model.
     """
 
-    new_tokens: int = 32
-    items: int | None = 500
-    batch_size: int = 16
+    new_tokens: PositiveInt = 32
+    items: PositiveInt | None = 500
+    batch_size: PositiveInt = 16
 
     metrics: ClassVar = (ACCURACY, RATIO, FORGETTING, MARGIN)
     subjects: ClassVar[tuple[str, ...]] = ("clean",)
-
-    def __post_init__(self) -> None:
-        at_least(self, new_tokens=1, items=1, batch_size=1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

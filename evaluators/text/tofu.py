@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Direction, Record
-from unlearn.core.validation import at_least
+from unlearn.core.validation import PositiveInt
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import item_rows, limited
@@ -104,15 +104,12 @@ class TofuMetrics(Evaluator[Continues]):
         Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024, section 2.2. arXiv:2401.06121
     """
 
-    new_tokens: int = 200
-    items: int | None = 400
+    new_tokens: PositiveInt = 200
+    items: PositiveInt | None = 400
     arithmetic: bool = False
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
 
     metrics: ClassVar = (*BY_QUESTION.values(), QUALITY, UTILITY)
-
-    def __post_init__(self) -> None:
-        at_least(self, new_tokens=1, items=1, batch_size=1)
 
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:

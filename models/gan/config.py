@@ -128,9 +128,9 @@ class StyleGAN2(GanConfig):
             return drawn(dataset, config.fetch(self.images_of), self.size)
         return super().read(dataset)
 
-    def fetch(self, path: str) -> Path:
+    def fetch(self, path: str, weights: bool = True) -> Path:
         """Return a folder, or the one that a public file was turned into, once."""
-        found = super().fetch(path)
+        found = super().fetch(path, weights)
         return unpacked(found) if found.is_file() else found
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> LatentGenerator:
@@ -172,10 +172,10 @@ class FaceDCGAN(GanConfig):
 
     package: ClassVar[str] = "gan_face_generate"
 
-    def fetch(self, path: str) -> Path:
+    def fetch(self, path: str, weights: bool = True) -> Path:
         """Return a folder; of the package's weights, the one that they were turned into, once."""
         if path != "face_dcgan":
-            return super().fetch(path)
+            return super().fetch(path, weights)
         folder = models_cache() / "face-dcgan"
         if not (folder / "config.json").is_file():
             spec = importlib.util.find_spec(self.package)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeGuard
+from typing import ClassVar, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class EWC(ParameterObjective[Model]):
     reach: NonNegativeFloat | None = None
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
+
+    prepares_with: ClassVar[tuple[str, ...]] = ("items", "draws", "inversion")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,6 +41,8 @@ class TrainingLoss(Objective[Trains]):
 
     warmup: NonNegativeInt = 0
 
+    prepares_with: ClassVar[tuple[str, ...]] = ("warmup",)
+
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:
         check_content(splits[split], f"{split}=training_loss", f"Type {split}=null, or data with images.")

@@ -53,6 +53,8 @@ class DoCo(NoisyStateObjective[PipelineDenoiser]):
     discriminator_lr: PositiveFloat | None = 5e-4
     warmup: NonNegativeInt = 100
 
+    prepares_with: ClassVar[tuple[str, ...]] = ("warmup", "states")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width < 8 or self.width % 8:

@@ -253,6 +253,7 @@ class NoisyStateObjective(Objective[D]):
     states: StateSource
     sources: ClassVar[tuple[Source, ...]]
     """What ``states.source`` may be."""
+    prepares_with: ClassVar[tuple[str, ...]] = ("states",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

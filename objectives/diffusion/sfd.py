@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import typing_extensions  # SFD has a setting called ``override``
@@ -91,6 +91,8 @@ class SFD(Objective[PipelineDenoiser]):
     fake_lr: PositiveFloat | None = None
     warmup: NonNegativeInt = 0
     redraw: bool = False
+
+    prepares_with: ClassVar[tuple[str, ...]] = ("warmup",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,8 @@ class Debias(Objective[LikelihoodSampler]):
     features: str | None = None
     refresh: PositiveInt = 10
     reference_images: Annotated[int, Range(at_least, 2)] = 1024
+
+    prepares_with: ClassVar[tuple[str, ...]] = ("samples",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

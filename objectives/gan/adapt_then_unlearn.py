@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class AdaptThenUnlearn(ParameterObjective[AdversarialGenerator]):
     adapt_lr: PositiveFloat | None = None
     adapt_ewc: NonNegativeFloat = 1.0
     adapt_items: PositiveInt = 32
+
+    prepares_with: ClassVar[tuple[str, ...]] = ("adapt_steps", "adapt_items")
 
     @override
     def check(self, splits: Mapping[str, Split], split: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class GlobalPreservation(Objective[ImageGenerator]):
     likeness: PerceptualLoss = field(default_factory=lambda: PerceptualLoss(features=0.0, identity=0.0))
     inversion: Inversion = field(default_factory=Inversion)
     encoder: str | None = None
+
+    prepares_with: ClassVar[tuple[str, ...]] = ("pool", "inversion")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,6 +70,8 @@ class IdentityReplacement(Objective[ImageGenerator]):
     method: ClassVar[str]
     """Names the precomputed images and the stream of the offsets."""
 
+    prepares_with: ClassVar[tuple[str, ...]] = ("pool", "inversion")
+
     @abstractmethod
     def aim(self, w: Tensor, steps: Tensor, state: Mapping[str, Any]) -> Tensor:
         """Return the latents that take the place of w_u + D, (B, num_ws, w_dim).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class LatentProjection(Objective[ImageGenerator]):
     likeness: PerceptualLoss = field(
         default_factory=lambda: PerceptualLoss(pixels=1.0, norm="l2", features=0.0, identity=0.0)
     )
+
+    prepares_with: ClassVar[tuple[str, ...]] = ("samples",)
 
     @property
     def forget_classifier(self) -> ForgetClassifier:

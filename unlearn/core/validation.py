@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from math import ceil
 from operator import ge, gt, le
-from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def at_least(settings: Any, **bounds: float) -> None:
@@ -54,7 +61,32 @@ UnitInterval = Annotated[float, Range(at_least, 0), Range(at_most, 1)]
 def check_ranges(settings: object) -> None:
     """Raise a ValueError for settings of a dataclass outside of the ranges that their types state; None is allowed."""
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        for part in (hint, *get_args(hint)):  # the range of ``PositiveFloat | None`` is that of its first part
-            for allowed in getattr(part, "__metadata__", ()):
-                if isinstance(allowed, Range):
-                    allowed.check(settings, **{name: allowed.bound})
+        for _, allowed in _ranges(hint):
+            allowed.check(settings, **{name: allowed.bound})
+
+
+def smallest(settings: Settings, least: int, keep: Collection[str] = ()) -> Settings:
+    """Return a copy of a dataclass whose counts are as small as the ranges of their types allow, and ``least`` or more.
+
+    Counts are whole numbers, and lists of them, whose type states a lower bound. No number is made larger; None stays,
+    and so do the settings named in ``keep``. A dataclass among the settings is treated likewise.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    found: dict[str, Any] = {}
+    for name in (field.name for field in fields(settings) if field.name not in keep):
+        value = getattr(settings, name)
+        if is_dataclass(value) and not isinstance(value, type):
+            found[name] = smallest(value, least, keep)
+        for kind, allowed in _ranges(hints[name]) if value else ():
+            if kind is int and allowed.check is at_least:
+                found[name] = min(value, max(least, ceil(allowed.bound)))
+            elif kind == list[int] and allowed.check is distinct:
+                found[name] = [min(max(value), max(least, ceil(allowed.bound)))]
+    return replace(settings, **found)
+
+
+def _ranges(hint: Any) -> Iterator[tuple[Any, Range]]:
+    """Yield the ranges that a type states, each with the type of what is in range."""
+    for part in (hint, *get_args(hint)):  # the range of ``PositiveFloat | None`` is that of its first part
+        if get_origin(part) is Annotated:
+            yield from ((get_args(part)[0], allowed) for allowed in part.__metadata__ if isinstance(allowed, Range))

@@ -77,6 +77,10 @@ class Dataset(ABC):
         """Return (N,) bool: the items that have a form."""
         return torch.zeros(len(self), dtype=torch.bool)
 
+    def kinds(self, item: int) -> frozenset[str]:
+        """Return what may set an item apart from others: its label and its attributes; see ``Split.few``."""
+        return frozenset({self.labels[item], *self.attributes[item]})
+
     @property
     def is_trained(self) -> Tensor:
         """Items that a target may be trained on, (N,) bool."""
@@ -140,11 +144,19 @@ class Selection:
 
 @dataclass(frozen=True)
 class Split:
-    """A named subset of a dataset, in a fixed order."""
+    """A named subset of a dataset, in a fixed order.
+
+    Args:
+        name: forget, retain, ...
+        dataset: all items.
+        ids: of the subset's items, (n,).
+        whole: ids of the split that these items stand for, where they are few of it; None where they are all.
+    """
 
     name: str
     dataset: Dataset
     ids: Tensor
+    whole: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -158,6 +170,21 @@ class Split:
         if wrong := [key for key, value in found.items() if not isinstance(value, Tensor)]:
             raise RecipeError(f"{who}: {wrong[0]!r} is a {type(found[wrong[0]]).__name__}; it must be a tensor.")
         return found
+
+    def few(self, n: int) -> Split:
+        """Return n items that differ as much as they can in their kinds, in the split's order."""
+        alike: dict[frozenset[str], list[int]] = {}
+        for place, item in enumerate(self.ids.tolist()):
+            alike.setdefault(self.dataset.kinds(item), []).append(place)
+        places: list[int] = []
+        known: frozenset[str] = frozenset()
+        while alike and len(places) < n:
+            newest = max(alike, key=lambda kinds: len(kinds - known))
+            places.append(alike[newest].pop(0))
+            known |= newest
+            if not alike[newest]:
+                del alike[newest]
+        return replace(self, ids=self.ids[sorted(places)], whole=self.ids)
 
     def halves(self) -> tuple[Split, Split]:
         """Return two halves, one to stop and tune on, one for the figures; they are the same for every seed."""

@@ -76,7 +76,7 @@ def forgotten_names(split: Split) -> list[str]:
     all threes are, but not if eight images of a three are.
     """
     dataset = split.dataset
-    forget = _mask(dataset, split.ids)
+    forget = _mask(dataset, split.ids if split.whole is None else split.whole)
     return [name for name in dataset.names if _share(forget, dataset.having([name]) & ~dataset.is_test) >= 0.75]
 
 

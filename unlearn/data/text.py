@@ -116,6 +116,11 @@ class TextDataset(Dataset):
         return other
 
     @override
+    def kinds(self, item: int) -> frozenset[str]:
+        one = self.items[item]
+        return frozenset({"question" if one.question else "passage", *one.attributes, *one.forms})
+
+    @override
     def content(self, ids: Tensor) -> str:
         """Return a hash of the words of these items alone."""
         words = [self.words(index) + ("goes on",) * self.items[index].goes_on for index in ids.tolist()]

@@ -1,66 +1,173 @@
-"""The dry run of ``--check``: everything is built, one step is taken, nothing is kept."""
+"""The dry run of ``--check``: everything is built, a step is taken, every evaluator is called; nothing is kept."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback
+from typing_extensions import override
 
 from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError
-from unlearn.core.optim import Optim
-from unlearn.data.base import Split
-from unlearn.models.base import Wrapper
-from unlearn.training.build import edited, guarded
-from unlearn.training.fit import fit, peak_memory
-from unlearn.training.module import UnlearningModule
+from unlearn.data.base import Dataset, Split
+from unlearn.experiment.inputs import RunInputs, gather_inputs, without_quantiles
+from unlearn.experiment.memory_estimate import estimated, gib
+from unlearn.experiment.outcome import Outcome
+from unlearn.experiment.pretraining import find_or_build
+from unlearn.experiment.run_dir import RunDir
+from unlearn.experiment.trial import Trial, try_evaluators
+from unlearn.experiment.unlearning import unlearn
+from unlearn.models.base import ModelConfig
+from unlearn.models.capabilities import capabilities_of
+from unlearn.training.fit import peak_memory
+
+SMALL = 200 * 2**20
+"""Weights of as many bytes are read; larger ones are left alone."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+"""Endings of files of weights."""
+ITEMS = 16
+"""Items of each split that the step is taken on."""
+STEP = "a step"
+"""The step among what was tried."""
 
 
-def one_step(
-    recipe: Recipe, module: UnlearningModule, splits: Mapping[str, Split], scope: str, callbacks: Sequence[Callback]
-) -> str:
-    """Take one step in a temporary folder; return sizes, scope, time and memory as text."""
-    if recipe.guard is not None:
-        guarded(recipe.guard, module.model, splits)
-    trainer = replace(recipe.trainer, devices=1, tensorboard=False, wandb=None)
+def dry_run(recipe: Recipe, dataset: Dataset, splits: Mapping[str, Split]) -> str:
+    """Try a recipe on a few items, and return what was found as text.
+
+    A step is taken and every evaluator is called wherever the weights are at hand and small, or the recipe trains the
+    model: then on the shipped or cached one, or else on an untrained one. What could not be tried is named.
+
+    Args:
+        recipe: with its evaluators.
+        dataset: the data as the model reads it.
+        splits: of a rehearsal, all checked.
+
+    Raises:
+        RecipeError: something is wrong with the recipe; an evaluator's message begins with its key.
+    """
+    trial = Trial()
+    meta_model = recipe.model.meta_model(recipe.trainer.precision)
+    lines = [] if meta_model is None else estimated(recipe, meta_model, splits)
+    inputs = _inputs(recipe, dataset, trial)
+    if inputs is None:
+        return _report(recipe, splits, lines, trial)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = fit(module, trainer, Path(folder), "checking", callbacks)
+        run_dir = _Silent(Path(folder))
+        outcome = _unlearnt(recipe, inputs, run_dir)
+        trial.tried.append(_deed(recipe))
+        try_evaluators(recipe, inputs, outcome, trial)
+    return _report(recipe, splits, [*lines, *run_dir.said, *_measured(recipe, inputs, outcome)], trial)
+
+
+class _Silent(RunDir):
+    """A run directory whose messages are kept for the report."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.said: list[str] = []
+
+    @override
+    def say(self, text: str) -> None:
+        self.said.append(f"scope     {text}" if text.startswith("trained:") else f"note      {text}")
+
+
+def _inputs(recipe: Recipe, dataset: Dataset, trial: Trial) -> RunInputs | None:
+    """Return the inputs of a run that trains nothing, None where weights that it needs are large or elsewhere."""
+    given = {"model.pretrained": recipe.model.pretrained}
+    if recipe.distil is not None:
+        given["distil.pretrained"] = recipe.distil.pretrained
+    for key, path in given.items():
+        if path is not None and (reason := _out_of_reach(key, recipe.model, path)):
+            trial.leave_out(_all(recipe), reason)
+            return None
+    recipe = replace(without_quantiles(recipe), model=recipe.model.fastest())
+    if (path := recipe.model.retrained) is not None:
+        try:
+            reason = _out_of_reach("model.retrained", recipe.model, path)
+        except RecipeError as error:
+            if Path(path).expanduser().is_absolute() or path.count("/") != 1:  # no id of the hub
+                raise
+            reason = str(error)
+        if reason:
+            trial.leave_out(["the retrained model"], reason)
+            recipe = replace(recipe, model=replace(recipe.model, retrained=None))
+    inputs = gather_inputs(recipe, recipe.seeds[0], None, dataset, find_or_build)
+    found = inputs.target.folder
+    if found is not None and inputs.target.origin != "given" and _size(found) > SMALL:
+        trial.leave_out(_all(recipe), f"its weights of {gib(_size(found))} are not read")
+        return None
+    return inputs
+
+
+def _out_of_reach(key: str, config: ModelConfig, path: str) -> str:
+    """Return why weights are not read, in words; empty where they are at hand and small."""
+    try:
+        folder = config.fetch(path, weights=False)
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {error}") from error
+    size = _size(folder)
+    if not size:
+        return f"the weights of {path} are not here"
+    return f"the weights of {path}, {gib(size)}, are not read" if size > SMALL else ""
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the weights in a folder."""
+    files = (path for path in folder.rglob("*") if path.suffix in WEIGHTS and path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _deed(recipe: Recipe) -> str:
+    """Return what the recipe does to the model, as it is tried."""
+    return STEP if _trains(recipe) else "the edit" if recipe.edit else "the guard"
+
+
+def _all(recipe: Recipe) -> list[str]:
+    """Return everything that a dry run tries."""
+    return [_deed(recipe), *(f"evaluate.{name}" for name in recipe.evaluate)]
+
+
+def _trains(recipe: Recipe) -> bool:
+    return bool(recipe.forget) or "training_loss" in capabilities_of(type(recipe.edit))
+
+
+def _unlearnt(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Outcome:
+    """Unlearn in one step, on a few items of each split and on one device."""
+    edit: Any = recipe.edit
+    if hasattr(edit, "optim"):
+        edit = replace(edit, optim=replace(edit.optim, steps=1))
+    short = replace(
+        recipe,
+        forget={name: term.smallest() for name, term in recipe.forget.items()},
+        retain={name: term.smallest() for name, term in recipe.retain.items()},
+        optim=replace(recipe.optim, steps=1),
+        edit=edit,
+        select=None,
+        trainer=replace(recipe.trainer, devices=1, tensorboard=False, wandb=None),
+    )
+    few = replace(inputs, splits={name: split.few(ITEMS) for name, split in inputs.splits.items()})
+    return unlearn(short, few, recipe.seeds[0], run_dir)
+
+
+def _measured(recipe: Recipe, inputs: RunInputs, outcome: Outcome) -> list[str]:
+    """Return time and memory of what was tried."""
+    origin = inputs.target.origin
+    where = "an untrained model" if origin == "untrained" else f"the {origin} model"
+    items = f"at most {ITEMS} items of each split, on {where}"
+    seconds = outcome.seconds["unlearning"]
     steps = getattr(recipe.edit, "optim", recipe.optim).steps
-    return sound(
-        recipe,
-        splits,
-        f"scope     {scope}",
-        f"one step  {seconds:.2f} s with set-up, on an untrained model; the recipe takes {steps} at most",
+    return [
+        f"one step  {seconds:.2f} s with set-up, {items}; the recipe takes {steps} at most"
+        if _trains(recipe)
+        else f"at once   {seconds:.2f} s, {items}",
         f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
-    )
+    ]
 
 
-def at_once(recipe: Recipe, model: Wrapper, splits: Mapping[str, Split]) -> str:
-    """Apply an edit that trains nothing, and a guard, to an untrained model; return sizes and time as text."""
-    began = time.monotonic()
-    if recipe.edit is not None:
-        model = edited(recipe.edit, model, _no_training, splits)
-    if recipe.guard is not None:
-        guarded(recipe.guard, model, splits)
-    return sound(
-        recipe,
-        splits,
-        f"at once   {time.monotonic() - began:.2f} s, on an untrained model",
-        f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
-    )
-
-
-def _no_training(model: Any, split: str, optim: Optim) -> Any:
-    """Refuse to train for an edit whose type does not say that it trains."""
-    raise RecipeError("The edit trains a copy of the model, and its class does not say so: write Edit[Trains].")
-
-
-def sound(recipe: Recipe, splits: Mapping[str, Split], *lines: str) -> str:
+def _report(recipe: Recipe, splits: Mapping[str, Split], lines: list[str], trial: Trial) -> str:
     """Return the answer of ``--check``: recipe, data and method, then ``lines``, then the verdict."""
     groups = {"forget": recipe.forget, "retain": recipe.retain}
     terms = [f"{group}: {name} (weight {term.weight:g})" for group in groups for name, term in groups[group].items()]
@@ -72,6 +179,6 @@ def sound(recipe: Recipe, splits: Mapping[str, Split], *lines: str) -> str:
         *([by_steps] if recipe.forget else []),
         *([f"guard     {type(recipe.guard).__name__}"] if recipe.guard else []),
         *lines,
-        "The recipe is sound.",
+        *trial.lines(),
     ]
     return "\n".join(found)

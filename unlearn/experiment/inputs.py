@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,18 +56,24 @@ class RunInputs:
             stored.release()
 
 
-def gather_inputs(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset) -> RunInputs:
+Obtain = Callable[..., StoredModel]
+"""``find_or_train``, or something with its arguments."""
+
+
+def gather_inputs(
+    recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset, obtain: Obtain = find_or_train
+) -> RunInputs:
     """Find or train the target, draw the splits, then find or train the retrained model."""
     config = recipe.model
     clean = teacher = retrained = None
     if model is not None:
         target = StoredModel.in_memory(model)
     else:
-        target = begun = _target(recipe, dataset)
+        target = begun = _target(recipe, dataset, obtain)
         if recipe.corrupt is not None:
-            clean, target = begun, _corrupted(recipe, begun, dataset)
+            clean, target = begun, _corrupted(recipe, begun, dataset, obtain)
         if recipe.distil is not None:
-            teacher, target = begun, distilled(recipe, recipe.distil, begun, dataset)
+            teacher, target = begun, distilled(recipe, recipe.distil, begun, dataset, obtain)
     if target.origin in ("given", "in memory"):
         target.shared().check_fits(dataset.info)
     quantiles = None
@@ -77,34 +83,36 @@ def gather_inputs(recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dat
     if config.retrained is not None:
         retrained = given("model.retrained", config, config.retrained)
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
-        retrained = find_or_train(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
+        retrained = obtain(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
     return RunInputs(splits, target, retrained, clean, teacher)
 
 
-def _target(recipe: Recipe, dataset: Dataset) -> StoredModel:
+def _target(recipe: Recipe, dataset: Dataset, obtain: Obtain) -> StoredModel:
     config = recipe.model
     if config.pretrained is not None:
         return given("model.pretrained", config, config.pretrained)
-    return find_or_train(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
+    return obtain(config, recipe.pretrain, recipe.trainer, train_split(dataset), "target")
 
 
-def _corrupted(recipe: Recipe, clean: StoredModel, dataset: Dataset) -> StoredModel:
+def _corrupted(recipe: Recipe, clean: StoredModel, dataset: Dataset, obtain: Obtain) -> StoredModel:
     """Return the clean model, trained further on the corrupted items."""
     ids = torch.empty(0) if dataset.is_corrupt is None else torch.nonzero(dataset.is_corrupt).flatten()
     if recipe.corrupt is None or len(ids) == 0:
         raise RecipeError("corrupt: the data has no corrupted items. Type data.corrupt=[NAME, ...], or corrupt=null.")
     further = Pretrain(seed=recipe.corrupt.seed, optim=recipe.corrupt.optim)
-    return find_or_train(recipe.model, further, recipe.trainer, Split("corrupted", dataset, ids), "corrupted", clean)
+    return obtain(recipe.model, further, recipe.trainer, Split("corrupted", dataset, ids), "corrupted", clean)
 
 
-def distilled(recipe: Recipe, distil: Distil, teacher: StoredModel, dataset: Dataset) -> StoredModel:
+def distilled(
+    recipe: Recipe, distil: Distil, teacher: StoredModel, dataset: Dataset, obtain: Obtain = find_or_train
+) -> StoredModel:
     """Return the model that the recipe's distillation makes of the teacher on all training items."""
     if distil.pretrained is not None:
         return given("distil.pretrained", recipe.model, distil.pretrained)
     config = replace(recipe.model, train=recipe.model.train or distil.train)
     further = Pretrain(seed=distil.seed, optim=distil.optim)
     split = train_split(dataset)
-    return find_or_train(config, further, recipe.trainer, split, "distilled", teacher, recipe.distil_by)
+    return obtain(config, further, recipe.trainer, split, "distilled", teacher, recipe.distil_by)
 
 
 def _without(splits: dict[str, Split]) -> Split:
@@ -121,7 +129,8 @@ def training_items(recipe: Recipe, dataset: Dataset) -> Split:
 
 def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
     """Draw the splits without a model (quantiles unknown), so that wrong data is refused at once."""
-    splits = _rehearsed(recipe, dataset)
+    source = without_quantiles(recipe).data
+    splits = make_splits(dataset, source, Randomness(recipe.seeds[0], "splits"))
     for evaluator in recipe.evaluate.values():
         evaluator.check(splits)
     for group in ("forget", "retain"):
@@ -138,8 +147,9 @@ def remarks(splits: Mapping[str, Split]) -> list[str]:
     ]
 
 
-def _rehearsed(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
+def without_quantiles(recipe: Recipe) -> Recipe:
+    """Return a recipe whose selections do not ask for likelihoods, so that they need no target."""
     source = replace(recipe.data)
     for name in ("forget", "retain", "holdout"):
         setattr(source, name, replace(getattr(source, name), likelihood_quantile=None))
-    return make_splits(dataset, source, Randomness(recipe.seeds[0], "splits"))
+    return replace(recipe, data=source)

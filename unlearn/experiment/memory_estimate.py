@@ -14,7 +14,6 @@ from unlearn.config.schema import Recipe
 from unlearn.core.optim import Optim
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
-from unlearn.experiment.dry_run import sound
 from unlearn.models.base import MetaModel
 from unlearn.models.capabilities import capabilities_of
 from unlearn.objectives.base import ParameterObjective
@@ -29,23 +28,21 @@ MOMENTS = {"adam": 2, "adamw": 2}
 """Numbers that an optimizer keeps per trained weight."""
 
 
-def estimated(recipe: Recipe, meta_model: MetaModel, splits: dict[str, Split]) -> str:
-    """Return sizes, scope and memory as text; no weight is read and no step is taken."""
+def estimated(recipe: Recipe, meta_model: MetaModel, splits: Mapping[str, Split]) -> list[str]:
+    """Return sizes, scope and memory as lines of text; no weight is read and no step is taken."""
     single = replace(recipe, trainer=replace(recipe.trainer, devices=1))
     load = partial(copy.deepcopy, meta_model.model)
     module = recipe_module(single, load(), splits, recipe.seeds[0], ReferenceModel(load))
     step = of_a_step(recipe, meta_model, module)
     measuring = nbytes(dict(meta_model.model.named_parameters())) + _activations(recipe, meta_model, module)
-    return sound(
-        recipe,
-        splits,
+    return [
         f"model     {recipe.model.pretrained}: {count(meta_model.model):,} parameters, built without its weights",
         f"scope     {scope_lines(module)}",
         f"memory    {gib(sum(step.values()))} for a step on each device, estimated:",
         *(f"  {name:<40} {gib(amount):>12}" for name, amount in step.items()),
         f"  and then {gib(measuring)} to measure one model at a time, in its own precision, at as many items",
         f"  activations: {meta_model.estimate}",
-    )
+    ]
 
 
 def of_a_step(recipe: Recipe, meta_model: MetaModel, module: UnlearningModule) -> dict[str, int]:

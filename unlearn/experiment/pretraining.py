@@ -55,6 +55,22 @@ def find_or_train(
     return train(config, pretrain, trainer, split, subject, key, start, by)
 
 
+def find_or_build(
+    config: ModelConfig,
+    pretrain: Pretrain,
+    trainer: Trainer,
+    split: Split,
+    subject: str,
+    start: StoredModel | None = None,
+    by: Mapping[str, Objective] | None = None,
+) -> StoredModel:
+    """Return what ``find_or_train`` would, without training: the model it would start from where none is there."""
+    known = start is None or start.key
+    if known and (found := find(config, training_key(config, pretrain, split, start, by))):
+        return found
+    return start or StoredModel(lambda: new_model(config, pretrain, split), "untrained")
+
+
 def train(
     config: ModelConfig,
     pretrain: Pretrain,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +17,24 @@ from unlearn.config.schema import Recipe
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import EvaluationFailed, GateFailed, Interrupted, RecipeError
 from unlearn.core.records import Record
-from unlearn.core.reference_model import ReferenceModel
 from unlearn.core.shown import printable
 from unlearn.data.base import Dataset
 from unlearn.data.loading import load_data
-from unlearn.data.splits import train_split
 from unlearn.evaluators.base import EvaluationResult, RunFacts
-from unlearn.experiment.dry_run import at_once, one_step
+from unlearn.experiment.dry_run import dry_run
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
-from unlearn.experiment.memory_estimate import estimated
 from unlearn.experiment.outcome import MODEL, Outcome, read_outcome, write_outcome
-from unlearn.experiment.pretraining import new_model
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.experiment.unlearning import unlearn
 from unlearn.models.base import Wrapper
-from unlearn.models.capabilities import capabilities_of
 from unlearn.report.card import write_model_card
 from unlearn.report.page import build_report
 from unlearn.report.read_run import read_run
 from unlearn.report.table import metrics_table
 from unlearn.report.verdict import check_gates
-from unlearn.training.build import recipe_module, training_module
 from unlearn.training.fit import check_machine, quiet_lightning
-from unlearn.training.masks import entry_masks, scope_lines
 
 
 @dataclass(frozen=True)
@@ -169,28 +160,16 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
 
 
 def check(recipe: Recipe) -> str:
-    """Build everything; return sizes, scope, time and memory of the run as text.
+    """Build everything, take a step and call every evaluator; return sizes, scope, time and memory as text.
 
-    One step is taken on an untrained model; of a model given by path, only its configuration is read where possible.
+    See ``dry_run``; of a model given by path whose weights are large, only the configuration is read.
     """
     check_capabilities(recipe, recipe.model.wrapper)
     check_subjects(recipe)
     check_machine(recipe.trainer)
     dataset = recipe.model.data_as_read(load_data(recipe.data))
     splits = rehearse(recipe, dataset)
-    meta_model = recipe.model.meta_model(recipe.trainer.precision)
-    if meta_model is not None:
-        return estimated(recipe, meta_model, splits)
-    model = new_model(recipe.model, recipe.pretrain, train_split(dataset))
-    if not recipe.forget and "training_loss" not in capabilities_of(type(recipe.edit)):
-        return at_once(recipe, model, splits)
-    if recipe.edit is not None:
-        optim = replace(getattr(recipe.edit, "optim", recipe.optim), steps=1)
-        module = training_module(model, optim, splits["forget"], recipe.seeds[0])
-    else:
-        short = replace(recipe, optim=replace(recipe.optim, steps=1), trainer=replace(recipe.trainer, devices=1))
-        module = recipe_module(short, model, splits, recipe.seeds[0], ReferenceModel(partial(copy.deepcopy, model)))
-    return one_step(recipe, module, splits, scope_lines(module), entry_masks(recipe.scope, print))
+    return dry_run(recipe, dataset, splits)
 
 
 def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
