@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Self
 
 from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.records import Record
-from unlearn.core.validation import PositiveInt, Range, at_least
+from unlearn.core.validation import PositiveInt, Range, at_least, smallest
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import samples, seen_by
@@ -81,6 +81,11 @@ class GeneratorDistance(Evaluator[Samples]):
             raise ValueError(f"neighbours is {self.neighbours}; it must be below samples, {self.samples}")
         if self.features is not None and not self.features:
             raise ValueError("features is empty; name at least one net, or null for the packaged one")
+
+    @override
+    def smallest(self) -> Self:
+        small = smallest(self, least=2, keep=("batch_size", "samples"))
+        return replace(small, samples=small.neighbours + 1)
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

@@ -93,7 +93,8 @@ def _inputs(recipe: Recipe, dataset: Dataset, trial: Trial) -> RunInputs | None:
             reason = str(error)
         if reason:
             trial.leave_out(["the retrained model"], reason)
-            recipe = replace(recipe, model=replace(recipe.model, retrained=None))
+            none = replace(recipe.pretrain, retrained=False)
+            recipe = replace(recipe, model=replace(recipe.model, retrained=None), pretrain=none)
     inputs = gather_inputs(recipe, recipe.seeds[0], None, dataset, find_or_build)
     found = inputs.target.folder
     if found is not None and inputs.target.origin != "given" and _size(found) > SMALL:

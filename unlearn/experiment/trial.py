@@ -75,7 +75,11 @@ def try_evaluators(recipe: Recipe, inputs: RunInputs, outcome: Outcome, trial: T
             if time.thread_time() - began > SECONDS:
                 trial.leave_out([key], f"the others took {SECONDS:g} s")
                 continue
-            small = {name: evaluator.smallest()}
+            try:
+                small = {name: evaluator.smallest()}
+            except ValueError as error:  # of a user's own class
+                trial.leave_out([key], f"its smallest settings are not valid: {error}")
+                continue
             splits = {split: items.few(evaluator.tried_on) for split, items in inputs.splits.items()}
             try:
                 measured(small, subjects, splits, randomness, device, outcome.facts, seed, cache)
