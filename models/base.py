@@ -233,6 +233,25 @@ def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
+def check_stored_shapes(network: nn.Module, folder: Path) -> None:
+    """Compare the shapes that the files of weights in a folder state with a network's; no weight is read.
+
+    Raises:
+        RecipeError: a tensor has another shape than the network's of the same name, or a file cannot be read.
+    """
+    wanted = {name: list(value.shape) for name, value in network.state_dict().items()}
+    for path in sorted(folder.glob("*.safetensors")):
+        with reading(path, "Copy the file again."), safe_open(path, "pt") as file:
+            names = wanted.keys() & set(file.keys())
+            found = {name: file.get_slice(name).get_shape() for name in sorted(names)}
+        for name, shape in found.items():
+            if shape != wanted[name]:
+                raise RecipeError(
+                    f"{path} holds {name} as {shape}, and the configuration beside it asks for {wanted[name]}. "
+                    "Type a folder whose config.json and weights belong together."
+                )
+
+
 def some(names: Sequence[str]) -> str:
     """Return names as a message lists them: the first three, and how many more."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from unlearn.core.boundary import reading
 from unlearn.data.base import Split
-from unlearn.models.base import MetaModel
+from unlearn.models.base import MetaModel, check_stored_shapes
 from unlearn.models.language.folder import REMEDY, read_config
 from unlearn.models.language.tokenization import TextEncoder
 from unlearn.models.language.wrapper import Language
@@ -37,6 +37,7 @@ def meta_model(folder: Path, encoder: TextEncoder, checkpointing: bool, dtype: s
         inner = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
         )
+    check_stored_shapes(inner, folder)
     model = Language(inner, encoder, checkpointing)
     mixed = precision == "bf16-mixed"
     width = 2 if mixed or dtype == "bfloat16" else 8 if precision == "64-true" else 4

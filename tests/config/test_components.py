@@ -19,7 +19,6 @@ LARGE = (
 """Recipes of a size for a GPU; test_large_recipes.py runs them small."""
 
 
-
 def test_no_recipe_is_lost_unseen() -> None:
     assert (
         len(packaged.names("recipe")) == 56

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.toys.language import tiny
 from tests.toys.language_files import SMALL
 from unlearn.config.recipe import load
 from unlearn.config.registry import names, resolve
+from unlearn.core.errors import RecipeError
 from unlearn.core.validation import NonNegativeInt, PositiveFloat, PositiveInt, Range, at_least, distinct, smallest
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
@@ -188,7 +191,31 @@ def test_weights_that_are_broken_are_refused(given: Path, here: Path, capsys: py
             path.read_bytes()[:2000] if path.suffix == ".safetensors" else path.read_bytes()
         )
     assert main([SMALL, "model={name: causal_lm}", f"model.pretrained={broken}", "--check"]) == 2
-    assert f"{broken} cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert str(broken) in said and "cannot be read" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 64}, "the configuration beside it asks for"),
+        ({"vocab_size": 7}, "The tokenizer has tokens up to number"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantised"),
+    ],
+)
+def test_what_does_not_fit_is_refused_without_the_weights(
+    changes: dict[str, Any], message: str, given: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their size: width, vocabulary and quantisation stand in the headers and the configuration."""
+    monkeypatch.setattr(dry_run, "SMALL", 10)
+    folder = here / "changed"
+    shutil.copytree(given, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if "vocab_size" in changes:
+        (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(RecipeError, match=message):
+        check(load(FILE, ["model={name: causal_lm}", f"model.pretrained={folder}"]))
 
 
 def test_the_shipped_model_is_taken() -> None:
