@@ -25,7 +25,7 @@ usage: python -m unlearn.run [recipe=]NAME|FILE.yaml [key=value ...] [--show | -
   python -m unlearn.run recipe=quickstart data.forget.label=5 --show
   python -m unlearn.run resume=auto                                resume the newest unfinished run
 
-  --show   print the resolved recipe, each value with its origin; --check   build everything, take one step
+  --show   print the resolved recipe, each value with its origin; --check   take a step, call every evaluator
   seed=[0,1,2] runs each seed; output=DIR names the run directory (default runs/<recipe>/...)
   resume=DIR resumes that run (other evaluate.* and gate.* may be given); recipe=NAME resume=auto the newest run of the
   same recipe, or starts one

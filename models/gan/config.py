@@ -185,9 +185,9 @@ class FaceDCGAN(GanConfig):
                 )
             file = Path(next(iter(spec.submodule_search_locations))) / "weights.tar"
             try:
-                weights = torch.load(file, map_location="cpu", weights_only=True)["netG_state_dict"]
+                stored = torch.load(file, map_location="cpu", weights_only=True)["netG_state_dict"]
                 generator = DCGAN()
-                generator.load_state_dict(weights)
+                generator.load_state_dict(stored)
             except (OSError, KeyError, RuntimeError) as error:
                 raise RecipeError(f"{file} does not hold the expected generator ({str(error)[:300]}).") from error
             _write(LatentGenerator(generator), folder)

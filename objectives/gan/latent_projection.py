@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
@@ -65,7 +65,9 @@ class LatentProjection(Objective[ImageGenerator]):
         default_factory=lambda: PerceptualLoss(pixels=1.0, norm="l2", features=0.0, identity=0.0)
     )
 
-    prepares_with: ClassVar[tuple[str, ...]] = ("samples",)
+    @override
+    def smallest(self) -> Self:
+        return replace(self, samples=min(self.samples, 128))  # fewer may hold no two images with, or without
 
     @property
     def forget_classifier(self) -> ForgetClassifier:
