@@ -30,9 +30,11 @@ class Wrapper(nn.Module, ABC):
 
     Attributes:
         family: flow, gan, diffusion or language.
+        reads: keys of a batch, of which this family needs one; none are checked where there are none.
     """
 
     family: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -73,6 +75,17 @@ class Wrapper(nn.Module, ABC):
 
     def check_fits(self, info: dict[str, Any]) -> None:
         """Refuse data described by ``info`` that the model was not built for, with a RecipeError."""
+
+    @classmethod
+    def check_items(cls, dataset: Dataset) -> None:
+        """Try two items of data as this family reads them. Raises RecipeError where they are of another family's."""
+        ids = torch.arange(min(2, len(dataset)))
+        batch = Split("tried", dataset, ids).batch(ids) if len(ids) else {}
+        if batch and cls.reads and not any(key in batch for key in cls.reads):
+            raise RecipeError(
+                f"The items of the data have {', '.join(batch)}, and a {cls.family} model reads "
+                f"{' or '.join(cls.reads)}. Type other data=NAME, or another model."
+            )
 
     @classmethod
     def adopt(cls, model: Any, info: dict[str, Any]) -> Self:
@@ -121,7 +134,7 @@ class ModelConfig(ABC):
     """Entries of ``Dataset.info`` that ``build`` takes."""
 
     def data_as_read(self, dataset: Dataset) -> Dataset:
-        """Return the data as this model reads it. Raises RecipeError where a new model cannot be built from them."""
+        """Return the data as this model reads it. Raises RecipeError where they are not for a model of this kind."""
         found = self.read(dataset)
         lacking = [key for key in self.built_from if key not in found.info]
         if self.pretrained is None and lacking:
@@ -129,6 +142,7 @@ class ModelConfig(ABC):
                 f"model: {type(self).__name__} is built for the {' and '.join(lacking)} of the data, and "
                 f"{type(dataset).__name__} has none. Type other data=NAME, or model.pretrained=FOLDER."
             )
+        self.wrapper.check_items(found)
         return found
 
     def in_training(self) -> dict[str, Any]:

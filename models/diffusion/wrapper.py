@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -28,9 +28,7 @@ from unlearn.models.diffusion.settings import DiffusionSettings
 from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.guards.base import Steering, Steers
 from unlearn.models.guards.guidance import PAST_WARMUP, read_guard, write_guard
-
-if TYPE_CHECKING:
-    from unlearn.models.lora import Adapter
+from unlearn.models.lora import Adapter
 
 disable_progress_bar()  # a run shows one bar, its own
 set_verbosity_error()  # diffusers warns of every cast to half precision
@@ -52,6 +50,7 @@ class Diffusion(Wrapper):
     """
 
     family: ClassVar[str] = "diffusion"
+    reads: ClassVar[tuple[str, ...]] = ("tokens", "class")
 
     denoiser: Any
     text: TextSide | None

@@ -46,6 +46,7 @@ class Flow(Wrapper):
     """
 
     family: ClassVar[str] = "flow"
+    reads: ClassVar[tuple[str, ...]] = ("image", "vector")
 
     def __init__(
         self,

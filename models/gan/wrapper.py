@@ -57,6 +57,7 @@ class LatentGenerator(Wrapper):
     """
 
     family: ClassVar[str] = "gan"
+    reads: ClassVar[tuple[str, ...]] = ("image", "seed", "w")
 
     num_ws: int
     image_shape: tuple[int, int, int]

@@ -53,6 +53,7 @@ class Language(Wrapper):
     """
 
     family: ClassVar[str] = "language"
+    reads: ClassVar[tuple[str, ...]] = ("tokens",)
 
     model: PreTrainedModel
     encoder: TextEncoder

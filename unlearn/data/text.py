@@ -162,7 +162,7 @@ class TextDataset(Dataset):
     def tokens(self, index: int, name: str = "") -> tuple[list[int], list[int]]:
         """Return the tokens of one item's prompt and answer."""
         if self.encoder is None:
-            raise RuntimeError("text has no tokens before a model's encoder is known; call encoded_by")
+            raise RecipeError("The data is text, and this model reads none. Type a language model, or other data=NAME.")
         if (index, name) not in self._encoded:
             question, answer = self.words(index, name)
             said = None if name == "prompt" else answer

@@ -105,7 +105,11 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
     dataset = load_data(recipe.data)
     if model is not None and not isinstance(model, Wrapper):
         model = recipe.model.wrapper.adopt(model, dataset.info)
-    dataset = recipe.model.data_as_read(dataset) if model is None else model.read(dataset)
+    if model is None:
+        dataset = recipe.model.data_as_read(dataset)
+    else:
+        dataset = model.read(dataset)
+        model.check_items(dataset)
     rehearse(recipe, dataset)
     if recipe.trainer.threads is not None:
         torch.set_num_threads(recipe.trainer.threads)
