@@ -59,7 +59,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def graph(files: dict[str, Path]) -> dict[str, set[str]]:
-    """Return module -> modules of the project that it imports anywhere."""
+    """Return module -> modules of the project that it imports anywhere; with a module its packages are imported too."""
     arrows: dict[str, set[str]] = {}
     for name, path in files.items():
         found = set()
@@ -68,6 +68,9 @@ def graph(files: dict[str, Path]) -> dict[str, set[str]]:
                 found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
             elif isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
+        for target in {name, *found}:
+            parts = target.split(".")
+            found |= {".".join(parts[:length]) for length in range(2, len(parts))}
         arrows[name] = {target for target in found if target in files and target not in {name, "unlearn"}}
     return arrows
 

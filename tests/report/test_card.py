@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from unlearn.report import write_model_card
+from unlearn.report.card import write_model_card
 
 
 def read(path):

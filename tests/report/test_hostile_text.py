@@ -17,8 +17,8 @@ from unlearn.core.records import Picture, Record, TextTable
 from unlearn.core.shown import csv_text, file_name, one_line, printable
 from unlearn.evaluators.base import EvaluationResult
 from unlearn.experiment.run_dir import RunDir
-from unlearn.report import build_report, write_model_card
-from unlearn.report.card import code, plain
+from unlearn.report.card import code, plain, write_model_card
+from unlearn.report.page import build_report
 from unlearn.report.table import metrics_table
 
 HOSTILE = [

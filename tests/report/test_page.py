@@ -15,7 +15,7 @@ from unlearn.config.schema import SUBJECTS
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
 from unlearn.experiment.seed_summary import write_summary
-from unlearn.report import build_report
+from unlearn.report.page import build_report
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{7*7}}"

@@ -8,10 +8,9 @@ import pytest
 from rich.console import Console
 
 from unlearn.core.records import Record
-from unlearn.report import metrics_table
 from unlearn.report.formatting import duration, figure, interval, listed, number
 from unlearn.report.labels import forgotten, metric_label
-from unlearn.report.table import measurements
+from unlearn.report.table import measurements, metrics_table
 
 
 def printed(records: list[Record], width: int = 80) -> str:
