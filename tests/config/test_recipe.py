@@ -123,6 +123,8 @@ def test_null_resets_a_part_to_its_defaults() -> None:
 
 TWO = {**SMALL, "evaluate": {"a": {"name": "bits_per_dim", "draws": 1}, "b": {"name": "bits_per_dim"}, "cost": {}}}
 
+LIMIT = "select={metric: bits_per_dim, evaluator: a, limit: {metric: bits_per_dim, max: 1"
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -131,6 +133,8 @@ TWO = {**SMALL, "evaluate": {"a": {"name": "bits_per_dim", "draws": 1}, "b": {"n
         (["select={metric: bits_per_dim}"], "write select.evaluator=NAME. Allowed: a, b."),
         (["gate.x={metric: bits_per_dim, max: 1, evaluator: aa}"], "gate.x.evaluator is 'aa'. Did you mean: a?"),
         (["select={metric: nothing}"], "select.metric is 'nothing'"),
+        ([f"{LIMIT}, evaluator: b}}}}"], "select.limit.evaluator is 'b', and one entry measures"),
+        ([f"{LIMIT}, evaluator: none}}}}"], "Allowed: a."),
         (["select={every: 3}"], "select.metric has no value"),
     ],
 )
@@ -141,4 +145,5 @@ def test_a_figure_of_several_entries_is_refused_with_their_keys(arguments: list[
 def test_a_figure_of_one_entry_needs_no_key() -> None:
     recipe = load(TWO, ["evaluate.b=null", "gate.x={metric: bits_per_dim, max: 1}", "select={metric: bits_per_dim}"])
     assert recipe.select is not None and recipe.select.evaluator == "a" and same(recipe, load(recipe.tree))
+    assert load(TWO, [f"{LIMIT}, evaluator: a}}}}"]).select is not None
     assert load(TWO, ["gate.x={metric: bits_per_dim, max: 1, evaluator: b}"]).gate["x"].evaluator == "b"

@@ -50,7 +50,7 @@ def write_study(folder: Path, **changes: object) -> str:
 
 
 def record(value: float, subject: str = "unlearned", **more: object) -> Record:
-    return Record(evaluator="e", metric="m", subject=subject, value=value, split="forget", **more)  # type: ignore[arg-type]
+    return Record(evaluator="e", metric="bits_per_dim", subject=subject, value=value, split="forget", **more)  # type: ignore[arg-type]
 
 
 def finish(part: Part, records: list[Record], status: str = "done", gates: list[str] | None = None) -> None:
@@ -101,7 +101,7 @@ def test_means_and_intervals_over_seeds(place: Path, capsys: pytest.CaptureFixtu
     The standard deviation of (1, 2, 3) is 1, so the half-width is 2.4841; that of (1, 0, 1) is sqrt(1/3), so the
     interval of 2/3 is -+ 1.4342, cut at 0. The signed differences (-1, 0, 1) have the mean 0.
     """
-    m = {"metric": "m", "split": "forget"}
+    m = {"metric": "bits_per_dim", "split": "forget"}
     columns = {"m": m, "far": m | {"minus": "retrained", "absolute": True}, "signed": m | {"minus": "retrained"}}
     study = write_study(place, seeds=[0, 1, 2], runs={"Sum": {}}, columns=columns, references=["retrained", "target"])
     for part, value in zip(parts(read_study(study, [])), (1.0, 2.0, 3.0), strict=True):
@@ -119,16 +119,18 @@ def test_one_seed_keeps_its_interval_over_items(place: Path) -> None:
     (part,) = parts(study)
     finish(part, [record(0.5, ci95=(0.4, 0.6), unit="share"), record(0.25, "retrained", unit="share")])
     run = read_run(part.folder)
-    assert cell_text(cell(Column(metric="m"), [run])) == "50.0 % (40.0 to 60.0 %)"
-    assert cell_text(cell(Column(metric="m", minus="retrained"), [run])) == "25.0 %"
+    assert cell_text(cell(Column(metric="bits_per_dim"), [run])) == "50.0 % (40.0 to 60.0 %)"
+    assert cell_text(cell(Column(metric="bits_per_dim", minus="retrained"), [run])) == "25.0 %"
     assert (
-        cell_text(cell(Column(metric="m", minus="clean"), [run])) == "–" == cell_text(cell(Column(metric="n"), [run]))
+        cell_text(cell(Column(metric="bits_per_dim", minus="clean"), [run]))
+        == "–"
+        == cell_text(cell(Column(metric="n"), [run]))
     )
 
 
 def test_best_first_and_references_only_where_runs_agree(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Lower is better, so 1 comes before 3; targets of 5 and 6 are no one figure."""
-    study = write_study(place, references=["target"], columns={"m": {"metric": "m"}}, order="m")
+    study = write_study(place, references=["target"], columns={"m": {"metric": "bits_per_dim"}}, order="m")
     for part, value in zip(parts(read_study(study, [])), (3.0, 1.0), strict=True):
         finish(part, [record(value, direction="lower"), record(value + 4, "target")])
     assert main([study, "--table"]) == 0
@@ -151,12 +153,14 @@ def test_a_missed_gate_is_shown_and_unfinished_runs_go_on(place: Path, capsys: p
 
 
 def test_a_column_that_nothing_fills_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    columns = {"typo": {"metric": "mm"}, "wrong": {"metric": "m", "about": {"score": "x"}}}
-    study = write_study(place, runs={"Sum": {}}, columns=columns)
-    finish(parts(read_study(study, []))[0], [record(1.0)])
-    assert main([study, "--table"]) == 0
+    """Of some of the runs: the others may measure what a column shows, so that it is not refused at once."""
+    columns = {"typo": {"metric": "bits_per_din"}, "wrong": {"metric": "bits_per_dim", "about": {"score": "x"}}}
+    study = write_study(place, columns=columns)
+    finish(parts(read_study(study, ["runs=[Sum]"]))[0], [record(1.0)])
+    assert main([study, "--table", "runs=[Sum]"]) == 0
     error = capsys.readouterr().err
-    assert "column 'typo'" in error and "Did you mean: m?" in error and "m was measured for: unlearned, forget" in error
+    assert "column 'typo'" in error and "Did you mean: bits_per_dim?" in error
+    assert "bits_per_dim was measured for: unlearned, forget" in error
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,12 @@ def test_mistakes_stop_with_the_remedy(
         ({"columns": {"a": {"metrc": "m"}}}, "Did you mean: metric"),
         ({"columns": {"a": {"metric": "m", "minus": "retraind"}}}, "Did you mean: retrained"),
         ({"columns": None}, "columns is empty"),
+        (
+            {"columns": {"a": {"metric": "bits_per_din"}}},
+            "which no entry of evaluate gives. Did you mean: bits_per_dim",
+        ),
+        ({"columns": {"a": {"metric": "fid", "evaluator": "costs"}}}, "an entry of no run. Did you mean: cost"),
+        ({"columns": {"a": {"metric": "bits_per_dim", "evaluator": "cost"}}}, "columns.a.metric is 'bits_per_dim'"),
         ({"references": ["targt"]}, "Did you mean: target"),
         ({"runs": {"a b": {}, "a_b": {}}}, "would share a folder"),
         ({"recipe": None}, "has no recipe"),

@@ -98,6 +98,11 @@ def _check(recipe: Recipe) -> None:
                 f"select.metric is {select.metric!r}; write select.metric=NAME and select.evaluator=ENTRY, an entry of "
                 f"evaluate. Allowed: {', '.join(recipe.evaluate)}."
             )
+        if select.limit and select.limit.evaluator not in ("", evaluator):
+            raise RecipeError(
+                f"select.limit.evaluator is {shorten(select.limit.evaluator)}, and one entry measures the figure and "
+                f"its limit. Allowed: {evaluator}."
+            )
         recipe.select = replace(select, evaluator=evaluator)
         recipe.tree["select"]["evaluator"] = evaluator  # a run that measures more later selects by the same entry
 

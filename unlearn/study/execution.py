@@ -7,12 +7,16 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from unlearn.config.compatibility import measured_by
+from unlearn.config.compatibility import check_declared, measured_by
 from unlearn.config.recipe import load
-from unlearn.core.errors import Interrupted, RecipeError
+from unlearn.config.schema import Recipe
+from unlearn.core.errors import Interrupted, RecipeError, did_you_mean, shorten
+from unlearn.evaluators.base import Evaluator
 from unlearn.report.read_run import read_run
 from unlearn.study.spec import Member, Study, slug
 
@@ -68,20 +72,41 @@ class Part:
 def parts(study: Study) -> list[Part]:
     """Return every seed of every run. Raises RecipeError naming every run whose recipe does not load."""
     found, wrong = [], []
+    entries: dict[tuple[str, str], Evaluator[Any]] = {}
     for row, member in study.runs.items():
         try:
             for seed in study.spec.seeds:
-                found.append(_part(study, row, member, seed))
+                recipe = load(member.recipe, [*member.settings, f"seed={seed}"])
+                found.append(_part(study, row, member, seed, recipe))
+                entries |= {(row, name): evaluator for name, evaluator in recipe.evaluate.items()}
         except RecipeError as error:
             wrong.append(f"{row}: {error}")
     if wrong:
         others = [text.partition(" Did you mean: ")[0].partition(" Allowed: ")[0] for text in wrong[1:]]
         raise RecipeError("\n".join([wrong[0], *others]))  # the allowed names are listed once
+    if len(study.runs) == len(study.spec.runs):  # of some of its runs, the others may have what a column shows
+        _check_columns(study, entries)
     return found
 
 
-def _part(study: Study, row: str, member: Member, seed: int) -> Part:
-    recipe = load(member.recipe, [*member.settings, f"seed={seed}"])
+def _check_columns(study: Study, entries: Mapping[tuple[str, str], Evaluator[Any]]) -> None:
+    """Refuse a column that no run can fill.
+
+    Args:
+        study: with all its runs.
+        entries: (row, key of an entry of evaluate) -> evaluator.
+    """
+    for heading, column in study.spec.columns.items():
+        able = {f"{row}.{name}": one for (row, name), one in entries.items() if column.evaluator in ("", name)}
+        if column.evaluator and not able:
+            known = did_you_mean(column.evaluator, dict.fromkeys(name for _, name in entries))
+            raise RecipeError(
+                f"columns.{heading}.evaluator is {shorten(column.evaluator)}, an entry of no run. {known}"
+            )
+        check_declared(f"columns.{heading}", column.metric, "", able)
+
+
+def _part(study: Study, row: str, member: Member, seed: int, recipe: Recipe) -> Part:
     if recipe.output is not None:
         raise RecipeError("a study chooses the folders of its runs; leave output out of the recipe.")
     for heading, column in study.spec.columns.items():
