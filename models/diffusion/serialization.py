@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import refuse_not_finite, some, stored_dtype
+from unlearn.models.base import check_stored_shapes, refuse_not_finite, some, stored_dtype
 from unlearn.models.diffusion.autoencoder import check_vae, shrinking
 from unlearn.models.diffusion.denoiser import Denoiser
 from unlearn.models.diffusion.hub import ABOUT, WeightFiles, best_set
@@ -250,9 +250,10 @@ def _module(kind: Any, place: Path, files: WeightFiles | None) -> Any:
         )
     if files is None:
         with reading(place, REMEDY), torch.device("meta"):
-            if of_transformers:
-                return kind(kind.config_class.from_pretrained(place))
-            return kind.from_config(kind.load_config(place))
+            stated_config = (kind.config_class.from_pretrained if of_transformers else kind.load_config)(place)
+            empty = (kind if of_transformers else kind.from_config)(stated_config)
+        check_stored_shapes(empty, place)
+        return empty
     given = {
         "dtype" if of_transformers else "torch_dtype": torch.float32,
         "variant": files.variant or None,

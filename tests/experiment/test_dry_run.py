@@ -14,6 +14,7 @@ import torch
 
 from tests.toys.language import tiny
 from tests.toys.language_files import SMALL
+from tests.toys.pipelines import small_pipeline
 from unlearn.config.recipe import load
 from unlearn.config.registry import names, resolve
 from unlearn.core.errors import RecipeError
@@ -216,6 +217,34 @@ def test_what_does_not_fit_is_refused_without_the_weights(
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(RecipeError, match=message):
         check(load(FILE, ["model={name: causal_lm}", f"model.pretrained={folder}"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet/config.json", {"layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}, ""),
+        ("unet/config.json", {"cross_attention_dim": 24}, "24"),
+        ("unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+    ],
+)
+def test_the_parts_of_a_pipeline_are_compared_without_the_weights(
+    file: str, changes: dict[str, Any], message: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is the control: what changes neither shape nor schedule is accepted."""
+    monkeypatch.setattr(dry_run, "SMALL", 10)
+    folder = here / "pipeline"
+    small_pipeline().save_pretrained(folder)
+    stated = json.loads((folder / file).read_text())
+    changes = {key: value if message else stated[key] for key, value in changes.items()}
+    (folder / file).write_text(json.dumps({**stated, **changes}))
+    settings = ["data.concepts=[{name: three, anchor: eight}]", f"model.pretrained={folder}"]
+    recipe = load("diffusion/stable_diffusion", settings)
+    if message:
+        with pytest.raises(RecipeError, match=message):
+            check(recipe)
+    else:
+        assert "not tried: a step, evaluate." in check(recipe)
 
 
 def test_the_shipped_model_is_taken() -> None:

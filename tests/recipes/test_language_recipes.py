@@ -246,6 +246,13 @@ def test_check_tells_the_size_of_a_model_without_its_weights(described: str) -> 
     assert f"trained: {adapter:,} of" in check(tofu_on(described, "scope=lora", "scope.rank=8"))
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_check_calls_every_evaluator_on_small_models(name: str, models: list[str], muse: Path) -> None:
+    own = [f"data.path={TOFU}", "data.rows_per_author=4"] if name == "language/tofu" else [f"data.path={muse}"]
+    text = check(load(name, [*models, *own, "optim.accumulate=1"]))
+    assert "on the given model" in text and text.endswith("The recipe is sound."), text[-500:]
+
+
 def test_the_estimate_of_a_step(described: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Single precision: 4 bytes a weight; Adam keeps 8; a sum under accumulation holds the gradient twice; KL, a head.
 
