@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from unlearn.config.recipe import load
-from unlearn.config.registry import names, resolve
+from unlearn.config.registry import is_registered, names, resolve
 from unlearn.core.commands import import_from_here
 from unlearn.core.errors import RecipeError, UnlearnError
 from unlearn.core.files import write_bytes
@@ -75,7 +74,7 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
         raise RecipeError(f"{file} is there already. Give another name.")
     if not file.absolute().parent.is_dir():
         raise RecipeError(f"{file}: there is no folder {file.parent}. Make it first.")
-    recipe = load(run / "recipe.yaml")
+    recipe = RunDir(run).recipe()
     config = recipe.model
     before = config.load(base or folder_of(recipe, status.get("works_on", {}).get("target model")))
     after = config.wrapper.from_pretrained(run / "model")
@@ -86,6 +85,8 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
     if misfits:
         raise RecipeError(f"{run}/model is more than other weights: {misfits} Keep the folder itself.")
     changed = {name: unlearned[name] - value for name, value in target.items() if (unlearned[name] != value).any()}
+    if broken := not_finite(changed):
+        raise RecipeError(f"{run}/model differs from its target by values that are not finite, in {some(broken)}.")
     if not changed:
         raise RecipeError(f"{run}/model has the weights of its target (a guard changes none), so there is no delta.")
     header = DeltaHeader(
@@ -100,13 +101,14 @@ def save(run: Path, file: Path, base: Path | None = None) -> str:
     return f"{file}: {len(changed)} of {len(target)} tensors changed; {gib(size)}, where the model has {gib(whole)}"
 
 
-def apply(file: Path, base: str, out: Path) -> list[str]:
+def apply(file: Path, base: str, out: Path, model: str | None = None) -> list[str]:
     """Write a model with a delta applied into a new folder, and return lines about it.
 
     Args:
         file: that ``save`` wrote.
         base: folder of a model (or its hub id, where the backend has a hub) of the same family and the same tensors.
         out: where to: a folder that is not there, or empty.
+        model: dotted path of the model's class, where it is the user's own: a file alone does not have it imported.
 
     Raises:
         RecipeError: the file is no delta, or the model is of another family, lacks tensors or has others of that name.
@@ -114,8 +116,8 @@ def apply(file: Path, base: str, out: Path) -> list[str]:
     header, differences = read(file)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{out} is there already. Give a new folder.")
-    model = _model(header, base)
-    own = weights(model)
+    wrapper = _model(header, base, model)
+    own = weights(wrapper)
     if misfits := _misfits(differences, own, base, all_of=False):
         raise RecipeError(f"{file} does not fit {base}: {misfits}")
     same = fingerprint(own) == header.base
@@ -126,7 +128,7 @@ def apply(file: Path, base: str, out: Path) -> list[str]:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        model.save_pretrained(part)
+        wrapper.save_pretrained(part)
         part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -140,7 +142,9 @@ def read(file: Path) -> tuple[DeltaHeader, dict[str, Tensor]]:
         with safe_open(file, "pt") as content:
             header = DeltaHeader(**json.loads((content.metadata() or {})[HEADER]))
             found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if wrong := [name for name, value in vars(header).items() if not isinstance(value, str)]:
+            raise TypeError(f"{wrong[0]} is no text")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"{file} is no delta ({type(error).__name__}: {error}). Give a file of: python -m unlearn.delta save"
         ) from error
@@ -189,8 +193,13 @@ def _some(entries: Sequence[str], most: int = 5) -> str:
     return ", ".join(entries[:most]) + more
 
 
-def _model(header: DeltaHeader, base: str) -> Wrapper:
+def _model(header: DeltaHeader, base: str, model: str | None) -> Wrapper:
     """Read the model that a delta is applied to. Raises RecipeError where it is of another family, or none."""
+    if not is_registered("model", header.model) and header.model != model:
+        raise RecipeError(
+            f"The delta is of a model of the class {header.model}, which is not imported because a file says so. "
+            f"If you know it, add --model {header.model}"
+        )
     config: ModelConfig = resolve("model", header.model)(pretrained=base)
     folder = config.fetch(base)
     try:
@@ -227,13 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     applies.add_argument("file", type=Path, metavar="FILE", help="that save wrote")
     applies.add_argument("base", metavar="MODEL", help="folder of a model of the same family, or its hub id")
     applies.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    applies.add_argument("--model", metavar="CLASS", help="dotted path of the model's class, if it is your own")
     chosen = parser.parse_args(arguments)
     import_from_here()
     try:
         if chosen.action == "save":
             print(save(chosen.run, chosen.file, chosen.base))
         else:
-            print("\n".join(apply(chosen.file, chosen.base, chosen.out)))
+            print("\n".join(apply(chosen.file, chosen.base, chosen.out, chosen.model)))
     except (UnlearnError, OSError) as error:
         print(error, file=sys.stderr)
         return error.exit_code if isinstance(error, UnlearnError) else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.read_back import check_read_back
 from unlearn.models.base import Wrapper
 from unlearn.objectives.base import AuxiliaryNetwork
-from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
+from unlearn.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from unlearn.training.fit import device_for
 
 FACTS = Path("checkpoints") / "outcome.ckpt"
@@ -72,8 +72,14 @@ def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> 
     stored = load_checkpoint(folder / FACTS)
     model = recipe.model.load(folder / MODEL)
     model.check_fits(inputs.splits["forget"].dataset.info)
-    networks = dict(_networks(recipe, inputs, stored["networks"], seed))
-    return Outcome(model, RunFacts(**stored["facts"], networks=networks), stored["seconds"])
+    with restoring(folder / FACTS):
+        networks = dict(_networks(recipe, inputs, stored["networks"], seed))
+        facts = RunFacts(**{name: stored["facts"][name] for name in STORED_FACTS}, networks=networks)
+        numbers = (facts.steps, facts.seconds, facts.target_seconds or 0.0, facts.peak_memory)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("a number of its facts is none")
+        seconds = {stage: float(stored["seconds"][stage]) for stage in stored["seconds"]}
+        return Outcome(model, replace(facts, state={term: dict(kept) for term, kept in facts.state.items()}), seconds)
 
 
 def _networks(

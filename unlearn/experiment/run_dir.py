@@ -22,7 +22,7 @@ from unlearn.config.arguments import split
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump
-from unlearn.core.boundary import components
+from unlearn.core.boundary import components, reading
 from unlearn.core.distributed import barrier, gather_objects, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
@@ -35,6 +35,10 @@ MEASURING = ("evaluate", "gate")
 """Parts of a recipe that may change once a run has begun."""
 
 
+STATUS: dict[str, type | tuple[type, ...]] = {
+    "status": str, "recipe": str, "hash": str, "command": list, "started": (int, float), "in_memory": bool,
+}  # fmt: skip
+"""Entries that every ``run.json`` has, with their types."""
 BEFORE_RUN_JSON = {".lock", "command.txt", "environment.json", "recipe.yaml"}
 """Files that a run writes before ``run.json``."""
 
@@ -102,12 +106,13 @@ class RunDir:
         path = self.folder / "run.json"
         if not path.is_file():
             return {}
-        try:
-            status = json.loads(path.read_text())
-        except ValueError as error:
-            raise RecipeError(f"{path} is broken ({error}). Delete the folder, or resume another run.") from error
-        if not isinstance(status, dict) or not {"status", "recipe", "hash", "command", "started"} <= status.keys():
-            raise RecipeError(f"{path} is broken (it lacks entries). Delete the folder, or resume another run.")
+        with reading(path, "Delete the folder, or resume another run."):
+            status = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(status, dict) or not _has_types(status):
+            raise RecipeError(
+                f"{path} is broken (it lacks entries, or one is of another kind). Delete the folder, or resume "
+                "another run."
+            )
         return status
 
     @contextmanager
@@ -275,6 +280,18 @@ class RunDir:
         Console(stderr=True).print(table)
         self.say(f"report: {self.folder / 'report.html'}")
         write_json(self.folder / "run.json", {**self.status(), "status": "done" if complete else "failed"})
+
+
+def _has_types(status: Mapping[str, Any]) -> bool:
+    """Return whether the entries of a ``run.json`` are there and of their types."""
+    texts = [status.get("command"), status.get("recipe_files") or []]
+    works_on = status.get("works_on") or {}
+    return (
+        all(isinstance(status.get(key), kind) for key, kind in STATUS.items())
+        and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in texts)
+        and isinstance(works_on, dict)
+        and all(isinstance(value, str) for value in works_on.values())
+    )
 
 
 def _digest(content: bytes) -> str:

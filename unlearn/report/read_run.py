@@ -13,11 +13,22 @@ from typing import Any
 
 import yaml
 
+from unlearn.config.yaml_io import parse
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Picture, Record, TextTable
 
 TrainingCurves = dict[str, list[tuple[float, float]]]
 """Column of ``metrics.csv`` -> (step, value) pairs by step; nan where a value was not finite."""
+
+
+TEXTS = ("notes", "failed_gates", "failed_evaluators", "text_tables", "seed_folders")
+"""Entries of ``metrics.json`` that are lists of text."""
+KINDS: dict[str, type] = {
+    **dict.fromkeys(TEXTS, list),
+    **dict.fromkeys(("packages", "device", "seconds", "state"), dict),
+}
+"""Entries of ``metrics.json`` that need not be there, with their types."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,11 @@ def read_run(folder: Path) -> RunFolder:
     rows = facts.pop("records", None)
     if not isinstance(rows, list) or facts.get("schema") != 1 or not _are_pictures(facts.get("pictures") or []):
         raise _corrupt(metrics, "it needs schema 1, a list of records, and pictures with name, title and caption")
+    for key, kind in KINDS.items():
+        if not isinstance(found := facts.get(key) or kind(), kind):
+            raise _corrupt(metrics, f"{key} is a {type(found).__name__}, and must be a {kind.__name__}")
+    if not all(isinstance(name, str) for key in TEXTS for name in facts.get(key) or ()):
+        raise _corrupt(metrics, f"{', '.join(TEXTS)} must be lists of text")
     seeds = [read_run(_inside(folder, name, metrics)) for name in facts.get("seed_folders") or ()]
     text = _read_text(folder / "recipe.yaml") or (seeds[0].recipe_text if seeds else "")
     return RunFolder(
@@ -122,7 +138,7 @@ def read_curves(path: Path) -> TrainingCurves:
     if not path.is_file():
         return {}
     found: dict[str, dict[float, float]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
+    with reading(path, "Delete the file."), path.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
             step = _number(row.pop("step", None))
             for column, cell in row.items():
@@ -159,9 +175,10 @@ def _text_table(path: Path) -> TextTable:
 
 
 def _read_recipe(text: str, path: Path) -> dict[str, Any]:
+    parse(text, str(path))  # refuses what is too deep, or too large once its aliases are expanded
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. a date that there is not
         raise _corrupt(path, f"it is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise _corrupt(path, "it is missing, or holds no recipe")
@@ -177,7 +194,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise RecipeError(f"{path} is missing: {remedy}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"it is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise _corrupt(path, "it is not a mapping")

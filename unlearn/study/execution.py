@@ -48,9 +48,9 @@ class Part:
         """Its state: done, gate missed, failed, unfinished or not run."""
         try:
             status = json.loads((self.folder / "run.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return "not run"
-        if status.get("hash") != self.hash:
+        if not isinstance(status, dict) or status.get("hash") != self.hash:
             return "not run"
         if status.get("status") != "done":
             return "failed" if status.get("status") == "failed" else "unfinished"

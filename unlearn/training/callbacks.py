@@ -18,12 +18,12 @@ from lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
+from unlearn.core.boundary import reading
 from unlearn.core.distributed import rank, sum_over_ranks
-from unlearn.core.errors import Diverged, RecipeError
+from unlearn.core.errors import Diverged
 from unlearn.core.files import write_text
 from unlearn.core.shown import one_line
-from unlearn.models.base import not_finite, some
-from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
+from unlearn.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from unlearn.training.module import UnlearningModule
 
 
@@ -50,17 +50,15 @@ class Checkpoints(Callback):
         if not self.path.is_file():
             return None
         state = load_checkpoint(self.path)
-        weights = {name: value for phase in state["parameters"] for name, value in phase.items()}
-        if wrong := not_finite({**state["buffers"], **weights}):
-            raise RecipeError(
-                f"The checkpoint {self.path} holds weights that are not finite, in {some(wrong)}. "
-                "Delete it to start this run from its beginning, or type resume= with another run."
-            )
-        self.before = float(state["seconds"])
-        module.resume_from(state)
-        for callback in callbacks:
-            if callback.state_key in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][callback.state_key])
+        with restoring(self.path):
+            self.before = float(state["seconds"])
+            step, steps = state["step"], module.primary.optim.steps
+            if not isinstance(step, int) or step > steps:
+                raise ValueError(f"it is of step {step!r:.40}, and the recipe takes {steps}")
+            module.resume_from(state)
+            for callback in callbacks:
+                if callback.state_key in state["callbacks"]:
+                    callback.load_state_dict(state["callbacks"][callback.state_key])
         return state
 
     @override
@@ -103,8 +101,9 @@ class Curves(Callback):
     @override
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if self.path.is_file() and rank() == 0:
-            with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < module.step_count]
+            with reading(self.path, "Delete the file."), self.path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if str(row.get("step")).isdecimal() and None not in row]
+            self.rows = [row for row in rows if int(row["step"]) < module.step_count]
         self.columns = dict.fromkeys(key for row in self.rows for key in row)
 
     @override

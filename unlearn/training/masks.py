@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,28 +38,29 @@ class EntryMasks(Callback):
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         parameters = module.primary.parameters
         if self.masks:
-            self.masks = {name: mask.to(parameters[name].device) for name, mask in self.masks.items()}
+            kept = self._checked(self.masks, parameters)
+            self.masks = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
         else:
             steps = trainer.train_dataloader.dataset  # type: ignore[union-attr]
             passes = max(1, len(steps.splits["forget"]) // steps.sizes["forget"])
             batches = [steps[index] for index in range(min(passes, _MOST_BATCHES))]
             terms = {"training_loss": TrainingLoss()} if self.scope.by_training_loss else None
-            self.masks = self._made(module.forget_gradient(batches, terms))
+            gradients = module.forget_gradient(batches, terms)
+            self.masks = self._checked(self.scope.masks(gradients), gradients)
             self.say(scope_lines(module, self.masks))
         held = HeldEntries(parameters, self.masks)
         # right after the optimizer's step, before the weights enter the EMA
         optimizer: torch.optim.Optimizer = module.plain_optimizers()[module.phases.index(module.primary)]
         optimizer.register_step_post_hook(lambda *_: held.restore())
 
-    def _made(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the scope's masks. Raises RecipeError where one is no mask of a trained parameter."""
+    def _checked(self, masks: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return masks. Raises RecipeError where one is no mask of a trained parameter."""
         who = f"{named('scope', self.scope)}: masks"
-        found = promised(self.scope.masks(gradients), dict, who)
-        for name, mask in found.items():
-            fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and name in gradients
-            if not fits or mask.shape != gradients[name].shape:
+        for name, mask in promised(masks, dict, who).items():
+            fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and name in parameters
+            if not fits or mask.shape != parameters[name].shape:
                 raise RecipeError(f"{who}[{name!r}] must be bools of the shape of a trained parameter of that name.")
-        return found
+        return masks
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from unlearn.config.schema import Gate, Select
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record, find
 from unlearn.data.base import Split
+from unlearn.training.checkpoint import restoring
 from unlearn.training.module import UnlearningModule
 
 Measure = Callable[[Mapping[str, Any], Mapping[str, Split]], list[Record]]
@@ -60,7 +61,11 @@ class ModelSelection(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.missed = state_dict["best"], state_dict["missed"]
+        best = state_dict["best"]
+        self.best, self.missed = dict(best), int(state_dict["missed"])
+        if best:
+            self.best |= {"step": int(best["step"]), "parameters": dict(best["parameters"])}
+            self.best |= {key: float(best[key]) for key in ("distance", "excess")}
 
     @override
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
@@ -95,7 +100,8 @@ class ModelSelection(Callback):
     def apply(self, module: UnlearningModule) -> None:
         """Replace the module's trained weights by the best ones, if any were kept."""
         for name, value in self.best.get("parameters", {}).items():
-            module.primary.parameters[name].copy_(value)
+            with restoring("of the run"):
+                module.primary.parameters[name].copy_(value)
 
     def compared(self) -> list[Record]:
         """Return the records of the frozen models, measured once."""

@@ -25,6 +25,7 @@ from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.objectives.base import Context, Objective
 from unlearn.training.average import WeightAverage
+from unlearn.training.checkpoint import restoring
 from unlearn.training.dataloader import StepBatches
 from unlearn.training.gradients import fresh_gradients, norm, take_gradients, watched
 from unlearn.training.losses import StepLog, StepLosses, TermValues
@@ -273,27 +274,24 @@ class UnlearningModule(lightning.LightningModule):
 
     @torch.no_grad()
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Load the weights, buffers, averages and terms' states of a checkpoint."""
-        self.step_count = state["step"]
-        for phase, values in zip(self.phases, state["parameters"], strict=True):
-            for name, parameter in phase.parameters.items():
-                parameter.copy_(values[name])
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(state["buffers"][name])
-        self.states = state["states"]
-        self.combine_states = move_data_to_device(state["combine"], self.device)
-        self.average.values = move_data_to_device(state["average"], self.device)
-        self.goal = state["goal"]
+        """Load the weights, buffers, averages and terms' states. Raises RecipeError where they are no such state's."""
+        with restoring("of the run"):
+            self.step_count = state["step"]
+            for phase, values in zip(self.phases, state["parameters"], strict=True):
+                for name, parameter in phase.parameters.items():
+                    _copy(values[name], parameter)
+            for name, buffer in self.model.named_buffers():
+                _copy(state["buffers"][name], buffer)
+            self.states = {term: dict(state["states"][term]) for term in self.states}
+            self.combine_states = move_data_to_device([dict(kept) for kept in state["combine"]], self.device)
+            self.average.values = move_data_to_device(dict(state["average"]), self.device)
+            self.goal = state["goal"]
 
     def _restore(self, state: dict[str, Any]) -> None:
-        try:
-            self.load_weights(state)
+        self.load_weights(state)
+        with restoring("of the run"):
             for optimizer, saved in zip(self.plain_optimizers(), state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise RecipeError(
-                f"The checkpoint does not fit the model ({error}); was its code changed? Start the recipe anew."
-            ) from error
 
     def plain_optimizers(self) -> list[Optimizer]:
         """Return PyTorch's own optimizers, one per phase, without Lightning's wrapper."""
@@ -315,6 +313,13 @@ class UnlearningModule(lightning.LightningModule):
             split=group,
             auxiliary=next((network for network in own if network is not None), None),
         )
+
+
+def _copy(value: Tensor, place: Tensor) -> None:
+    """Copy a value of a checkpoint into its place; one of another shape would be spread over it."""
+    if value.shape != place.shape:
+        raise ValueError(f"a tensor has shape {tuple(value.shape)} where the model has {tuple(place.shape)}")
+    place.copy_(value)
 
 
 def _no_reference() -> Any:
