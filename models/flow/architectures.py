@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
-from unlearn.core.validation import above, at_least
+from unlearn.core.validation import above, at_least, at_most
 from unlearn.models.flow.layers import (
     ActNorm,
     AdditiveCoupling,
@@ -65,6 +65,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     names = ("depth", "width", "scales", "bins", "temperature", "tail")
     given = SimpleNamespace(**{**dict.fromkeys(names), **settings})  # no architecture has all of them, and None passes
     at_least(given, depth=1, width=1, scales=1, bins=2)
+    at_most(given, depth=1000, width=2**16, scales=32, bins=2**12)  # a file may say anything
     above(given, temperature=0, tail=0)
     if not 0 < settings.get("alpha", 0.1) < 0.5:
         raise ValueError(f"alpha is {settings['alpha']}; it must lie between 0 and 0.5")

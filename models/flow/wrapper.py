@@ -7,18 +7,16 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from nflows import distributions, flows, transforms
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import override
 
+from unlearn.core.boundary import described, reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.folders import check_folder
 from unlearn.core.randomness import Randomness
@@ -208,7 +206,7 @@ class Flow(Wrapper):
         """Build the flow that ``config.json`` describes and read its weights, as float32 or float64."""
         check_folder(folder)
         path = folder / "config.json"
-        with _reading(path):
+        with reading(path, REMEDY):
             about = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(about, dict):
             raise RecipeError(f"{path} holds {type(about).__name__} instead of a mapping. {REMEDY}")
@@ -224,14 +222,14 @@ class Flow(Wrapper):
             flow = build_flow(str(about.get("kind")), shape, levels, about["config"], Randomness(0))
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecipeError(f"{path} does not describe a flow ({error}). {REMEDY}") from error
+        except Exception as error:  # what is described may be of any kind and size
+            raise RecipeError(f"{path} does not describe a flow ({described(error)}). {REMEDY}") from error
         return cls(flow, shape, levels, temperature, about).load_weights(folder)
 
     def load_weights(self, folder: Path | str) -> Self:
         """Read ``model.safetensors`` into this flow; every weight must be there and fit. Returns the flow."""
         path = Path(folder) / "model.safetensors"
-        with _reading(path):
+        with reading(path, REMEDY):
             weights = load_file(path)
         if problem := _misfit(weights, self.flow.state_dict()):
             raise RecipeError(f"{path} does not fit the flow: {problem}. {REMEDY}")
@@ -240,17 +238,6 @@ class Flow(Wrapper):
         self.flow.load_state_dict(weights)
         refuse_not_finite(self.flow, path)
         return self
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Name the file of a model folder that cannot be read while the body runs, in a RecipeError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise RecipeError(f"{path} is missing. {REMEDY}") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read ({error}). {REMEDY}") from error
 
 
 def _misfit(given: dict[str, Tensor], needed: dict[str, Tensor]) -> str:

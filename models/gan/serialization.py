@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
+from unlearn.core.boundary import described
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.folders import check_folder
 from unlearn.models.base import REMEDY, refuse_not_finite, stored_weights
@@ -54,8 +55,10 @@ def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
             raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, BACKENDS)}")
         generator = BACKENDS[kind](about["settings"])
         levels, truncation = int(about["levels"]), float(about["truncation"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path} does not describe a generator ({error}). {REMEDY}") from error
+    except RecipeError:
+        raise
+    except Exception as error:  # what is described may be of any kind and size
+        raise RecipeError(f"{path} does not describe a generator ({described(error)}). {REMEDY}") from error
     path = folder / "model.safetensors"
     try:
         weights = load_file(path)

@@ -137,7 +137,7 @@ def test_a_damaged_run_folder_is_one_message(name, finished, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     chance = random.Random(f"{name} {ROUNDS}")
     main, arguments = COMMANDS[name]
-    number = (6 if name in ("resume", "evaluate") else 30) * ROUNDS
+    number = (5 if name in ("resume", "evaluate") else 12) * ROUNDS
     codes = []
     for _ in range(number):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -193,7 +193,7 @@ class RunDir:
         path = self.folder / "recipe.yaml"
         if not path.is_file():
             raise RecipeError(f"{self.folder} lacks its recipe.yaml, so it cannot go on. Start the recipe anew.")
-        if _digest(path.read_bytes()) not in self.status().get("recipe_files", ()):
+        if _digest(path.read_bytes()) not in (self.status().get("recipe_files") or ()):
             raise RecipeError(
                 f"{path} was changed since the run began, so the two halves would not belong together. "
                 f"Put it back, or start a new run: python -m unlearn.run recipe={path} output=FOLDER"
