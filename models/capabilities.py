@@ -154,8 +154,12 @@ class Denoises(Model, Protocol):
     def tables(self) -> list[nn.Embedding]:
         """Return the embedding tables of its conditions: words, or classes."""
 
-    def prompts(self, texts: Sequence[str]) -> Condition:
-        """Return conditions of prompts or class names. Raises RecipeError for one that the model does not know."""
+    def prompts(self, texts: Sequence[str], whole: bool = False) -> Condition:
+        """Return conditions of prompts or class names.
+
+        Raises:
+            RecipeError: the model does not know one, or the ``whole`` of a prompt is asked and cannot be read.
+        """
 
     def latents(self, batch: Batch, randomness: Randomness) -> Tensor:
         """Return the clean items x_0 of a batch of images, (B, C, H, W). Raises RecipeError where items have none."""

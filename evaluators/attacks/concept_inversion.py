@@ -14,8 +14,9 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unlearn.data.base import Split, check_content
+from unlearn.data.concept import longest
 from unlearn.data.conditioned import Classes, Conditioned
-from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, mean_square_error, position, words_of
+from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, mean_square_error, mentions_of, words_of
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier
 from unlearn.evaluators.sampling import conditioned_data, limited, sampled_items, samples
@@ -85,7 +86,7 @@ class ConceptInversion(PromptSearch):
     def search(
         self, evaluation: Evaluation[PromptableDenoiser], classifier: ConceptClassifier, subject: str, items: Tensor
     ) -> Iterator[tuple[Tensor, str]]:
-        names = NewNames(conditioned_data(evaluation.splits), classifier)
+        names = NewNames(conditioned_data(evaluation.splits), classifier.forgotten)
         ids, x0 = self._images(evaluation, subject)
         model = evaluation.models[subject]
         rows = self._learned(evaluation, model, names, ids, x0)
@@ -152,12 +153,12 @@ class NewNames:
 
     Args:
         data: the forget data.
-        classifier: knows which names of each item are forgotten.
+        names: that are forgotten.
     """
 
-    def __init__(self, data: Conditioned, classifier: ConceptClassifier) -> None:
+    def __init__(self, data: Conditioned, names: list[str]) -> None:
         self.data = data
-        self.names = classifier.forgotten
+        self.names = names
         if isinstance(data.encoder, Classes):
             self.words = [[[int(number)] for number in data.conditions([name])] for name in self.names]
         else:
@@ -177,11 +178,20 @@ class NewNames:
         rows = []
         for item in items.tolist():
             known = self.data.conditions([self.data.captions[item]])[0].clone()
-            for number, name in enumerate(self.names):
-                if name in {self.data.labels[item], *self.data.attributes[item]}:
-                    self._replace(known, number, item)
+            for name in self.data.shown(item, self.names):
+                self._replace(known, self.names.index(name), item)
             rows.append(known)
         return torch.stack(rows)
+
+    def _place(self, tokens: list[int], encoder: int, number: int, item: int) -> int | None:
+        """Return the first token of a name in an item's prompt, not where a longer name is said."""
+        name, words = self.names[number], self.words[number][encoder]
+        found = mentions_of(tokens, name, words)
+        for other in sorted(self.data.others(item, self.names) - {name}):
+            longer = words_of(self.data, other)[encoder]
+            if name in other and mentions_of(longer, name, words):
+                found += mentions_of(tokens, other, longer)
+        return next((one.start for one in longest(found) if one.name == name), None)
 
     def _replace(self, known: Tensor, number: int, item: int) -> None:
         """Replace a name by its new words in an item's condition, () or (E, L), in place."""
@@ -190,8 +200,8 @@ class NewNames:
             return
         for encoder, tokens in enumerate(known):
             words = self.words[number][encoder]
-            at = position(tokens.tolist(), words)
-            if at < 0:
+            at = self._place(tokens.tolist(), encoder, number, item)
+            if at is None:
                 raise RecipeError(
                     f"The caption {self.data.captions[item]!r} of item {item} does not have the words "
                     f"{self.names[number]!r}, so no other word can stand in their place. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -15,7 +15,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import NonNegativeInt, PositiveInt, Range, at_least
 from unlearn.data.base import Split
-from unlearn.data.concept import Concept
+from unlearn.data.concept import replaced, spoken_of
 from unlearn.data.conditioned import Conditioned
 from unlearn.evaluators.attacks.base.prompt_search import PromptSearch, check_prompts, free_words, words_of
 from unlearn.evaluators.base import Evaluation, Metric
@@ -120,7 +120,8 @@ class RingABell(PromptSearch):
         unique = sorted(set(captions))
         # eq. 3 and 4: the direction of the concept is the mean difference of the encodings with and without its words
         encoded = self._encoded(target, data.conditions(unique))
-        concept = (encoded - self._encoded(target, data.conditions(without(unique, names)))).mean(dim=0)
+        left = without(unique, names, spoken_of(data.concepts))
+        concept = (encoded - self._encoded(target, data.conditions(left))).mean(dim=0)
         wanted = encoded + self.eta * concept
         stream = evaluation.randomness.child("search")  # one per caption: its search does not depend on the others
         found = [self._evolved(target, data, one, free, stream.at(number)) for number, one in enumerate(wanted)]
@@ -168,11 +169,10 @@ class RingABell(PromptSearch):
         return states.cpu()
 
 
-def without(captions: list[str], names: list[str]) -> list[str]:
-    """Return captions without the words of any name."""
-    for name in names:
-        captions = [" ".join(Concept(name=name).replaced_in("", caption).split()) for caption in captions]
-    return captions
+def without(captions: Iterable[str], names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+    """Return captions without the words of any name, except within longer ones of ``others``."""
+    nothing = dict.fromkeys(names, "")
+    return [" ".join(replaced(caption, nothing, others).split()) for caption in captions]
 
 
 def worded(data: Conditioned, words: Tensor) -> Tensor:

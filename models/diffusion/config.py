@@ -205,7 +205,7 @@ class TextUNet(NewDiffusionConfig):
         taken = () if self.words is not None else tuple(sorted({word for text in captions for word in text.split()}))
         fingerprint = hashlib.sha256(repr((self.words or taken, self.length)).encode()).hexdigest()[:16]
         side = TextSide([], [self.tokenizer(taken)])
-        return Prompts(side.tokens, fingerprint, words=taken, check=side.refuse_unknown)
+        return Prompts(side.tokens, fingerprint, words=taken, check=side.refuse_unknown, cut=side.cut)
 
     def tokenizer(self, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         """Return a tokenizer of whole words, its own or those of the data; the end token pads, as in CLIP."""

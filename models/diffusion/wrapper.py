@@ -79,7 +79,7 @@ class Diffusion(Wrapper):
         self.saved = saved or {}
         self.guard = guard
         if guard is not None:
-            self.prompts(guard.prompts)  # refuses a class that the model does not know
+            self.prompts(guard.prompts, whole=True)  # refuses a class that the model does not know
         self.eval()
 
     def parts(self) -> DiffusionParts:
@@ -117,7 +117,8 @@ class Diffusion(Wrapper):
     @override
     def read(self, dataset: Dataset) -> Dataset:
         if self.text is not None:
-            return Conditioned(dataset, Prompts(self.text.tokens, check=self.text.refuse_unknown))
+            encoder = Prompts(self.text.tokens, check=self.text.refuse_unknown, cut=self.text.cut)
+            return Conditioned(dataset, encoder)
         return Conditioned(dataset, Classes(self.settings.classes or ()))
 
     @override
@@ -138,11 +139,13 @@ class Diffusion(Wrapper):
         """Return the conditions of the items of a batch: classes (B,) or tokens (B, E, L)."""
         return Condition(tokens=batch["tokens"]) if self.text is not None else Condition(classes=batch["class"])
 
-    def prompts(self, texts: Sequence[str]) -> Condition:
-        """Return conditions of prompts, or of class names for a model that takes classes."""
+    def prompts(self, texts: Sequence[str], whole: bool = False) -> Condition:
+        """Return conditions of prompts, or of class names; refuse a prompt to be cut off if the ``whole`` is asked."""
         device = self.alphas.device
         if self.text is not None:
             self.text.refuse_unknown(texts)
+            if whole:
+                self.text.refuse_cut(texts)
             return Condition(tokens=self.text.tokens(texts).to(device))
         known = self.settings.classes or ()
         for name in texts:

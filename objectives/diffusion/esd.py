@@ -45,7 +45,7 @@ class ESD(NoisyStateObjective[Denoises]):
     @override
     def prepare(self, model: Denoises, context: Context[Denoises]) -> None:
         if self.erase_from is not None:
-            model.prompts([self.erase_from])  # refuses a class that the model does not know
+            model.prompts([self.erase_from], whole=True)  # refuses a class that the model does not know
         super().prepare(model, context)
 
     def __call__(self, model: Denoises, batch: Batch, context: Context[Denoises]) -> Values:

@@ -148,7 +148,7 @@ class SFD(Objective[PipelineDenoiser]):
                     f"sfd: override={how} asks for words that may take an item's place, and what is forgotten is "
                     "no label. Type overrides=[WORD, ...]."
                 )
-            model.prompts(words)  # refuses a class that there is not
+            model.prompts(words, whole=True)  # refuses a class that there is not
             known = self._judge(context).labels if how in BY_JUDGE else words
             if unknown := sorted(set(words) - set(known)):
                 raise RecipeError(

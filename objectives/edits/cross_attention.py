@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
-from unlearn.data.concept import Concept
+from unlearn.data.concept import Concept, mentions, replaced, spoken_of
 from unlearn.models.capabilities import Denoises
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.ridge_regression import Kept, Rows
@@ -91,9 +90,12 @@ def effective(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def asked(concepts: Sequence[Concept], captions: Sequence[str]) -> list[Asked]:
-    """Return the prompts that ask for concepts: one per template, and the captions that name one."""
-    found = []
+def asked(concepts: Sequence[Concept], captions: Sequence[str], labels: Iterable[str] = ()) -> list[Asked]:
+    """Return the prompts that ask for concepts: one per template, and the captions that name one.
+
+    A name within a longer one, of concepts or of ``labels`` that stay, is not named.
+    """
+    found, names = [], spoken_of(concepts).union(labels)
     for concept in concepts:
         anchor = concept.anchor
         for template in concept.templates:
@@ -101,17 +103,20 @@ def asked(concepts: Sequence[Concept], captions: Sequence[str]) -> list[Asked]:
             entry = Asked(f"{before}{concept.name}{behind}", len(before) + len(concept.name))
             found.append(entry if anchor is None else entry.guided(before, anchor, behind))
         for caption in captions:
-            if named := _named(concept.name, caption):  # the last of its names is the subject
-                before, behind = caption[: named[-1].start()], caption[named[-1].end() :]
-                entry = Asked(caption, named[-1].end())
-                found.append(entry if anchor is None else entry.guided(concept.anchored(before), anchor, behind))
+            if named := [one for one in mentions(caption, names) if one.name == concept.name]:
+                subject = named[-1]  # the last of its names
+                before, behind = caption[: subject.start], caption[subject.end :]
+                entry = Asked(caption, subject.end)
+                guided = replaced(before, {concept.name: anchor or ""}, names)
+                found.append(entry if anchor is None else entry.guided(guided, anchor, behind))
     return list(dict.fromkeys(found))
 
 
-def kept_prompts(concepts: Sequence[Concept], captions: Sequence[str]) -> list[str]:
+def kept_prompts(concepts: Sequence[Concept], captions: Sequence[str], labels: Iterable[str] = ()) -> list[str]:
     """Return the prompts that stay: the empty one, the concepts' retain lists, and captions that name no concept."""
+    forgotten, names = {concept.name for concept in concepts}, spoken_of(concepts).union(labels)
     words = [template.replace("{}", word) for c in concepts for word in c.retain for template in c.templates]
-    others = [caption for caption in captions if not any(_named(c.name, caption) for c in concepts)]
+    others = [caption for caption in captions if forgotten.isdisjoint(one.name for one in mentions(caption, names))]
     return list(dict.fromkeys(["", *words, *others]))
 
 
@@ -120,6 +125,13 @@ def captions_of(split: Split, most: int) -> list[str]:
     captions = getattr(split.dataset, "captions", split.dataset.labels)
     found = sorted({captions[index] for index in split.ids.tolist()})
     return found if len(found) <= most else [found[index * len(found) // most] for index in range(most)]
+
+
+def labels_of(split: Split, concepts: Sequence[Concept]) -> set[str]:
+    """Return the labels and attributes of a split's items that hold the name of a concept."""
+    labels, attributes = split.dataset.labels, split.dataset.attributes
+    found = {name for index in split.ids.tolist() for name in (labels[index], *attributes[index])}
+    return {name for name in found if any(concept.name in name for concept in concepts)}
 
 
 @torch.no_grad()
@@ -186,11 +198,6 @@ def _last_tokens(model: Diffusion, beginnings: Sequence[str]) -> list[int]:
     """Return the place of the last token of each beginning of a prompt; 0, the start token, for an empty one."""
     assert model.text is not None
     return [int(length) - 2 for length in model.text.lengths(beginnings)]
-
-
-def _named(name: str, caption: str) -> list[re.Match[str]]:
-    """Return where a caption says a name; words, not letters, are compared."""
-    return list(re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption))
 
 
 def _base(layer: Any) -> nn.Linear:

@@ -26,6 +26,7 @@ from unlearn.objectives.edits.cross_attention import (
     kept_of,
     kept_prompts,
     keys_and_values,
+    labels_of,
     rows_of,
     text_to_image,
 )
@@ -86,8 +87,9 @@ class UCE(Edit[Denoises]):
     def requests(self, model: Diffusion, splits: Mapping[str, Split]) -> tuple[Rows, Kept]:
         """Return what is to change and what is to stay, from the concepts and captions of the data."""
         concepts = concepts_of(splits)
-        changing = asked(concepts, captions_of(splits["forget"], self.captions))
-        staying = kept_prompts(concepts, captions_of(splits["retain"], self.captions))
+        labels = labels_of(splits["retain"], concepts)
+        changing = asked(concepts, captions_of(splits["forget"], self.captions), labels)
+        staying = kept_prompts(concepts, captions_of(splits["retain"], self.captions), labels)
         log.info(
             "%d prompts change (%s), %d stay (%s)",
             len(changing),

@@ -11,11 +11,14 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Selection
 from unlearn.data.coloured_digits import COLOURS, DIGIT_WORDS, ColouredDigits
-from unlearn.data.concept import Concept
+from unlearn.data.concept import Concept, mentions, replaced
 from unlearn.data.conditioned import Classes, Conditioned, Prompts
 from unlearn.data.digits import Digits
 from unlearn.data.mnist import Mnist
+from unlearn.data.prompts import Prompted
 from unlearn.data.splits import make_splits
+from unlearn.models.diffusion.config import TextUNet
+from unlearn.models.diffusion.text_encoder import TextSide
 
 ALL: list[Conditioning] = ["class", "text", "dit"]
 
@@ -35,20 +38,41 @@ ALL: list[Conditioning] = ["class", "text", "dit"]
     ],
 )
 def test_the_anchor_takes_the_place_of_words_not_of_letters(prompt: str, anchored: str) -> None:
-    assert Concept(name="three", anchor="eight").anchored(prompt) == anchored
+    assert replaced(prompt, {"three": "eight"}) == anchored
 
 
 def test_names_of_several_words_and_signs_are_taken_as_they_stand() -> None:
-    concept = Concept(name="Van Gogh (1890)", anchor=r"a \1 painter")
-    assert concept.anchored("by Van Gogh (1890), late") == r"by a \1 painter, late"
-    assert concept.anchored("by Van Goghs (1890)") == "by Van Goghs (1890)"
+    instead = {"Van Gogh (1890)": r"a \1 painter"}
+    assert replaced("by Van Gogh (1890), late", instead) == r"by a \1 painter, late"
+    assert replaced("by Van Goghs (1890)", instead) == "by Van Goghs (1890)"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a dog eats a hot dog", ["dog", "hot dog"]),
+        ("a hot dog stand", ["hot dog stand"]),
+        ("a sports car wash", ["sports car"]),  # of two that overlap the longer, wherever it begins
+        ("a hot car wash", ["car wash"]),
+        ("dogs and hotdogs", []),
+    ],
+)
+def test_of_names_that_overlap_the_longest_is_said(prompt: str, said: list[str]) -> None:
+    names = ["dog", "hot dog", "hot dog stand", "car", "sports car", "car wash", ""]
+    assert [one.name for one in mentions(prompt, names)] == said
+    assert all(prompt[one.start : one.end] == one.name for one in mentions(prompt, names))
+
+
+def test_words_are_replaced_at_once_and_not_within_longer_names() -> None:
+    """Nothing that takes a name's place is replaced again: a hot dog becomes a dog, and that stays one."""
+    both = {"dog": "cat", "hot dog": "dog"}
+    assert replaced("a hot dog and a dog", both) == "a dog and a cat"
+    assert replaced("a hot dog and a dog", {"dog": "cat"}, ["hot dog"]) == "a hot dog and a cat"
 
 
 def test_a_concept_is_a_record() -> None:
     concept = Concept(name="three", templates=["a red {}", "{}"])
     assert concept.prompts() == ["a red three", "three"]
-    with pytest.raises(ValueError, match="has no anchor"):
-        concept.anchored("three")
     for wrong, message in (
         ({}, "needs a name"),
         ({"name": "three", "anchor": "three"}, "is itself"),
@@ -172,6 +196,48 @@ def test_an_item_of_two_concepts_is_told_both_anchors() -> None:
     half = [concepts[0], Concept(name="red")]
     data = Conditioned(ColouredDigits(concepts=half).load(), CONFIGS["text"].conditioner(ColouredDigits().load()))
     assert data.having_form("anchor")[ids].tolist() == [False, False, True]
+
+
+def nested(*forgotten: Concept, **captions: tuple[str, set[str]]) -> Conditioned:
+    """Return items by caption (blanks are underscores), each with its label and attributes."""
+    base = Prompted({"forget": [(caption.replace("_", " "), label) for caption, (label, _) in captions.items()]}, [])
+    base.concepts, base.attributes = list(forgotten), [frozenset(more) for _, more in captions.values()]
+    tokenizer = TextUNet(words=("a", "hot", "dog", "cat", "sports", "car", "van", "with", "big")).tokenizer()
+    return Conditioned(base, Prompts(TextSide([], [tokenizer]).tokens))
+
+
+def anchors(data: Conditioned) -> list[str]:
+    """Return which prompt each item with an anchor becomes."""
+    return [data._anchor_of(index) for index in data.having_form("anchor").nonzero().flatten().tolist()]
+
+
+def test_of_two_concepts_with_one_name_within_the_other_the_longer_is_shown() -> None:
+    """The words of a drawing's name are its attributes: a hot dog has the attribute "dog" and shows none."""
+    dog, hot_dog = Concept(name="dog", anchor="cat"), Concept(name="hot dog", anchor="dog")
+    items = {"a_dog": ("dog", set()), "a_hot_dog": ("hot dog", {"hot", "dog"}), "a_dog_with_a_hot_dog": ("dog", set())}
+    both = nested(dog, hot_dog, **items)
+    assert [both.shown(index, ["dog", "hot dog"]) for index in range(3)] == [["dog"], ["hot dog"], ["dog"]]
+    assert anchors(both) == anchors(nested(hot_dog, dog, **items)) == ["a cat", "a dog", "a cat with a hot dog"]
+    assert torch.equal(both.instead(torch.tensor([1, 2]), ["car", "car"])["tokens"],
+                       both.conditions(["a car", "a car with a hot dog"]))  # fmt: skip
+    with pytest.raises(RecipeError, match=r"holds 'a hot dog', which shows none of data.concepts: dog, cat"):
+        kept = Concept(name="dog", anchor="cat", retain=["hot dog"])  # what is retained is a name too
+        nested(kept, Concept(name="cat"), **items, a_cat=("cat", set())).check_forget(torch.arange(4))
+
+
+def test_labels_of_other_items_go_before_a_name_within_them() -> None:
+    """One's own label does not: an item with the attribute "car" shows it, whatever the label calls it."""
+    car = Concept(name="car", anchor="van")
+    items = {"a_car_with_a_sports_car": ("car", set()), "a_big_car": ("big car", {"car"}), "a": ("sports car", set())}
+    assert anchors(nested(car, **items)) == ["a van with a sports car", "a big van"]
+
+
+def test_a_class_within_another_classs_name_is_another() -> None:
+    concepts = [Concept(name="dog", anchor="cat"), Concept(name="hot dog", anchor="cat")]
+    base = Prompted({"forget": [(name, name) for name in ("dog", "hot dog", "cat")]}, concepts)
+    data = Conditioned(base, Classes(("cat", "dog", "hot dog")))
+    assert [data.shown(index, ["dog", "hot dog"]) for index in range(3)] == [["dog"], ["hot dog"], []]
+    assert data.form("anchor", torch.tensor([0, 1]))["class"].tolist() == [0, 0]
 
 
 def test_a_class_number_is_the_place_among_the_names() -> None:

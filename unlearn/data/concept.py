@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -43,12 +44,46 @@ class Concept:
         """Return the prompts that ask for it, one per template."""
         return [template.replace("{}", self.name) for template in self.templates]
 
-    def anchored(self, prompt: str) -> str:
-        """Return a prompt with the anchor's words in place of the concept's; only whole words are replaced."""
-        if self.anchor is None:
-            raise ValueError(f"the concept {self.name!r} has no anchor")
-        return self.replaced_in(self.anchor, prompt)
 
-    def replaced_in(self, words: str, prompt: str) -> str:
-        """Return a prompt with other words in place of the concept's."""
-        return re.sub(rf"(?<!\w){re.escape(self.name)}(?!\w)", lambda _: words, prompt)
+@dataclass(frozen=True)
+class Mention:
+    """A name in a prompt: its characters (or tokens) ``start`` ... ``end`` - 1."""
+
+    name: str
+    start: int
+    end: int
+
+
+def longest(found: Iterable[Mention]) -> list[Mention]:
+    """Return mentions in their order; of those that overlap the longest stays, of equally long ones the first."""
+    kept: list[Mention] = []
+    for one in sorted(found, key=lambda one: (one.start - one.end, one.start)):
+        if all(one.end <= other.start or other.end <= one.start for other in kept):
+            kept.append(one)
+    return sorted(kept, key=lambda one: one.start)
+
+
+def mentions(prompt: str, names: Iterable[str]) -> list[Mention]:
+    """Return where a prompt says names, as whole words; "hot dog" does not say "dog" where both are names."""
+    return longest(
+        Mention(name, found.start(), found.end())
+        for name in sorted(set(names) - {""})
+        for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", prompt)
+    )
+
+
+def replaced(prompt: str, instead: Mapping[str, str], names: Iterable[str] = ()) -> str:
+    """Return a prompt with other words in place of the names in ``instead``, except within longer ones of ``names``."""
+    parts, end = [], 0
+    for one in mentions(prompt, {*instead, *names}):
+        if one.name in instead:
+            parts += [prompt[end : one.start], instead[one.name]]
+            end = one.end
+    return "".join([*parts, prompt[end:]])
+
+
+def spoken_of(concepts: Iterable[Concept]) -> frozenset[str]:
+    """Return the names that concepts speak of: their own, their anchors, and what they retain."""
+    return frozenset(
+        name for concept in concepts for name in (concept.name, concept.anchor, *concept.retain) if name is not None
+    )

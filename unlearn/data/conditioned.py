@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.data.base import Batch, Dataset
-from unlearn.data.concept import Concept
+from unlearn.data.concept import Concept, mentions, replaced, spoken_of
 
 
 class ConditionEncoder(Protocol):
@@ -61,6 +62,7 @@ class Prompts:
         fingerprint: a hash of the tokenizer.
         words: the data's words, from which a new model's tokenizer is made if its settings name none.
         check: raises RecipeError for prompts with words that the tokenizer does not know.
+        cut: returns those of some prompts that are longer than the text encoder reads; by default it reads all.
     """
 
     tokens: Callable[[Sequence[str]], Tensor]
@@ -68,6 +70,7 @@ class Prompts:
     key: str = "tokens"
     words: tuple[str, ...] = ()
     check: Callable[[Sequence[str]], None] | None = None
+    cut: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
 
     def info(self) -> dict[str, Any]:
         """Return what the tokens depend on."""
@@ -99,15 +102,14 @@ class Conditioned(Dataset):
         unique = sorted(set(self.captions))
         self._conditions = dict(zip(unique, encoder(unique), strict=True))
         _check_classes(encoder, unique, "The label")
+        self._names, self._longer = frozenset(base.names), dict[frozenset[str], frozenset[str]]()
         for concept in self.concepts:
             self._check(concept)
         named = [concept.name for concept in self.concepts]
         if twice := {name for name in named if named.count(name) > 1}:
             raise RecipeError(f"data.concepts has two records of {min(twice)!r}. Make them one.")
-        self._shown = [
-            [concept for concept in self.concepts if concept.name == label or concept.name in attributes]
-            for label, attributes in zip(self.labels, self.attributes, strict=True)
-        ]
+        by_name = {concept.name: concept for concept in self.concepts}
+        self._shown = [[by_name[name] for name in self.shown(index, by_name)] for index in range(len(base))]
         self._anchored = torch.tensor(
             [bool(shown) and all(concept.anchor is not None for concept in shown) for shown in self._shown]
         )
@@ -133,9 +135,9 @@ class Conditioned(Dataset):
 
     @override
     def check_forget(self, ids: Tensor) -> None:
-        """Check that every forget item shows a concept, and that every concept is shown by a forget item."""
+        """Check that every forget item shows a concept whose words are read, and every concept is shown by one."""
         if not self.concepts:
-            return
+            return self._check_read(ids)
         named = [concept.name for concept in self.concepts]
         shown = {concept.name for index in ids.tolist() for concept in self._shown[index]}
         strange = [self.captions[index] for index in ids.tolist() if not self._shown[index]]
@@ -145,7 +147,7 @@ class Conditioned(Dataset):
         elif left:
             what = f"data.concepts names {left[0]!r}, and no forget item shows it"
         else:
-            return
+            return self._check_read(ids)
         raise RecipeError(
             f"{what}. Both say what to forget. Type data.forget.label=[NAME] "
             '"data.concepts=[{name: NAME, anchor: OTHER}]" with the same names.'
@@ -157,8 +159,46 @@ class Conditioned(Dataset):
             return self._with(words, ids)
         concepts = [next(iter(self._shown[index]), Concept(name=self.labels[index])) for index in ids.tolist()]
         captions = [self.captions[index] for index in ids.tolist()]
-        replaced = [one.replaced_in(word, text) for one, word, text in zip(concepts, words, captions, strict=True)]
-        return self._with(replaced, ids)
+        rows = zip(ids.tolist(), concepts, words, captions, strict=True)
+        return self._with(
+            [replaced(text, {one.name: word}, self.others(index, [one.name])) for index, one, word, text in rows], ids
+        )
+
+    @override
+    def remarks(self, ids: Tensor) -> list[str]:
+        """Say how many prompts are cut off."""
+        found = self.base.remarks(ids)
+        if isinstance(self.encoder, Prompts):
+            prompts = [self.captions[index] for index in ids.tolist()]
+            if cut := self.encoder.cut(prompts):
+                found.append(
+                    f"{len(cut):,} of {len(ids):,} prompts are longer than the {self.conditions(['']).shape[-1]} "
+                    "tokens that the text encoder reads, and are cut off."
+                )
+        return found
+
+    def shown(self, index: int, names: Iterable[str]) -> list[str]:
+        """Return which of some names an item shows: its label and attributes are taken at their word.
+
+        Not shown is a name that the item's caption says within a longer one only: "hot dog" shows no dog.
+        """
+        own = {self.labels[index], *self.attributes[index]}
+        if not (found := [name for name in names if name in own]):
+            return []
+        caption = self.captions[index]
+        said = {one.name for one in mentions(caption, {*found, *self.others(index, found)})}
+        return [name for name in found if name in said or not mentions(caption, [name])]
+
+    def others(self, index: int, names: Iterable[str]) -> frozenset[str]:
+        """Return the names that go before some names in an item's caption where they hold them.
+
+        These are all that concepts speak of, and the labels of other items.
+        """
+        spoken = spoken_of(self.concepts) | {*names}
+        if spoken not in self._longer:
+            within = re.compile("|".join(map(re.escape, sorted(spoken))))
+            self._longer[spoken] = frozenset(name for name in self._names if within.search(name))
+        return spoken | (self._longer[spoken] - {self.labels[index], *self.attributes[index]})
 
     def conditions(self, words: Sequence[str]) -> Tensor:
         """Return the conditions of words, (B, ...)."""
@@ -181,23 +221,47 @@ class Conditioned(Dataset):
             )
         if isinstance(self.encoder, Classes):
             return str(shown[0].anchor)
-        for concept in shown:
-            anchored = concept.anchored(caption)
-            if anchored == caption:
+        instead = {concept.name: str(concept.anchor) for concept in shown}
+        others = self.others(index, instead)
+        said = {one.name for one in mentions(caption, {*instead, *others})}
+        for name in instead:
+            if name not in said:
                 raise RecipeError(
-                    f"data.concepts: the caption {caption!r} of item {index} does not have the words {concept.name!r}, "
+                    f"data.concepts: the caption {caption!r} of item {index} does not have the words {name!r}, "
                     "so the anchor cannot stand in their place. Name the concept as it stands in the captions."
                 )
-            caption = anchored
-        return caption
+        return replaced(caption, instead, others)
+
+    def _check_read(self, ids: Tensor) -> None:
+        """Raise RecipeError for a concept's words, or an item's label, behind the end of what a text encoder reads."""
+        if not isinstance(self.encoder, Prompts):
+            return
+        probes = torch.nonzero(self.is_test).flatten() if self.prompts_only else ids[:0]
+        beginnings = {}
+        for index in torch.cat([ids, probes]).tolist():
+            caption = self.captions[index]
+            anchors = {one.name: one.anchor for one in self._shown[index]} or {self.labels[index]: None}
+            places = mentions(caption, {*anchors, *self.others(index, anchors)})
+            first = {one.name: one.start for one in reversed(places) if one.name in anchors}
+            beginnings |= {
+                caption[:start] + text: text for name, start in first.items() for text in (name, anchors[name]) if text
+            }
+        for lost in self.encoder.cut(list(beginnings)):
+            raise RecipeError(
+                f"data: {lost!r} has more tokens than the {self.conditions(['']).shape[-1]} that the text encoder "
+                f"reads, so {beginnings[lost]!r} would be cut off. Type a shorter prompt."
+            )
 
     def _check(self, concept: Concept) -> None:
         """Raise RecipeError for a concept that no item shows, and for words that are not classes of the model."""
         if concept.name not in self.names:
             raise RecipeError(f"data.concepts: no item is {concept.name!r}. {did_you_mean(concept.name, self.names)}")
         words = [concept.name, *([concept.anchor] if concept.anchor else ()), *concept.retain]
-        if isinstance(self.encoder, Prompts) and self.encoder.check is not None:
-            self.encoder.check(words)
+        if isinstance(self.encoder, Prompts):
+            if self.encoder.check is not None:
+                self.encoder.check(words)
+            if lost := self.encoder.cut(words):
+                raise RecipeError(f"data.concepts: {lost[0]!r} is longer than the text encoder reads. Name it shorter.")
         _check_classes(self.encoder, words, "data.concepts:")
 
 

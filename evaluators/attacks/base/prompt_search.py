@@ -14,6 +14,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Batch, Split
+from unlearn.data.concept import Mention
 from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier, concept_classifier
@@ -114,10 +115,12 @@ def words_of(data: Conditioned, text: str) -> list[list[int]]:
     return found
 
 
-def position(tokens: Sequence[int], words: Sequence[int]) -> int:
-    """Return the position of words in a prompt, -1 if they are absent."""
+def mentions_of(tokens: Sequence[int], name: str, words: Sequence[int]) -> list[Mention]:
+    """Return every place where a name's words, at least one, stand in a prompt."""
     n = len(words)
-    return next((at for at in range(len(tokens) - n + 1) if list(tokens[at : at + n]) == list(words)), -1)
+    return [
+        Mention(name, at, at + n) for at in range(len(tokens) - n + 1) if n and list(tokens[at : at + n]) == list(words)
+    ]
 
 
 def mean_square_error(model: PromptableDenoiser, x0: Tensor, noise: Tensor, t: Tensor, conditions: Batch) -> Tensor:

@@ -15,9 +15,13 @@ from tests.toys.painters import (
     word_painter,
 )
 from tests.toys.scripted import evaluation_of
-from unlearn.evaluators.attacks.concept_inversion import ConceptInversion, bounded
+from unlearn.data.conditioned import Conditioned, Prompts
+from unlearn.data.prompts import Prompted
+from unlearn.evaluators.attacks.concept_inversion import ConceptInversion, NewNames, bounded
 from unlearn.evaluators.base import Evaluation
 from unlearn.models.conditioning import Condition
+from unlearn.models.diffusion.config import TextUNet
+from unlearn.models.diffusion.text_encoder import TextSide
 from unlearn.models.diffusion.token_embeddings import new_words
 
 
@@ -70,6 +74,19 @@ def test_new_words_get_a_gradient() -> None:
     kept = model.alphas[500]
     expected = 2 / 64 * (0 - x0.flatten()) * kept / (1 - kept)
     assert torch.allclose(gradient[0], expected, rtol=1e-4)
+
+
+def test_new_words_stand_in_the_place_of_the_longest_name() -> None:
+    """ "dog" in "hot dog" is no dog, whether the hot dog is forgotten too or the label of another item."""
+    words = TextUNet(words=("a", "hot", "dog", "by"))
+    items = [("a hot dog by a dog", "dog"), ("a hot dog", "hot dog"), ("dog", "dog")]
+    base = Prompted({"forget": items}, [])
+    data = Conditioned(base, Prompts(TextSide([], [words.tokenizer()]).tokens))
+    for forgotten, expected in (
+        (["dog", "hot dog"], [[0, 3, 4, 5, 6, 3, -1, 1], [0, 3, -2, -3, 1, 1, 1, 1], [0, -1] + [1] * 6]),
+        (["dog"], [[0, 3, 4, 5, 6, 3, -1, 1], [0, 3, 4, 5, 1, 1, 1, 1], [0, -1] + [1] * 6]),
+    ):
+        assert NewNames(data, forgotten).conditions(torch.arange(3))[:, 0].tolist() == expected
 
 
 def inversion(evaluation: Evaluation, **settings: float) -> dict[str, float]:

@@ -16,7 +16,8 @@ from tests.toys.painters import (
 )
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.evaluators.attacks.base.prompt_search import position, words_of
+from unlearn.data.concept import Mention
+from unlearn.evaluators.attacks.base.prompt_search import mentions_of, words_of
 from unlearn.evaluators.attacks.concept_inversion import ConceptInversion
 from unlearn.evaluators.attacks.image_relearning import ImageRelearning
 from unlearn.evaluators.attacks.ring_a_bell import RingABell
@@ -27,8 +28,10 @@ from unlearn.models.feature_extractors.classifiers import features_for
 def test_words_and_their_places() -> None:
     data = small_splits("text")["forget"].dataset
     three = words_of(data, "three")[0]
-    assert len(three) == 1 and position(data.conditions(["a red three"])[0, 0].tolist(), three) == 3
-    assert position([1, 2, 3], [4]) == -1 and position([1, 2, 3], [2, 3]) == 1
+    said = data.conditions(["a red three"])[0, 0].tolist()
+    assert len(three) == 1 and mentions_of(said, "three", three) == [Mention("three", 3, 4)]
+    assert mentions_of([1, 2, 3], "", [4]) == mentions_of([1], "", []) == []
+    assert mentions_of([1, 2, 3, 2, 3], "it", [2, 3]) == [Mention("it", 1, 3), Mention("it", 3, 5)]
     assert len(words_of(data, "a red three")[0]) == 3
     assert words_of(data, " ".join(["red"] * 9))[0] == words_of(data, "red")[0] * 6  # cut at the length
 

@@ -68,3 +68,5 @@ def test_the_search_ends_at_the_nearest_prompt(eta: float) -> None:
 
 def test_captions_without_the_concept() -> None:
     assert without(["a red three", "three", "a three, a threefold"], ["three"]) == ["a red", "", "a , a threefold"]
+    assert without(["a hot dog, a dog"], ["dog", "hot dog"]) == ["a , a"]
+    assert without(["a hot dog, a dog"], ["dog"], ["hot dog"]) == ["a hot dog, a"]

@@ -95,6 +95,23 @@ def test_the_prompts_that_change_and_those_that_stay() -> None:
     assert stay == ["", "a red five", "five", "a blue one", "a blue threefold"]
 
 
+def test_of_names_within_each_other_the_longer_is_asked_for() -> None:
+    dog, hot_dog = Concept(name="dog", anchor="cat"), Concept(name="hot dog", anchor="bun")
+    captions = ["a dog by a hot dog", "a hot dog"]
+    assert asked([dog, hot_dog], captions) == [
+        Asked("dog", 3, "cat", 3),
+        Asked("a dog by a hot dog", 5, "a cat by a hot dog", 5),
+        Asked("hot dog", 7, "bun", 3),
+        Asked("a dog by a hot dog", 18, "a dog by a bun", 14),
+        Asked("a hot dog", 9, "a bun", 5),
+    ]
+    assert asked([dog], captions, ["hot dog"])[1:] == [Asked("a dog by a hot dog", 5, "a cat by a hot dog", 5)]
+    assert kept_prompts([dog], ["a dog", "a hot dog"]) == [""]
+    assert kept_prompts([dog], ["a dog", "a hot dog"], ["hot dog"]) == ["", "a hot dog"]
+    kept = Concept(name="dog", retain=["hot dog"])
+    assert kept_prompts([kept], ["a dog", "a hot dog"]) == ["", "hot dog", "a hot dog"]
+
+
 def test_captions_are_spread_over_a_split_where_there_are_too_many() -> None:
     split = small_splits("text")["retain"]
     every = captions_of(split, 1000)
