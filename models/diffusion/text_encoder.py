@@ -36,7 +36,7 @@ class TextSide(nn.Module):
     def length(self) -> int:
         """Number of tokens of every prompt, L: the most that all tokenizers and text encoders take."""
         places = [one.config.max_position_embeddings for one in self.encoders if isinstance(one, PreTrainedModel)]
-        return min([*places, *(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)])
+        return min(map(int, [*places, *(tokenizer.model_max_length for tokenizer in self.tokenizers)]))
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Return (B, E, L) int64 of B prompts; every prompt is padded or, with a warning, cut to ``length``.

@@ -12,7 +12,8 @@ class Concept:
     """A thing that a model draws: a class, an object, a style, a person.
 
     Args:
-        name: the class, or the words as they appear in prompts.
+        name: the class, or the words as they appear in prompts. Where a prompt holds several names within each other
+            ("dog" in "hot dog"), of concepts, anchors, retain lists or labels, the longest is meant.
         anchor: the class or words that take its place, for methods that need one.
         retain: classes or words that must be kept, in addition to the retain items; edits preserve them.
         templates: prompts with ``{}`` for the words; a class takes none.

@@ -237,7 +237,7 @@ class Conditioned(Dataset):
         if not isinstance(self.encoder, Prompts):
             return
         probes = torch.nonzero(self.is_test).flatten() if self.prompts_only else ids[:0]
-        beginnings = {}
+        beginnings: dict[str, str] = {}
         for index in torch.cat([ids, probes]).tolist():
             caption = self.captions[index]
             anchors = {one.name: one.anchor for one in self._shown[index]} or {self.labels[index]: None}
