@@ -71,11 +71,13 @@ class Route:
             forward gives the right logits.
         head: what follows.
         layers: the layers that text runs through, in their order; not those of an image encoder beside it.
+        beside: dotted names of the parts that text does not enter, outside of these layers.
     """
 
     stack: str = "base_model"
     head: HeadForm = HeadForm()
     layers: list[nn.Module] = field(default_factory=list)
+    beside: tuple[str, ...] = ()
 
 
 def find_route(model: PreTrainedModel, tokens: list[int]) -> Route:
@@ -99,12 +101,12 @@ def find_route(model: PreTrainedModel, tokens: list[int]) -> Route:
     reasons = []
     for name in trial.stacks:
         try:
-            return Route(name, trial.head(name), trial.layers)
+            return Route(name, trial.head(name), trial.layers, trial.beside)
         except Exception as error:  # whatever a model raises where it is run in another way than its own
             reasons.append(f"{name}: {described(error)}")
     why = "; ".join(reasons) or "no part of it gives last hidden states"
     logger.warning(f"{type(model).__name__} is run by its own forward, which needs more memory ({why})")
-    return Route("", HeadForm(), trial.layers)
+    return Route("", HeadForm(), trial.layers, trial.beside)
 
 
 def run(module: Callable[..., Any], tokens: Tensor, **more: Any) -> Any:
@@ -170,6 +172,8 @@ class _Trial:
         alone: list[str] = [] if isinstance(model.base_model, nn.Module) else ["base_model"]
         self.stacks = list(dict.fromkeys([*alone, *(names[module] for module in reversed(stacks))]))
         self.layers = _outermost(ran) or _longest_list(model, set(ran))
+        entered = {part for module in self.layers for part in module.modules()} | set(ran)
+        self.beside = tuple(name for name, module in model.named_modules() if entered.isdisjoint(module.modules()))
 
     @torch.no_grad()
     def _own(self) -> Tensor:

@@ -105,6 +105,11 @@ class Language(Wrapper):
         return read_text(dataset, self.encoder)
 
     @override
+    def trainable(self) -> list[str]:
+        beside = tuple(f"model.{part}." for part in self.route.beside)
+        return [name for name in super().trainable() if not name.startswith(beside)]
+
+    @override
     def check_fits(self, info: dict[str, Any]) -> None:
         if info.get("text") != self.encoder.fingerprint:
             raise RecipeError("The data was not read with this model's tokenizer and template. Give text data.")

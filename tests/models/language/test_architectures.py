@@ -117,6 +117,16 @@ def test_what_cannot_be_run_on_text_is_refused(monkeypatch: pytest.MonkeyPatch) 
         Language(model, encoder())
 
 
+@pytest.mark.parametrize("kind", sorted(READ))
+def test_what_a_loss_reaches_can_be_trained(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Language(small(kind, **READ[kind]), encoder()).requires_grad_(True)
+        model.training_loss(tiny_dataset().batch(IDS), Randomness(0)).mean().backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached <= set(model.trainable())
+
+
 def test_a_gradient_reaches_a_model_that_is_run_by_its_own_forward() -> None:
     model = Language(small("modernbert-decoder"), encoder()).requires_grad_(True)
     model.training_loss(tiny_dataset().batch(IDS), Randomness(0)).mean().backward()
@@ -141,3 +151,9 @@ def test_layers_are_those_of_the_text_decoder() -> None:
     assert torch.equal(model.hidden(batch, 1), states[1])
     with pytest.raises(RecipeError, match="the model has 2"):
         model.hidden(batch, 3)
+    names = [name for name, _ in model.named_parameters()]
+    assert (
+        [name for name in names if name not in set(model.trainable())]
+        == [name for name in names if "vision" in name or "projector" in name]
+        != []
+    )
