@@ -228,15 +228,15 @@ def _counted(parts: Iterable[tuple[torch.dtype | None, Sequence[int]]]) -> Count
     return found
 
 
-def refuse_not_finite(network: nn.Module, folder: Path) -> None:
+def refuse_not_finite(network: nn.Module, where: object) -> None:
     """Refuse weights that are nan or infinite, by their tensors' names.
 
     Raises:
-        RecipeError: a parameter or buffer of the network, which was read from the folder, is not finite.
+        RecipeError: a parameter or buffer of the network is not finite; ``where`` it was read begins the message.
     """
     if found := not_finite(network.state_dict()):
         raise RecipeError(
-            f"{folder} holds weights that are not finite, in {some(found)}. Type a folder whose weights are numbers."
+            f"{where} holds weights that are not finite, in {some(found)}. Give a model whose weights are numbers."
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typing_extensions import override
 
+from unlearn.core.boundary import described
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
 from unlearn.core.randomness import Randomness
@@ -26,7 +27,7 @@ from unlearn.models.language.folder import read_config, read_tokenizer
 from unlearn.models.language.memory import meta_model
 from unlearn.models.language.tokenization import TextEncoder
 from unlearn.models.language.verification import positions
-from unlearn.models.language.wrapper import Language, first_line, read_text, stored_encoder
+from unlearn.models.language.wrapper import Language, read_text, stored_encoder
 
 __all__ = ["CausalLM", "Language", "LanguageConfig", "SmallLlama", "SmolLM2", "TextEncoder"]
 
@@ -282,7 +283,7 @@ def download(name: str, weights: bool = True) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*DESCRIPTION, *["*.safetensors"] * weights]))
     except Exception as error:  # the hub's client raises many kinds
         raise RecipeError(
-            f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
-            f"{first_line(error)}). Type an existing folder with config.json, tokenizer.json and "
+            f"{name!r} is no folder here, and the hub did not give it "
+            f"({described(error)}). Type an existing folder with config.json, tokenizer.json and "
             "model.safetensors, or a hub id that you have access to while the hub can be reached."
         ) from error

@@ -123,6 +123,8 @@ class Language(Wrapper):
             raise RecipeError(
                 f"A language model in memory is given as the pair (model, tokenizer), not as a {type(model).__name__}."
             )
+        if getattr(inner.config, "quantization_config", None):
+            raise RecipeError("The model in memory is quantised; such weights cannot be trained. Give it in bfloat16.")
         if has_adapter(inner):
             inner = copy.deepcopy(inner)
             merge_adapters(inner)
@@ -340,8 +342,3 @@ def _padded_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     # position j takes what stood at j - missing; the padding at the end wraps round to the beginning
     place = (torch.arange(mask.shape[1], device=mask.device) - missing) % mask.shape[1]
     return tokens.gather(1, place), mask.gather(1, place)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; the error's name where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

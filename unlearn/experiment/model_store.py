@@ -23,7 +23,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.files import content_hash, models_cache
 from unlearn.core.float_types import cast_back, float_types
 from unlearn.data.base import Split
-from unlearn.models.base import ModelConfig, Wrapper
+from unlearn.models.base import ModelConfig, Wrapper, refuse_not_finite
 from unlearn.objectives.base import Objective
 
 FORMAT = 1
@@ -56,7 +56,8 @@ class StoredModel:
 
     @classmethod
     def in_memory(cls, model: Wrapper) -> StoredModel:
-        """Return a user's own model, which is left as it is."""
+        """Return a user's own model, which is left as it is. Raises RecipeError where its weights are not finite."""
+        refuse_not_finite(model, "The model in memory")
         return cls(partial(copy.deepcopy, model), "in memory")
 
     def shared(self) -> Wrapper:

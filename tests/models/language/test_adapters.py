@@ -172,6 +172,13 @@ def test_an_adapter_in_memory_is_part_of_the_target(whole: bool, wanted: torch.T
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
 
 
+def test_a_quantised_model_in_memory_is_refused() -> None:
+    model = tiny().model
+    model.config.quantization_config = {"load_in_4bit": True}
+    with pytest.raises(RecipeError, match="quantised"):
+        Language.adopt((model, encoder().tokenizer), {})
+
+
 def test_an_adapter_in_memory_stays_on_when_that_of_the_scope_is_off(wanted: torch.Tensor, tmp_path: Path) -> None:
     model, scope = Language(adapted().get_base_model(), encoder()), Lora(rank=2)
     scope.attach(model, STREAM)
