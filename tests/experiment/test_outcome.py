@@ -104,6 +104,61 @@ def test_a_run_whose_folder_is_deleted_ends_with_one_sentence(tmp_path: Path, ca
     assert done.returncode == 1 and "run was deleted" in done.stderr and "Traceback" not in done.stderr
 
 
+FULL = """
+import errno
+from dataclasses import dataclass
+from safetensors import SafetensorError
+from unlearn.evaluators.base import Evaluator
+from unlearn.objectives.base import Values
+from unlearn.objectives.common.training_loss import TrainingLoss
+
+
+def fail(how):
+    if how == "os":
+        raise OSError(errno.EROFS, "Read-only file system", "run/metrics.json")
+    if how == "safetensors":
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late(Evaluator):
+    how: str = "os"
+    def __call__(self, evaluation):
+        fail(self.how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Early(TrainingLoss):
+    at: int = 0
+    def __call__(self, model, batch, context):
+        if context.step == self.at:
+            fail("os")
+        return super().__call__(model, batch, context)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "saved"),
+    [
+        ("evaluate.bad={name: full.Late}", "model is saved in run/model"),
+        ("evaluate.bad={name: full.Late, how: safetensors}", "model is saved in run/model"),
+        ("evaluate.bad={name: full.Late, how: torch}", "model is saved in run/model"),
+        ("retain={name: full.Early, at: 3}", "last checkpoint is saved in run/checkpoints/last.ckpt"),
+        ("retain={name: full.Early}", "Nothing of the run in run is saved yet"),
+    ],
+)
+def test_a_disk_that_takes_no_more_says_what_is_saved(setting: str, saved: str, tmp_path: Path, cache: Path) -> None:
+    """Full or read-only from some moment on: one sentence, with the way to go on."""
+    (tmp_path / "full.py").write_text(FULL)
+    settings = [setting, "optim.steps=4", "trainer.checkpoint_every=2", "pretrain.retrained=false", "output=run"]
+    done = command(SMALL, *settings, cwd=tmp_path, cache=cache)
+    assert done.returncode == 1 and saved in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def _drop_one(folder: Path) -> str:
     """Remove a tensor of a folder's largest file of weights; return its name."""
     file = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)

@@ -1,6 +1,7 @@
 """Errors, each with the exit code of the command line."""
 
 import errno
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -77,7 +78,20 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:76]}..."
 
 
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+"""Numbers of errors that the machine causes: no space, no permission."""
+
+
 def is_of_the_machine(error: BaseException) -> bool:
-    """Return whether the machine caused an error, not the program: no space, no permission."""
-    known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-    return isinstance(error, OSError) and error.errno in known
+    """Return whether the machine caused an error, not the program: no space, no permission.
+
+    Libraries that write files say so in an error of their own, or raise one while they handle the machine's.
+    """
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        return True
+    if isinstance(error, UnlearnError):
+        return False
+    if (named := re.search(r"\(os error ([0-9]+)\)", str(error))) and int(named[1]) in MACHINE:  # of safetensors
+        return True
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return before is not None and is_of_the_machine(before)

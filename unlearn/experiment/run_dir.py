@@ -22,7 +22,7 @@ from unlearn.config.arguments import split
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump
-from unlearn.core.boundary import components, reading
+from unlearn.core.boundary import components, described, reading
 from unlearn.core.distributed import barrier, gather_objects, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
@@ -141,7 +141,7 @@ class RunDir:
             raise
         except Exception as error:
             if is_of_the_machine(error):
-                raise
+                raise UnlearnError(f"{described(error)}. {self._saved()}") from error
             if isinstance(error, OSError) and not self.folder.is_dir():
                 raise UnlearnError(
                     f"{self.folder} was deleted while the run worked in it, so nothing of it is left. Start it again."
@@ -158,6 +158,17 @@ class RunDir:
             raise
         finally:
             lock.release()
+
+    def _saved(self) -> str:
+        """Return in words what of the run is on the disk, and how it goes on."""
+        state = self.folder / "checkpoints" / "last.ckpt"
+        if (self.folder / "checkpoints" / "outcome.ckpt").is_file():
+            saved = f"The unlearned model is saved in {self.folder / 'model'}"
+        elif state.is_file():
+            saved = f"The state of the last checkpoint is saved in {state}"
+        else:
+            return f"Nothing of the run in {self.folder} is saved yet. Make room or give access, and start it again."
+        return f"{saved}. Make room or give access, and type: python -m unlearn.run resume={self.parent or self.folder}"
 
     def is_held(self) -> bool:
         """Whether another process works in the folder."""
