@@ -101,8 +101,24 @@ def test_several_terms() -> None:
     assert list(load(several, ["retain=training_loss"]).retain) == ["training_loss"]
     assert list(load(several, ["retain.third={name: training_loss}"]).retain) == ["taming_retain", "anchor", "third"]
     assert "retain is one objective, taming_retain" in refused(SMALL, "retain.weight_anchor.weight=1")
+    assert "write retain.weight=1." in refused(SMALL, "retain.taming_retain.weight=1")
+    assert "write retain.SETTING=VALUE." in refused(SMALL, "retain.taming_retain={weight: 1}")
     assert "there is no objective 'ancor'" in refused(several, "retain.ancor={name: ancor}")
     assert "retain names no objective" in refused({**SMALL, "retain": {"weight": 1}})
+
+
+def test_one_of_several_keeps_the_settings_that_it_had_alone() -> None:
+    found = load(SMALL, ["forget={taming: {weight: 2}, training_loss: {}}"])
+    assert found.forget["taming"].threshold == load(SMALL).forget["taming"].threshold == 3.0
+    assert found.forget["taming"].weight == 2 and list(found.forget) == ["taming", "training_loss"]
+    assert same(found, load(found.tree))
+    assert list(load(SMALL, ["forget={training_loss: {}}"]).forget) == ["training_loss"]
+
+
+def test_a_misspelt_objective_among_several_is_named() -> None:
+    for recipe in (SMALL, {**SMALL, "forget": None}):
+        error = refused(recipe, "forget={taming: {}, weight_ancor: {}}")
+        assert "forget.weight_ancor" in error and "Did you mean: weight_anchor" in error
 
 
 def test_evaluators_and_gates_can_be_dropped_but_not_by_mistake() -> None:

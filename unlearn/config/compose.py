@@ -78,7 +78,7 @@ def override(node: dict[str, Node], settings: Sequence[str]) -> dict[str, Node]:
         key, text = split(setting)
         path = key.split(".")
         tree = parse(text, shorten(setting)) if text[:1] in ("[", "{", '"', "'") else _scalar(text)
-        _refuse_hidden_term(node, path)
+        _refuse_hidden_term(node, path, text)
         for part in reversed(path):
             tree = {part: tree}
         node = merge(node, given(tree, "command line", firm=True))  # type: ignore[assignment]
@@ -89,12 +89,15 @@ def _scalar(text: str) -> Tree:
     return None if text in ("", "~", "null") else text
 
 
-def _refuse_hidden_term(node: dict[str, Node], path: list[str]) -> None:
+def _refuse_hidden_term(node: dict[str, Node], path: list[str], text: str) -> None:
     """Refuse ``forget.other.weight=1`` where forget is one objective: it would silently take its place."""
     part = node.get(path[0])
     if path[0] in TERMS and len(path) > 1 and isinstance(part, dict) and SINGLE in part:
+        name = bare(part[SINGLE]).get("name")
+        if path[1] == name:
+            remedy = f"write {'.'.join((path[0], *path[2:]))}={text}" if path[2:] else f"write {path[0]}.SETTING=VALUE"
+            raise RecipeError(f"{'.'.join(path)}: {path[0]} is one objective, {name}; {remedy}.")
         if registry.is_registered("objective", path[1]):
-            name = bare(part[SINGLE]).get("name")
             raise RecipeError(
                 f"{'.'.join(path)}: {path[0]} is one objective, {name}. To have several, write "
                 f"{path[0]}={{{name}: {{}}, {path[1]}: {{}}}}."
@@ -159,8 +162,11 @@ def merge(old: Node | None, new: Node, path: tuple[str, ...] = ()) -> Node:
         return {"name": new}
     if not isinstance(new, dict):
         return new
-    if not isinstance(old, dict) or (term and new and (SINGLE in old) != (SINGLE in new)):
+    if not isinstance(old, dict):
         old = {}
+    if term and new and (SINGLE in old) != (SINGLE in new):
+        name = bare(old.get(SINGLE, {})).get("name")
+        old = {name: old[SINGLE]} if name in new else {}  # one of several now, it keeps its settings
     if component and "name" in new and bare(old.get("name", path[-1])) != bare(new["name"]):
         old = {}  # settings of another component mean nothing to this one
     merged = dict(old)
@@ -179,16 +185,18 @@ def merge(old: Node | None, new: Node, path: tuple[str, ...] = ()) -> Node:
 def _by_key(term: Node, old: Node | None) -> Node:
     """Return a forget or retain part as key -> settings, in whichever form it was written; null stays.
 
-    It is several objectives if every key is an objective's name, is in ``old`` already, or has a value with a name.
+    It is several objectives if every key is an objective's name, is in ``old`` already, or has a value with a name; so
+    it is if one key is an objective's name, and each has settings: then another key is a name that was misspelt.
     """
     if isinstance(term, Given):
         return {SINGLE: term} if isinstance(term.value, str) else term
     known = old if isinstance(old, dict) else {}
-    several = "name" not in term and all(
+    named = [
         key in known or registry.is_registered("objective", key) or (isinstance(value, dict) and "name" in value)
         for key, value in term.items()
-    )
-    return term if several else {SINGLE: term}
+    ]
+    misspelt = any(named) and all(isinstance(value, dict) for value in term.values())
+    return term if "name" not in term and (all(named) or misspelt) else {SINGLE: term}
 
 
 def unwrap(node: dict[str, Node]) -> dict[str, Node]:
