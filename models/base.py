@@ -31,10 +31,12 @@ class Wrapper(nn.Module, ABC):
     Attributes:
         family: flow, gan, diffusion or language.
         reads: keys of a batch, of which this family needs one; none are checked where there are none.
+        narrow: half precision that the folder it came from has, which its own folder has too; None for wider ones.
     """
 
     family: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
+    narrow: torch.dtype | None = None
 
     @abstractmethod
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -58,8 +60,10 @@ class Wrapper(nn.Module, ABC):
         """Round the weights, in place, to the float types that ``save_pretrained`` writes by default.
 
         Called once the steps have ended and before anything is measured, so that what is measured is what is saved. A
-        backend whose folders may be narrower than the weights in memory overrides this.
+        backend whose folders have several float types overrides this.
         """
+        if self.narrow is not None:
+            round_weights(self, self.narrow)
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
@@ -218,6 +222,12 @@ def stored_dtype(files: Iterable[Path]) -> torch.dtype:
                 ]
                 sizes.update(_counted((value.dtype, value.shape) for value in values))
     return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
+
+
+def half_of(path: Path) -> torch.dtype | None:
+    """Return the float type of a file of weights where it is of half precision, otherwise None."""
+    found = stored_dtype([path])
+    return found if found in (torch.float16, torch.bfloat16) else None
 
 
 def _counted(parts: Iterable[tuple[torch.dtype | None, Sequence[int]]]) -> Counter[torch.dtype]:

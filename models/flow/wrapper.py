@@ -21,7 +21,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.folders import check_folder
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import REMEDY, Wrapper, refuse_not_finite, stored_weights
+from unlearn.models.base import REMEDY, Wrapper, half_of, refuse_not_finite, stored_weights
 from unlearn.models.flow.architectures import build_flow
 from unlearn.models.likelihood import bits_per_dim
 
@@ -198,7 +198,7 @@ class Flow(Wrapper):
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
         about = self.description or {"kind": "wrapped", "shape": list(self.shape), "levels": self.levels}
-        (folder / "model.safetensors").write_bytes(save(stored_weights(self.flow, dtype)))
+        (folder / "model.safetensors").write_bytes(save(stored_weights(self.flow, dtype or self.narrow)))
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -237,6 +237,7 @@ class Flow(Wrapper):
             self.double()
         self.flow.load_state_dict(weights)
         refuse_not_finite(self.flow, path)
+        self.narrow = half_of(path)
         return self
 
 

@@ -15,7 +15,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.identities import IdentityData
-from unlearn.models.base import Wrapper
+from unlearn.models.base import Wrapper, half_of
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.serialization import DISCRIMINATOR, read_discriminator, read_generator, write_generator
 from unlearn.models.gan.stylegan2.augment import Augment
@@ -324,15 +324,16 @@ class LatentGenerator(Wrapper):
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         if self.fresh:
             self._measure_mean()
-        write_generator(self.generator, self.levels, self.truncation, Path(folder), dtype)
+        write_generator(self.generator, self.levels, self.truncation, Path(folder), dtype or self.narrow)
 
     @override
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
         generator, levels, truncation = read_generator(Path(folder))
         discriminator = Path(folder) / DISCRIMINATOR
-        if not discriminator.is_file():
-            return cls(generator, levels, truncation)
-        if isinstance(generator, Generator):
-            read_discriminator(discriminator, generator.shape)  # a broken one is refused before any work
-        return cls(generator, levels, truncation, trained_against=discriminator)
+        against = discriminator if discriminator.is_file() else None
+        if against is not None and isinstance(generator, Generator):
+            read_discriminator(against, generator.shape)  # a broken one is refused before any work
+        model = cls(generator, levels, truncation, trained_against=against)
+        model.narrow = half_of(Path(folder) / "model.safetensors")
+        return model

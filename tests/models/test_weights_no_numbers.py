@@ -66,6 +66,24 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
         LatentGenerator.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["flow", "stylegan2"])
+def test_half_precision_comes_back_as_it_is_measured(kind: str, tmp_path: Path) -> None:
+    model: Wrapper = (small_glow(digits_splits()) if kind == "flow" else small_gan(kind)).float()
+    model.save_pretrained(tmp_path, torch.float16)
+    read = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        for parameter in read.parameters():
+            parameter *= 1.0001
+    read.round_as_saved()
+    read.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors").values()
+    assert {value.dtype for value in stored if value.is_floating_point()} == {torch.float16}
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in read.state_dict().items())
+    read.save_pretrained(tmp_path, torch.float32)
+    assert type(model).from_pretrained(tmp_path).narrow is None
+
+
 def test_runs_checkpoints_and_deltas_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run begins from no such target, none is resumed from such a checkpoint, and no such delta is applied."""
     cache = tmp_path / "cache"
