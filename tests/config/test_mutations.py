@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unlearn.config import packaged
 from unlearn.config.recipe import load
 from unlearn.config.yaml_io import dump
 from unlearn.core.errors import RecipeError
@@ -27,6 +28,7 @@ JUNK: list[Any] = [
     "json.JSONDecoder",
     "nowhere.Nothing", "unlearn.data.base:Source", "unlearn.config.schema:Optim", "glow", "digits", "taming", "pcgrad",
     "cost", "quickstart",
+    "../x", "a/" * 40 + "a", "1e400", "sys:exit", ["x"] * 50, -1.0, 2**62, 1e-320, "y" * 250,
     [], [[]], [None], ["3"], [1, 2.5, "x", None, True], [["a"], {"b": 1}], {}, {"name": "x"}, {"name": None}, {"a":
     {"b": {"c": 1}}},
     {"": 1}, {None: 1}, {1: 2}, {"name": ["x"]}, object(), b"bytes", {1, 2}, (1, 2), 1j,
@@ -110,11 +112,12 @@ def scribble(text: str, chance: random.Random) -> str:
 
 def cases(folder: Path) -> list[tuple[Any, list[str]]]:
     """Return recipes (mappings and files) with arguments, all from one seed."""
-    start = load("quickstart", ["gate.a={metric: bits_per_dim, max: 2}", "seed=[0,1]", "output=null"]).tree
+    quick = load("quickstart", ["gate.a={metric: bits_per_dim, max: 2}", "seed=[0,1]", "output=null"]).tree
+    others = [load(name).tree for name in packaged.names("recipe")[::8]]
     chance = random.Random(0)
     found: list[tuple[Any, list[str]]] = []
     for number in range(RECIPES):
-        tree = deepcopy(start)
+        tree = deepcopy(quick if number % 2 else others[number // 2 % len(others)])
         arguments = []
         if number % 3 == 0:
             path = folder / f"{number}.yaml"

@@ -31,6 +31,8 @@ _FIXED: dict[str, type[Optim | Trainer]] = {"optim": Optim, "trainer": Trainer}
 _Builder = Callable[[str, Node], Built]
 """Builds a part from its key and its values."""
 _DEFAULTS = {"combine": "sum", "scope": "all"}
+LONGEST = 200
+"""Most characters of a folder's name that every file system takes, with room for what a run adds."""
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 
 
@@ -182,9 +184,10 @@ def _short(name: str) -> str:
 
 def _name(key: str, node: Node) -> Built:
     name = convert(node, str, key)
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or max(map(len, name.split("/"))) > LONGEST:
         raise RecipeError(
-            f"{key} is {shorten(name)}; it becomes a folder: letters, digits, '_', '-' and '.', with '/' between."
+            f"{key} is {shorten(name)}; it becomes a folder: letters, digits, '_', '-' and '.', "
+            f"with '/' between, at most {LONGEST} characters each."
         )
     return Built(name, name)
 

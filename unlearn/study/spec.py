@@ -11,6 +11,7 @@ from typing import Any
 from unlearn.config import packaged
 from unlearn.config.arguments import take
 from unlearn.config.compose import given
+from unlearn.config.recipe import LONGEST
 from unlearn.config.schema import SUBJECTS, About
 from unlearn.config.structured import build, convert
 from unlearn.config.yaml_io import parse
@@ -97,6 +98,8 @@ class StudySpec:
             raise ValueError(f"order: there is no column {self.order!r}. {did_you_mean(self.order, self.columns)}")
         folders: dict[str, str] = {}
         for row in self.runs:
+            if len(slug(row)) > LONGEST:
+                raise ValueError(f"the name of a run has {len(row)} characters; it becomes a folder: {LONGEST} at most")
             if (first := folders.setdefault(slug(row), row)) != row:
                 raise ValueError(f"the runs {first!r} and {row!r} would share a folder; rename one")
 
