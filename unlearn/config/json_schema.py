@@ -15,9 +15,10 @@ from dataclasses import fields, is_dataclass
 from inspect import getdoc
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from unlearn.config import registry
+from unlearn.core.validation import Range, above, at_least, at_most, distinct, ranges
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -25,6 +26,9 @@ REFERENCE = r"\$\{"
 """`${optim.lr}` may stand for any value."""
 TEXT: Schema = {"type": ["string", "number", "boolean"]}
 """Every scalar is read as text first, so that a label may be written 3."""
+
+KEYWORDS = {at_least: "minimum", distinct: "minimum", above: "exclusiveMinimum", at_most: "maximum"}
+"""Check of a range -> how the schema says it; ``distinct`` is of lists, whose items have the bound."""
 
 
 def schema() -> Schema:
@@ -103,9 +107,16 @@ def _terms(objective: Schema, found: Schema) -> Schema:
 
 
 def _distil(objective: Schema, own: Schema, found: Schema) -> Schema:
-    """Return the schema of distil, whose mapping holds an objective's settings and those of ``own``."""
+    """Define distil, whose mapping holds the settings of its objective and those of ``own``, and no others."""
+    name, _, null = objective["anyOf"]
     settings = found[own["$ref"].rpartition("/")[2]]["properties"]
-    return {"anyOf": [*objective["anyOf"][::2], {"type": "object", "properties": settings}]}
+    chosen = []
+    for one in registry.names("objective"):
+        theirs = {key: _ref(f"objective.{one}/properties/{key}") for key in found[f"objective.{one}"]["properties"]}
+        allowed = {"properties": theirs | {key: {} for key in settings}, "additionalProperties": False}
+        chosen.append({"if": {"properties": {"name": {"const": one}}, "required": ["name"]}, "then": allowed})
+    found["distil"] = {"type": "object", "properties": {"name": name, **settings}, "allOf": chosen}
+    return {"anyOf": [name, _ref("distil"), null]}
 
 
 def _settings(cls: type[Any], found: Schema) -> Schema:
@@ -121,10 +132,13 @@ def _object(cls: type[Any], found: Schema) -> Schema:
     from unlearn.config.structured import MISSING, default, hints
 
     types, described = hints(cls), descriptions(cls)  # type: ignore[arg-type]
+    annotated = get_type_hints(cls, include_extras=True)
     properties: Schema = {}
     for field in fields(cls):
         if field.name in types:
             own = dict(_type(types[field.name], found))  # a copy: types such as TEXT are shared
+            for _, allowed in ranges(annotated[field.name]):
+                own = _within(own, allowed)
             if field.name in described:
                 own["description"] = described[field.name]
             value = default(field)
@@ -158,6 +172,16 @@ def _type(hint: Any, found: Schema) -> Schema:
     if hint in words:
         return {"type": [words[hint], "string"], "pattern": REFERENCE}  # the pattern holds for strings alone
     return {str: TEXT, NoneType: {"type": "null"}}.get(hint, {})
+
+
+def _within(inner: Schema, allowed: Range) -> Schema:
+    """Return a type's schema with the range of its numbers."""
+    if "anyOf" in inner:
+        return {**inner, "anyOf": [_within(one, allowed) for one in inner["anyOf"]]}
+    if inner.get("type") == "array":
+        return {**inner, "items": _within(inner["items"], allowed), "minItems": 1, "uniqueItems": True}
+    is_number = {"integer", "number"} & {*inner.get("type", ())}
+    return {**inner, KEYWORDS[allowed.check]: allowed.bound} if is_number else inner
 
 
 def _nullable(inner: Schema) -> Schema:

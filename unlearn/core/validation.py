@@ -61,7 +61,7 @@ UnitInterval = Annotated[float, Range(at_least, 0), Range(at_most, 1)]
 def check_ranges(settings: object) -> None:
     """Raise a ValueError for settings of a dataclass outside of the ranges that their types state; None is allowed."""
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        for _, allowed in _ranges(hint):
+        for _, allowed in ranges(hint):
             allowed.check(settings, **{name: allowed.bound})
 
 
@@ -77,7 +77,7 @@ def smallest(settings: Settings, least: int, keep: Collection[str] = ()) -> Sett
         value = getattr(settings, name)
         if is_dataclass(value) and not isinstance(value, type):
             found[name] = smallest(value, least, keep)
-        for kind, allowed in _ranges(hints[name]) if value else ():
+        for kind, allowed in ranges(hints[name]) if value else ():
             if kind is int and allowed.check is at_least:
                 found[name] = min(value, max(least, ceil(allowed.bound)))
             elif kind == list[int] and allowed.check is distinct:
@@ -85,7 +85,7 @@ def smallest(settings: Settings, least: int, keep: Collection[str] = ()) -> Sett
     return replace(settings, **found)
 
 
-def _ranges(hint: Any) -> Iterator[tuple[Any, Range]]:
+def ranges(hint: Any) -> Iterator[tuple[Any, Range]]:
     """Yield the ranges that a type states, each with the type of what is in range."""
     for part in (hint, *get_args(hint)):  # the range of ``PositiveFloat | None`` is that of its first part
         if get_origin(part) is Annotated:
