@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from inspect import get_annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ForwardRef, Protocol, Self, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -329,26 +326,3 @@ CAPABILITIES: dict[str, type] = {
     "latents": HasLatents,
 }
 """Capabilities by the name used in error messages; a plugin adds its own protocol when its module is imported."""
-
-
-def protocols_of(component: type) -> list[type]:
-    """Return what a class and its bases ask of a model: protocols as type arguments, or else in ``__call__``."""
-    found: list[type] = []
-    for cls in component.__mro__:
-        for argument in (one for base in cls.__dict__.get("__orig_bases__", ()) for one in get_args(base)):
-            if isinstance(argument, ForwardRef):  # Objective["Denoises"]
-                argument = getattr(sys.modules[cls.__module__], argument.__forward_arg__, None)
-            argument = getattr(argument, "__bound__", argument)  # a type variable asks for its bound
-            if getattr(argument, "_is_protocol", False) and argument not in found:
-                found.append(argument)
-    if not found and "__call__" in vars(component):
-        with suppress(NameError):  # a name that is imported for type checkers only
-            taken = get_annotations(vars(component)["__call__"], eval_str=True).get("model")
-            found += [taken] if isinstance(taken, type) and getattr(taken, "_is_protocol", False) else []
-    return found
-
-
-def capabilities_of(component: type) -> tuple[str, ...]:
-    """Return the names of what a class asks for: ``likelihood`` for an ``Objective[HasLikelihood]``, none if bare."""
-    asked = {protocol for one in protocols_of(component) for protocol in one.__mro__}
-    return tuple(name for name, protocol in CAPABILITIES.items() if protocol in asked)

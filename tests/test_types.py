@@ -11,8 +11,9 @@ import pytest
 
 from tests.toys import ROOT
 from unlearn.config import registry
+from unlearn.config.compatibility import capabilities_of
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, capabilities_of
+from unlearn.models.capabilities import CAPABILITIES, HasLikelihood
 from unlearn.objectives.base import Context, Objective, Values
 
 COMPONENTS = """

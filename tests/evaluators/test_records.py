@@ -21,6 +21,7 @@ from tests.toys.painters import threes as three_splits
 from tests.toys.scripted import Obedient, evaluation_of, value
 from tests.toys.trained_language import WRONG, remembering
 from unlearn.config import registry
+from unlearn.config.compatibility import capabilities_of
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.data.base import Dataset, Split
@@ -29,7 +30,6 @@ from unlearn.data.traps import with_traps
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
 from unlearn.evaluators.cost import Cost, bytes_not_in, digests
 from unlearn.evaluators.goal import Goal
-from unlearn.models.capabilities import capabilities_of
 from unlearn.models.flow.config import GlowConfig
 from unlearn.models.guards.key import Key
 

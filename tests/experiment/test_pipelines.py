@@ -17,9 +17,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from tests.toys.pipelines import DENOISER, LAYOUTS, LORA, METHODS, PROMPTS, WORDS, images, recipe, sampled
+from unlearn.config.compatibility import capabilities_of
 from unlearn.config.registry import COMPONENTS, names, resolve
 from unlearn.core.errors import RecipeError
-from unlearn.models.capabilities import capabilities_of
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.pipeline import ZEROS
 from unlearn.models.diffusion.wrapper import Diffusion

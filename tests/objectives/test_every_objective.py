@@ -16,13 +16,12 @@ from tests.toys.diffusion import small_model, small_splits
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.gan import digit_splits, small_gan, write_words
 from tests.toys.language import tiny, tiny_splits
-from unlearn.config.compatibility import has
+from unlearn.config.compatibility import capabilities_of, has
 from unlearn.config.registry import COMPONENTS, names, resolve
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
-from unlearn.models.capabilities import capabilities_of
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.scope import HeldEntries, Scope
 from unlearn.objectives.base import Objective

@@ -1,8 +1,10 @@
 """Whether a backend has the capabilities that a recipe's objectives and evaluators ask for."""
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from inspect import get_annotations
-from typing import Any
+from typing import Any, ForwardRef, get_args
 
 from typing_extensions import get_protocol_members
 
@@ -10,7 +12,7 @@ from unlearn.config.registry import names, resolve
 from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.evaluators.base import Evaluator
-from unlearn.models.capabilities import CAPABILITIES, HasLikelihood, protocols_of
+from unlearn.models.capabilities import CAPABILITIES, HasLikelihood
 from unlearn.models.scope import All
 from unlearn.objectives.base import ParameterObjective
 
@@ -118,6 +120,29 @@ def _check_samples(recipe: Recipe) -> None:
             f"combine={combine} takes the gradient of each retain item alone, and retain={(whole or list(terms))[0]} "
             f"is {reason}. Type another objective (retain=training_loss), or combine=pcgrad."
         )
+
+
+def protocols_of(component: type) -> list[type]:
+    """Return what a class and its bases ask of a model: protocols as type arguments, or else in ``__call__``."""
+    found: list[type] = []
+    for cls in component.__mro__:
+        for argument in (one for base in cls.__dict__.get("__orig_bases__", ()) for one in get_args(base)):
+            if isinstance(argument, ForwardRef):  # Objective["Denoises"]
+                argument = getattr(sys.modules[cls.__module__], argument.__forward_arg__, None)
+            argument = getattr(argument, "__bound__", argument)  # a type variable asks for its bound
+            if getattr(argument, "_is_protocol", False) and argument not in found:
+                found.append(argument)
+    if not found and "__call__" in vars(component):
+        with suppress(NameError):  # a name that is imported for type checkers only
+            taken = get_annotations(vars(component)["__call__"], eval_str=True).get("model")
+            found += [taken] if isinstance(taken, type) and getattr(taken, "_is_protocol", False) else []
+    return found
+
+
+def capabilities_of(component: type) -> tuple[str, ...]:
+    """Return the names of what a class asks for: ``likelihood`` for an ``Objective[HasLikelihood]``, none if bare."""
+    asked = {protocol for one in protocols_of(component) for protocol in one.__mro__}
+    return tuple(name for name, protocol in CAPABILITIES.items() if protocol in asked)
 
 
 def fits(wrapper: type, protocol: type) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from unlearn.config.compatibility import capabilities_of
 from unlearn.config.schema import Recipe
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Split
@@ -21,7 +22,6 @@ from unlearn.experiment.run_dir import RunDir
 from unlearn.experiment.trial import Trial, try_evaluators
 from unlearn.experiment.unlearning import unlearn
 from unlearn.models.base import ModelConfig
-from unlearn.models.capabilities import capabilities_of
 from unlearn.training.fit import peak_memory
 
 SMALL = 200 * 2**20

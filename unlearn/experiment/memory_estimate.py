@@ -10,12 +10,12 @@ from math import ceil
 
 from torch import nn
 
+from unlearn.config.compatibility import capabilities_of
 from unlearn.config.schema import Recipe
 from unlearn.core.optim import Optim
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.models.base import MetaModel
-from unlearn.models.capabilities import capabilities_of
 from unlearn.objectives.base import ParameterObjective
 from unlearn.objectives.surgery import GRU
 from unlearn.training.build import recipe_module

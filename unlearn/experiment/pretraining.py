@@ -62,7 +62,7 @@ def find_or_build(
     split: Split,
     subject: str,
     start: StoredModel | None = None,
-    by: Mapping[str, Objective] | None = None,
+    by: Mapping[str, Objective[Any]] | None = None,
 ) -> StoredModel:
     """Return what ``find_or_train`` would, without training: the model it would start from where none is there."""
     known = start is None or start.key

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.language import tiny, tiny_dataset, tiny_splits
+from unlearn.config.compatibility import capabilities_of
 from unlearn.config.registry import resolve
 from unlearn.core.errors import RecipeError
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
-from unlearn.models.capabilities import capabilities_of
 from unlearn.models.guards.combined_logits import CombinedLogits
 from unlearn.models.language.config import Language
 from unlearn.objectives.edits.base import Edit
