@@ -1,4 +1,4 @@
-"""Who imports whom: rooms in one order, no circle, and a name means one thing.
+"""Who imports whom: packages in one order, no circle, and a name means one thing.
 
 ``unlearn/models`` and its siblings are links; modules are known by the paths that they are imported by. Imports inside
 functions and under TYPE_CHECKING count like all others.
@@ -24,7 +24,7 @@ ORDER = (
     {"data"},
     {"core"},
 )
-"""Rooms from top to bottom; those of one floor do not import each other."""
+"""Packages from top to bottom; those of one layer do not import each other."""
 
 DOORS = {"run", "evaluate", "compare", "delta", "api"}
 
@@ -33,7 +33,7 @@ LINKED = ("models", "objectives", "evaluators")
 SHARED_NAMES = {
     "__init__": "every package has one",
     "__main__": "what python -m runs",
-    "base": "what all of a room extend or share",
+    "base": "what all of a package extend or share",
     "config": "the settings of a family's models; the package reads recipes",
     "wrapper": "the backend of a family",
     "serialization": "reading and writing the files of a family",
@@ -45,7 +45,7 @@ SHARED_NAMES = {
     "tofu": "the benchmark: its data, and its metrics",
     "traps": "copyright traps: planted in the data, and looked for in the model",
 }
-"""Module names that stand in several rooms with one meaning."""
+"""Module names that several packages have, with one meaning."""
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -75,20 +75,22 @@ def graph(files: dict[str, Path]) -> dict[str, set[str]]:
     return arrows
 
 
-def room(module: str) -> str:
-    """Return the room of a module: its package, or ``doors`` for the modules that stand at the top."""
+def package(module: str) -> str:
+    """Return the package of a module below ``unlearn``, or ``doors`` for the modules that stand at the top."""
     first = module.split(".")[1]
     return "doors" if first in DOORS else first
 
 
 def upward(arrows: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Return the imports that go up, or across a floor; the lazy import in ``unlearn/__init__`` is left out."""
-    floor = {name: number for number, rooms in enumerate(ORDER) for name in rooms}
+    """Return the imports that go up, or across a layer; the lazy import in ``unlearn/__init__`` is left out."""
+    layer = {name: number for number, packages in enumerate(ORDER) for name in packages}
     return [
         (source, target)
         for source, targets in arrows.items()
         for target in targets
-        if source != "unlearn" and room(source) != room(target) and floor[room(source)] >= floor[room(target)]
+        if source != "unlearn"
+        and package(source) != package(target)
+        and layer[package(source)] >= layer[package(target)]
     ]
 
 
@@ -112,7 +114,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 def test_arrows_go_down() -> None:
     arrows = graph(modules(ROOT))
-    assert len(arrows) > 200 and {room(name) for name in arrows if "." in name} == set().union(*ORDER)
+    assert len(arrows) > 200 and {package(name) for name in arrows if "." in name} == set().union(*ORDER)
     assert not upward(arrows)
 
 

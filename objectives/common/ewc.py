@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: parameters that matter to what is kept hold tighter."""
+"""Elastic weight consolidation: the more a parameter matters to what is kept, the stronger its anchor."""
 
 from __future__ import annotations
 

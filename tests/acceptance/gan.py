@@ -99,11 +99,11 @@ def gan_digits(check: Check, folder: Path) -> None:
         )
         ours = method == "guide"
         bound = max(0.2 * shares["target"], shares["retrained"] + 0.02)
-        told = f"target {shares['target']:.3f}, retrained {shares['retrained']:.3f}"
-        check(f"{method}, seed {seed}: share of threes ({told})", shares["unlearned"], most=bound if ours else None)
-        told = f"target {distances['target']:.2f}, retrained {distances['retrained']:.2f}"
+        others = f"target {shares['target']:.3f}, retrained {shares['retrained']:.3f}"
+        check(f"{method}, seed {seed}: share of threes ({others})", shares["unlearned"], most=bound if ours else None)
+        others = f"target {distances['target']:.2f}, retrained {distances['retrained']:.2f}"
         worse = distances["unlearned"] - distances["target"]
-        check(f"{method}, seed {seed}: Frechet distance less the target's ({told})", worse, most=2 if ours else None)
+        check(f"{method}, seed {seed}: Frechet distance less the target's ({others})", worse, most=2 if ours else None)
         check(f"{method}, seed {seed}: seconds of unlearning", figure(done, "cost_seconds"))
     idle = run("recipe=gan/guide_digits", "forget.weight=0", "gate=null", "output=control", cwd=folder)
     share = figure(idle, "sample_share", category="3") / figure(idle, "sample_share", "target", category="3")

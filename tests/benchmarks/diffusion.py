@@ -71,10 +71,10 @@ def textbook_esd(job: Job, size: int) -> Side:
         began = time.process_time()
         picked = split.ids[torch.randint(len(split), (size,))]
         with torch.no_grad():
-            told = target.encode(target.condition(split.batch(picked)))
+            condition = target.encode(target.condition(split.batch(picked)))
             null = target.encode(target.null(size))
-        x, t = walked(target, torch.randn(size, *target.latent_shape), told, null, term, max(0, index))
-        loss = esd_loss(model, target, x, t, told, null, term.eta).mean()
+        x, t = walked(target, torch.randn(size, *target.latent_shape), condition, null, term, max(0, index))
+        loss = esd_loss(model, target, x, t, condition, null, term.eta).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, job.recipe.optim.clip or float("inf"))
@@ -85,27 +85,27 @@ def textbook_esd(job: Job, size: int) -> Side:
 
 @torch.no_grad()
 def walked(
-    model: Diffusion, x: Tensor, told: Condition, null: Condition, term: ESD, number: int
+    model: Diffusion, x: Tensor, condition: Condition, null: Condition, term: ESD, number: int
 ) -> tuple[Tensor, Tensor]:
     """Return the state before DDIM step ``number``, from x_T, with a pass for each condition; and its t, (B,)."""
     scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=True, set_alpha_to_one=True)
     scheduler.set_timesteps(term.states.steps)
     for t in scheduler.timesteps[:number].tolist():
         at = torch.full((len(x),), t)
-        empty, full = model.predict(x, at, null), model.predict(x, at, told)
+        empty, full = model.predict(x, at, null), model.predict(x, at, condition)
         eps = empty + term.states.guidance * (full - empty)
         x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
     return x, scheduler.timesteps[number].expand(len(x))
 
 
 def esd_loss(
-    model: Diffusion, target: Diffusion, x: Tensor, t: Tensor, told: Condition, null: Condition, eta: float
+    model: Diffusion, target: Diffusion, x: Tensor, t: Tensor, condition: Condition, null: Condition, eta: float
 ) -> Tensor:
     """Return the mean square an item, (B,), with a pass for each score."""
     with torch.no_grad():
-        empty, full = target.predict(x, t, null), target.predict(x, t, told)
+        empty, full = target.predict(x, t, null), target.predict(x, t, condition)
     wanted = empty - eta * (full - empty)
-    return F.mse_loss(model.predict(x, t, told), wanted, reduction="none").flatten(1).mean(dim=1)
+    return F.mse_loss(model.predict(x, t, condition), wanted, reduction="none").flatten(1).mean(dim=1)
 
 
 def esd_agrees(job: Job) -> None:
@@ -118,8 +118,8 @@ def esd_agrees(job: Job) -> None:
         target, context = job.inputs.target.copy(), module._context("forget/esd")
         ids = term.states._chosen(term.states.items, context)[:2]
         states = context.recall(term.states._name, "forget", ids).unflatten(0, (2, term.states.steps))
-        told, null = target.condition(context.batch("forget", ids)), target.null(2)
-        last = walked(target, states[:, 0], told, null, term, term.states.steps - 1)[0]
+        condition, null = target.condition(context.batch("forget", ids)), target.null(2)
+        last = walked(target, states[:, 0], condition, null, term, term.states.steps - 1)[0]
         torch.testing.assert_close(last, states[:, -1], atol=1e-4, rtol=1e-4)
         batch = job.loader()[0]["forget"][0]
         found = term.states(module.model, batch, context)
@@ -162,19 +162,19 @@ def textbook_sfd(job: Job) -> Side:
             loss = torch.zeros(())
             for group, (batch,) in loader[step].items():
                 term = term_of(job, group, SFD)
-                told, size = generator.condition(batch), len(batch["id"])
+                condition, size = generator.condition(batch), len(batch["id"])
                 with torch.set_grad_enabled(turn == 0):
-                    x0 = generator.generated(torch.randn(size, *generator.latent_shape), told)
+                    x0 = generator.generated(torch.randn(size, *generator.latent_shape), condition)
                 t = torch.randint(term.t_min, term.t_max, (size,))
                 noise = torch.randn_like(x0)
                 x = generator.noised(x0, noise, t)
                 null = generator.null(size)
                 if turn:
-                    classes = torch.where(torch.rand(size) < term.drop, null.classes, told.classes)
+                    classes = torch.where(torch.rand(size) < term.drop, null.classes, condition.classes)
                     loss = loss + term.fake_weight * fake_loss(fake, x, t, noise, classes, null, term).mean()
                 else:
-                    other = told if group == "retain" else others(job, generator, size)
-                    values = generator_loss(fake.requires_grad_(False), teacher, x0, x, t, told, other, null, term)
+                    other = condition if group == "retain" else others(job, generator, size)
+                    values = generator_loss(fake.requires_grad_(False), teacher, x0, x, t, condition, other, null, term)
                     loss = loss + term.weight * values.mean()
             optimizers[turn].zero_grad()
             torch.autograd.backward(loss)
@@ -185,10 +185,10 @@ def textbook_sfd(job: Job) -> Side:
     return Side(statistics.median(b - a for a, b in pairwise(ticks[WARM:])))
 
 
-def guided(model: Diffusion, x: Tensor, t: Tensor, told: Condition, null: Condition, guidance: float) -> Tensor:
+def guided(model: Diffusion, x: Tensor, t: Tensor, condition: Condition, null: Condition, guidance: float) -> Tensor:
     """Return the guided score with a pass for each condition."""
     empty = model.predict(x, t, null)
-    return empty + guidance * (model.predict(x, t, told) - empty)
+    return empty + guidance * (model.predict(x, t, condition) - empty)
 
 
 def fake_loss(
@@ -205,13 +205,13 @@ def generator_loss(
     x0: Tensor,
     x: Tensor,
     t: Tensor,
-    told: Condition,
+    condition: Condition,
     other: Condition,
     null: Condition,
     term: SFD,
 ) -> Tensor:
     """Return the generator's loss per item, (B,)."""
-    f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
+    f_psi = fake.denoised(x, t, guided(fake, x, t, condition, null, term.guidance))
     f_phi = teacher.denoised(x, t, guided(teacher, x, t, other, null, term.guidance))
     return sid_loss(x0, f_phi, f_psi, term.alpha)
 
@@ -233,18 +233,18 @@ def sfd_agrees(job: Job) -> None:
             term, context, model = term_of(job, group, SFD), module._context(f"{group}/sfd"), module.model
             fake, teacher = context.beside(), context.teacher()
             nudge(fake)
-            told, null = model.condition(batch), model.null(len(batch["id"]))  # type: ignore[operator]
+            condition, null = model.condition(batch), model.null(len(batch["id"]))  # type: ignore[operator]
             with torch.no_grad():
                 x0 = term.drawn(model, batch, context)
                 x, t, noise = term.noised(model, batch, x0, context)
-                f_psi = fake.denoised(x, t, guided(fake, x, t, told, null, term.guidance))
+                f_psi = fake.denoised(x, t, guided(fake, x, t, condition, null, term.guidance))
                 other = term._override(model, batch, f_psi, context)
-                theirs = generator_loss(fake, teacher, x0, x, t, told, other, null, term)
+                theirs = generator_loss(fake, teacher, x0, x, t, condition, other, null, term)
                 torch.testing.assert_close(term(model, batch, context).values, theirs, atol=1e-5, rtol=1e-3)
                 own = next(
                     each for phase in module.phases for g, _, each in phase.terms() if not phase.primary and g == group
                 )
                 dropped = context.randomness.child("drop").uniform(batch["id"], ()) < term.drop
-                classes = torch.where(dropped, null.classes, told.classes)
+                classes = torch.where(dropped, null.classes, condition.classes)
                 theirs = fake_loss(fake, x, t, noise, classes, null, term)
                 torch.testing.assert_close(own(model, batch, context).values, theirs, atol=1e-5, rtol=1e-4)

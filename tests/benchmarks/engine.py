@@ -97,11 +97,11 @@ def engine(splits: dict[str, Split], combine: Combination) -> float:
 def bare_loop(splits: dict[str, Split]) -> float:
     """Return the seconds a step of the loop that one would write by hand: same data, same noise, same optimizer."""
     flow, clock = model(splits).eval(), Clock()
-    feed = StepLoader(splits, {"forget": 64, "retain": 64}, Randomness(0, "order"))
+    loader = StepLoader(splits, {"forget": 64, "retain": 64}, Randomness(0, "order"))
     optimizer = torch.optim.Adam(flow.parameters(), lr=OPTIM.lr)
     for step in range(STEPS):
         clock.ticks.append(time.perf_counter())
-        batch = feed[step]
+        batch = loader[step]
         loss: Tensor = -0.1 * bits_per_dim(flow, batch["forget"][0], Randomness(0, "f", step)).mean()
         loss = loss + flow.training_loss(batch["retain"][0], Randomness(0, "r", step)).mean()
         optimizer.zero_grad()

@@ -176,14 +176,14 @@ def textbook() -> Side:
     """Time the loop that one would write by hand (as OpenUnlearning does): a frozen copy, all logits, one backward."""
     student = model().model
     target = copy.deepcopy(student).requires_grad_(False)
-    feed = StepLoader(splits(), {"forget": BATCH, "retain": BATCH}, Randomness(0).child("order"))
+    loader = StepLoader(splits(), {"forget": BATCH, "retain": BATCH}, Randomness(0).child("order"))
     optimizer = torch.optim.AdamW(student.parameters(), lr=OPTIM.lr, weight_decay=OPTIM.weight_decay)
     ticks: list[Tick] = []
     losses: dict[str, list[float]] = {"npo": [], "kl": []}
     for step in range(OPTIM.steps):
         ticks.append(_now())
         batch = {
-            name: {key: value.to(_device()) for key, value in parts[0].items()} for name, parts in feed[step].items()
+            name: {key: value.to(_device()) for key, value in parts[0].items()} for name, parts in loader[step].items()
         }
         with torch.no_grad():
             before = _log_prob(target, batch["forget"])

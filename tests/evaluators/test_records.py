@@ -113,11 +113,11 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
         written = dict(
             zip(SUBJECTS, (word_painter(), word_painter(_3=ink("8")), word_painter(dog=ink("8"))), strict=True)
         )
-        for told, models, names in (
+        for conditioning, models, names in (
             ("class", painted, ("image_relearning", "concept_inversion")),
             ("text", written, ("unlearn_diff_atk", "ring_a_bell")),
         ):
-            own |= {name: evaluation_of(models, three_splits(told), seed=5) for name in names}
+            own |= {name: evaluation_of(models, three_splits(conditioning), seed=5) for name in names}
         found = {}
         SETTINGS["clip_score"] = {"path": str(small_clip(tmp_path_factory.mktemp("models"))), "samples": 4}
         detector = small_detector(tmp_path_factory.mktemp("models") / "smallnet.onnx")

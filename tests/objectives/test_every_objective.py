@@ -155,9 +155,9 @@ def gradient_of(module: UnlearningModule, combine: Combination) -> dict[str, Ten
     """Return the gradient of one step."""
     module.primary.combine = combine
     sizes = dict.fromkeys(module.primary.groups, module.primary.optim.batch)
-    feed = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"))
+    loader = StepLoader(module.common.splits, sizes, module.common.randomness.child("order"))
     module._run_before_step()
-    gradients = StepLosses(module.primary, module.model, feed[0], module._context).gradient({}, log=True)
+    gradients = StepLosses(module.primary, module.model, loader[0], module._context).gradient({}, log=True)
     return dict(zip(module.primary.parameters, [g.clone() for g in gradients], strict=True))
 
 

@@ -36,19 +36,19 @@ CONFIGS: dict[Conditioning, DiffusionConfig] = {
 """Of some ten thousand weights each."""
 
 
-def source(told: Conditioning) -> Source:
+def source(conditioning: Conditioning) -> Source:
     """Threes are forgotten, and eights take their place."""
-    if told == "text":
+    if conditioning == "text":
         concepts = [Concept(name="three", anchor="eight", templates=["a red {}"])]
         return ColouredDigits(forget=Selection(label=["three"]), concepts=concepts)
     return Digits(forget=Selection(label=["3"]), concepts=[Concept(name="3", anchor="8")])
 
 
 @cache
-def small_splits(told: Conditioning = "text") -> dict[str, Split]:
+def small_splits(conditioning: Conditioning = "text") -> dict[str, Split]:
     """Eight forget items, twelve retain items of all other digits, four test items."""
-    dataset = CONFIGS[told].read(source(told).load())
-    forgotten = dataset.having(["three" if told == "text" else "3"]) & ~dataset.is_test
+    dataset = CONFIGS[conditioning].read(source(conditioning).load())
+    forgotten = dataset.having(["three" if conditioning == "text" else "3"]) & ~dataset.is_test
     kept = torch.nonzero(~forgotten & ~dataset.is_test).flatten()
     ids = {
         "forget": torch.nonzero(forgotten).flatten()[:8],
@@ -58,10 +58,10 @@ def small_splits(told: Conditioning = "text") -> dict[str, Split]:
     return {name: Split(name, dataset, chosen) for name, chosen in ids.items()}
 
 
-def small_model(told: Conditioning = "text", seed: int = 0, **changed: Any) -> Diffusion:
+def small_model(conditioning: Conditioning = "text", seed: int = 0, **changed: Any) -> Diffusion:
     """Return a model with random weights in double precision, the same for the same seed."""
-    config = type(CONFIGS[told])(**{**vars(CONFIGS[told]), **changed})
-    model = config.build(small_splits(told)["retain"].dataset.info, Randomness(seed, "small"))
+    config = type(CONFIGS[conditioning])(**{**vars(CONFIGS[conditioning]), **changed})
+    model = config.build(small_splits(conditioning)["retain"].dataset.info, Randomness(seed, "small"))
     return model.double()  # type: ignore[return-value]
 
 
@@ -80,9 +80,9 @@ def some_states(model: Diffusion, n: int = 4) -> tuple[torch.Tensor, torch.Tenso
     return noise, torch.tensor([0, 30, 400, 999])[:n]
 
 
-def some_items(told: Conditioning, n: int = 4, split: str = "forget") -> dict[str, torch.Tensor]:
+def some_items(conditioning: Conditioning, n: int = 4, split: str = "forget") -> dict[str, torch.Tensor]:
     """Return the first items of a split."""
-    return small_splits(told)[split].batch(small_splits(told)[split].ids[:n])
+    return small_splits(conditioning)[split].batch(small_splits(conditioning)[split].ids[:n])
 
 
 class Bench(TermBench):
@@ -92,17 +92,25 @@ class Bench(TermBench):
         self,
         folder: Path,
         objective: Objective,
-        told: Conditioning = "text",
+        conditioning: Conditioning = "text",
         split: str = "forget",
         prepare: bool = True,
     ) -> None:
-        super().__init__(folder, objective, small_model(told), small_model(told), small_splits(told), split, prepare)
+        super().__init__(
+            folder,
+            objective,
+            small_model(conditioning),
+            small_model(conditioning),
+            small_splits(conditioning),
+            split,
+            prepare,
+        )
 
 
 def small_job(
     groups: Mapping[str, Mapping[str, Objective]],
     folder: Path,
-    told: Conditioning = "class",
+    conditioning: Conditioning = "class",
     scope: Scope | None = None,
     teacher: Diffusion | None = None,
     optim: Optim | None = None,
@@ -112,15 +120,15 @@ def small_job(
     Args:
         groups: the terms.
         folder: for the target's values.
-        told: which model.
+        conditioning: which model.
         scope: what is trained, by default everything.
         teacher: that the target was distilled from, by default none.
         optim: by default two steps of Adam.
     """
-    model, target = small_model(told), small_model(told)
+    model, target = small_model(conditioning), small_model(conditioning)
     module = build_module(
         model,
-        small_splits(told),
+        small_splits(conditioning),
         0,
         **groups,
         scope=scope,

@@ -233,13 +233,13 @@ def test_data_workers_do_not_change_the_order(tmp_path: Path) -> None:
     from unlearn.training.dataloader import StepLoader
 
     module = small_module(**terms())
-    feed = StepLoader(module.common.splits, {"forget": 8, "retain": 16}, module.common.randomness.child("order"))
-    loader = feed.loader(2, 6, workers=1)
+    batches = StepLoader(module.common.splits, {"forget": 8, "retain": 16}, module.common.randomness.child("order"))
+    loader = batches.loader(2, 6, workers=1)
     assert isinstance(loader, DataLoader)
     steps = [batch["retain"][0]["id"].tolist() for batch in loader]
-    assert steps == [feed[step]["retain"][0]["id"].tolist() for step in range(2, 6)]
+    assert steps == [batches[step]["retain"][0]["id"].tolist() for step in range(2, 6)]
     steps_per_epoch = len(module.common.splits["forget"]) // 8
-    epoch = [item for step in range(steps_per_epoch) for item in feed.ids("forget", step).tolist()]
+    epoch = [item for step in range(steps_per_epoch) for item in batches.ids("forget", step).tolist()]
     assert len(epoch) == len(set(epoch))
 
 

@@ -60,8 +60,8 @@ def _of_models(assets: Path, group: str, recipes: Mapping[str, tuple[str, list[s
         rows.append(f"| {name.partition('/')[2]} | {recipe} | {' '.join(overrides) or '–'} | {figures} |")
         data = DATA[load(recipe, overrides).tree["data"]["name"]]
     what = (
-        "Models that recipes begin from. `target` is trained on everything, `without_...` never saw the forget data, "
-        "`one_step` is distilled from the target."
+        "Models that recipes begin from. `target` is trained on everything, `without_...` never saw the forget data"
+        f"{', `one_step` is distilled from the target' if f'{group}/one_step' in recipes else ''}."
     )
     return _card(group, what, f"python -m unlearn.experiment.make_assets {group}", data, "\n".join(rows))
 

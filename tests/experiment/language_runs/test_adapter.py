@@ -1,4 +1,4 @@
-"""Adapters and checkpointing in a language model's run: what moves, what does not, and the same gradients."""
+"""Adapters and checkpointing in a language model's run: what is trained, what is not, and the same gradients."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""DoCo: both cross-entropies by hand, who moves whom, the released rule, and the warm-up of the discriminator."""
+"""DoCo: both cross-entropies by hand, the networks that each updates, the released rule, the adversary's warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KPOP: its terms by hand, who moves whom, and where the key is kept."""
+"""KPOP: its terms by hand, which networks each loss updates, and where the key is kept."""
 
 from __future__ import annotations
 
