@@ -98,6 +98,8 @@ def read_parts(folder: Path, weights: bool = True) -> DiffusionParts:
     if parts.vae is not None:
         check_vae(parts.vae, parts.pipeline is not None and parts.pipeline.kind.statistics, folder / "vae")
     check_parts(parts.denoiser, parts.text, parts.vae, parts.settings, folder)
+    for name, part in parts.modules().items() if not weights else ():
+        check_stored_shapes(part, folder / name)
     return parts
 
 
@@ -251,9 +253,7 @@ def _module(kind: Any, place: Path, files: WeightFiles | None) -> Any:
     if files is None:
         with reading(place, REMEDY), torch.device("meta"):
             stated_config = (kind.config_class.from_pretrained if of_transformers else kind.load_config)(place)
-            empty = (kind if of_transformers else kind.from_config)(stated_config)
-        check_stored_shapes(empty, place)
-        return empty
+            return (kind if of_transformers else kind.from_config)(stated_config)
     given = {
         "dtype" if of_transformers else "torch_dtype": torch.float32,
         "variant": files.variant or None,

@@ -12,15 +12,13 @@ import pytest
 
 from tests.toys import ROOT
 from unlearn.config import registry
-from unlearn.config.compatibility import fits
+from unlearn.config.compatibility import capabilities_of, fits, protocols_of
 from unlearn.config.recipe import load
 from unlearn.core.errors import MANY, RecipeError, did_you_mean
 from unlearn.models.capabilities import (
     Denoises,
     HasLikelihood,  # noqa: F401  named in quotes below
     Samples,
-    capabilities_of,
-    protocols_of,
 )
 from unlearn.objectives.base import Objective
 
