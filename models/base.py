@@ -65,6 +65,10 @@ class Wrapper(nn.Module, ABC):
         if self.narrow is not None:
             round_weights(self, self.narrow)
 
+    def save_as_in_memory(self) -> None:
+        """Save in the float types in memory from now on, not in those of the folder that the weights came from."""
+        self.narrow = None
+
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
         return dataset

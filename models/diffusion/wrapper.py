@@ -69,11 +69,8 @@ class Diffusion(Wrapper):
         guard: Steers | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
-        self.text = text
-        self.vae = vae
-        self.scheduler = scheduler
-        self.schedule = NoiseSchedule(scheduler)
+        self.denoiser, self.text, self.vae = denoiser, text, vae
+        self.scheduler, self.schedule = scheduler, NoiseSchedule(scheduler)
         self.settings = settings
         self.pipeline = pipeline
         self.saved = saved or {}
@@ -324,6 +321,10 @@ class Diffusion(Wrapper):
         return {"one_step": self.settings.one_step}
 
     @override
+    def save_as_in_memory(self) -> None:
+        self.saved = {}
+
+    @override
     def round_as_saved(self) -> None:
         for name, module in self.parts().modules().items():
             if name in self.saved:
@@ -331,10 +332,7 @@ class Diffusion(Wrapper):
 
     @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write the pipeline of diffusers that the model came from, or its parts; and ``unlearn.json``.
-
-        A guard is stored next to them as ``guard.json``; diffusers loads the model without it.
-        """
+        """Write the pipeline that the model came from, or its parts; and ``unlearn.json``, and a guard beside them."""
         write_parts(self.parts(), folder, dtype)
         if self.guard is not None:
             write_guard(self.guard, folder)

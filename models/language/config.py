@@ -43,7 +43,7 @@ class LanguageConfig(ModelConfig):
             tokenizer and its chat template do by themselves.
         checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
         dtype: of the weights, in training and as saved; bfloat16 halves the memory, and loses small updates. ``auto``
-            trains in float32 and saves in the type of the folder that ``pretrained`` names.
+            trains in float32 and saves in the type of the target's folder.
         adapter: folder or hub id of an adapter of peft, merged into ``pretrained`` before anything starts. An adapter
             given as ``pretrained`` or ``retrained`` has its base in its own folder or on the hub, or it is typed here.
     """
@@ -80,8 +80,7 @@ class LanguageConfig(ModelConfig):
             template=self.template,
             max_length=self.max_length,
             checkpointing=self.checkpointing,
-            # a model that the recipe trains is one of float32, in whatever type its copy ships
-            dtype=self.dtype if self.pretrained else self.in_training()["dtype"],
+            dtype=self.dtype,
             tokenizer=self.other_tokenizer(),
             bos=self.begins(),
         )

@@ -252,6 +252,10 @@ class Language(Wrapper):
         self._stack.compile(*args, **kwargs)
 
     @override
+    def save_as_in_memory(self) -> None:
+        self.saved = None
+
+    @override
     def round_as_saved(self) -> None:
         merge_adapters(self.model)  # an adapter that a model in memory came with: transformers would save it alone
         if self.saved is not None:

@@ -52,7 +52,14 @@ class StoredModel:
     @classmethod
     def at(cls, folder: Path, config: ModelConfig, origin: str, key: str, seconds: float | None = None) -> StoredModel:
         """Return the model in a folder, read as ``config`` says."""
-        return cls(partial(config.load, folder), origin, seconds, key, folder)
+
+        def read() -> Wrapper:
+            model = config.load(folder)
+            if origin != "given":  # the recipe's own model is one of float32, though its copy ships in half precision
+                model.save_as_in_memory()
+            return model
+
+        return cls(read, origin, seconds, key, folder)
 
     @classmethod
     def in_memory(cls, model: Wrapper) -> StoredModel:
