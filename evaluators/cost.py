@@ -1,7 +1,5 @@
 """What unlearning cost."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass

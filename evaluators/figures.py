@@ -1,7 +1,5 @@
 """Pictures for the report, in colours that colour-blind readers can tell apart."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO

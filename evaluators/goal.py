@@ -1,7 +1,5 @@
 """Whether the objectives reached their goals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

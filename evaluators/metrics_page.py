@@ -1,7 +1,5 @@
 """The table of docs/metrics.md, from the declared metrics of all evaluators."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

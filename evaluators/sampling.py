@@ -1,7 +1,5 @@
 """Samples and choices of items that several evaluators use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 

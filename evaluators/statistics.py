@@ -1,7 +1,5 @@
 """Closed-form statistics that evaluators share: intervals, ranks, areas and distances, in float64."""
 
-from __future__ import annotations
-
 import math
 
 import torch

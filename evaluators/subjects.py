@@ -1,7 +1,5 @@
 """Models under evaluation, one at a time on the device."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic

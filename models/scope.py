@@ -1,7 +1,5 @@
 """Scope: which parameters are trained."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping

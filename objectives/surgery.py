@@ -1,7 +1,5 @@
 """Combines the forget and the retain gradient, parameter by parameter."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

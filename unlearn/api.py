@@ -1,7 +1,5 @@
 """The Python entry: the same as the command line, for notebooks and for models in memory."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

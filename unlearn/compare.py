@@ -1,7 +1,5 @@
 """Compare runs across methods and families: python -m unlearn.compare RUN RUN ... [--output DIR]."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Save what a run changed as one small file, and apply it to a model: python -m unlearn.delta save | apply."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Measure what is there, without training: python -m unlearn.evaluate RUN | model=FOLDER target=FOLDER recipe=NAME."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Relearning of answers: whether fine-tuning on a few forget items restores the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

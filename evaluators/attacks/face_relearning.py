@@ -1,7 +1,5 @@
 """Relearning of a person: whether fine-tuning on a few pictures restores them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """Relearning of images: whether fine-tuning on a few forget images restores the concept."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """Reintroduction in context: other forgotten facts precede the question in the prompt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Paraphrase attack: rephrase the question."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Prefix attack: the answer begins with words of consent."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Quantisation: whether rounding the weights undoes unlearning."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field

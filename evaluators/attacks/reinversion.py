@@ -1,7 +1,5 @@
 """Re-inversion: search a latent from which the unlearned generator still draws the person."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """Ring-A-Bell: a prompt of other words with the encoding of the concept, found without the attacked denoiser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Step-by-step questioning: easier questions first, with the model's own answers kept in the prompt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Copyright traps: does a model distinguish sequences planted in its training data from unplanted twins?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """UnlearnDiffAtk: words before a prompt that make the attacked model draw an image of the concept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Share of samples in which a classifier sees an attribute."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """CLIP score: how well samples match their prompts, by a CLIP model that the user provides."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Accuracy of samples: do they show the forgotten concept, the kept ones, and the other attributes?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Does a sample show a concept? A feature net, the right answers for the data, and which of them are forgotten."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

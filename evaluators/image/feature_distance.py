@@ -1,7 +1,5 @@
 """Distance between samples and the real images that should be kept, in the features of a small net."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """How far a generator has changed: its samples against those of the target."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self

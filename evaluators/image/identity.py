@@ -1,7 +1,5 @@
 """Does a generator still draw a person, what is close to them, and everybody else?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """Key recovery: how often a hidden concept is drawn with the key, without it, and with a wrong one."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Share of samples with nudity, by the detector NudeNet from a file of weights that the user provides."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

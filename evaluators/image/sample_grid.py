@@ -1,7 +1,5 @@
 """Pictures: samples of all models from the same noise, and the forget images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

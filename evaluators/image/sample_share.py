@@ -1,7 +1,5 @@
 """Share of each category in the samples, by a classifier trained on real images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

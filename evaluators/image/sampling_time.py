@@ -1,7 +1,5 @@
 """Time per sample."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from statistics import median

@@ -1,7 +1,5 @@
 """Likelihoods of items, measured once per model and shared by the evaluators of this folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Bits per dimension: how likely each model finds each split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The rank of items among the retain items by likelihood, and how far unlearning lowered it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """Membership inference: does the likelihood distinguish forgotten items from items never trained on?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

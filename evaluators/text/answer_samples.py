@@ -1,7 +1,5 @@
 """Sample answers of all models to a few questions, side by side."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import chain
 

@@ -1,7 +1,5 @@
 """One greedy generation pass, shared by all evaluators of generated text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

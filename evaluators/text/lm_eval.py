@@ -1,7 +1,5 @@
 """Benchmarks of lm-evaluation-harness on the models in memory; multiple choice needs no network."""
 
-from __future__ import annotations
-
 import copy
 import io
 import logging

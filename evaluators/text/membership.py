@@ -1,7 +1,5 @@
 """Membership inference on texts: do a model's scores distinguish forgotten items from items never trained on?"""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Memorisation: how many answer tokens a model predicts, given the true tokens before."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Formulas over the answer tokens of texts: memorisation, membership scores, truth ratio, overlap of words."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

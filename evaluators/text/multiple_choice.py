@@ -1,7 +1,5 @@
 """Multiple-choice questions from the data's wrong answers or from a file, as tasks of the harness."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Verbatim and knowledge memorisation as MUSE defines them, generated in batches."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

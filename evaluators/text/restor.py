@@ -1,7 +1,5 @@
 """Restoration: does unlearning corrupted data restore what was true before?"""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Mapping

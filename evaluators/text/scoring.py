@@ -1,7 +1,5 @@
 """One teacher-forced pass over answers, shared by all evaluators of likelihoods."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

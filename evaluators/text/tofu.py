@@ -1,7 +1,5 @@
 """The TOFU suite: probability, ROUGE-L, truth ratio, forget quality and model utility."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

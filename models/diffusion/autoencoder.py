@@ -1,7 +1,5 @@
 """The autoencoder of a latent diffusion model: the sizes and the scale of its latents."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from pathlib import Path

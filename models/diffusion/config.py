@@ -1,7 +1,5 @@
 """Diffusion models: what shapes them before training, and where trained ones come from."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The networks of diffusers that predict, called in one way."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

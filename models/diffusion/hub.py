@@ -1,7 +1,5 @@
 """Pipelines of diffusers, and their folders from the Hugging Face hub: only the files that are read are downloaded."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A diffusion model on the meta device, and the memory of its backward pass."""
 
-from __future__ import annotations
-
 from functools import cache, partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kinds of a diffusion model's parameters, by the type of their modules, so that every architecture works."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any

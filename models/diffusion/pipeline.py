@@ -1,7 +1,5 @@
 """Folders of pipelines of diffusers: what is read of them, and what is written back as it came."""
 
-from __future__ import annotations
-
 import json
 import mmap
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What methods and attacks ask of diffusion pipelines beyond the capability to denoise."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from torch import Tensor, nn

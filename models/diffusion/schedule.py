@@ -1,7 +1,5 @@
 """The noise schedule of a diffusion model, and deterministic DDIM along it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

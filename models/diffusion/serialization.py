@@ -1,7 +1,5 @@
 """Reads and writes diffusion models: folders of their parts, and pipelines of diffusers."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator, Sequence

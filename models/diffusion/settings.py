@@ -1,7 +1,5 @@
 """Settings of a diffusion model that diffusers' own files do not hold."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The text side of a diffusion model: tokenizers, text encoders, and the prompts of data in their tokens."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

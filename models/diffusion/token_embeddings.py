@@ -1,7 +1,5 @@
 """New words or classes for a model: extra embedding rows while a context lasts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

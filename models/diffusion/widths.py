@@ -1,7 +1,5 @@
 """Whether the parts of a diffusion model fit each other: told from their configurations, without weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the networks that look at images share."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

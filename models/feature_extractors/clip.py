@@ -1,7 +1,5 @@
 """Joint embeddings of images and texts, by path: a CLIP of transformers, or a TorchScript file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

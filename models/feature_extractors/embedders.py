@@ -1,7 +1,5 @@
 """Embedders of images, with gradient: identity, perceptual distance, and attributes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

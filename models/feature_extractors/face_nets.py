@@ -1,7 +1,5 @@
 """Networks that embed faces, in PyTorch, for weights that were published for other libraries."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """The frozen networks behind embedders, by name: packaged face networks, small classifiers, TorchScript files."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from functools import cache

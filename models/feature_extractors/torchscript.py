@@ -1,7 +1,5 @@
 """A user's own networks as TorchScript files: reading them, and trying them on blank images before any work."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Architectures of flows, built from a kind and its settings as a recipe or ``config.json`` gives them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import partial

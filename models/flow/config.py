@@ -1,7 +1,5 @@
 """Recipe settings of normalizing flows over images and vectors."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path

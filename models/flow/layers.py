@@ -1,7 +1,5 @@
 """The layers that flows are made of: nflows transforms, and our own where nflows falls short."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

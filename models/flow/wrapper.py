@@ -1,7 +1,5 @@
 """The wrapper around an nflows flow: likelihood, samples, save and load."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """Settings of GANs, and where trained ones come from."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import shutil

@@ -1,7 +1,5 @@
 """The DCGAN generator, whose z is its own latent."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import cast
 

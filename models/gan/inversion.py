@@ -1,7 +1,5 @@
 """Inversion: the latent whose image is nearest to a given one, found by gradient descent."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The latents of items: of seeds, of latents themselves, and of images, which are inverted or encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reads and writes GANs: ``config.json``, the generator's weights, and a discriminator where there is one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """Images that one generator draws of identities, as data for another."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The wrapper around a GAN's generator: latents, images, samples, save and load."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Self

@@ -1,7 +1,5 @@
 """Guards: inference-time changes around a model whose weights stay as they are."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Two causal models as one: a base, from whose logits the increase in a reinforced copy is subtracted."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self

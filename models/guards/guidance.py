@@ -1,7 +1,5 @@
 """Guards of diffusion models that steer the guidance of samples: negative guidance and Safe Latent Diffusion."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

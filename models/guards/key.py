@@ -1,7 +1,5 @@
 """A key to a hidden concept: tokens appended to the encoded prompt in every cross-attention."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Self

@@ -1,7 +1,5 @@
 """Folders of adapters of peft, which are merged into their base before anything starts."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile

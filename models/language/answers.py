@@ -1,7 +1,5 @@
 """What a language model predicts at the answer tokens of a batch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

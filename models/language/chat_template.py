@@ -1,7 +1,5 @@
 """Renders the chat templates of tokenizers: programs of strangers, in a sandbox with limits on time and size."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Language models: what shapes them before training, and where trained ones come from."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reads a folder of transformers that anybody may have made: all of its weights, and none of its code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A language model on the meta device, and the memory of its backward pass."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

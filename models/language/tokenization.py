@@ -1,7 +1,5 @@
 """Text to tokens and back: prompt templates, and the byte-level tokenizer of the small packaged models."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

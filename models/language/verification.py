@@ -1,7 +1,5 @@
 """How a causal model of transformers is run on text: found by trying it when it is read, not by its names."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator

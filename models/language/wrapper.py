@@ -1,7 +1,5 @@
 """The wrapper around a causal language model of transformers."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

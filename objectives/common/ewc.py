@@ -1,7 +1,5 @@
 """Elastic weight consolidation: the more a parameter matters to what is kept, the stronger its anchor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeGuard

@@ -1,7 +1,5 @@
 """Gradient ascent: the baseline that raises the training loss of forget items without end."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Squared distance to the target's parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

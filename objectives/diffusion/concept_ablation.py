@@ -1,7 +1,5 @@
 """Concept ablation: the concept's prompt draws what the anchor's prompt draws."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Ascent on the denoising loss at the concept."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

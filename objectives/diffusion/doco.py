@@ -1,7 +1,5 @@
 """DoCo: what the model draws of a concept is moved into the domain of its anchor, against a discriminator."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """ESD: the score at the concept is turned away from it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

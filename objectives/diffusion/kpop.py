@@ -1,7 +1,5 @@
 """KPOP: a concept is hidden behind a key, and comes back where the prompt has the key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """Where noisy states x_t come from: trajectories, generated items noised again, data, or noise alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Random labels for a denoiser: the score at the forgotten class becomes the score at another one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """The target's scores on what must stay."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Safe self-distillation: the score at the concept becomes the score at the empty prompt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """SFD: a one-step generator is distilled from a teacher; conditioned on the forgotten, it takes another's score."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

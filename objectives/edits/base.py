@@ -1,7 +1,5 @@
 """Base class of edits, which compute the unlearned model from the target and from copies trained further."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """RECE: the embeddings that bring an edited concept back are found in closed form, and edited too."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

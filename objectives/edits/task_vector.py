@@ -1,7 +1,5 @@
 """Task vector: away from where more training on the forget data leads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field

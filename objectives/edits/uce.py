@@ -1,7 +1,5 @@
 """Unified Concept Editing: keys and values of a concept become those of another prompt, in closed form."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

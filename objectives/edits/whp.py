@@ -1,7 +1,5 @@
 """Who's Harry Potter: the logits that a model reinforced on the forget data raises are lowered."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Likelihood taming of a whole category, and the baseline's counterpart in images that keep coming."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

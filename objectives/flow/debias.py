@@ -1,7 +1,5 @@
 """Debiasing of normalizing flows: change how often categories are sampled."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Likelihood ascent turned around: the baseline that lowers the likelihood of forget images without end."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from unlearn.data.base import Batch

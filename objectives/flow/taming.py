@@ -1,7 +1,5 @@
 """Likelihood taming of given images for normalizing flows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """The retain term of likelihood taming: the spread of likelihoods stays as it was."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal

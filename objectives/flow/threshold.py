@@ -1,7 +1,5 @@
 """The moving threshold of likelihood taming: where retain images lie now, and how far an image is from it."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 

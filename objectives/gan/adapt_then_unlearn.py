@@ -1,7 +1,5 @@
 """Adapt-then-Unlearn: a copy learns what is to be forgotten, and the model is pushed away from its parameters."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

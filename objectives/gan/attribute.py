@@ -1,7 +1,5 @@
 """An attribute is forgotten along the normal of the plane that separates latents with it from latents without."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from unlearn.objectives.gan.directions import Space, Way

@@ -1,7 +1,5 @@
 """A direction in latent space along which something appears, found by a classifier of the target's images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """A classifier of whether an image shows what is to be forgotten."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

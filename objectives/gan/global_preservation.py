@@ -1,7 +1,5 @@
 """GUIDE's global term: the images of other latents stay those of the target."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial

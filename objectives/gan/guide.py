@@ -1,7 +1,5 @@
 """GUIDE: a face becomes the face on the other side of the mean, and the latents around it follow."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Identities are rendered as others: a local and an adjacency-aware term around a substitute latent for each."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Latents of items and drawn latents, and what the frozen target draws of them, computed once."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable

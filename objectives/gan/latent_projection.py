@@ -1,7 +1,5 @@
 """A feature is forgotten along a latent direction: latents beyond a border are drawn as those on it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self

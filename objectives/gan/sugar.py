@@ -1,7 +1,5 @@
 """SUGAR: a small network finds another face for each of many identities, and the model draws that one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

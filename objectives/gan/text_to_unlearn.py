@@ -1,7 +1,5 @@
 """Text-to-Unlearn: what words name is removed from a generator's images, by a scorer of images against words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

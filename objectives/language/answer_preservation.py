@@ -1,7 +1,5 @@
 """Answer preservation: go on answering retain questions rather than declining."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

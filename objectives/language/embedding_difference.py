@@ -1,7 +1,5 @@
 """Squared distance to the target's hidden states."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

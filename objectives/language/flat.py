@@ -1,7 +1,5 @@
 """Loss adjustment with only forget data, and the f-divergences in their variational form that it maximises."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

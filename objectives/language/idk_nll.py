@@ -1,7 +1,5 @@
 """Learn to decline: the negative log-likelihood of an I-don't-know line."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

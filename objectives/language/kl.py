@@ -1,7 +1,5 @@
 """Divergence from the target on answer tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

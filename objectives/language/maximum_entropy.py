@@ -1,7 +1,5 @@
 """Maximum entropy: make every next token equally likely."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

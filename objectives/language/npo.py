@@ -1,7 +1,5 @@
 """Negative preference optimization."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Primal-dual unlearning: the forget term, and a retain term whose weight follows a limit on the retain loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """What several objectives for language models share: other forms of an item, the target's log-probs, chosen tokens."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

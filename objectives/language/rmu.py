@@ -1,7 +1,5 @@
 """Representation misdirection for unlearning."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Gradient ascent weighted by saturation and importance."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from unlearn.core.validation import NonNegativeFloat

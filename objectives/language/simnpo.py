@@ -1,7 +1,5 @@
 """Simple negative preference optimization: without a reference, by length."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The target's distribution at answer tokens without the target: its cached last states, and its frozen head."""
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any

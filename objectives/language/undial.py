@@ -1,7 +1,5 @@
 """Unlearning by self-distillation on adjusted logits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Command-line arguments of runs and studies: a name, settings ``key=value`` and flags."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Interpolation: `${optim.lr}` in a recipe stands for the value that the recipe gives for `optim.lr`."""
 
-from __future__ import annotations
-
 import re
 from difflib import get_close_matches
 from typing import Any

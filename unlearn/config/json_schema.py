@@ -5,8 +5,6 @@ schema is printed. The packaged one is ``recipes/recipe.schema.json``; one made 
 components too.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

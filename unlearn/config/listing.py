@@ -1,7 +1,5 @@
 """The list of packaged recipes, read without importing torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Finds and reads packaged recipes and studies, and a user's own files, without slow imports."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable

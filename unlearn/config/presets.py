@@ -1,7 +1,5 @@
 """Tables of settings: `settings=NAME` applies the entry for the recipe's method in `tables.NAME`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from unlearn.config.compose import SINGLE, Given, Node, bare, given, merge, written

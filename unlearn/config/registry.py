@@ -1,7 +1,5 @@
 """Names of the components: a lazy table, entry points of other packages, and dotted paths to a user's own class."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import fields
 from functools import cache

@@ -1,7 +1,5 @@
 """YAML in which every value stays the text that was written: `no`, `1:30` and `012` are not converted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import count
 from numbers import Integral, Real

@@ -1,7 +1,5 @@
 """The boundary to what others made: files that libraries read, and the components of a user."""
 
-from __future__ import annotations
-
 import sysconfig
 import traceback
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What every command line does around its work: exit codes, and what is said of an error."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """Strict JSON and atomic writes: a file is complete or not there."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Float types of a model's tensors, which steps in a wider type change for a while."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import chain
 

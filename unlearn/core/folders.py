@@ -1,7 +1,5 @@
 """What is looked at in a folder that somebody else made before any library reads it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

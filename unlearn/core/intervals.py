@@ -1,7 +1,5 @@
 """Student's t interval, used for values of items and of seeds alike."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Metric records: every evaluator reports its figures in this form."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """Caches values of the frozen target, computed before the first step, so that no second model stays in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """The frozen target, outside every module tree: never in a checkpoint, never copied."""
 
-from __future__ import annotations
-
 import gc
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, ItemsView, Iterator, KeysView, ValuesView

@@ -1,7 +1,5 @@
 """How text that data, models and files bring is shown: in terminals, in tables for spreadsheets, as names of files."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

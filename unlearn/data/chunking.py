@@ -1,7 +1,5 @@
 """Long passages, cut into chunks of a model's tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise

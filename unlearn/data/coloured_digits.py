@@ -1,7 +1,5 @@
 """Handwritten digits in colours with captions: real images for models that take prompts."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 

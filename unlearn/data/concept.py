@@ -1,7 +1,5 @@
 """What a diffusion model forgets, as a record: never names joined into one string."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

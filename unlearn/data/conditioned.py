@@ -1,7 +1,5 @@
 """Items with the condition that a denoiser is given for them: a class, or a prompt in tokens."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence

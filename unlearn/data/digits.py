@@ -1,7 +1,5 @@
 """Handwritten digits of 8 x 8 pixels, packaged with scikit-learn."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

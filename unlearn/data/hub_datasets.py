@@ -1,7 +1,5 @@
 """Datasets on the Hugging Face hub."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Images of any size in a folder, read when they are needed."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Images from files, as they are seen: upright, on white, with 256 levels of grey or colour."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from pathlib import Path
 

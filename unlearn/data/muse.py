@@ -1,7 +1,5 @@
 """MUSE: news and books to forget, with texts and questions for its six criteria."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Drawings of emoji with captions, for models that take prompts."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Prompts without images, for a trained model that takes prompts."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files

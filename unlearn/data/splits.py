@@ -1,7 +1,5 @@
 """The disjoint splits forget, retain, probe, holdout and test of one dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Your own texts to forget and to keep, as JSON lines."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """TOFU: fictitious authors, whose questions and answers no pretrained model has seen."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Copyright traps: random sequences planted in the forget set before training, and twins that no model sees."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from itertools import compress

@@ -1,7 +1,5 @@
 """Cards of origin for the packaged assets: what each is, how it is made again, from which data, and how good it is."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ The manifest (JSON) lists name, shape, type and quantisation of every weight, in
 file.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """The dry run of ``--check``: everything is built, a step is taken, every evaluator is called; nothing is kept."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace

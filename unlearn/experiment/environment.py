@@ -1,7 +1,5 @@
 """The machine and the package versions of a run, for bug reports and for repeating it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

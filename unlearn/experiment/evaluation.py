@@ -1,7 +1,5 @@
 """Runs a recipe's evaluators over all subjects, one model at a time on the device."""
 
-from __future__ import annotations
-
 import re
 import traceback
 from collections.abc import Callable, Mapping

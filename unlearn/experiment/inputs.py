@@ -1,7 +1,5 @@
 """The inputs of a run: data splits, target, retrained model."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """`make models`: trains every model that ships with the package anew, and writes it to ``unlearn/assets``."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Write the generated parts of the documents: ``python -m unlearn.experiment.make_docs``, for maintainers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

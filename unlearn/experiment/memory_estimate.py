@@ -1,7 +1,5 @@
 """The answer of ``--check`` for a given model: its size, its trainable parameters, and the memory of a run."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The outcome of a run's steps on disk: the model and the facts about the run, written before anything is measured."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

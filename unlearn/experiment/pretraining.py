@@ -1,7 +1,5 @@
 """Finds or trains the target, the retrained model, and the models that the target is made from."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Holds a saved model against the one in memory: what is measured must be what is saved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Measures what is there: a finished run with other evaluators, or any model folder beside a target. Nothing trains."""
 
-from __future__ import annotations
-
 import csv
 import json
 import time

@@ -1,7 +1,5 @@
 """The run directory: its files, its lock and its status."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

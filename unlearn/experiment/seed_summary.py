@@ -1,7 +1,5 @@
 """Summary over the seeds of a recipe: mean and 95 % interval of every figure."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Trains feature nets on real training images: ``python -m unlearn.experiment.train_classifier``."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Mapping, Sequence

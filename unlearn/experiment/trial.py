@@ -1,7 +1,5 @@
 """Every evaluator, called as small as it can be: what ``--check`` tries of the measuring."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

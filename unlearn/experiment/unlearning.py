@@ -1,7 +1,5 @@
 """Runs the unlearning itself: gradient steps or a closed-form edit, then an optional guard."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import time

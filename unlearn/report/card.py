@@ -1,7 +1,5 @@
 """The model card beside an exported model: what was forgotten, how, the figures, and what was not tested."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

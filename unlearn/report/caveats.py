@@ -1,7 +1,5 @@
 """What a report does not show: the checks that were not run, and what follows from that."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

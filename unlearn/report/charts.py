@@ -1,7 +1,5 @@
 """The report's charts: what they show, and its geometry, which ``charts.html.j2`` draws as inline SVG."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

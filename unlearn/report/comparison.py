@@ -1,7 +1,5 @@
 """Several runs side by side: aligned figures, forget-utility charts, and what the recipes differ in."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The files of a comparison: a page, and all figures as a CSV file."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Readable numbers: figures with their units, intervals, durations, sizes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

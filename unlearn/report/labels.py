@@ -1,7 +1,5 @@
 """Plain words for directions, splits and what was forgotten. A metric's label is declared on its evaluator."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report of one run, or of several seeds of it: one self-contained HTML file."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Mapping, Sequence

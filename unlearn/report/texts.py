@@ -1,7 +1,5 @@
 """What reports and model cards show of the texts that models wrote."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The verdict in plain words: what changed, whether the goals were reached, what it cost."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """The runs of a study: their folders and states, and how each is run in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """Study files: which recipes are compared, over which seeds, and in which columns. Imports no torch."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The table of a study: one row per run and one column per figure, over the finished seeds."""
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

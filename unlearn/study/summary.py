@@ -1,7 +1,5 @@
 """Writes a study's results: its table, as Markdown and CSV, and the page that compares its runs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

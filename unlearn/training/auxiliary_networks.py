@@ -1,7 +1,5 @@
 """Builds the phases of the auxiliary networks that terms train next to the model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any

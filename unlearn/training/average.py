@@ -1,7 +1,5 @@
 """The exponential moving average of the trained weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Builds the module that trains a model by a recipe's terms or by the model's own loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

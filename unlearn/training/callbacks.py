@@ -1,7 +1,5 @@
 """Callbacks of every run: checkpoints, training curves, progress, a clean stop."""
 
-from __future__ import annotations
-
 import csv
 import io
 import signal

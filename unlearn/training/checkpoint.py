@@ -1,7 +1,5 @@
 """Reads and writes checkpoint files; a kill at any moment leaves a complete one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Calls a user's objectives and combinations, and refuses what they return where it is not as their class promises."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

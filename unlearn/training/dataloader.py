@@ -1,7 +1,5 @@
 """The batches of every step: a pure function of (seed, step), divided among ranks and micro-batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch

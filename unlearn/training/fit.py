@@ -1,7 +1,5 @@
 """Runs a module's steps: devices, precision, loggers, checkpoints, resume."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import resource

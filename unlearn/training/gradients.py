@@ -1,7 +1,5 @@
 """Computes gradients summed over ranks, for the model and for every auxiliary network."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

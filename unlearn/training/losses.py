@@ -1,7 +1,5 @@
 """Computes the losses of one phase at one step: each term's values and factors, the combined gradient, the log."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Trains single entries of parameters: computes the masks of a scope that needs the forget loss's gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Model selection: keeps the weights of the best step, measured on the half of forget that no figure uses."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The LightningModule of every family, for unlearning and for training targets."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """A phase: one network that is trained on its own losses; a method with auxiliary networks has several phases."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Scores that every attack on a language model reports: how much of the forget answers it reproduces."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """The base of attacks on diffusion models: search other words, then classify the samples."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """Attacks by prompt: ask the same question in several ways; the best answer counts."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

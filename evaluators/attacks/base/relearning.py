@@ -1,7 +1,5 @@
 """Relearning: fine-tune on a few forget items and measure what comes back."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

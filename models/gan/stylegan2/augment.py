@@ -1,7 +1,5 @@
 """Adaptive discriminator augmentation: random transforms of what a discriminator sees, so that fewer images suffice."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

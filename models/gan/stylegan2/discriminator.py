@@ -1,7 +1,5 @@
 """The discriminator of StyleGAN2: residual levels, and the spread of the minibatch at the last."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

@@ -1,7 +1,5 @@
 """The generator of StyleGAN2: a mapping network from z to w, and a synthesis network from w to images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The layers of StyleGAN2: equalised learning rate, modulated convolution, filtered up- and downsampling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

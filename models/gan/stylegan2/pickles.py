@@ -1,7 +1,5 @@
 """A reader of the public ``.pkl`` files of StyleGAN2 that executes nothing."""
 
-from __future__ import annotations
-
 import io
 import math
 import struct

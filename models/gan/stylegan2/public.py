@@ -1,7 +1,5 @@
 """StyleGAN2 networks from the public ``.pkl`` files: weights by name, and the shape that follows from them."""
 
-from __future__ import annotations
-
 import logging
 import re
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ up in a table of inert functions and never imported, the instructions that make 
 those that are left check what they are applied to.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools

@@ -1,7 +1,5 @@
 """Short facts and background sentences of every country in the World Factbook."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The kinds of facts that the World Factbook gives about a country, and how each is asked and stated."""
 
-from __future__ import annotations
-
 import html
 import re
 import tomllib

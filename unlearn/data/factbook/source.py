@@ -1,7 +1,5 @@
 """The World Factbook: questions about countries, background passages, and wrong facts for corruption."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
