@@ -186,7 +186,7 @@ class EvaluationResult:
     @property
     def failures(self) -> list[str]:
         """The notes on evaluators that failed."""
-        return [note for note in self.notes if note.split(":", 1)[0] in self.failed]
+        return [note for note in self.notes if any(note.startswith(f"{key}:") for key in self.failed)]
 
 
 @dataclass(frozen=True, kw_only=True)

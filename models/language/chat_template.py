@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from typing_extensions import override
 
 from unlearn.core.boundary import described
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, shorten
 
 SECONDS = 2.0
 """Longest time that one conversation may take."""
@@ -67,6 +67,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters = {name: self._limited(made) for name, made in self.filters.items()}
         self.filters["tojson"] = _to_json
+        del self.filters["random"]  # a prompt is the same whenever it is written
         self.globals["raise_exception"] = _refuse
         self.wrote_date = False
         self.globals["strftime_now"] = self._now
@@ -188,14 +189,21 @@ class ChatTemplate:
     def turns(self, question: str, answer: str | None = None) -> Turns:
         """Return how the template writes a question, and its answer if there is one."""
         asked = self._text([("user", question)], True)
+        if question.strip() not in asked:  # templates strip contents
+            raise self._error(f"the question {shorten(question)} does not appear as it is in what it writes")
         if answer is None:
             return Turns(asked)
-        whole = self._text([("user", question), ("assistant", answer)], False)
-        # templates strip contents; the answer stands last, so that a question with the same words is no matter
-        place = whole.rfind(answer.strip())
-        end = whole[place + len(answer.strip()) :]
+        whole, said = self._text([("user", question), ("assistant", answer)], False), answer.strip()
+        # an answer may stand in the question, and in the marks behind it
+        place = whole.find(said, len(asked)) if whole.startswith(asked) else whole.rfind(said)
+        if place < 0:
+            raise self._error(f"the answer {shorten(answer)} does not appear as it is in what it writes")
         prompt = asked if whole.startswith(asked) else whole[:place]
-        return Turns(prompt, whole[len(prompt) :], end)
+        return Turns(prompt, whole[len(prompt) :], whole[place + len(said) :])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return itself: it does not change, and compiled templates cannot be copied."""
+        return self
 
     @cached_property
     def _template(self) -> Any:
@@ -212,6 +220,7 @@ class ChatTemplate:
             with _timed():
                 for part in self._template.generate(messages=messages, **given):
                     text = _small(text + part)
+                text.encode()  # a lone half of a character is none
         except Exception as error:  # a template may raise anything, and so may the libraries under it
             raise self._error(described(error)) from error
         return text

@@ -25,7 +25,7 @@ from unlearn.models.language.folder import read_config, read_tokenizer
 from unlearn.models.language.memory import meta_model
 from unlearn.models.language.tokenization import TextEncoder
 from unlearn.models.language.verification import positions
-from unlearn.models.language.wrapper import Language, read_text, stored_encoder
+from unlearn.models.language.wrapper import SETTINGS, Language, read_text, stored_encoder
 
 __all__ = ["CausalLM", "Language", "LanguageConfig", "SmallLlama", "SmolLM2", "TextEncoder"]
 
@@ -73,14 +73,18 @@ class LanguageConfig(ModelConfig):
 
     @override
     def load(self, folder: Path) -> Language:
+        template, max_length, bos = self.template, self.max_length, self.begins()
+        if self.pretrained is not None and not (folder / SETTINGS).is_file():
+            own = self.encoder()  # a folder that does not say how it reads text reads it as the target does
+            template, max_length, bos = own.template, own.max_length, own.bos
         return Language.from_pretrained(
             folder,
-            template=self.template,
-            max_length=self.max_length,
+            template=template,
+            max_length=max_length,
             checkpointing=self.checkpointing,
             dtype=self.dtype,
             tokenizer=self.other_tokenizer(),
-            bos=self.begins(),
+            bos=bos,
         )
 
     def encoder(self) -> TextEncoder:

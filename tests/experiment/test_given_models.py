@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -93,3 +94,18 @@ def test_a_model_that_is_run_by_its_own_forward_is_compared_with_its_target(here
 def test_evaluators_end_their_answers_where_the_models_positions_end(here: Path) -> None:
     folder = saved(here / "given", model("gpt2", n_positions=128))
     assert forget(folder, "evaluate={answer_samples: {new_tokens: 200, items: 2}}") == 0
+
+
+def test_a_model_with_a_chat_template_runs(here: Path) -> None:
+    """Its template cannot be copied, and a run copies its target."""
+    tokenizer = copy.deepcopy(SmallLlama().encoder().tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    model().save_pretrained("chat")
+    tokenizer.save_pretrained("chat")
+    settings = ["model={name: causal_lm, max_length: 64}", "model.pretrained=chat", "optim.steps=2", "output=run"]
+    assert main([SMALL, *settings]) == 0
+    assert json.loads(Path("run/model/unlearn.json").read_text())["template"] == "chat"
+    assert figures(Path("run"))

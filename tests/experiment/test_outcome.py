@@ -205,3 +205,46 @@ def test_a_saved_model_that_lost_something_is_seen(family: str, change: Callable
     change(bad)
     with pytest.raises(ReadBackFailed):
         check_read_back(model, config, bad, split, torch.device("cpu"))
+
+
+WRONG_KINDS = """
+from dataclasses import dataclass
+from unlearn.core.records import Picture, Record, TextTable
+from unlearn.evaluators.base import EvaluationResult, Evaluator
+
+def record(**changed):
+    return Record(**{"evaluator": "x", "metric": "m", "subject": "unlearned", "value": 1.0, **changed})
+
+MADE = {
+    "none": lambda: EvaluationResult([record(value=None)]),
+    "text": lambda: EvaluationResult([record(value="abc")]),
+    "interval": lambda: EvaluationResult([record(ci95="low")]),
+    "about": lambda: EvaluationResult([record(about={"k": 3})]),
+    "direction": lambda: EvaluationResult([record(direction="sideways")]),
+    "dict": lambda: EvaluationResult([{"value": 1}]),
+    "picture": lambda: EvaluationResult(pictures=[Picture("a", "b", "c", None)]),
+    "table": lambda: EvaluationResult(text_tables=[TextTable("a", "b", "c", ["d"], [[None]])]),
+    "foreign": lambda: EvaluationResult([record(evaluator="another")]),
+}
+
+@dataclass(frozen=True, kw_only=True)
+class Kinds(Evaluator):
+    made: str = "none"
+    def __call__(self, evaluation):
+        return MADE[self.made]()
+"""
+KINDS = ("none", "text", "interval", "about", "direction", "dict", "picture", "table", "foreign")
+
+
+def test_wrong_kinds_within_a_result_cost_its_own_figures_only(tmp_path: Path, cache: Path) -> None:
+    """All at once, one of them under a dotted path with a colon; a record under a foreign name gets its entry's."""
+    (tmp_path / "kinds_of.py").write_text(WRONG_KINDS)
+    entries = [f"evaluate.{made}={{name: kinds_of.Kinds, made: {made}}}" for made in KINDS]
+    more = ["evaluate={'kinds_of:Kinds': {}}", *entries]
+    done = command(SMALL, *more, "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["failed_evaluators"]) == {"kinds_of:Kinds", *KINDS} - {"foreign"}
+    assert {record["evaluator"] for record in metrics["records"]} == {"bits_per_dim", "cost", "foreign"}
+    assert all(f"{name}: failed" in done.stderr for name in metrics["failed_evaluators"])
+    assert (tmp_path / "run" / "report.html").is_file()

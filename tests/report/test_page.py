@@ -225,7 +225,7 @@ def test_summary_of_seeds(make_run, tmp_path):
         ),
         ("metrics.json", '{"schema": 1, "records": [], "pictures": ["a"]}', "pictures with name"),
         ("recipe.yaml", None, "holds no recipe"),
-        ("recipe.yaml", "a: [", "is not YAML"),
+        ("recipe.yaml", "a: [", "valid YAML"),
     ],
 )
 def test_broken_run_is_one_clear_error(make_run, name, content, message):

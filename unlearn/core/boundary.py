@@ -40,6 +40,8 @@ def reading(what: object, remedy: str = "") -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or is_of_the_machine(error) or _is_ours(error):
             raise
+        if isinstance(error, FileNotFoundError) and isinstance(what, Path) and not what.exists():
+            raise RecipeError(f"{what} is missing. {remedy}".rstrip()) from error
         raise RecipeError(f"{what} cannot be read ({described(error)}). {remedy}".rstrip()) from error
 
 

@@ -14,7 +14,7 @@ from unlearn.core.boundary import named, promised
 from unlearn.core.distributed import world_size
 from unlearn.core.errors import is_of_the_machine
 from unlearn.core.randomness import Randomness
-from unlearn.core.records import Picture, TextTable
+from unlearn.core.records import Picture, Record, TextTable
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, RunFacts
 from unlearn.evaluators.subjects import OneAtATime
@@ -81,13 +81,29 @@ def measured(
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
         returned = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
-        found = promised(returned, EvaluationResult, named(f"evaluate.{name}", evaluator))
+        who = named(f"evaluate.{name}", evaluator)
+        found = promised(returned, EvaluationResult, who)
+        records = [_checked(promised(record, Record, f"{who}, among its records,"), name) for record in found.records]
+        for picture in found.pictures:
+            png = promised(picture, Picture, f"{who}, among its pictures,").png
+            promised(png, bytes, f"{who}, as a picture's png,")
+        for table in found.text_tables:
+            for text in (text for row in promised(table, TextTable, f"{who}, among its tables,").rows for text in row):
+                promised(text, str, f"{who}, in a table,")
         pictures = [_named(picture, name, evaluator) for picture in found.pictures]
         tables = [_named(table, name, evaluator) for table in found.text_tables]
         items = [{"evaluator": name, **row} for row in found.items]
         notes = [note if note.startswith(f"{name}:") else f"{name}: {note.split(': ', 1)[-1]}" for note in found.notes]
-        _extend(findings, EvaluationResult(found.records, pictures, items, tables, notes))
+        _extend(findings, EvaluationResult(records, pictures, items, tables, notes))
     return findings
+
+
+def _checked(record: Record, name: str) -> Record:
+    """Return a record under the evaluator's key. Raises TypeError or ValueError for values of another kind."""
+    value: Any = record.value  # numpy and torch have numbers of their own
+    record = replace(record, evaluator=name, value=value if isinstance(value, int | float) else float(value))
+    Record.from_dict(record.to_dict())
+    return record
 
 
 def _extend(whole: EvaluationResult, part: EvaluationResult) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,11 +14,12 @@ from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import RecipeError
+from unlearn.core.files import models_cache
 from unlearn.data.base import Dataset
 from unlearn.data.loading import load_data
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.inputs import gather_inputs, rehearse
-from unlearn.experiment.model_store import given
+from unlearn.experiment.model_store import find, given
 from unlearn.experiment.outcome import Outcome, read_outcome
 from unlearn.experiment.run_dir import RunDir, header, new_folder
 from unlearn.experiment.runner import Result, measure, missed_gates
@@ -47,6 +49,11 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
     status = run_dir.status()
     if not status:
         raise RecipeError(f"{folder} holds no run (it has no run.json). Give a run directory, or model=FOLDER.")
+    if "judged model" in status.get("works_on", {}):
+        raise RecipeError(
+            f"{folder} measures a model folder, not a run. Type its command again with other evaluators and another "
+            f"output: {shlex.join(status['command'])}"
+        )
     if status["in_memory"]:
         raise RecipeError(
             f"{folder} began from a model in memory, which is not stored. Save that target and type: "
@@ -157,6 +164,7 @@ def _check_folders(recipe: Recipe, folders: Mapping[str, str]) -> None:
 def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunDir) -> Result:
     """Measure some entries of one seed's run and write them among its own."""
     seed, began = recipe.seeds[0], time.monotonic()
+    _refuse_to_train(recipe, run_dir)
     inputs = gather_inputs(recipe, seed, None, dataset)
     with run_dir.held():
         run_dir.keep(inputs.facts)
@@ -183,6 +191,19 @@ def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunD
     return Result(run_dir.folder, findings.records, outcome.model, failed, findings.failures)
 
 
+def _refuse_to_train(recipe: Recipe, run_dir: RunDir) -> None:
+    """Refuse a run whose target or retrained model would have to be trained again."""
+    if recipe.model.pretrained is not None:
+        return
+    keys = run_dir.status().get("works_on", {})
+    for name in ("target model", "retrained model"):
+        if name in keys and find(recipe.model, keys[name]) is None:
+            raise RecipeError(
+                f"The {name} of {run_dir.folder} ({keys[name]}) neither ships nor is in {models_cache()}; nothing is "
+                f"trained here. Type: python -m unlearn.run recipe={run_dir.folder}/recipe.yaml output=FOLDER"
+            )
+
+
 def _joined(recipe: Recipe, run: RunFolder, found: EvaluationResult, entries: set[str]) -> EvaluationResult:
     """Return a run's findings with those of some entries replaced, in the recipe's order; dropped entries are gone."""
     kept = set(recipe.evaluate) - entries
@@ -192,14 +213,15 @@ def _joined(recipe: Recipe, run: RunFolder, found: EvaluationResult, entries: se
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row.get("evaluator") in kept]
     failed = {name: "" for name in run.facts.get("failed_evaluators", ()) if name in kept}
     return EvaluationResult(
         sorted([*(r for r in run.records if r.evaluator in kept), *found.records], key=lambda r: order[r.evaluator]),
         sorted([*(p for p in run.pictures if p.evaluator in kept), *found.pictures], key=lambda p: order[p.evaluator]),
-        sorted([*(row for row in rows if row["evaluator"] in kept), *found.items], key=lambda r: order[r["evaluator"]]),
+        sorted([*rows, *found.items], key=lambda row: order[row["evaluator"]]),
         sorted(
             [*(t for t in run.text_tables if t.evaluator in kept), *found.text_tables], key=lambda t: order[t.evaluator]
         ),
-        [*(note for note in run.notes if note.split(":", 1)[0] in kept), *found.notes],
+        [*(note for note in run.notes if any(note.startswith(f"{key}:") for key in kept)), *found.notes],
         {**failed, **found.failed},
     )

@@ -275,6 +275,7 @@ class RunDir:
         }
         records = [record.to_dict() for record in findings.records]
         write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, **shown})
+        (self.folder / "items.csv").unlink(missing_ok=True)
         if findings.items:
             columns = list(dict.fromkeys(key for row in findings.items for key in row))
             rows = [[row.get(column, "") for column in columns] for row in findings.items]

@@ -121,6 +121,7 @@ def test_mixed_precision_keeps_the_gradient_of_scores_that_are_also_targets(tmp_
     """The same weights are cast without gradient for the target first, and with gradient after."""
     module = all_terms(tmp_path, optim=replace(OPTIM, steps=2))
     module.model.float()
+    module.common.reference().float()
     start = {key: value.detach().clone() for key, value in module.model.named_parameters()}
     after = run(module, tmp_path / "run", precision="bf16-mixed")
     assert all(value.isfinite().all() and not torch.equal(value, start[key]) for key, value in after.items())
