@@ -52,7 +52,9 @@ def base_of(folder: Path, typed: Collection[str], download: Callable[[str], Path
         for path in typed:
             if Path(path).expanduser().exists() and Path(path).expanduser().resolve() == Path(named).resolve():
                 return Path(path).expanduser()
-        if named in typed or (HUB_ID.fullmatch(named) and not {".", ".."} & set(named.split("/"))):
+        # what lies at that place here is no model of the hub's that happens to have its name
+        is_hub_id = HUB_ID.fullmatch(named) and not {".", ".."} & set(named.split("/")) and not Path(named).exists()
+        if named in typed or is_hub_id:
             return download(named)
     said = f"names {named!r} as its base, a path outside of the folder" if named else "names no base"
     raise RecipeError(

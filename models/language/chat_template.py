@@ -2,16 +2,17 @@
 
 import json
 import logging
+import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -65,7 +66,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.filters = {name: self._limited(made) for name, made in self.filters.items()}
+        self.filters = {name: self._limited(name, made) for name, made in self.filters.items()}
         self.filters["tojson"] = _to_json
         del self.filters["random"]  # a prompt is the same whenever it is written
         self.globals["raise_exception"] = _refuse
@@ -78,7 +79,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def joined(self, parts: Sequence[Any]) -> str:
         """Return texts joined."""
-        return _small("".join(str(part) for part in parts))
+        return _small("".join(str(_small(part)) for part in parts))
 
     @override
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -94,12 +95,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             _small(value)
         return _small(super().call(__context, __obj, *args, **kwargs))
 
-    def _limited(self, made: Callable[..., Any]) -> Callable[..., Any]:
+    def _limited(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         """Return a filter that takes and returns nothing large; marks that jinja2 reads off a filter stay."""
 
         def limited(*args: Any, **kwargs: Any) -> Any:
-            for value in (*args, *kwargs.values()):
-                _small(value)
+            sizes = [len(_small(value)) for value in (*args, *kwargs.values()) if isinstance(value, str | list | tuple)]
+            if name in ("replace", "join") and math.prod(size + 1 for size in sizes) > 100 * MOST:
+                raise SecurityError(f"{name} would make something too large")
             return _small(made(*args, **kwargs))
 
         limited.__dict__.update(getattr(made, "__dict__", {}))
@@ -107,10 +109,17 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _small(value: T) -> T:
-    """Return a value. Raises SecurityError for a large number or a long text."""
-    size = len(value) if isinstance(value, str) else abs(value) if isinstance(value, int | float) else 0
+    """Return a value. Raises SecurityError for one that is large with all that it holds, or a large number."""
+    size, waiting = 0.0, [cast(Any, value)]
+    while waiting and size <= MOST:
+        one = waiting.pop()
+        size += len(one) + 1 if isinstance(one, str) else abs(one) if isinstance(one, int | float) else 1
+        if isinstance(one, Mapping):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
     if size > MOST:
-        raise SecurityError(f"something of size {size:,} is too large")
+        raise SecurityError("something is too large")
     return value
 
 

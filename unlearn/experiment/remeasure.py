@@ -69,6 +69,10 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
         one = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed}) if several else recipe
         results.append(_one_seed(one, measured, dataset, RunDir(part, folder if several else None)))
     if not several:
+        if status.get("parent"):
+            run_dir.say(
+                f"The summary in {status['parent']} is of before. Type: python -m unlearn.evaluate {status['parent']}"
+            )
         return results[0].checked()
     with run_dir.held():
         run_dir.begin(recipe, status["command"], in_memory=False)

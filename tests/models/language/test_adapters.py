@@ -121,6 +121,17 @@ def test_a_path_that_only_the_file_names_is_refused_with_what_to_type(folders: d
         Language.from_pretrained(folders["adapter"])
 
 
+def test_a_folder_here_is_not_taken_for_a_model_of_the_hub(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft writes the path by which the base was read, which may look like a hub id."""
+    place = folders["base"].parent
+    monkeypatch.chdir(place.parent)
+    rewrite(folders["adapter"], base_model_name_or_path=f"{place.name}/base")
+    with pytest.raises(RecipeError, match=rf"model\.pretrained={place.name}/base model\.adapter="):
+        read(pretrained=str(folders["adapter"]))
+
+
 def test_a_path_that_the_user_typed_too_is_followed(folders: dict[str, Path], wanted: torch.Tensor) -> None:
     """As of a retrained adapter on the base that is the target."""
     config = CausalLM(pretrained=str(folders["base"]), retrained=str(folders["adapter"]))

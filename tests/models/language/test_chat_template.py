@@ -99,6 +99,7 @@ def test_the_date_is_always_the_same_and_is_named(caplog: pytest.LogCaptureFixtu
 
 
 BIG = 10**9
+DOUBLED = "{% set n = namespace(a=['x']) %}{% for i in range(29) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
 HOSTILE = {
     "no question": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
     "no answer": "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
@@ -117,6 +118,12 @@ HOSTILE = {
     "formatted": f"{{{{ '%{BIG}d' % 1 }}}}",
     "formatted by a filter": f"{{{{ '%{BIG}d' | format(1) }}}}",
     "formatted by a method": f"{{{{ '{{:>{BIG}}}'.format(1) }}}}",
+    "nested": DOUBLED + "{{ n.a | string }}",
+    "nested and joined": DOUBLED + "{{ 'a' ~ n.a }}",
+    "replaced": "{{ ('a' * 99999) | replace('a', 'a' * 99999) }}",
+    "joined": "{{ range(9999) | list | join('a' * 99999) }}",
+    "half a character": "{{ '\\ud800' }}",
+    "random": "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ [1, 2, 3, 4, 5] | random }}",
     "escapes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "imports": "{{ cycler.__init__.__globals__.os.system('touch here') }}",
     "includes": "{% include '/etc/passwd' %}",
@@ -130,6 +137,34 @@ def test_a_template_that_cannot_be_used_is_one_sentence(template: str) -> None:
     with pytest.raises(RecipeError, match=r"chat template cannot be used.*model\.template="):
         TextEncoder(tokenizer(template))
     assert TextEncoder(tokenizer(template), PLAIN).encode("Q?", "A")[1], "another template is the way out"
+
+
+SHORTENS = "{% for m in messages %}<u>{{ m['content'] | truncate(10, true, '') }}{% endfor %}"
+THINKS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<u>{{ m['content'] }}{% else %}"
+    "<a>{{ m['content'].split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<a><think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "question", "answer", "word"),
+    [
+        (SHORTENS, "A question of many words?", "Yes", "question"),
+        (SHORTENS, "Short?", "An answer of many words", "answer"),
+        (THINKS, "What is 1?", "<think>hm</think> It is 1.", "answer"),
+    ],
+)
+def test_an_item_that_a_template_changes_is_refused(template: str, question: str, answer: str, word: str) -> None:
+    own = TextEncoder(tokenizer(template))
+    with pytest.raises(RecipeError, match=f"the {word} .* does not appear as it is"):
+        own.encode(question, answer)
+    assert own.encode("Q?", "A")[1], "the control: a short item is as it is"
+
+
+def test_an_answer_that_stands_in_the_mark_behind_it_is_the_answer() -> None:
+    own = TextEncoder(tokenizer(THINKS))
+    assert own.tokenizer.decode(own.encode("end?", "end", goes_on=True)[1]) == "end"
 
 
 def test_the_limit_on_time_is_short() -> None:
