@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
@@ -176,23 +178,68 @@ class Lora(Scope):
 
 def has_adapter(model: nn.Module) -> bool:
     """Return whether a model in memory carries an adapter of peft."""
-    return any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules())
+    return bool(_adapters(model))
+
+
+def _adapters(model: nn.Module) -> dict[str, Any]:
+    """Return the layers of peft in a model by their names, without those inside of another one."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():  # a layer comes before what is in it
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            if not any(name.startswith(f"{outer}.") for outer in found):
+                found[name] = module
+    return found
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Merge, in place, all adapters of peft that are active in a model into the layers that they adapt."""
-    for name, module in list(model.named_modules()):
+    """Merge, in place, all adapters of peft that are active in a model into the layers that they adapt.
+
+    A layer that shares its weights with another one, as a tied head does, has its own from then on where they differ.
+    """
+    if not has_adapter(model):
+        return
+    _separate(model)
+    for name, adapter in _adapters(model).items():
         parent, _, last = name.rpartition(".")
-        layer: Any = module
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()  # into the base layer, which then takes the adapter's place
-            setattr(model.get_submodule(parent), last, layer.get_base_layer())
-        elif isinstance(layer, AuxiliaryTrainingWrapper):
-            whole = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-            setattr(model.get_submodule(parent), last, whole)
-        elif vars(layer).get("_hf_peft_config_loaded"):
-            layer._hf_peft_config_loaded = False  # transformers would save the adapter alone
-            vars(layer).pop("peft_config", None)
+        if hasattr(adapter, "unload_and_optionally_merge_module"):
+            whole = adapter.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
+            adapter.merge()  # into the base layer, which then takes the adapter's place
+            whole = adapter.get_base_layer()
+        setattr(model.get_submodule(parent), last, whole)
+    for module in model.modules():
+        if vars(module).get("_hf_peft_config_loaded"):
+            vars(module)["_hf_peft_config_loaded"] = False  # transformers would save the adapter alone
+            vars(module).pop("peft_config", None)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            _tie_again(module)
+
+
+def _separate(model: nn.Module) -> None:
+    """Give layers that share weights with an adapted one their own copies: an update of one is none of the other."""
+    adapted = {layer for adapter in _adapters(model).values() for layer in adapter.modules()}
+    holders: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for layer in model.modules():
+        for name, weight in layer.named_parameters(recurse=False):
+            holders.setdefault(weight, []).append((layer, name))
+    for weight, places in holders.items():
+        if any(layer in adapted for layer, _ in places):
+            for layer, name in places[1:]:
+                setattr(layer, name, nn.Parameter(weight.detach().clone(), weight.requires_grad))
+
+
+def _tie_again(model: PreTrainedModel) -> None:
+    """Let a head share its weights with the embedding again where they are equal; say so where they are not."""
+    config: Any = model.config.get_text_config()
+    head: Any = model.get_output_embeddings()
+    if head is None or not getattr(config, "tie_word_embeddings", False):
+        return
+    embedding: Any = model.get_input_embeddings()
+    if torch.equal(embedding.weight, head.weight):
+        model.tie_weights()
+    else:
+        model.config.tie_word_embeddings = config.tie_word_embeddings = False
 
 
 class LowRank(nn.Module):

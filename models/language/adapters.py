@@ -19,6 +19,7 @@ from unlearn.core.files import content_hash, models_cache
 from unlearn.core.folders import check_folder, read_mapping
 from unlearn.models.base import some, stored_dtype
 from unlearn.models.language.folder import read_config, read_model, read_tokenizer
+from unlearn.models.lora import merge_adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter's folder."""
@@ -84,7 +85,10 @@ def merged(folder: Path, base: Path) -> Path:
         dtype = stored_dtype(plain.glob("*.safetensors"))
     part = made.with_name(f".{made.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    model.to(dtype).save_pretrained(part)
+    try:
+        model.to(dtype).save_pretrained(part)
+    except RuntimeError as error:  # an adapter can repeat layers of its base, which then share their weights
+        raise RecipeError(f"{folder} cannot be merged into its base ({described(error)}).") from error
     has_words = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     read_tokenizer(folder if has_words else base).save_pretrained(part)
     for settings in base.glob("unlearn.json"):
@@ -104,22 +108,24 @@ def _with_adapter(model: Any, folder: Path) -> Any:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         adapted = get_peft_model(model, config)
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            kind = str(getattr(config.peft_type, "value", config.peft_type))
+            raise RecipeError(f"{folder} is an adapter of kind {kind}, which cannot be merged. Type a low-rank one.")
         found = load_file(folder / WEIGHTS)
-        set_peft_model_state_dict(adapted, dict(found))
-        wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if apart := sorted(wanted ^ set(found)):
+        left_over = set_peft_model_state_dict(adapted, dict(found)).unexpected_keys
+        # peft may store the base's embeddings beside an adapter; what it reads of them is taken
+        wanted, known = (set(get_peft_model_state_dict(adapted, save_embedding_layers=each)) for each in (False, True))
+    if apart := sorted({*(wanted - set(found)), *(set(left_over) - known)}):
         raise RecipeError(
             f"The weights in {folder} are not those that its {CONFIG} describes: {some(apart)}. Save the adapter again."
         )
     if bad := [name for name, value in found.items() if not bool(value.isfinite().all())]:
         raise RecipeError(f"{folder} holds weights that are not finite, in {some(bad)}. Type another adapter.")
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = str(getattr(config.peft_type, "value", config.peft_type))
-        raise RecipeError(f"{folder} is an adapter of kind {kind}, which cannot be merged. Type a low-rank one.")
     try:
-        return adapted.merge_and_unload()
+        merge_adapters(model)
     except Exception as error:
         raise RecipeError(f"{folder} cannot be merged into its base ({described(error)}).") from error
+    return model
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
+from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.folders import read_mapping
 from unlearn.core.randomness import Randomness
@@ -124,7 +125,9 @@ class Language(Wrapper):
         if getattr(inner.config, "quantization_config", None):
             raise RecipeError("The model in memory is quantised; such weights cannot be trained. Give it in bfloat16.")
         if has_adapter(inner):
-            inner = copy.deepcopy(inner)
+            remedy = "Save it by save_pretrained, and type model.pretrained=BASE model.adapter=FOLDER."
+            with reading("The adapter in memory", remedy):  # peft ties some in a way that cannot be copied
+                inner = copy.deepcopy(inner)
             merge_adapters(inner)
         length = positions(inner.config)
         return cls(inner, TextEncoder(pair[1], max_length=min(DEFAULT_LENGTH, length or DEFAULT_LENGTH)))

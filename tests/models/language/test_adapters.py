@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.toys.language import encoder, tiny, tiny_dataset
 from unlearn.core.errors import RecipeError
@@ -143,6 +144,83 @@ def test_the_merged_model_has_the_type_of_its_base(folders: dict[str, Path]) -> 
     tiny().save_pretrained(folders["base"], torch.bfloat16)
     model = read(pretrained=str(folders["base"]), adapter=str(folders["adapter"]))
     assert model.saved == torch.bfloat16
+
+
+TOKENS = tiny_dataset().batch(IDS)["tokens"].unique()[3:9].tolist()
+KINDS: dict[str, PeftConfig] = {
+    "embedding": LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]),
+    "embedding and head": LoraConfig(r=2, target_modules=["embed_tokens", "lm_head"]),
+    "embedding by expression": LoraConfig(r=2, target_modules=r".*(embed_tokens|q_proj)"),
+    "embedding with DoRA": LoraConfig(r=2, target_modules=["embed_tokens", "up_proj"], use_dora=True),
+    "tied": LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True),
+    "head": LoraConfig(r=2, target_modules=["lm_head"]),
+    "whole embedding": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "whole both": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    "some tokens": LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=TOKENS),
+    "only tokens": TrainableTokensConfig(token_indices=TOKENS),
+    "DoRA": LoraConfig(r=2, target_modules="all-linear", use_dora=True),
+    "biases": LoraConfig(r=2, target_modules=["q_proj"], bias="all"),
+    "two parameters": LoraConfig(r=2, target_modules=[], target_parameters=["up_proj.weight", "q_proj.weight"]),
+}
+"""Adapters of peft that can be merged."""
+
+
+def peft_log_p(model: Any) -> torch.Tensor:
+    """Return log p of the answers by a model's own forward."""
+    batch = tiny_dataset().batch(IDS)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["tokens"]).logits[:, :-1].log_softmax(-1)
+    each = logits.gather(2, batch["tokens"][:, 1:, None]).squeeze(2)
+    return (each * batch["answer"][:, 1:]).sum(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of tied weights and stored embeddings
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [*((kind, "auto") for kind in KINDS), ("embedding", False), ("whole both", True), ("some tokens", True)],
+)
+def test_whatever_layers_an_adapter_has_it_is_merged_as_peft_runs_it(
+    kind: str, stored: bool | str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings and heads included, which may share their weights, and whose base peft may have stored with them."""
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    inner: Any = tiny().model
+    if tied:
+        inner.config.tie_word_embeddings = True
+        inner.tie_weights()
+    Language(inner, encoder()).save_pretrained(base)
+    torch.manual_seed(0)
+    model = get_peft_model(inner, deepcopy(KINDS[kind]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(adapter, save_embedding_layers=stored)
+    wanted = peft_log_p(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
+    assert (wanted - peft_log_p(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 0.1
+    typed = read(pretrained=str(base), adapter=str(adapter))
+    if kind == "tied" and tied:
+        with pytest.raises(RecipeError, match="adapter in memory"):
+            Language.adopt((model, encoder().tokenizer), {})
+        in_memory = typed
+    else:
+        in_memory = Language(Language.adopt((model, encoder().tokenizer), {}).model, encoder())
+    for found in (typed, in_memory):
+        torch.testing.assert_close(log_p(found), wanted, atol=1e-5, rtol=1e-5)
+        found.round_as_saved()
+        (tmp_path / "again").mkdir(exist_ok=True)
+        found.save_pretrained(tmp_path / "again")
+        torch.testing.assert_close(log_p(Language.from_pretrained(tmp_path / "again")), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_that_repeats_layers_is_refused(folders: dict[str, Path]) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)])
+    shutil.rmtree(folders["adapter"])
+    get_peft_model(tiny().model, config).save_pretrained(folders["adapter"])
+    with pytest.raises(RecipeError, match=r"cannot be merged into its base.*shared tensors"):
+        read(pretrained=str(folders["base"]), adapter=str(folders["adapter"]))
 
 
 @pytest.mark.parametrize("kind", ["lacks", "left over", "nan", "prompt", "no weights", "width"])
