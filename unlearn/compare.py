@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unlearn.core.commands import resume_command
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import find
 from unlearn.core.shown import one_line, printable
@@ -63,7 +64,7 @@ def read_finished(folders: Sequence[Path]) -> list[RunFolder]:
         if run.status != "done":
             raise RecipeError(
                 f"{run.path} is not finished (status: {run.status}). "
-                f"Finish it (python -m unlearn.run resume={run.path}), or leave it out."
+                f"Finish it ({resume_command(run.path)}), or leave it out."
             )
     return runs
 

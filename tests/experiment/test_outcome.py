@@ -19,8 +19,9 @@ from tests.toys.gan import digit_splits, small_gan
 from tests.toys.language import tiny, tiny_splits
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
+from unlearn.experiment.output_folder import new_folder
 from unlearn.experiment.read_back import ReadBackFailed, check_read_back
-from unlearn.experiment.run_dir import RunDir, new_folder
+from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import Wrapper
 
 SMALL = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small.yaml'}"
@@ -94,6 +95,21 @@ def test_a_folder_whose_run_was_killed_at_once_is_free(tmp_path: Path, monkeypat
     (run.folder / "thesis.tex").touch()
     with pytest.raises(RecipeError, match="not an empty folder"):
         new_folder(recipe)
+
+
+def test_a_folder_with_files_of_the_user_is_not_taken(tmp_path: Path, cache: Path) -> None:
+    """A recipe beside its output is the user's, also where a killed run would have left a file of that name."""
+    kept = {"recipe.yaml": f"# mine\nbase: {SMALL.split('=', 1)[1]}\n", "command.txt": "notes"}
+    (tmp_path / "mine").mkdir()
+    for name, text in kept.items():
+        (tmp_path / "mine" / name).write_text(text)
+    done = command("recipe=mine/recipe.yaml", "output=mine", cwd=tmp_path, cache=cache)
+    assert done.returncode == 2 and "not an empty folder" in done.stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "mine").iterdir()} == kept
+    with pytest.raises(RecipeError, match="wrong"), RunDir(tmp_path / "mine").held():
+        (tmp_path / "mine" / "log.txt").touch()
+        raise RecipeError("wrong")  # what the run made goes, and nothing else
+    assert {path.name: path.read_text() for path in (tmp_path / "mine").iterdir()} == kept
 
 
 def test_a_run_whose_folder_is_deleted_ends_with_one_sentence(tmp_path: Path, cache: Path) -> None:

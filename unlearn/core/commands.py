@@ -1,9 +1,11 @@
 """What every command line does around its work: exit codes, and what is said of an error."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from unlearn.core.boundary import components
 from unlearn.core.errors import UnlearnError, is_of_the_machine
@@ -36,6 +38,11 @@ def exit_code(work: Callable[[], object]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def resume_command(folder: Path) -> str:
+    """Return what resumes a run, as it is typed."""
+    return shlex.join(["python", "-m", "unlearn.run", f"resume={folder}"])
 
 
 def is_first_rank() -> bool:

@@ -12,6 +12,7 @@ from unlearn.config.arguments import split
 from unlearn.config.compatibility import check_capabilities, check_subjects
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
+from unlearn.core.commands import resume_command
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
@@ -21,7 +22,8 @@ from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.inputs import gather_inputs, rehearse
 from unlearn.experiment.model_store import find, given
 from unlearn.experiment.outcome import Outcome, read_outcome
-from unlearn.experiment.run_dir import RunDir, header, new_folder
+from unlearn.experiment.output_folder import new_folder
+from unlearn.experiment.run_dir import RunDir, header
 from unlearn.experiment.runner import Result, measure, missed_gates
 from unlearn.report.card import write_model_card
 from unlearn.report.page import build_report
@@ -174,9 +176,7 @@ def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunD
         run_dir.keep(inputs.facts)
         outcome = read_outcome(recipe, inputs, run_dir.folder, seed)
         if outcome is None:
-            raise RecipeError(
-                f"The steps of {run_dir.folder} have not ended. Type: python -m unlearn.run resume={run_dir.folder}"
-            )
+            raise RecipeError(f"The steps of {run_dir.folder} have not ended. Type: {resume_command(run_dir.folder)}")
         some = {name: evaluator for name, evaluator in recipe.evaluate.items() if name in entries}
         found = measure(replace(recipe, evaluate=some), inputs, outcome, seed)
         old = read_run(run_dir.folder)

@@ -21,7 +21,8 @@ from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
 from unlearn.config.yaml_io import dump
 from unlearn.core.boundary import components, described, reading
-from unlearn.core.distributed import barrier, gather_objects, rank
+from unlearn.core.commands import resume_command
+from unlearn.core.distributed import barrier, rank
 from unlearn.core.errors import GateFailed, Interrupted, RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.files import write_bytes, write_json, write_text
 from unlearn.core.shown import csv_text, file_name, printable
@@ -37,55 +38,6 @@ STATUS: dict[str, type | tuple[type, ...]] = {
     "status": str, "recipe": str, "hash": str, "command": list, "started": (int, float), "in_memory": bool,
 }  # fmt: skip
 """Entries that every ``run.json`` has, with their types."""
-BEFORE_RUN_JSON = {".lock", "command.txt", "environment.json", "recipe.yaml"}
-"""Files that a run writes before ``run.json``."""
-
-
-def new_folder(recipe: Recipe) -> Path:
-    """Return the folder for a new run, the same on every rank; ``output`` may name an empty one.
-
-    Raises:
-        RecipeError: ``output`` holds something already.
-    """
-    return gather_objects(_new_folder(recipe) if rank() == 0 else Path())[0]  # one rank looks: looking leaves traces
-
-
-def _new_folder(recipe: Recipe) -> Path:
-    if recipe.output is not None:
-        folder = Path(recipe.output).expanduser()
-        if folder.is_file() or (folder.is_dir() and not _is_unused(folder)):
-            raise RecipeError(
-                f"output={recipe.output} is not an empty folder. Type another one, or resume={recipe.output} to go on "
-                "with the run in it."
-            )
-        _probe(folder)
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = Path("runs") / recipe.name / f"{stamp}-{recipe.hash[:6]}"
-        number = 1
-        while folder.exists():
-            number += 1
-            folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
-    return folder
-
-
-def _is_unused(folder: Path) -> bool:
-    """Return whether a folder is empty, or holds only what a run writes before its ``run.json``: it was killed then."""
-    left = {path.name for path in folder.iterdir() if not path.name.endswith(".part")}
-    return left <= BEFORE_RUN_JSON and not RunDir(folder).is_held()
-
-
-def _probe(folder: Path) -> None:
-    """Refuse a folder that cannot be made, by making it and removing it again."""
-    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
-        for path in missing:
-            path.rmdir()
-    except OSError as error:
-        raise RecipeError(f"output={folder} cannot be made ({error.strerror}). Type another folder.") from error
 
 
 class RunDir:
@@ -117,14 +69,15 @@ class RunDir:
     def held(self) -> Iterator[None]:
         """Lock the folder while the body runs, and clean up after an error.
 
-        A run that ends by a RecipeError before its first checkpoint leaves nothing. After any other error it is marked
-        as failed, so that ``resume=auto`` passes over it.
+        A run that ends by a RecipeError before its first checkpoint leaves nothing of its own. After any other error it
+        is marked as failed, so that ``resume=auto`` passes over it.
 
         Raises:
             RecipeError: another process works in the folder.
         """
         fresh = not self.status()
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        found = set(self.folder.iterdir()) if self.folder.is_dir() else set()
         lock = FileLock(self.folder / ".lock")
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +99,7 @@ class RunDir:
                 ) from error
             refused = isinstance(error, RecipeError)
             if rank() == 0 and refused and fresh and not any(self.folder.rglob("last.ckpt")):
-                for path in self.folder.iterdir():
+                for path in set(self.folder.iterdir()) - found:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 with suppress(OSError):  # another run may have come into runs/ meanwhile
                     for path in made:
@@ -166,7 +119,7 @@ class RunDir:
             saved = f"The state of the last checkpoint is saved in {state}"
         else:
             return f"Nothing of the run in {self.folder} is saved yet. Make room or give access, and start it again."
-        return f"{saved}. Make room or give access, and type: python -m unlearn.run resume={self.parent or self.folder}"
+        return f"{saved}. Make room or give access, and type: {resume_command(self.parent or self.folder)}"
 
     def is_held(self) -> bool:
         """Whether another process works in the folder."""

@@ -14,6 +14,7 @@ import torch
 
 from unlearn.config.compatibility import check_capabilities, check_subjects
 from unlearn.config.schema import Recipe
+from unlearn.core.commands import resume_command
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import EvaluationFailed, GateFailed, Interrupted, RecipeError
 from unlearn.core.records import Record
@@ -25,7 +26,8 @@ from unlearn.experiment.dry_run import dry_run
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
 from unlearn.experiment.outcome import MODEL, Outcome, read_outcome, write_outcome
-from unlearn.experiment.run_dir import RunDir, header, new_folder
+from unlearn.experiment.output_folder import new_folder
+from unlearn.experiment.run_dir import RunDir, header
 from unlearn.experiment.seed_summary import write_summary
 from unlearn.experiment.unlearning import unlearn
 from unlearn.models.base import Wrapper
@@ -243,7 +245,7 @@ class SeedRun:
             return "type the same command again."
         if self.model is not None:
             return "call unlearn again"
-        return f"type: python -m unlearn.run resume={self.parent or self.folder}"
+        return f"type: {resume_command(self.parent or self.folder)}"
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
