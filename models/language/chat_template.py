@@ -83,7 +83,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @override
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(side) if isinstance(side, str | list | tuple) else abs(side) for side in (left, right)]
+        sizes = [len(side) if isinstance(side, str | list | tuple | dict) else abs(side) for side in (left, right)]
         product = sizes[0] * sizes[1] if operator in "**" else sum(sizes)
         if product > MOST:
             raise SecurityError(f"{operator} would make something of size {product:,}")
@@ -189,9 +189,10 @@ class ChatTemplate:
                 raise self._error("the question does not appear in what it writes")
         if answer not in self._text([("user", question), ("assistant", answer)], False):
             raise self._error("the answer does not appear in what it writes")
+        self.lead = self.end = ""
+        """What stands between a prompt and its answer, and behind the answer."""
         tried = self.turns(question, answer)
         self.lead, self.end = tried.rest.partition(answer)[0], tried.end
-        """What stands between a prompt and its answer, and behind the answer."""
         if self._environment.wrote_date:
             log.warning("The chat template writes the date; every prompt has %s.", TODAY.strftime("%d %B %Y"))
 
@@ -203,8 +204,11 @@ class ChatTemplate:
         if answer is None:
             return Turns(asked)
         whole, said = self._text([("user", question), ("assistant", answer)], False), answer.strip()
-        # an answer may stand in the question, and in the marks behind it
-        place = whole.find(said, len(asked)) if whole.startswith(asked) else whole.rfind(said)
+        # an answer may stand in the question too, and in the marks before and behind it
+        if whole.endswith(said + self.end):
+            place = len(whole) - len(said + self.end)
+        else:
+            place = whole.find(said, len(asked)) if whole.startswith(asked) else whole.rfind(said)
         if place < 0:
             raise self._error(f"the answer {shorten(answer)} does not appear as it is in what it writes")
         prompt = asked if whole.startswith(asked) else whole[:place]

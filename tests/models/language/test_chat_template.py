@@ -145,6 +145,10 @@ THINKS = (
     "<a>{{ m['content'].split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<a><think>{% endif %}"
 )
+EMPTY_THOUGHT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ '<think></think>' if m['role'] == 'assistant' }}{{ m['content'] }}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,20 @@ def test_an_item_that_a_template_changes_is_refused(template: str, question: str
 
 def test_an_answer_that_stands_in_the_mark_behind_it_is_the_answer() -> None:
     own = TextEncoder(tokenizer(THINKS))
-    assert own.tokenizer.decode(own.encode("end?", "end", goes_on=True)[1]) == "end"
+    for answer in ("end", "e"):
+        prompt, said = own.encode("end?", answer)
+        assert own.tokenizer.decode(prompt) == "<u>end?<a>" and own.tokenizer.decode(said) == f"{answer}<|end|>"
+        assert own.tokenizer.decode(own.encode("end?", answer, goes_on=True)[1]) == answer
+
+
+def test_an_answer_that_stands_in_the_mark_before_it_is_the_answer() -> None:
+    own = TextEncoder(tokenizer(EMPTY_THOUGHT))
+    assert own.tokenizer.decode(own.encode("Q?", "think", goes_on=True)[1]) == "<think></think>think"
+
+
+def test_a_template_may_fill_texts_with_a_mapping() -> None:
+    own = TextEncoder(tokenizer("{% for m in messages %}{{ '<%(role)s>%(content)s<|eot|>' % m }}{% endfor %}"))
+    assert own.tokenizer.decode(own.encode("Q?", None)[0]) == "<user>Q?<|eot|>"
 
 
 def test_the_limit_on_time_is_short() -> None:
