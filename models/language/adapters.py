@@ -18,7 +18,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.files import content_hash, models_cache
 from unlearn.core.folders import check_folder, read_mapping
 from unlearn.models.base import some, stored_dtype
-from unlearn.models.language.folder import read_config, read_model, read_tokenizer
+from unlearn.models.language.folder import read_config, read_model, read_tokenizer, weight_files
 from unlearn.models.lora import merge_adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -82,7 +82,7 @@ def merged(folder: Path, base: Path) -> Path:
     read_config(base)  # by its own name, before it is hidden behind a view
     with _without_adapter(base) as plain:
         model = _with_adapter(read_model(plain, torch.float32), folder)
-        dtype = stored_dtype(plain.glob("*.safetensors"))
+        dtype = stored_dtype(weight_files(plain))
     part = made.with_name(f".{made.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -82,7 +82,18 @@ def read_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{some(extra)}. Type the folder of a model that is read whole, or mend its config.json."
         )
     refuse_not_finite(model, folder)
+    stated = model.generation_config.eos_token_id if model.generation_config else None
+    if not all(isinstance(one, int) for one in (stated if isinstance(stated, list) else [stated or 0])):
+        raise RecipeError(
+            f"{folder / 'generation_config.json'}: eos_token_id is {stated!r}; it must be a whole number, or several. "
+            "Mend it, or delete the file."
+        )
     return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that ``read_model`` reads, but for others of the same weights beside them."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -94,7 +94,7 @@ def find_route(model: PreTrainedModel, tokens: list[int]) -> Route:
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return Route(layers=_outermost(model.modules()))
-    trial = _Trial(model, (tokens * LONG)[:LONG])
+    trial = _Trial(model, tokens)
     trial.refuse_what_is_not_causal()
     reasons = []
     for name in trial.stacks:
@@ -113,6 +113,13 @@ def run(module: Callable[..., Any], tokens: Tensor, **more: Any) -> Any:
     anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
     given = {"use_cache": False, **more}
     return module(input_ids=tokens, **{name: value for name, value in given.items() if anything or name in taken})
+
+
+def trial_batch(model: PreTrainedModel, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask, (2, LONG), of a sequence and its beginning, which is padded as data are."""
+    home, tokens = model.device, (tokens * LONG)[:LONG]
+    mask = torch.arange(LONG, device=home) < torch.tensor([[LONG], [SHORT]], device=home)
+    return torch.tensor([tokens, tokens[:SHORT] + [0] * (LONG - SHORT)], device=home), mask
 
 
 def positions(config: Any) -> int | None:
@@ -152,9 +159,7 @@ class _Trial:
 
     def __init__(self, model: PreTrainedModel, tokens: list[int]) -> None:
         self.model = model.eval()
-        home = model.device
-        self.tokens = torch.tensor([tokens, tokens[:SHORT] + [0] * (LONG - SHORT)], device=home)  # padded as data are
-        self.mask = torch.arange(LONG, device=home) < torch.tensor([[LONG], [SHORT]], device=home)
+        self.tokens, self.mask = trial_batch(model, tokens)
         ran: list[nn.Module] = []
         stacks: list[nn.Module] = []
 
@@ -187,7 +192,7 @@ class _Trial:
 
     def refuse_what_is_not_causal(self) -> None:
         """Compare the beginning of the long sequence with the short one, which ends there."""
-        if not _close(self.logits[1, :SHORT], self.logits[0, :SHORT]):
+        if not are_close(self.logits[1, :SHORT], self.logits[0, :SHORT]):
             raise RecipeError(
                 f"{type(self.model).__name__} is not causal: what it predicts for a token depends on the tokens after "
                 "it, or on padding, so it has no log p of an answer. Type a causal model (a decoder)."
@@ -204,7 +209,7 @@ class _Trial:
             large = states * (LARGE / plain.abs().max().clamp(min=1e-30))
             with _hooked([(stack, lambda _, __, output: _with_states(output, large))]):
                 form = _form(linear(large), run(self.model, self.tokens).logits, _numbers(self.model.config))
-        if not _close(form(plain)[self.mask], self.logits[self.mask]):
+        if not are_close(form(plain)[self.mask], self.logits[self.mask]):
             raise _Differs("its log-probabilities are not the model's")
         return form
 
@@ -221,7 +226,7 @@ def _form(plain: Tensor, logits: Tensor, numbers: list[float]) -> HeadForm:
     stated = min([*numbers, *(1 / number for number in numbers)], key=lambda one: abs(one - factor), default=factor)
     scales = [HeadForm(scale=one) for one in (stated, factor)]
     for form in (HeadForm(), *scales, *caps):
-        if _close(form(plain), logits, shifted=False):
+        if are_close(form(plain), logits, shifted=False):
             return form
     raise _Differs("its output layer is followed by more than a factor or a soft cap")
 
@@ -232,7 +237,7 @@ def _numbers(config: Any) -> list[float]:
     return sorted({float(one) for one in stated if isinstance(one, int | float) and one > 0})
 
 
-def _close(ours: Tensor, theirs: Tensor, shifted: bool = True) -> bool:
+def are_close(ours: Tensor, theirs: Tensor, shifted: bool = True) -> bool:
     """Return whether logits (..., V) agree but for rounding, relative to how far apart they lie.
 
     ``shifted`` allows a constant added to all of them, which changes no probability.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
@@ -23,7 +23,8 @@ from unlearn.data.text import TextDataset
 from unlearn.models.base import Wrapper, round_weights, stored_dtype
 from unlearn.models.language.adapters import is_adapter
 from unlearn.models.language.answers import Answers
-from unlearn.models.language.folder import read_model, read_tokenizer
+from unlearn.models.language.continuation import continued, find_fault
+from unlearn.models.language.folder import read_model, read_tokenizer, weight_files
 from unlearn.models.language.tokenization import DEFAULT_LENGTH, TextEncoder
 from unlearn.models.language.verification import Head, check_positions, check_vocabulary, find_route, positions, run
 from unlearn.models.lora import Adapter, has_adapter, merge_adapters
@@ -72,6 +73,10 @@ class Language(Wrapper):
         self.checkpointing = checkpointing
         self.saved = saved
         self.route = find_route(model, encoder.sample())
+        fault = find_fault(model, encoder.sample())
+        self.by_forward = bool(fault)
+        if fault:
+            logger.warning(f"{type(model).__name__} continues prompts without a cache, which is slower ({fault})")
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.disable_input_require_grads()  # a frozen target has none
@@ -218,24 +223,7 @@ class Language(Wrapper):
         return said
 
     def _continued(self, batch: Batch, new_tokens: int) -> Tensor:
-        # generation appends on the right, so the padding goes to the left
-        tokens, mask = _padded_left(batch["tokens"], batch["mask"])
-        settings = GenerationConfig(
-            do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=self.ends, use_cache=True
-        )
-        continue_: Any = self.model.generate
-        own = self.model.generation_config
-        self.model.generation_config = GenerationConfig()  # transformers fills what is not set from the model's own
-        try:
-            whole = continue_(input_ids=tokens, attention_mask=mask.long(), generation_config=settings)
-        finally:
-            self.model.generation_config = own
-        new = whole[:, tokens.shape[1] :]
-        # the sum is above 0 from the first end token on, padding included
-        ended = torch.isin(new, torch.tensor(self.ends, device=new.device)).cumsum(dim=1) > 0
-        result = torch.full((len(tokens), new_tokens), -1, dtype=torch.int64, device=tokens.device)
-        result[:, : new.shape[1]] = new.masked_fill(ended, -1)
-        return result
+        return continued(self.model, batch["tokens"], batch["mask"], new_tokens, self.ends, self.by_forward)
 
     @property
     def ends(self) -> list[int]:
@@ -307,7 +295,7 @@ class Language(Wrapper):
         model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
         source = tokenizer or folder
         encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config), bos)
-        saved = stored_dtype(folder.glob("*.safetensors")) if dtype == "auto" else None
+        saved = stored_dtype(weight_files(folder)) if dtype == "auto" else None
         return cls(model, encoder, checkpointing, saved)
 
 
@@ -339,11 +327,3 @@ def read_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:
     if not isinstance(dataset, TextDataset):
         raise RecipeError("A language model reads text. Type data=factbook, data=tofu, data=muse or data=text_files.")
     return dataset.encoded_by(encoder)
-
-
-def _padded_left(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens and mask with the padding moved from the right to the left."""
-    missing = mask.shape[1] - mask.sum(dim=1, keepdim=True)
-    # position j takes what stood at j - missing; the padding at the end wraps round to the beginning
-    place = (torch.arange(mask.shape[1], device=mask.device) - missing) % mask.shape[1]
-    return tokens.gather(1, place), mask.gather(1, place)

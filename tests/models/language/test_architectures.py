@@ -104,6 +104,31 @@ def test_log_p_is_the_models_own(kind: str) -> None:
     assert len(model.layers) == 2
 
 
+BY_FORWARD = {"rwkv", "bart", "recurrent_gemma"}
+"""They take no mask, count positions from the padding on, or have a cache without a length."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", sorted(READ))
+def test_prompts_are_continued_as_the_model_predicts(kind: str) -> None:
+    """Prompts of several lengths in one batch: token by token what the model's own forward finds most likely."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Language(small(kind, **READ[kind]), encoder())
+        prompts = tiny_dataset().form("prompt", torch.tensor([0, 1, 5]))
+        assert len(set(prompts["mask"].sum(1).tolist())) > 1
+        found = model.generate(prompts, 4)
+        for tokens, mask, said in zip(prompts["tokens"], prompts["mask"], found, strict=True):
+            text = tokens[mask][None]
+            for token in said.tolist():
+                best = int(run(model.model, text).logits[0, -1].argmax())
+                assert token == (-1 if best in model.ends else best)
+                if token == -1:
+                    break
+                text = torch.cat([text, torch.tensor([[token]])], dim=1)
+    assert model.by_forward == (kind in BY_FORWARD)
+
+
 @pytest.mark.parametrize("kind", NOT_CAUSAL)
 def test_what_is_not_causal_is_refused(kind: str) -> None:
     with pytest.raises(RecipeError, match="is not causal"):

@@ -73,6 +73,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "git-lfs": (lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
     "bad json": (lambda f: (f / "config.json").write_text('{"model_type": "llama",'), "cannot be read"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "holds a list"),
+    "end": (
+        lambda f: edited(f / "generation_config.json", lambda c: c.update(eos_token_id="2")),
+        "eos_token_id is '2'",
+    ),
     "settings": (lambda f: (f / "unlearn.json").write_text("[]"), "holds a list"),
     "no type": (lambda f: (f / "config.json").write_text("{}"), "cannot be read"),
     "bad tokenizer": (
@@ -145,6 +149,18 @@ def test_a_model_is_saved_in_the_type_of_its_folder(dtype: torch.dtype, folder: 
     assert {value.dtype for value in load_file(again / WEIGHTS).values()} == {dtype}
     assert json.loads((again / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     assert torch.equal(log_p(Language.from_pretrained(again)), measured)
+
+
+def test_older_files_of_weights_have_a_type_too(folder: Path, tmp_path: Path) -> None:
+    """pytorch_model.bin, beside which training leaves other files of the same ending."""
+    weights = {name: value.bfloat16() for name, value in load_file(folder / WEIGHTS).items()}
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    (folder / "training_args.bin").write_bytes(b"no weights")
+    again = tmp_path / "again"
+    again.mkdir()
+    Language.from_pretrained(folder).save_pretrained(again)
+    assert {value.dtype for value in load_file(again / WEIGHTS).values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(("asked", "saved"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
