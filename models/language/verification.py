@@ -19,6 +19,8 @@ from unlearn.core.errors import RecipeError
 
 LONG, SHORT = 12, 5
 """Tokens of the two sequences that are tried; the second is the beginning of the first, and padded."""
+FIXED = ("max_target_positions", "max_seq_len")
+"""Other names than ``max_position_embeddings`` for the number of positions, beyond which these models cannot count."""
 LARGE = 50.0
 """Size of the logits on which the form of the head is tried: a soft cap shows at large ones only."""
 
@@ -122,21 +124,35 @@ def trial_batch(model: PreTrainedModel, tokens: list[int]) -> tuple[Tensor, Tens
     return torch.tensor([tokens, tokens[:SHORT] + [0] * (LONG - SHORT)], device=home), mask
 
 
-def positions(config: Any) -> int | None:
-    """Return how many positions a model has, None where its configuration states no number."""
-    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return stated if isinstance(stated, int) and stated > 0 else None
+def positions(config: Any, model: PreTrainedModel | None = None) -> int | None:
+    """Return how many positions a model has, None where its configuration states no number.
+
+    Args:
+        config: of the model.
+        model: with whose tables of positions the padding has a place, which no token has (RoBERTa).
+    """
+    stated = [getattr(config.get_text_config(), name, None) for name in ("max_position_embeddings", *FIXED)]
+    limit = min((one for one in stated if isinstance(one, int) and one > 0), default=None)
+    taken = [table.padding_idx + 1 for table in _tables(model, limit) if table.padding_idx is not None]
+    return limit - max(taken, default=0) if limit is not None else None
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse a maximum length beyond the model's table of learned positions, where it has one."""
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
-    limit = positions(model.config)
-    if tables and limit is not None and max_length > limit:
+    """Refuse a maximum length beyond the positions of a model that cannot count further."""
+    limit, config = positions(model.config, model), model.config.get_text_config()
+    fixed = _tables(model) or any(hasattr(config, name) for name in FIXED)
+    if fixed and limit is not None and max_length > limit:
         raise RecipeError(
             f"The model has {limit} positions, and model.max_length is {max_length}. "
             f"Type model.max_length={limit}, or less."
         )
+
+
+def _tables(model: PreTrainedModel | None, rows: int | None = None) -> list[nn.Embedding]:
+    """Return the embeddings of a model but for that of tokens, or only those of so many rows."""
+    found = [each for each in model.modules() if isinstance(each, nn.Embedding)] if model is not None else []
+    tables = [each for each in found if model is not None and each is not model.get_input_embeddings()]
+    return [each for each in tables if rows in (None, each.num_embeddings)]
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:

@@ -134,7 +134,7 @@ class Language(Wrapper):
             with reading("The adapter in memory", remedy):  # peft ties some in a way that cannot be copied
                 inner = copy.deepcopy(inner)
             merge_adapters(inner)
-        length = positions(inner.config)
+        length = positions(inner.config, inner)
         return cls(inner, TextEncoder(pair[1], max_length=min(DEFAULT_LENGTH, length or DEFAULT_LENGTH)))
 
     def answer_states(self, batch: Batch) -> Tensor:
@@ -211,7 +211,7 @@ class Language(Wrapper):
         The model's own generation settings (beams, penalties) are ignored. Where the model has no positions left, the
         answer ends.
         """
-        lengths, limit = batch["mask"].sum(dim=1), positions(self.model.config)
+        lengths, limit = batch["mask"].sum(dim=1), positions(self.model.config, self.model)
         if limit is None or int(lengths.max()) + new_tokens <= limit:
             return self._continued(batch, new_tokens)
         logger.warning(f"Answers of {new_tokens} tokens are cut where the model's {limit} positions end.")
@@ -294,7 +294,8 @@ class Language(Wrapper):
             raise RecipeError(f"{folder} holds an adapter of peft. Type model.pretrained={folder}, which merges it.")
         model = read_model(folder, torch.float32 if dtype == "auto" else getattr(torch, dtype))
         source = tokenizer or folder
-        encoder = stored_encoder(read_tokenizer(source), source, template, max_length, positions(model.config), bos)
+        places = positions(model.config, model)
+        encoder = stored_encoder(read_tokenizer(source), source, template, max_length, places, bos)
         saved = stored_dtype(weight_files(folder)) if dtype == "auto" else None
         return cls(model, encoder, checkpointing, saved)
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tests.toys.language import encoder, tiny_dataset
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
-from unlearn.models.language.config import Language
+from unlearn.models.language.config import Language, TextEncoder
 from unlearn.models.language.verification import HeadForm, run
 
 IDS = torch.tensor([0, 1, 5, 10])
@@ -28,6 +28,9 @@ PLAIN = [
     "qwen3", "rwkv", "smollm3", "stablelm", "starcoder2", "xglm",
 ]  # fmt: skip
 
+DECODER = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 48, "decoder_attention_heads": 4}
+"""Sizes of models whose decoder is one of two parts."""
+
 READ: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in PLAIN},
     "gemma2": {"final_logit_softcapping": 5.0},
@@ -40,7 +43,7 @@ READ: dict[str, dict[str, Any]] = {
     "mpt": {"logit_scale": 0.5},
     "modernbert-decoder": {},
     "bert": {"is_decoder": True},
-    "bart": {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 48, "decoder_attention_heads": 4},
+    "bart": DECODER,
 }
 """Model type -> settings, beside ``SMALL``, under which a head rebuilt by names would be wrong."""
 
@@ -102,6 +105,37 @@ def test_log_p_is_the_models_own(kind: str) -> None:
     assert model.route.head == FORMS.get(kind, HeadForm())
     assert (model.route.stack == "") == (kind in OWN_FORWARD)
     assert len(model.layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "places"),
+    [
+        ("gpt2", {"max_position_embeddings": 50}, 50),
+        ("opt", {"max_position_embeddings": 50}, 50),
+        ("roberta", {"max_position_embeddings": 52, "is_decoder": True, "pad_token_id": 1}, 50),
+        ("mpt", {"max_seq_len": 50}, 50),
+        ("whisper", {"max_target_positions": 50, **DECODER}, 50),
+        ("bart", {"max_position_embeddings": 50, **DECODER}, 50),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_texts_and_answers_end_where_positions_do(
+    kind: str, settings: dict[str, Any], places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in settings.keys() & SMALL.keys():
+        monkeypatch.delitem(SMALL, name)
+    model, tokenizer = small(kind, **settings), encoder().tokenizer
+    with pytest.raises(RecipeError, match=f"has {places} positions.*model.max_length={places}"):
+        Language(model, TextEncoder(tokenizer, max_length=places + 1))
+    wrapped = Language(model, TextEncoder(tokenizer, "{question}" + " and on and on" * 9, max_length=places))
+    data = tiny_dataset().encoded_by(wrapped.encoder)
+    batch = data.batch(IDS)
+    assert batch["tokens"].shape[1] == places
+    assert wrapped.log_prob(batch, Randomness(0)).isfinite().all()
+    prompts = tiny_dataset().form("prompt", IDS[:2])
+    room = places - prompts["mask"].sum(1)
+    said = wrapped.generate(prompts, 40)
+    assert 0 < room.max() < 40 and all((row[left:] == -1).all() for row, left in zip(said, room.tolist(), strict=True))
 
 
 BY_FORWARD = {"rwkv", "bart", "recurrent_gemma"}
