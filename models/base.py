@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
+from unlearn.core.float_types import round_to
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
 from unlearn.models.capabilities import Model
@@ -63,7 +64,7 @@ class Wrapper(nn.Module, ABC):
         backend whose folders have several float types overrides this.
         """
         if self.narrow is not None:
-            round_weights(self, self.narrow)
+            round_to(self, dict.fromkeys(self.state_dict(), self.narrow))
 
     def save_as_in_memory(self) -> None:
         """Save in the float types in memory from now on, not in those of the folder that the weights came from."""
@@ -214,32 +215,53 @@ def stored_dtype(files: Iterable[Path]) -> torch.dtype:
     """Return the float type of most of the weights in files (.safetensors, .bin), float32 where there are none."""
     sizes: Counter[torch.dtype] = Counter()
     for path in files:
-        with reading(path, "Copy the file again."):
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt") as file:
-                    parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118, it is no mapping
-                    sizes.update(_counted((FLOATS.get(part.get_dtype()), part.get_shape()) for part in parts))
-            elif path.suffix == ".bin":
-                weights = torch.load(path, map_location="meta", weights_only=True)
-                values = [
-                    value for value in weights.values() if isinstance(value, Tensor) and value.is_floating_point()
-                ]
-                sizes.update(_counted((value.dtype, value.shape) for value in values))
+        for _, dtype, size in _stored(path):
+            if dtype is not None:
+                sizes[dtype] += size
     return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
+
+
+def _stored(path: Path) -> list[tuple[str, torch.dtype | None, int]]:
+    """Return (name, float type, number of values) of each tensor in a file; the type is None for another kind."""
+    with reading(path, "Copy the file again."):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+                return [
+                    (name, FLOATS.get(part.get_dtype()), math.prod(part.get_shape())) for name, part in parts.items()
+                ]
+        if path.suffix == ".bin":
+            weights = torch.load(path, map_location="meta", weights_only=True)
+            tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+            return [
+                (name, value.dtype if value.is_floating_point() else None, value.numel())
+                for name, value in tensors.items()
+            ]
+    return []
+
+
+def stored_dtypes(network: nn.Module, files: Iterable[Path]) -> dict[str, torch.dtype]:
+    """Return the float types in which files hold a network's weights, by the names that they have in the network.
+
+    A weight that has another name there (with a prefix, or without) is found by the end that both names share. One that
+    is not there at all, as where several were made one, has the type of most.
+    """
+    files = list(files)
+    most = stored_dtype(files)
+    found = {name: dtype for path in files for name, dtype, _ in _stored(path) if dtype is not None}
+    names = [name for name, value in network.state_dict().items() if value.is_floating_point()]
+    others = found.keys() - set(names)
+    types = {}
+    for name in names:
+        alike = [other for other in others if name.endswith(f".{other}") or other.endswith(f".{name}")]
+        types[name] = found.get(name, found[alike[0]] if len(alike) == 1 else most)
+    return types
 
 
 def half_of(path: Path) -> torch.dtype | None:
     """Return the float type of a file of weights where it is of half precision, otherwise None."""
     found = stored_dtype([path])
     return found if found in (torch.float16, torch.bfloat16) else None
-
-
-def _counted(parts: Iterable[tuple[torch.dtype | None, Sequence[int]]]) -> Counter[torch.dtype]:
-    found: Counter[torch.dtype] = Counter()
-    for dtype, shape in parts:
-        if dtype is not None:
-            found[dtype] += math.prod(shape)
-    return found
 
 
 def refuse_not_finite(network: nn.Module, where: object) -> None:
@@ -284,14 +306,6 @@ def some(names: Sequence[str]) -> str:
     """Return names as a message lists them: the first three, and how many more."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
-
-
-@torch.no_grad()
-def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Round a network's floating-point weights to the values that ``dtype`` can hold; their own type stays."""
-    for value in network.state_dict().values():
-        if value.is_floating_point():
-            value.copy_(value.to(dtype))
 
 
 @contextmanager

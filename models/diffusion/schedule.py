@@ -16,6 +16,9 @@ from unlearn.core.folders import read_mapping
 PREDICTED = ("epsilon", "sample", "v_prediction")
 """What a network may predict, in the words of diffusers."""
 
+SPACINGS = ("leading", "trailing", "linspace")
+"""How the timesteps of a trajectory may be spaced, in the words of diffusers."""
+
 REMEDY = "Schedulers that can be read are those of DDPM's noise: DDPM, DDIM, PNDM, Euler, DPM-Solver and the like."
 """Ends the message on another one."""
 
@@ -66,7 +69,14 @@ def check_scheduler(scheduler: Any, where: str = "The scheduler") -> None:
         raise RecipeError(
             f"{where} ends at a signal of zero (rescale_betas_zero_snr, zero terminal SNR): there x_T is the noise "
             "itself, and what is computed here from the noise of a network says nothing of an image. "
-            "Type a pipeline whose schedule ends above zero."
+            "Type model.pretrained=FOLDER of a pipeline that was trained with rescale_betas_zero_snr: false."
+        )
+    spacing = config.get("timestep_spacing", "leading")
+    # diffusers' DDIM subtracts T // steps from t, which is the next t of its other spacings but not of this one
+    if spacing not in SPACINGS or (spacing == "linspace" and isinstance(scheduler, DDIMScheduler)):
+        raise RecipeError(
+            f"{where} is an {name} with timestep_spacing: {spacing}, whose steps do not lead from one of its timesteps "
+            "to the next. Write leading or trailing in its scheduler_config.json."
         )
     falls = bool((alphas[1:] <= alphas[:-1]).all()) and bool((alphas < 1).all())
     if not falls or len(alphas) < 2 or len(alphas) != config.num_train_timesteps:
@@ -121,7 +131,7 @@ class NoiseSchedule(nn.Module):
 
     def times(self, steps: int) -> Tensor:
         """Return the timesteps of a trajectory, (S,) int64, falling."""
-        return self._ddim(steps).timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
+        return self._ddim(steps, len(self.stated)).timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
 
     def trajectory(
         self, x: Tensor, steer: Callable[[int, Tensor, Tensor], Tensor], steps: int, first: int, clip: bool
@@ -138,17 +148,23 @@ class NoiseSchedule(nn.Module):
         Reference:
             Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 with sigma = 0. arXiv:2010.02502
         """
-        # eps is already converted, whatever the network predicts; the last step leads to abar = 1, the clean item
-        scheduler = self._ddim(steps, prediction_type="epsilon", clip_sample=clip, set_alpha_to_one=True)
-        for number, t in enumerate(scheduler.timesteps.tolist()[first:], first):
+        times = self.times(steps).tolist()
+        scheduler = self._ddim(steps, clip_sample=clip)
+        scheduler.alphas_cumprod = self.stated[times[::-1]]
+        for number, t in list(enumerate(times))[first:]:
             eps = steer(number, x, torch.full((len(x),), t, device=x.device))
+            # the sampler counts the steps that are left, so that each leads to the next t whatever their distance;
             # a clipped x_0 needs the eps that belongs to it, or errors add up from step to step
-            x = scheduler.step(eps, t, x, use_clipped_model_output=True, return_dict=False)[0]
+            left = steps - 1 - number
+            x = scheduler.step(eps, left, x, use_clipped_model_output=True, return_dict=False)[0]
             yield number, x
 
-    def _ddim(self, steps: int, **settings: Any) -> Any:
-        """Return the sampler, with the abar_t of the scheduler's own class."""
-        scheduler = DDIMScheduler.from_config(self.config, num_train_timesteps=len(self.stated), **settings)
-        scheduler.alphas_cumprod = self.stated
+    def _ddim(self, steps: int, timesteps: int | None = None, clip_sample: bool = False) -> Any:
+        """Return the sampler of so many steps, over all ``timesteps`` or, by default, over the steps alone.
+
+        eps is converted before, whatever the network predicts; the last step leads to abar = 1, the clean item.
+        """
+        settings = {"prediction_type": "epsilon", "clip_sample": clip_sample, "set_alpha_to_one": True}
+        scheduler = DDIMScheduler.from_config(self.config, num_train_timesteps=timesteps or steps, **settings)
         scheduler.set_timesteps(steps)
         return scheduler

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -18,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
+from unlearn.core.float_types import in_types
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import check_stored_shapes, refuse_not_finite, some, stored_dtype
+from unlearn.models.base import check_stored_shapes, refuse_not_finite, some, stored_dtypes
 from unlearn.models.diffusion.autoencoder import check_vae, shrinking
 from unlearn.models.diffusion.denoiser import Denoiser
 from unlearn.models.diffusion.hub import ABOUT, WeightFiles, best_set
@@ -50,7 +50,7 @@ class DiffusionParts:
         text: text encoders, for a model that takes prompts.
         vae: AutoencoderKL, for a model in latent space.
         pipeline: the rest of the pipeline of diffusers that the model came from and is saved as.
-        saved: float types of stored components, by their names; one that is not there is stored as it is in memory.
+        saved: float types of stored weights, by component and name; one that is not there is stored as in memory.
     """
 
     denoiser: Denoiser
@@ -59,7 +59,7 @@ class DiffusionParts:
     text: TextSide | None = None
     vae: nn.Module | None = None
     pipeline: PipelineFolder | None = None
-    saved: dict[str, torch.dtype] = field(default_factory=dict)
+    saved: dict[str, dict[str, torch.dtype]] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the networks by the names that pipelines of diffusers give them."""
@@ -110,10 +110,8 @@ def write_parts(model: DiffusionParts, folder: Path, dtype: torch.dtype | None) 
         dtype: float type of the stored weights, by default ``model.saved``.
     """
     for name, part in model.modules().items():
-        stored = dtype or model.saved.get(name)
-        if stored is not None and stored != next(part.parameters()).dtype:
-            part = deepcopy(part).to(stored)  # a copy, as the caller goes on with the unrounded weights
-        writes: Any = part
+        types = dict.fromkeys(part.state_dict(), dtype) if dtype else model.saved.get(name, {})
+        writes: Any = in_types(part, types)  # a copy, as the caller goes on with the unrounded weights
         writes.save_pretrained(folder / name)
     if model.pipeline is not None:
         model.pipeline.write(folder)
@@ -211,8 +209,10 @@ def _from_pipeline(folder: Path, weights: bool) -> DiffusionParts:
     return DiffusionParts(denoiser, scheduler, settings, text, found["vae"], pipeline, saved)
 
 
-def _modules(folder: Path, kinds: dict[str, Any], weights: bool) -> tuple[dict[str, Any], dict[str, torch.dtype]]:
-    """Return modules by the names of their folders, and the float types that they are stored in."""
+def _modules(
+    folder: Path, kinds: dict[str, Any], weights: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, torch.dtype]]]:
+    """Return modules by the names of their folders, and the float types that their weights are stored in."""
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*")) if path.is_file()]
     found, saved = {}, {}
     for name, kind in kinds.items():
@@ -221,7 +221,7 @@ def _modules(folder: Path, kinds: dict[str, Any], weights: bool) -> tuple[dict[s
             raise RecipeError(f"{folder / name} holds no weights (*.safetensors, or *.bin). Copy the whole folder.")
         found[name] = _module(kind, folder / name, files)
         if files is not None:
-            saved[name] = stored_dtype(folder / file for file in files.files)
+            saved[name] = stored_dtypes(found[name], (folder / file for file in files.files))
     return found, saved
 
 

@@ -13,10 +13,11 @@ from transformers.utils.logging import disable_progress_bar as disable_bar_of_tr
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
+from unlearn.core.float_types import round_to
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.conditioned import Classes, Conditioned, Prompts
-from unlearn.models.base import Wrapper, round_weights
+from unlearn.models.base import Wrapper
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.autoencoder import from_latents, latent_shape, to_latents
 from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
@@ -65,7 +66,7 @@ class Diffusion(Wrapper):
         text: TextSide | None = None,
         vae: nn.Module | None = None,
         pipeline: PipelineFolder | None = None,
-        saved: dict[str, torch.dtype] | None = None,
+        saved: dict[str, dict[str, torch.dtype]] | None = None,
         guard: Steers | None = None,
     ) -> None:
         super().__init__()
@@ -327,8 +328,7 @@ class Diffusion(Wrapper):
     @override
     def round_as_saved(self) -> None:
         for name, module in self.parts().modules().items():
-            if name in self.saved:
-                round_weights(module, self.saved[name])
+            round_to(module, self.saved.get(name, {}))
 
     @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:

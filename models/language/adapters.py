@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from unlearn.core.boundary import described, reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import content_hash, models_cache
+from unlearn.core.float_types import cast_back
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import some, stored_dtype
+from unlearn.models.base import some, stored_dtypes
 from unlearn.models.language.folder import read_config, read_model, read_tokenizer, weight_files
 from unlearn.models.lora import merge_adapters
 
@@ -69,7 +70,7 @@ def merged(folder: Path, base: Path) -> Path:
 
     Args:
         folder: of the adapter; its tokenizer is taken, where it has one.
-        base: folder of the model that it was trained on. The merged weights are stored in its float type.
+        base: folder of the model that it was trained on. The merged weights are stored in its float types.
 
     Raises:
         RecipeError: one of them cannot be read, or the adapter does not fit its base or cannot be merged.
@@ -82,11 +83,11 @@ def merged(folder: Path, base: Path) -> Path:
     read_config(base)  # by its own name, before it is hidden behind a view
     with _without_adapter(base) as plain:
         model = _with_adapter(read_model(plain, torch.float32), folder)
-        dtype = stored_dtype(weight_files(plain))
+        cast_back(model, stored_dtypes(model, weight_files(plain)))
     part = made.with_name(f".{made.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        model.to(dtype).save_pretrained(part)
+        model.save_pretrained(part)
     except RuntimeError as error:  # an adapter can repeat layers of its base, which then share their weights
         raise RecipeError(f"{folder} cannot be merged into its base ({described(error)}).") from error
     has_words = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -112,10 +113,10 @@ def _with_adapter(model: Any, folder: Path) -> Any:
             kind = str(getattr(config.peft_type, "value", config.peft_type))
             raise RecipeError(f"{folder} is an adapter of kind {kind}, which cannot be merged. Type a low-rank one.")
         found = load_file(folder / WEIGHTS)
-        left_over = set_peft_model_state_dict(adapted, dict(found)).unexpected_keys
+        loaded: Any = set_peft_model_state_dict(adapted, dict(found))  # peft does not type it
         # peft may store the base's embeddings beside an adapter; what it reads of them is taken
         wanted, known = (set(get_peft_model_state_dict(adapted, save_embedding_layers=each)) for each in (False, True))
-    if apart := sorted({*(wanted - set(found)), *(set(left_over) - known)}):
+    if apart := sorted({*(wanted - set(found)), *(set(loaded.unexpected_keys) - known)}):
         raise RecipeError(
             f"The weights in {folder} are not those that its {CONFIG} describes: {some(apart)}. Save the adapter again."
         )

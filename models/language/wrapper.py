@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,11 +17,12 @@ from typing_extensions import override
 
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
+from unlearn.core.float_types import in_types, round_to
 from unlearn.core.folders import read_mapping
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.text import TextDataset
-from unlearn.models.base import Wrapper, round_weights, stored_dtype
+from unlearn.models.base import Wrapper, stored_dtypes
 from unlearn.models.language.adapters import is_adapter
 from unlearn.models.language.answers import Answers
 from unlearn.models.language.continuation import continued, find_fault
@@ -49,7 +51,7 @@ class Language(Wrapper):
         encoder: how text becomes tokens.
         checkpointing: keep only each layer's input for the backward pass and recompute the rest: about a third slower,
             far less memory for long texts.
-        saved: float type in which the weights are saved, None for the one that they have.
+        saved: float types in which weights are saved, by their names in ``model``; others keep the one that they have.
     """
 
     family: ClassVar[str] = "language"
@@ -63,7 +65,7 @@ class Language(Wrapper):
         model: PreTrainedModel,
         encoder: TextEncoder,
         checkpointing: bool = False,
-        saved: torch.dtype | None = None,
+        saved: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         super().__init__()
         check_positions(model, encoder.max_length)
@@ -71,7 +73,7 @@ class Language(Wrapper):
         self.model = model
         self.encoder = encoder
         self.checkpointing = checkpointing
-        self.saved = saved
+        self.saved = saved or {}
         self.route = find_route(model, encoder.sample())
         fault = find_fault(model, encoder.sample())
         self.by_forward = bool(fault)
@@ -242,21 +244,17 @@ class Language(Wrapper):
 
     @override
     def save_as_in_memory(self) -> None:
-        self.saved = None
+        self.saved = {}
 
     @override
     def round_as_saved(self) -> None:
         merge_adapters(self.model)  # an adapter that a model in memory came with: transformers would save it alone
-        if self.saved is not None:
-            round_weights(self.model, self.saved)
+        round_to(self.model, self.saved)
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the files of transformers and ``unlearn.json`` into an existing folder."""
-        model: Any = self.model
-        dtype = dtype or self.saved
-        if dtype not in (None, model.dtype):
-            model = copy.deepcopy(model).to(dtype)
-        model.save_pretrained(folder)
+        types = dict.fromkeys(self.model.state_dict(), dtype) if dtype else self.saved
+        in_types(self.model, types).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length, "bos": self.encoder.bos}
         (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -286,7 +284,7 @@ class Language(Wrapper):
             max_length: null for the stored one.
             checkpointing: see above.
             dtype: float type of the weights, in memory and as saved; ``auto`` is float32 in memory, and the
-                folder's own as saved.
+                folder's own as saved, of each tensor.
             tokenizer: folder whose tokenizer and stored settings are used instead.
             bos: whether a text begins with the beginning token; null for the stored choice, or the tokenizer's own.
         """
@@ -296,7 +294,7 @@ class Language(Wrapper):
         source = tokenizer or folder
         places = positions(model.config, model)
         encoder = stored_encoder(read_tokenizer(source), source, template, max_length, places, bos)
-        saved = stored_dtype(weight_files(folder)) if dtype == "auto" else None
+        saved = stored_dtypes(model, weight_files(folder)) if dtype == "auto" else None
         return cls(model, encoder, checkpointing, saved)
 
 

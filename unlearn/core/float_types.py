@@ -1,10 +1,14 @@
 """Float types of a model's tensors, which steps in a wider type change for a while."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -15,6 +19,23 @@ def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def float_types(model: nn.Module) -> dict[str, torch.dtype]:
     """Return the type of each floating-point parameter and buffer by its name."""
     return {name: tensor.dtype for name, tensor in _floats(model)}
+
+
+@torch.no_grad()
+def round_to(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+    """Round, in place, each tensor to the values that the type of its name can hold; its own type stays."""
+    for name, tensor in _floats(model):
+        if name in types:
+            tensor.copy_(tensor.to(types[name]))
+
+
+def in_types(model: M, types: Mapping[str, torch.dtype]) -> M:
+    """Return a model whose tensors have the types of their names: a copy, or the model itself where they have them."""
+    if all(tensor.dtype == types.get(name, tensor.dtype) for name, tensor in _floats(model)):
+        return model
+    copied = copy.deepcopy(model)
+    cast_back(copied, types)
+    return copied
 
 
 def cast_back(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.models.diffusion.test_folders_of_strangers import KEPT, TEXT, UNET, VAE, changed, not_a_number, scheduler
 from tests.toys.command import unlearn
@@ -87,6 +87,27 @@ def test_every_component_comes_back_and_every_part_has_its_type(folder: Path, tm
     saved.mkdir()
     model.save_pretrained(saved, torch.float32)
     assert dtypes(saved / f"{UNET}.safetensors") == {"F32"}
+
+
+def test_every_tensor_of_a_part_has_the_type_that_it_came_in(folder: Path, tmp_path: Path) -> None:
+    """As of a denoiser in half precision whose norms are in single precision."""
+    pipe: Any = StableDiffusionPipeline.from_pretrained(folder)
+    for module in pipe.unet.half().modules():
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            module.float()
+    pipe.unet.save_pretrained(folder / "unet")
+    wanted = {name: value.dtype for name, value in load_file(folder / f"{UNET}.safetensors").items()}
+    assert set(wanted.values()) == {torch.float16, torch.float32}
+    model = Diffusion.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter += 1e-6
+    model.round_as_saved()
+    model.save_pretrained(tmp_path / "saved")
+    assert {n: v.dtype for n, v in load_file(tmp_path / "saved" / f"{UNET}.safetensors").items()} == wanted
+    assert dtypes(tmp_path / "saved" / f"{TEXT}.safetensors") == {"F32"}
+    again = Diffusion.from_pretrained(tmp_path / "saved").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
 def test_a_variant_is_read_and_written_without_one(folder: Path, tmp_path: Path) -> None:

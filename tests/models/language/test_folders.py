@@ -163,6 +163,31 @@ def test_older_files_of_weights_have_a_type_too(folder: Path, tmp_path: Path) ->
     assert {value.dtype for value in load_file(again / WEIGHTS).values()} == {torch.bfloat16}
 
 
+def test_every_tensor_is_saved_in_the_type_that_it_came_in(folder: Path, tmp_path: Path) -> None:
+    """As of folders in bfloat16 whose norms and head are in single precision; shards and older names included."""
+
+    def single(name: str) -> bool:
+        return "norm" in name or name.startswith("lm_head")
+
+    weights = {name: value if single(name) else value.bfloat16() for name, value in load_file(folder / WEIGHTS).items()}
+    for store in (weights, {name.removeprefix("model."): value for name, value in weights.items()}):
+        save_file(store, folder / WEIGHTS, {"format": "pt"})
+        model = Language.from_pretrained(folder)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 1.0 + 2**-12
+        model.round_as_saved()
+        again = tmp_path / f"again{len(list(tmp_path.iterdir()))}"
+        again.mkdir()
+        model.save_pretrained(again)
+        found = load_file(again / WEIGHTS)
+        assert {name: value.dtype for name, value in found.items()} == {n: v.dtype for n, v in weights.items()}
+        kept = {name: torch.equal(value, weights[name]) for name, value in found.items() if value.dim() > 1}
+        assert kept == {name: not single(name) for name in kept}, "bfloat16 holds no such step, and float32 does"
+        assert torch.equal(log_p(Language.from_pretrained(again)), log_p(model))
+
+
 @pytest.mark.parametrize(("asked", "saved"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_a_type_that_is_asked_for_counts(asked: str, saved: torch.dtype, folder: Path, tmp_path: Path) -> None:
     tiny().save_pretrained(folder, torch.float16)
