@@ -1,5 +1,8 @@
 """The model card: front matter that hubs can read, figures, and what was not tested."""
 
+import importlib
+import sys
+
 import pytest
 import yaml
 
@@ -46,6 +49,26 @@ def test_names_cannot_become_markup(make_run):
     assert "<script" not in body and "&lt;script&gt;" in body and "\n# heading" not in body
     assert "```python\nx = 1\n```" in body
     assert {line.replace("\\|", "").count("|") for line in body.splitlines() if line.startswith("|")} == {7}
+
+
+@pytest.mark.parametrize("name", ["stranger:Model", "stranger.Model"])
+def test_a_class_that_a_folder_names_is_not_imported(make_run, tmp_path, monkeypatch, name):
+    """Unless the run that writes the card has it already."""
+    (tmp_path / "stranger.py").write_text(
+        "from unlearn.models.flow.config import *; from pathlib import Path\n"
+        f"Path({str(tmp_path / 'ran')!r}).touch(); Model = GlowConfig\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = make_run(recipe_model={"name": name})
+    _, body = read(write_model_card(run))
+    assert "from_pretrained" not in body
+    assert not (tmp_path / "ran").exists() and "stranger" not in sys.modules
+    try:
+        importlib.import_module("stranger")
+        _, body = read(write_model_card(run))
+        assert "from_pretrained" in body
+    finally:
+        sys.modules.pop("stranger", None)
 
 
 def test_unknown_model_has_no_loading_lines(make_run):

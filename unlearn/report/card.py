@@ -1,13 +1,14 @@
 """The model card beside an exported model: what was forgotten, how, the figures, and what was not tested."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from unlearn.config.registry import resolve
+from unlearn.config.registry import COMPONENTS, resolve, target
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_text
 from unlearn.core.shown import one_line
@@ -87,13 +88,27 @@ def _context(run: RunFolder, load: str) -> dict[str, Any]:
 
 
 def loading_lines(run: RunFolder) -> str:
-    """Return the lines that load the exported model with its wrapper; nothing where the recipe names none."""
+    """Return the lines that load the exported model with its wrapper; nothing where the recipe names none.
+
+    A class of one's own is named where the run that writes the card has it: what a folder says is not imported.
+    """
+    name = str(run.part("model").get("name"))
+    if name not in COMPONENTS["model"] and _module_of(name) not in sys.modules:
+        return ""
     try:
-        wrapper = resolve("model", str(run.part("model").get("name"))).wrapper
+        wrapper = resolve("model", name).wrapper
     except RecipeError:
         return ""
     lines = ("from pathlib import Path", f"from {wrapper.__module__} import {wrapper.__name__}")
     return "\n".join((*lines, "", f'model = {wrapper.__name__}.from_pretrained(Path("model"))'))
+
+
+def _module_of(name: str) -> str:
+    """Return the module of a dotted path or of a plugin's name, nothing for another one."""
+    try:
+        return target("model", name).split(":")[0]
+    except RecipeError:
+        return ""
 
 
 def _front_matter(run: RunFolder) -> dict[str, Any]:
