@@ -35,7 +35,8 @@ SCORE = Metric(
 class ClipScore(Evaluator[Samples]):
     """Mean of max(100 cos(image, caption), 0) over samples of forget items, and over samples of retain items.
 
-    The caption is that of the item the sample is conditioned on. No CLIP model is packaged; figures are comparable only
+    The caption is that of the item the sample is conditioned on; a note says how many are longer than the model reads,
+    which are cut there. No CLIP model is packaged; figures are comparable only
     for the same weights, whose hash is in each record.
 
     Args:
@@ -83,16 +84,21 @@ class ClipScore(Evaluator[Samples]):
         clip, detector = Clip(folder), {"name": folder.name, "sha256": _sha256(folder)}
         clip.model.to(evaluation.device)
         data, levels = conditioned_data(evaluation.splits), grey_levels(evaluation)
-        records = []
+        records, said = [], set[str]()
         for subject in evaluation.models:
             for split in ("forget", "retain"):
                 items = sampled_items(evaluation, split, self.samples)
                 images = samples(evaluation, subject, split, self.samples, self.batch_size) / (levels - 1)
                 captions = [data.captions[item] for item in items.tolist()]
+                said.update(captions)
                 score = partial(similarity, clip, images, captions)
                 cosines = map_ids(score, torch.arange(len(images)), self.batch_size).cpu()
                 records.append(evaluation.record(SCORE, subject, split, cosines, detector=detector))
-        return EvaluationResult(records)
+        long = clip.cut(sorted(said))
+        note = (
+            f"clip_score: {folder.name} reads {clip.length} tokens; {len(long)} of {len(said)} captions are cut there."
+        )
+        return EvaluationResult(records, notes=[note] if long else [])
 
 
 def similarity(clip: Clip, images: Tensor, captions: Sequence[str], rows: Tensor) -> Tensor:

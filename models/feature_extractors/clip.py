@@ -107,11 +107,20 @@ class Clip(TextImage):
         resized = F.interpolate(in_colour(images), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
         return (resized - self.mean.to(images.device)) / self.std.to(images.device)
 
+    @property
+    def length(self) -> int:
+        """Tokens of a text that the model reads, those of its beginning and end included."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
     def tokens(self, words: Sequence[str]) -> Any:
-        """Return texts as the model's input, on its device; long ones are cut."""
-        length = self.model.config.text_config.max_position_embeddings
-        given = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        """Return texts as the model's input, on its device; those of ``cut`` lose their end."""
+        given = self.tokenizer(list(words), padding=True, truncation=True, max_length=self.length, return_tensors="pt")
         return given.to(self.model.device)
+
+    def cut(self, words: Sequence[str]) -> list[str]:
+        """Return the texts that are longer than the model reads."""
+        whole = self.tokenizer(list(words), verbose=False)["input_ids"] if words else []
+        return [text for text, tokens in zip(words, whole, strict=True) if len(tokens) > self.length]
 
     @override
     def images(self, images: Tensor) -> Tensor:
@@ -123,6 +132,8 @@ class Clip(TextImage):
     @override
     @torch.no_grad()
     def texts(self, words: Sequence[str]) -> Tensor:
+        if long := self.cut(words):
+            raise RecipeError(f"{self.name} reads {self.length} tokens, and {long[0]!r} is longer. Type fewer words.")
         text = self.model.text_model(**self.tokens(words))
         found: Tensor = self.model.text_projection(text.pooler_output)
         return found

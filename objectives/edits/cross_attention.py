@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Split
-from unlearn.data.concept import Concept, mentions, replaced, spoken_of
+from unlearn.data.concept import Concept, mentions, named, replaced, spoken_of
 from unlearn.models.capabilities import Denoises
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.objectives.edits.ridge_regression import Kept, Rows
@@ -103,8 +103,8 @@ def asked(concepts: Sequence[Concept], captions: Sequence[str], labels: Iterable
             entry = Asked(f"{before}{concept.name}{behind}", len(before) + len(concept.name))
             found.append(entry if anchor is None else entry.guided(before, anchor, behind))
         for caption in captions:
-            if named := [one for one in mentions(caption, names) if one.name == concept.name]:
-                subject = named[-1]  # the last of its names
+            if said := [one for one in mentions(caption, names) if one.name == concept.name]:
+                subject = said[-1]  # the last of its names
                 before, behind = caption[: subject.start], caption[subject.end :]
                 entry = Asked(caption, subject.end)
                 guided = replaced(before, {concept.name: anchor or ""}, names)
@@ -114,10 +114,20 @@ def asked(concepts: Sequence[Concept], captions: Sequence[str], labels: Iterable
 
 def kept_prompts(concepts: Sequence[Concept], captions: Sequence[str], labels: Iterable[str] = ()) -> list[str]:
     """Return the prompts that stay: the empty one, the concepts' retain lists, and captions that name no concept."""
-    forgotten, names = {concept.name for concept in concepts}, spoken_of(concepts).union(labels)
     words = [template.replace("{}", word) for c in concepts for word in c.retain for template in c.templates]
-    others = [caption for caption in captions if forgotten.isdisjoint(one.name for one in mentions(caption, names))]
+    others = [caption for caption in captions if not named(caption, concepts, labels)]
     return list(dict.fromkeys(["", *words, *others]))
+
+
+def check_prompts_to_keep(split: Split, concepts: Sequence[Concept], labels: Iterable[str] = ()) -> None:
+    """Refuse a prompt that was typed to be kept and says the name of a concept; captions of images may."""
+    for prompt in captions_of(split, len(split)) if split.dataset.prompts_only else ():
+        if said := named(prompt, concepts, labels):
+            raise RecipeError(
+                f"data: the prompt {prompt!r} is to be kept, and says {said[0]!r}, which is to be forgotten. Take it "
+                "out of what is kept; or, where it means something else by a longer name, as 'hot dog' for 'dog', add "
+                f"that name to retain: [LONGER NAME] of the concept {said[0]!r} in data.concepts."
+            )
 
 
 def captions_of(split: Split, most: int) -> list[str]:

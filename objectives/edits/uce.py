@@ -20,6 +20,7 @@ from unlearn.objectives.edits.cross_attention import (
     Tokens,
     asked,
     captions_of,
+    check_prompts_to_keep,
     effective,
     kept_of,
     kept_prompts,
@@ -86,6 +87,7 @@ class UCE(Edit[Denoises]):
         """Return what is to change and what is to stay, from the concepts and captions of the data."""
         concepts = concepts_of(splits)
         labels = labels_of(splits["retain"], concepts)
+        check_prompts_to_keep(splits["retain"], concepts, labels)
         changing = asked(concepts, captions_of(splits["forget"], self.captions), labels)
         staying = kept_prompts(concepts, captions_of(splits["retain"], self.captions), labels)
         log.info(

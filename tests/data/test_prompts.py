@@ -52,6 +52,8 @@ def test_items_are_the_prompts_of_concepts_and_what_is_kept(tmp_path: Path) -> N
 def test_where_nothing_is_said_everyday_scenes_are_kept() -> None:
     assert split_captions(PromptList(concepts=[Concept(name="three")]))["retain"] == list(EVERYDAY)
     assert len(set(EVERYDAY)) == 20
+    without = split_captions(PromptList(concepts=[Concept(name="dog"), Concept(name="cat")]))["retain"]
+    assert without == [text for text in EVERYDAY if text[2:5] not in ("dog", "cat")] and len(without) == 18
 
 
 def test_batches_hold_what_the_model_is_told_and_no_image() -> None:

@@ -1,7 +1,7 @@
 """What a diffusion model forgets, as a record: never names joined into one string."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -79,6 +79,12 @@ def replaced(prompt: str, instead: Mapping[str, str], names: Iterable[str] = ())
             parts += [prompt[end : one.start], instead[one.name]]
             end = one.end
     return "".join([*parts, prompt[end:]])
+
+
+def named(prompt: str, concepts: Sequence[Concept], labels: Iterable[str] = ()) -> list[str]:
+    """Return the names of concepts that a prompt says, except within longer names that they or ``labels`` give."""
+    own = {concept.name for concept in concepts}
+    return [one.name for one in mentions(prompt, spoken_of(concepts).union(labels)) if one.name in own]
 
 
 def spoken_of(concepts: Iterable[Concept]) -> frozenset[str]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import read_text
 from unlearn.data.base import Batch, Dataset, Source
-from unlearn.data.concept import Concept
+from unlearn.data.concept import Concept, named
 
 EVERYDAY = (files("unlearn") / "data" / "everyday_prompts.txt").read_text(encoding="utf-8").splitlines()
 """Retain prompts of a recipe that names none."""
@@ -24,9 +24,9 @@ class PromptList(Source):
 
     Forget items are the prompts of each concept, one per template. Retain items are the same prompts with each word of
     the concept's ``retain`` list in its place, then ``retain_prompts`` and the lines of ``retain_file``; without any of
-    these, twenty captions of everyday scenes. The ``probes`` of concepts are the holdout. Labels are the words that
-    fill a template; attributes are ``forget``, ``retain`` and ``holdout``. Objectives and evaluators that need images
-    refuse this data before any work; most have a setting to use images drawn by the target instead.
+    these, captions of everyday scenes that name no concept. The ``probes`` of concepts are the holdout. Labels are the
+    words that fill a template; attributes are ``forget``, ``retain`` and ``holdout``. Objectives and evaluators that
+    need images refuse this data before any work; most have a setting to use images drawn by the target instead.
 
     Args:
         concepts: what to forget, and what takes its place.
@@ -56,7 +56,7 @@ class PromptList(Source):
             for template in concept.templates
         ]
         kept += [(text, "") for text in (*self.retain_prompts, *self._lines())]
-        kept = kept or [(text, "") for text in EVERYDAY]
+        kept = kept or [(text, "") for text in EVERYDAY if not named(text, self.concepts)]
         if both := {text for text, _ in (*forget, *probes)} & {text for text, _ in kept}:
             raise RecipeError(f"data: the prompt {min(both)!r} is both to forget and to keep. Remove one of them.")
         return Prompted({"forget": forget, "retain": kept, "holdout": probes}, self.concepts)

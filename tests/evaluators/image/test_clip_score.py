@@ -1,10 +1,12 @@
 """CLIP score with a small CLIP model of random weights, against the formula."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from tests.toys.clip import small_clip
@@ -18,7 +20,7 @@ from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
 from unlearn.evaluators.image.clip_score import ClipScore
 from unlearn.evaluators.sampling import sampled_items
-from unlearn.models.feature_extractors.clip import MEAN, STD
+from unlearn.models.feature_extractors.clip import MEAN, STD, Clip
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,31 @@ def test_other_images_have_another_score(folder: Path) -> None:
     records = ClipScore(path=str(folder), samples=6)(evaluation_of(models, splits_of("three"))).records
     found = {r.subject: r.value for r in records if r.split == "forget"}
     assert found["target"] != pytest.approx(found["unlearned"], rel=1e-5)
+
+
+def test_captions_that_the_model_cuts_are_counted(folder: Path, tmp_path: Path) -> None:
+    """The toy reads 8 tokens with <start> and <end>: seven words are one too many, six are not."""
+    clip = Clip(folder)
+    assert clip.cut([" ".join(["a"] * count) for count in (5, 6, 7, 9)]) == ["a a a a a a a", "a a a a a a a a a"]
+    assert clip.cut([]) == [] and clip.length == 8
+    with pytest.raises(RecipeError, match="reads 8 tokens, and 'a a a a a a a' is longer"):
+        clip.texts(["a a a a a a a"])
+    evaluation = evaluation_of({"target": Obedient(coloured())}, splits_of("three"))
+    evaluator = ClipScore(path=str(folder), samples=6)
+    assert evaluator(evaluation).notes == []
+    short = Path(shutil.copytree(folder, tmp_path / "short"))
+    config = json.loads((short / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 4
+    (short / "config.json").write_text(json.dumps(config))
+    weights = load_file(short / "model.safetensors")
+    name = "text_model.embeddings.position_embedding.weight"
+    save_file({**weights, name: weights[name][:4].clone()}, short / "model.safetensors", {"format": "pt"})
+    data = coloured()
+    items = [item for split in ("forget", "retain") for item in sampled_items(evaluation, split, 6).tolist()]
+    said = {data.captions[item] for item in items}
+    long = [caption for caption in said if len(caption.split()) > 2]
+    note = f"clip_score: short reads 4 tokens; {len(long)} of {len(said)} captions are cut there."
+    assert long and ClipScore(path=str(short), samples=6)(evaluation).notes == [note]
 
 
 def test_what_is_missing_is_named(tmp_path: Path, folder: Path) -> None:
