@@ -50,6 +50,43 @@ def test_an_image_that_cannot_be_read(kind, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["image", "folder", "broken", "table", "climbs"])
+def test_a_link_out_of_a_folder_of_images_is_refused(kind, tmp_path):
+    """Of the image, of a whole label, to a file that is not there, of the table of attributes; by whatever way."""
+    root, secret = tmp_path / "images", tmp_path / "secret"
+    for folder in (root / "a", secret):
+        folder.mkdir(parents=True)
+        for number in range(6):
+            (folder / f"{number}.png").write_bytes(png())
+    (secret / "table.csv").write_text("file,x\na/1.png,1\n")
+    ImageFolder(path=str(root), size=8).load()
+    name, aim = {
+        "image": ("a/link.png", secret / "1.png"),
+        "folder": ("b", secret),
+        "broken": ("a/link.jpg", tmp_path / "nothing.jpg"),
+        "table": ("table.csv", secret / "table.csv"),
+        "climbs": ("a/link.png", Path("../../secret/2.png")),
+    }[kind]
+    (root / name).symlink_to(aim)
+    with pytest.raises(RecipeError, match=f"{name} is a link that leads out.*cp -rL") as raised:
+        load_data(ImageFolder(path=str(root), size=8, attributes="table.csv" if kind == "table" else None))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_link_within_a_folder_of_images_or_to_it_is_followed(tmp_path):
+    root = tmp_path / "images"
+    (root / "a").mkdir(parents=True)
+    for number in range(6):
+        (root / "a" / f"{number}.png").write_bytes(png())
+    (root / "a" / "same.png").symlink_to("1.png")
+    (root / "README.md").symlink_to(tmp_path / "notes.md")  # which nobody reads
+    (tmp_path / "linked").symlink_to(root)
+    (tmp_path / "real.csv").write_text("file,x\na/1.png,1\n")
+    (tmp_path / "typed.csv").symlink_to("real.csv")  # lies in no given folder: the user typed it
+    for table in (None, "../typed.csv"):
+        assert len(ImageFolder(path=str(tmp_path / "linked"), size=8, attributes=table).load()) == 7
+
+
 TEXTS = {
     "truncated": b'{"question": "a", "answer": "b"}\n{"question": "a", "ans',
     "not utf-8": b'{"question": "\xff", "answer": "b"}',

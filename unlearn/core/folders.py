@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ def check_folder(folder: Path) -> None:
                         f"{path} names a file outside of the folder ({key}: {named[:200]!r}); only what lies in the "
                         "given folder is read. Copy the file into it and write its name there."
                     )
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """Refuse a link in a folder of data that leads out of it. Raises RecipeError."""
+    lies_inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+    if path.is_symlink() and lies_inside and not path.resolve().is_relative_to(folder.resolve()):
+        raise RecipeError(
+            f"{path} is a link that leads out of the folder, and only what lies in the given folder is read. Copy what "
+            f"it leads to into it, or all at once: cp -rL {shlex.quote(str(folder))} NEW_FOLDER"
+        )
 
 
 def _check_shards(path: Path) -> None:

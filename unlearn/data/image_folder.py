@@ -18,6 +18,7 @@ from typing_extensions import override
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import read_text
+from unlearn.core.folders import check_link
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Batch, Dataset, Source
 from unlearn.data.concept import Concept
@@ -33,7 +34,8 @@ class ImageFolder(Source):
     """Images in subfolders; the name of the first subfolder is the label, as text (``no`` and ``012`` included).
 
     Every image is cropped to its central square and resized. Files are taken in the order of their relative names;
-    every fifth image of a label is a test item. Images directly in the folder have no label.
+    every fifth image of a label is a test item. Images directly in the folder have no label. A link that leads out of
+    the folder is refused.
 
     Args:
         path: the folder.
@@ -64,11 +66,18 @@ class ImageFolder(Source):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise RecipeError(f"data.path: there is no folder {self.path!r}. Type data.path=FOLDER_OF_IMAGES.")
-        files = {file.relative_to(root).as_posix(): file for file in root.rglob("*") if _is_image(file, root)}
+        found = sorted(root.rglob("*"))
+        for path in found:
+            if path.is_symlink() and not _is_hidden(path, root) and (path.suffix.lower() in ENDINGS or path.is_dir()):
+                check_link(path, root)
+        files = {file.relative_to(root).as_posix(): file for file in found if _is_image(file, root)}
         if not files:
             raise RecipeError(f"data.path: {self.path!r} holds no images. Endings read: {', '.join(sorted(ENDINGS))}.")
         files = dict(sorted(files.items()))
-        table = {} if self.attributes is None else _read_table(root / self.attributes, files.keys())
+        table: dict[str, frozenset[str]] = {}
+        if self.attributes is not None:
+            check_link(root / self.attributes, root)
+            table = _read_table(root / self.attributes, files.keys())
         return FolderImages(files, table, self)
 
 
@@ -114,8 +123,11 @@ class FolderImages(Dataset):
 
 
 def _is_image(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.suffix.lower() in ENDINGS and file.is_file() and not hidden
+    return file.suffix.lower() in ENDINGS and file.is_file() and not _is_hidden(file, root)
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _read_table(path: Path, names: Collection[str]) -> dict[str, frozenset[str]]:
