@@ -258,6 +258,23 @@ def stored_dtypes(network: nn.Module, files: Iterable[Path]) -> dict[str, torch.
     return types
 
 
+def refuse_other_kinds(network: nn.Module, files: Iterable[Path]) -> None:
+    """Refuse files that hold weights of a network as whole numbers or in eight bits, which would be read as they are.
+
+    Raises:
+        RecipeError: one of them does, as after a quantisation that the folder does not mention.
+    """
+    wanted = [name for name, value in network.state_dict().items() if value.is_floating_point()]
+    for path in files:
+        odd = [name for name, dtype, _ in _stored(path) if dtype is None]
+        known = [name for name in odd if any(name == own or f".{own}".endswith(f".{name}") for own in wanted)]
+        if known:
+            raise RecipeError(
+                f"{path} holds weights that are no floating-point numbers of 16, 32 or 64 bits, as after quantisation: "
+                f"{some(known)}. Type the model in bfloat16 or float32."
+            )
+
+
 def half_of(path: Path) -> torch.dtype | None:
     """Return the float type of a file of weights where it is of half precision, otherwise None."""
     found = stored_dtype([path])

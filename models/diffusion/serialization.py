@@ -19,7 +19,7 @@ from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.float_types import in_types
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import check_stored_shapes, refuse_not_finite, some, stored_dtypes
+from unlearn.models.base import check_stored_shapes, refuse_not_finite, refuse_other_kinds, some, stored_dtypes
 from unlearn.models.diffusion.autoencoder import check_vae, shrinking
 from unlearn.models.diffusion.denoiser import Denoiser
 from unlearn.models.diffusion.hub import ABOUT, WeightFiles, best_set
@@ -271,6 +271,7 @@ def _module(kind: Any, place: Path, files: WeightFiles | None) -> Any:
             f"{place} holds weights that its {kind.__name__} has no place for, and that would be lost: {some(extra)}. "
             "Type the folder of a model that is read whole, or mend its config.json."
         )
+    refuse_other_kinds(found, [place.parent / name for name in files.files])
     refuse_not_finite(found, place)
     return found
 

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.folders import check_folder
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import REMEDY, Wrapper, half_of, refuse_not_finite, stored_weights
+from unlearn.models.base import REMEDY, Wrapper, half_of, refuse_not_finite, refuse_other_kinds, some, stored_weights
 from unlearn.models.flow.architectures import build_flow
 from unlearn.models.likelihood import bits_per_dim
 
@@ -216,7 +217,14 @@ class Flow(Wrapper):
             )
         try:
             shape, levels = tuple(about["info"]["shape"]), about["info"].get("levels")
-            temperature = about["config"]["temperature"]
+            temperature = float(about["config"]["temperature"])
+            sizes = [*shape, 2 if levels is None else levels]
+            if (
+                not all(isinstance(size, int) and size > 0 for size in sizes)
+                or sizes[-1] < 2
+                or math.isinf(temperature)
+            ):
+                raise ValueError("shape must be whole numbers above 0, levels one above 1, temperature a number")
             flow = build_flow(str(about.get("kind")), shape, levels, about["config"], Randomness(0))
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
@@ -233,10 +241,24 @@ class Flow(Wrapper):
             raise RecipeError(f"{path} does not fit the flow: {problem}. {REMEDY}")
         if any(value.dtype == torch.float64 for value in weights.values()):
             self.double()
+        refuse_other_kinds(self.flow, [path])
         self.flow.load_state_dict(weights)
         refuse_not_finite(self.flow, path)
+        if broken := [name for name, order in _orders(self.flow) if sorted(order) != list(range(len(order)))]:
+            raise RecipeError(
+                f"{path} does not fit the flow: {some(broken)} names an entry twice or not at all, so the flow has no "
+                f"inverse. {REMEDY}"
+            )
         self.narrow = half_of(path)
         return self
+
+
+def _orders(flow: nn.Module) -> Iterator[tuple[str, list[int]]]:
+    """Yield the numbers of entries that layers of nflows permute, or split in two, by the layers' names."""
+    for name, module in flow.named_modules():
+        parts = [getattr(module, key, None) for key in ("_permutation", "identity_features", "transform_features")]
+        if numbers := [part for part in parts if isinstance(part, Tensor)]:
+            yield name, torch.cat(numbers).tolist()
 
 
 def _misfit(given: dict[str, Tensor], needed: dict[str, Tensor]) -> str:

@@ -1,6 +1,7 @@
 """Reads and writes GANs: ``config.json``, the generator's weights, and a discriminator where there is one."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save
 from unlearn.core.boundary import described
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.folders import check_folder
-from unlearn.models.base import REMEDY, refuse_not_finite, stored_weights
+from unlearn.models.base import REMEDY, refuse_not_finite, refuse_other_kinds, stored_weights
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
@@ -53,6 +54,8 @@ def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
             raise RecipeError(f"{path}: unknown kind {kind!r}. {did_you_mean(kind, BACKENDS)}")
         generator = BACKENDS[kind](about["settings"])
         levels, truncation = int(about["levels"]), float(about["truncation"])
+        if levels < 2 or not 0 <= truncation < math.inf:
+            raise ValueError(f"levels is {levels}, 2 or more are needed; truncation is {truncation}, it must be >= 0")
     except RecipeError:
         raise
     except Exception as error:  # what is described may be of any kind and size
@@ -60,6 +63,7 @@ def read_generator(folder: Path) -> tuple[Generator | DCGAN, int, float]:
     path = folder / "model.safetensors"
     try:
         weights = load_file(path)
+        refuse_other_kinds(generator, [path])
         if any(value.dtype == torch.float64 for value in weights.values()):
             generator.double()  # load_state_dict would round to the network's type
         generator.load_state_dict(weights)
@@ -76,6 +80,7 @@ def read_discriminator(file: Path, shape: Shape) -> Discriminator:
             group = int((content.metadata() or {}).get("group", shape.group))
             weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         discriminator = Discriminator(replace(shape, group=group))
+        refuse_other_kinds(discriminator, [file])
         discriminator.load_state_dict(weights)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise RecipeError(

@@ -176,7 +176,10 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.source = str(tokenizer.get_chat_template())
+        try:
+            self.source = str(tokenizer.get_chat_template())
+        except ValueError as error:  # several by name, and none of them the usual one
+            raise self._error(described(error)) from error
         self._special = dict(tokenizer.special_tokens_map)
         self._environment = _Environment()
         if re.search(r"\d{9}", self.source):  # a width in a format, which no limit on calls sees

@@ -16,7 +16,7 @@ from transformers import (
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import refuse_not_finite, some
+from unlearn.models.base import refuse_not_finite, refuse_other_kinds, some
 
 REMEDY = (
     "Type a folder with config.json, model.safetensors and tokenizer.json whose architecture transformers itself has; "
@@ -81,6 +81,7 @@ def read_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{folder} holds weights that its {type(model).__name__} has no place for, and that would be lost: "
             f"{some(extra)}. Type the folder of a model that is read whole, or mend its config.json."
         )
+    refuse_other_kinds(model, weight_files(folder))
     refuse_not_finite(model, folder)
     stated = model.generation_config.eos_token_id if model.generation_config else None
     if not all(isinstance(one, int) for one in (stated if isinstance(stated, list) else [stated or 0])):

@@ -146,6 +146,21 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
             f"The model has {limit} positions, and model.max_length is {max_length}. "
             f"Type model.max_length={limit}, or less."
         )
+    steady = _steady_length(config)
+    if steady is not None and max_length > steady:
+        raise RecipeError(
+            f"The model turns its positions otherwise where a batch holds a text of more than {steady} tokens (dynamic "
+            f"or long rope), so log p of an item would depend on the others. Type model.max_length={steady}, or less."
+        )
+
+
+def _steady_length(config: Any) -> int | None:
+    """Return up to how many tokens rotary positions do not depend on the length of the batch; None for any number."""
+    stated = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in (stated, *stated.values()) if isinstance(each, dict)]  # one, or one per kind of layer
+    limits = [positions(config) for each in kinds if each.get("rope_type") == "dynamic"]
+    limits += [each.get("original_max_position_embeddings") for each in kinds if each.get("rope_type") == "longrope"]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _tables(model: PreTrainedModel | None, rows: int | None = None) -> list[nn.Embedding]:

@@ -13,11 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.toys import ROOT
 from tests.toys.command import unlearn
+from tests.toys.diffusion import small_model as small_diffusion
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.gan import small_gan
+from tests.toys.language import tiny
 from unlearn.core.errors import RecipeError
 from unlearn.delta import main as delta
 from unlearn.models.base import Wrapper
+from unlearn.models.flow.wrapper import Flow
 from unlearn.models.gan.serialization import DISCRIMINATOR
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.wrapper import LatentGenerator
@@ -46,6 +49,61 @@ def test_a_model_is_refused_by_its_tensors_names(kind: str, value: float, tmp_pa
     with pytest.raises(RecipeError, match="not finite") as caught:
         type(model).from_pretrained(tmp_path)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kind", ["flow", "stylegan2", "dcgan", "language", "diffusion"])
+def test_weights_in_whole_numbers_are_refused(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """As a quantisation leaves them that the folder does not mention: read as they are, they would be rubbish."""
+    models = {"flow": lambda: small_glow(digits_splits()), "language": tiny, "diffusion": small_diffusion}
+    model: Wrapper = models.get(kind, lambda: small_gan(kind))()
+    model.save_pretrained(tmp_path)
+    file = max(tmp_path.rglob("*.safetensors"))
+    weights = load_file(file)
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(RecipeError, match="no floating-point numbers") as caught:
+        type(model).from_pretrained(tmp_path)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, 99])
+def test_a_permutation_that_is_none_is_refused(value: int, tmp_path: Path) -> None:
+    small_glow(digits_splits()).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("_permutation"))
+    weights[name][:] = value
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(RecipeError, match="twice or not at all"):
+        Flow.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value"),
+    [
+        ("flow", ("info", "levels"), 0),
+        ("flow", ("info", "levels"), "x"),
+        ("flow", ("info", "shape"), [1, 0, 8]),
+        ("flow", ("config", "temperature"), None),
+        ("flow", ("config", "temperature"), float("inf")),
+        ("stylegan2", ("levels",), 1),
+        ("stylegan2", ("truncation",), float("nan")),
+        ("dcgan", ("levels",), -1),
+        ("dcgan", ("truncation",), -1),
+    ],
+)
+def test_numbers_out_of_range_are_refused(kind: str, place: tuple[str, ...], value: object, tmp_path: Path) -> None:
+    model: Wrapper = small_glow(digits_splits()) if kind == "flow" else small_gan(kind)
+    model.save_pretrained(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    inner = about
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(RecipeError, match="does not describe"):
+        type(model).from_pretrained(tmp_path)
 
 
 def test_a_discriminator_is_refused_before_it_is_needed(tmp_path: Path) -> None:

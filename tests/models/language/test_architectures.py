@@ -138,6 +138,22 @@ def test_texts_and_answers_end_where_positions_do(
     assert 0 < room.max() < 40 and all((row[left:] == -1).all() for row, left in zip(said, room.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_log_p_of_an_item_does_not_depend_on_the_others(rope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both turn positions otherwise beyond 40 tokens, for every item of a batch in which one is longer."""
+    longest = 40 if rope == "dynamic" else 160
+    monkeypatch.setitem(SMALL, "max_position_embeddings", longest)
+    turned: dict[str, Any] = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0}
+    if rope == "longrope":
+        turned |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+        model = small("phi3", rope_parameters=turned, original_max_position_embeddings=40)
+    else:
+        model = small("llama", rope_parameters=turned)
+    with pytest.raises(RecipeError, match=r"more than 40 tokens.*model\.max_length=40"):
+        Language(model, encoder())
+    assert Language(model, TextEncoder(encoder().tokenizer, max_length=40)).encoder.max_length == 40
+
+
 BY_FORWARD = {"rwkv", "bart", "recurrent_gemma"}
 """They take no mask, count positions from the padding on, or have a cache without a length."""
 

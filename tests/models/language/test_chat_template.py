@@ -46,7 +46,7 @@ KINDS = {"chatml": CHATML, "llama2": LLAMA2, "llama3": LLAMA3, "gemma": GEMMA, "
 MARKS = ["<|im_start|>", "<|im_end|>", "<|eot|>", "<turn>", "</turn>", "[INST]", "[/INST]"]
 
 
-def tokenizer(template: str | None = None, begins: bool = False) -> Any:
+def tokenizer(template: str | dict[str, str] | None = None, begins: bool = False) -> Any:
     made = train_tokenizer(["What is the capital of Japan? Tokyo. user assistant model system Be kind."], 300)
     made.add_special_tokens({"additional_special_tokens": MARKS})
     if begins:
@@ -137,6 +137,13 @@ def test_a_template_that_cannot_be_used_is_one_sentence(template: str) -> None:
     with pytest.raises(RecipeError, match=r"chat template cannot be used.*model\.template="):
         TextEncoder(tokenizer(template))
     assert TextEncoder(tokenizer(template), PLAIN).encode("Q?", "A")[1], "another template is the way out"
+
+
+def test_of_several_templates_the_usual_one_is_taken() -> None:
+    with pytest.raises(RecipeError, match="multiple chat templates with no default"):
+        TextEncoder(tokenizer({"tool_use": BARE}))
+    several = TextEncoder(tokenizer({"tool_use": BARE, "default": CHATML}))
+    assert several.encode("Q?", "A") == ENCODERS["chatml"].encode("Q?", "A")
 
 
 SHORTENS = "{% for m in messages %}<u>{{ m['content'] | truncate(10, true, '') }}{% endfor %}"
