@@ -244,18 +244,22 @@ def stored_dtypes(network: nn.Module, files: Iterable[Path]) -> dict[str, torch.
     """Return the float types in which files hold a network's weights, by the names that they have in the network.
 
     A weight that has another name there (with a prefix, or without) is found by the end that both names share. One that
-    is not there at all, as where several were made one, has the type of most.
+    is not there at all has the type of the one that it is tied to or, as where several were made one, the type of most.
     """
     files = list(files)
     most = stored_dtype(files)
     found = {name: dtype for path in files for name, dtype, _ in _stored(path) if dtype is not None}
-    names = [name for name, value in network.state_dict().items() if value.is_floating_point()]
-    others = found.keys() - set(names)
-    types = {}
-    for name in names:
-        alike = [other for other in others if name.endswith(f".{other}") or other.endswith(f".{name}")]
-        types[name] = found.get(name, found[alike[0]] if len(alike) == 1 else most)
-    return types
+    weights = {name: each for name, each in network.state_dict(keep_vars=True).items() if each.is_floating_point()}
+    types, tied = {}, {}
+    for name, weight in weights.items():
+        alike = [other for other in found.keys() - weights.keys() if _have_one_end(name, other)]
+        if name in found or len(alike) == 1:
+            types[name] = tied[id(weight)] = found.get(name) or found[alike[0]]
+    return {name: types.get(name) or tied.get(id(weight), most) for name, weight in weights.items()}
+
+
+def _have_one_end(name: str, other: str) -> bool:
+    return name.endswith(f".{other}") or other.endswith(f".{name}")
 
 
 def refuse_other_kinds(network: nn.Module, files: Iterable[Path]) -> None:

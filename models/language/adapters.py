@@ -82,8 +82,10 @@ def merged(folder: Path, base: Path) -> Path:
     check_folder(folder)
     read_config(base)  # by its own name, before it is hidden behind a view
     with _without_adapter(base) as plain:
-        model = _with_adapter(read_model(plain, torch.float32), folder)
-        cast_back(model, stored_dtypes(model, weight_files(plain)))
+        model = read_model(plain, torch.float32)
+        types = stored_dtypes(model, weight_files(plain))  # while a head is still tied to its embedding
+        model = _with_adapter(model, folder)
+        cast_back(model, types)
     part = made.with_name(f".{made.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

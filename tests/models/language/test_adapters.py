@@ -223,6 +223,33 @@ def test_an_adapter_that_repeats_layers_is_refused(folders: dict[str, Path]) -> 
         read(pretrained=str(folders["base"]), adapter=str(folders["adapter"]))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of tied weights and stored embeddings
+def test_a_head_that_is_tied_no_more_keeps_the_type_that_it_shared(tmp_path: Path, monkeypatch: Any) -> None:
+    """An embedding in single precision, all else in bfloat16; the adapter is of the embedding alone."""
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    inner: Any = tiny().model
+    inner.config.tie_word_embeddings = True
+    inner.tie_weights()
+    Language(inner, encoder()).save_pretrained(base)
+    weights = load_file(base / "model.safetensors")
+    mixed = {name: weight if "embed" in name else weight.bfloat16() for name, weight in weights.items()}
+    save_file(mixed, base / "model.safetensors", {"format": "pt"})
+    model = read(pretrained=str(base))
+    assert {name for name, dtype in model.saved.items() if dtype == torch.float32} == {
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    }
+    other = get_peft_model(inner, deepcopy(KINDS["embedding"]))
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter += 0.2 * ("lora_embedding" in name)
+    other.save_pretrained(adapter)
+    merged = read(pretrained=str(base), adapter=str(adapter))
+    assert {name for name, dtype in merged.saved.items() if dtype == torch.float32} >= {"lm_head.weight"}
+    assert torch.equal(merged.model.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
 @pytest.mark.parametrize("kind", ["lacks", "left over", "nan", "prompt", "no weights", "width"])
 def test_an_adapter_that_does_not_fit_is_refused(kind: str, folders: dict[str, Path]) -> None:
     path = folders["adapter"] / "adapter_model.safetensors"
