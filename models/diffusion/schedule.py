@@ -73,7 +73,7 @@ def check_scheduler(scheduler: Any, where: str = "The scheduler") -> None:
         )
     spacing = config.get("timestep_spacing", "leading")
     # diffusers' DDIM subtracts T // steps from t, which is the next t of its other spacings but not of this one
-    if spacing not in SPACINGS or (spacing == "linspace" and isinstance(scheduler, DDIMScheduler)):
+    if spacing not in SPACINGS or (spacing == "linspace" and "DDIM" in name):
         raise RecipeError(
             f"{where} is an {name} with timestep_spacing: {spacing}, whose steps do not lead from one of its timesteps "
             "to the next. Write leading or trailing in its scheduler_config.json."
@@ -130,8 +130,14 @@ class NoiseSchedule(nn.Module):
         return signal * raw + noise * x
 
     def times(self, steps: int) -> Tensor:
-        """Return the timesteps of a trajectory, (S,) int64, falling."""
-        return self._ddim(steps, len(self.stated)).timesteps.to(self.alphas.device)  # type: ignore[no-any-return]
+        """Return the timesteps of a trajectory, (S,) int64, falling. Raises RecipeError where there is no such one."""
+        timesteps: Tensor = self._ddim(steps, len(self.stated)).timesteps
+        if int(timesteps[0]) >= len(self.stated):
+            raise RecipeError(
+                f"A trajectory of {steps} steps begins at t = {int(timesteps[0])}, by the scheduler's steps_offset; "
+                f"the last timestep is {len(self.stated) - 1}. Type fewer steps, model.steps={steps // 2} say."
+            )
+        return timesteps.to(self.alphas.device)
 
     def trajectory(
         self, x: Tensor, steer: Callable[[int, Tensor, Tensor], Tensor], steps: int, first: int, clip: bool

@@ -11,6 +11,7 @@ import torch
 
 from tests.models.diffusion.test_folders_of_strangers import refused, scheduler
 from tests.toys.pipelines import stable_diffusion
+from unlearn.core.errors import RecipeError
 from unlearn.models.diffusion.wrapper import Diffusion
 
 
@@ -68,8 +69,17 @@ def test_the_steps_of_ddim_are_those_of_diffusers(steps: int, folder: Path) -> N
         assert torch.equal(after, wanted)
 
 
+def test_steps_that_begin_behind_the_last_timestep_are_refused(folder: Path) -> None:
+    scheduler(folder, "DDIMScheduler", timestep_spacing="leading", steps_offset=1, num_train_timesteps=10)
+    model = Diffusion.from_pretrained(folder)
+    assert model.times(5).tolist() == [9, 7, 5, 3, 1]
+    with pytest.raises(RecipeError, match=r"10 steps begins at t = 10.*steps_offset.*Type fewer steps, model\.steps=5"):
+        model.times(10)
+
+
 @pytest.mark.parametrize(
-    ("made", "spacing"), [("DDIMScheduler", "linspace"), ("EulerDiscreteScheduler", "exponential")]
+    ("made", "spacing"),
+    [("DDIMScheduler", "linspace"), ("DDIMParallelScheduler", "linspace"), ("EulerDiscreteScheduler", "exponential")],
 )
 def test_a_spacing_whose_steps_do_not_meet_is_refused(made: str, spacing: str, folder: Path) -> None:
     scheduler(folder, made, timestep_spacing=spacing)
