@@ -68,7 +68,8 @@ def check_vae(vae: Any, statistics: bool, folder: Path) -> None:
             f"{folder}: the autoencoder has {what}, which this pipeline does not use, so its latents would be wrong. "
             "Type a pipeline whose autoencoder has a scaling_factor alone."
         )
-    if not _is_number(config.scaling_factor) or not 0 < config.scaling_factor < math.inf:
+    several = isinstance(config.scaling_factor, list | tuple)
+    if several or not _is_number(config.scaling_factor) or not 0 < config.scaling_factor < math.inf:
         raise RecipeError(f"{folder}: scaling_factor is {config.scaling_factor!r}; it must be a number above 0.")
     if (
         stated

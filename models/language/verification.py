@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -256,10 +257,12 @@ def _form(plain: Tensor, logits: Tensor, numbers: list[float]) -> HeadForm:
     # the exact number, where the configuration states the factor or its inverse
     stated = min([*numbers, *(1 / number for number in numbers)], key=lambda one: abs(one - factor), default=factor)
     scales = [HeadForm(scale=one) for one in (stated, factor)]
-    for form in (HeadForm(), *scales, *caps):
-        if are_close(form(plain), logits, shifted=False):
-            return form
-    raise _Differs("its output layer is followed by more than a factor or a soft cap")
+    forms = (HeadForm(), *scales, *caps)
+    errors = [_apart(form(plain), logits, shifted=False) for form in forms]
+    if min(errors) > _room(plain, logits):
+        raise _Differs("its output layer is followed by more than a factor or a soft cap")
+    # the first of those that rounding alone tells apart: in half precision a factor of 1.05 is close to none, too
+    return next(form for form, error in zip(forms, errors, strict=True) if error <= 1.5 * min(errors))
 
 
 def _numbers(config: Any) -> list[float]:
@@ -268,20 +271,29 @@ def _numbers(config: Any) -> list[float]:
     return sorted({float(one) for one in stated if isinstance(one, int | float) and one > 0})
 
 
-def are_close(ours: Tensor, theirs: Tensor, shifted: bool = True) -> bool:
-    """Return whether logits (..., V) agree but for rounding, relative to how far apart they lie.
+def are_close(ours: Tensor, theirs: Tensor) -> bool:
+    """Return whether logits (..., V) give the same probabilities but for rounding."""
+    return _apart(ours, theirs) <= _room(ours, theirs)
+
+
+def _room(*several: Tensor) -> float:
+    return max(torch.finfo(one.dtype).eps for one in several) ** 0.5
+
+
+def _apart(ours: Tensor, theirs: Tensor, shifted: bool = True) -> float:
+    """Return how far logits (..., V) lie apart, relative to their own spread; infinity where they cannot be compared.
 
     ``shifted`` allows a constant added to all of them, which changes no probability.
     """
-    if ours.shape != theirs.shape:
-        return False
-    room = max(torch.finfo(one.dtype).eps for one in (ours, theirs)) ** 0.5
     a, b = ours.double(), theirs.double()
     if shifted:
         a, b = a.log_softmax(-1), b.log_softmax(-1)
-    finite = a.isfinite() & b.isfinite()  # some models give tokens that they never say -inf
+    if a.shape != b.shape or not bool((a.isfinite() == b.isfinite()).all()):
+        return math.inf
+    finite = a.isfinite()  # some models give tokens that they never say -inf
     apart, spread = (a - b)[finite], (b - b.mean(-1, keepdim=True))[finite] if finite.all() else b[finite]
-    return bool((a.isfinite() == b.isfinite()).all() and apart.square().mean() <= room**2 * spread.square().mean())
+    found = float(apart.square().mean().sqrt() / spread.square().mean().sqrt().clamp(min=1e-300))
+    return math.inf if math.isnan(found) else found
 
 
 def _outermost(modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -109,6 +109,7 @@ def test_the_schedule_is_that_of_the_schedulers_own_class(made: str, folder: Pat
         ("vae", {"another_factor": 3.5}, ["another_factor=3.5"]),
         ("vae", {"scaling_factor": 0}, ["scaling_factor is 0"]),
         ("vae", {"scaling_factor": "x"}, ["scaling_factor is 'x'"]),
+        ("vae", {"scaling_factor": [1, 1, 1, 1]}, ["scaling_factor is [1, 1, 1, 1]"]),
         ("vae", {"latent_channels": 8}, ["in_channels of the denoiser is 4", "latent_channels are 8"]),
         ("vae", {"in_channels": 1}, ["in_channels of the autoencoder is 1", "are 3"]),
         ("vae", {"_class_name": "AutoencoderTiny"}, ["AutoencoderTiny"]),

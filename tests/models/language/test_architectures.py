@@ -138,6 +138,22 @@ def test_texts_and_answers_end_where_positions_do(
     assert 0 < room.max() < 40 and all((row[left:] == -1).all() for row, left in zip(said, room.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "settings", "form"),
+    [
+        ("granite", {"logits_scaling": 1.05}, HeadForm(scale=1 / 1.05)),
+        ("cohere", {"logit_scale": 0.96}, HeadForm(scale=0.96)),
+        ("gemma2", {"final_logit_softcapping": 90.0}, HeadForm(cap=90.0)),
+        ("llama", {}, HeadForm()),
+    ],
+)
+def test_a_head_that_does_little_is_seen_in_half_precision(
+    kind: str, settings: dict[str, Any], form: HeadForm, dtype: torch.dtype
+) -> None:
+    assert Language(small(kind, **settings).to(dtype), encoder()).route.head == form
+
+
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 def test_log_p_of_an_item_does_not_depend_on_the_others(rope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both turn positions otherwise beyond 40 tokens, for every item of a batch in which one is longer."""
