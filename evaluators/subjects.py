@@ -18,6 +18,23 @@ def precision_of(model: Model) -> torch.dtype:
     return min(types, key=lambda kind: kind.itemsize, default=torch.float32)
 
 
+Content = tuple[str, torch.dtype, torch.Size, int]
+"""Name, type, shape and checksum of a tensor."""
+
+
+@torch.no_grad()
+def contents(model: Model) -> list[Content]:
+    """Return what tells whether a model's tensors were changed; a checksum is the same on every device."""
+    return [(name, value.dtype, value.shape, _checksum(value)) for name, value in model.state_dict().items()]
+
+
+def _checksum(value: torch.Tensor) -> int:
+    if value.is_meta:
+        return -1
+    word = torch.uint8 if value.element_size() == 1 else torch.int16
+    return int(value.contiguous().flatten().view(word).sum(dtype=torch.int64))
+
+
 class OneAtATime(Mapping[str, Subject], Generic[Subject]):
     """Subjects of an evaluation, of which only the last one requested is on the device.
 
@@ -32,6 +49,8 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
     def __init__(self, load: Mapping[str, Callable[[], Subject]], device: torch.device) -> None:
         self._load, self._device = load, device
         self._current: tuple[str, Subject] | None = None
+        self._contents: dict[str, list[Content]] = {}
+        self._changed: str | None = None
 
     @override
     def __getitem__(self, subject: str) -> Subject:
@@ -40,7 +59,9 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
             self.release()
             model = load().eval()
             self._current = subject, model.to(self._device)
-        return self._current[1]
+            if subject not in self._contents:
+                self._contents[subject] = contents(self._current[1])
+        return self._current[1].eval()
 
     @override
     def __iter__(self) -> Iterator[str]:
@@ -54,10 +75,18 @@ class OneAtATime(Mapping[str, Subject], Generic[Subject]):
     def __contains__(self, subject: object) -> bool:
         return subject in self._load  # Mapping's own would load the model
 
+    def changed(self) -> str | None:
+        """Return a subject whose tensors are no longer what they were when it was first requested, None for none."""
+        if self._changed is None and self._current is not None:
+            subject, model = self._current
+            self._changed = subject if contents(model) != self._contents[subject] else None
+        return self._changed
+
     def release(self) -> None:
         """Move the current subject off the device; the next request brings one back."""
         if self._current is not None:
-            self._current[1].to("cpu")
+            if self.changed() is None:  # what was changed may be on no device
+                self._current[1].to("cpu")
             self._current = None
 
 

@@ -148,3 +148,29 @@ def test_a_file_of_tensors_alone_is_no_delta(tmp_path: Path, capsys: pytest.Capt
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     assert main(["apply", str(tmp_path / "plain.safetensors"), str(tmp_path), str(tmp_path / "out")]) == 2
     assert "is no delta" in capsys.readouterr().err
+
+
+def test_values_that_cannot_be_added_are_refused_and_a_link_or_dot_is_a_folder(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A double that is finite can be infinite in the model; the folder one stands in is an empty folder too."""
+    with safe_open(finished / "change.safetensors", "pt") as file:
+        header, name = file.metadata(), next(iter(file.keys()))
+        difference = file.get_tensor(name)
+    given, base = tmp_path / "given.safetensors", str(base_of(finished))
+    for wrong, message in (
+        (torch.full_like(difference, 1e300, dtype=torch.float64), "not finite"),
+        (difference.to(torch.complex64), "no floats"),
+        (difference > 0, "no floats"),
+    ):
+        save_file({name: wrong}, given, header)
+        assert main(["apply", str(given), base, str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, place in ((str(tmp_path / "link"), "real"), (".", "here")):
+        assert main(["apply", str(finished / "change.safetensors"), base, out]) == 0
+        assert (tmp_path / place / "config.json").is_file()

@@ -34,6 +34,21 @@ class Term(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Odd(Objective):
+    how: str = "right"
+    def __call__(self, model, batch, context):
+        values = -model.log_prob(batch, context.randomness)
+        if self.how == "iterator":
+            next(iter([]))
+        if self.how == "reference":
+            with torch.no_grad():
+                next(context.reference().parameters()).mul_(1.5)
+        if self.how == "diagnostics":
+            return Values(values, None)
+        return Values(values.to("meta") if self.how == "device" else values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Penalty(ParameterObjective):
     how: str = "right"
     def penalty(self, parameters, context):
@@ -228,6 +243,22 @@ def test_a_dataset_that_is_not_as_promised_is_one_sentence(part, folder, tmp_pat
 def test_a_combination_that_returns_its_result_is_refused(folder, tmp_path):
     done = unlearn("quickstart", *RIGHT, "combine=own_parts.Returns", "--check", cwd=folder, cache=tmp_path)
     assert done.returncode == 2 and "own_parts.Returns" in done.stderr and "overwrite" in done.stderr
+
+
+ODD = {
+    "iterator": (1, "ended after 0 of 2"), "reference": (1, "changed the target model"),
+    "diagnostics": (2, "diagnostics is a NoneType"), "device": (2, "is on meta"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ODD)
+def test_an_objective_that_spoils_the_run_ends_it(how, folder, tmp_path):
+    """An iterator that ran out ended the steps, and a changed reference the comparison, with exit code 0."""
+    run = tmp_path / "run"
+    done = unlearn("quickstart", *RIGHT, *asked("forget=Odd", how), f"output={run}", cwd=folder, cache=tmp_path)
+    code, said = ODD[how]
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (run / "model").exists()
 
 
 @pytest.mark.parametrize("settings", ["forget=exits_at_import.Any", "forget=own_parts.AtStart"])

@@ -19,6 +19,7 @@ from unlearn.config.registry import is_registered, names, resolve
 from unlearn.core.commands import import_from_here
 from unlearn.core.errors import RecipeError, UnlearnError
 from unlearn.core.files import write_bytes
+from unlearn.core.shown import printable
 from unlearn.experiment.memory_estimate import gib
 from unlearn.experiment.model_store import folder_of
 from unlearn.experiment.run_dir import RunDir
@@ -122,12 +123,17 @@ def apply(file: Path, base: str, out: Path, model: str | None = None) -> list[st
     with torch.no_grad():
         for name, difference in differences.items():
             own[name] += difference
-    part = out.with_name(f".{out.name}.part")
+    if wrong := not_finite(own):
+        raise RecipeError(
+            f"{base} with the differences of {file} is not finite, in {some(wrong)}. Save the delta anew."
+        )
+    place = out.resolve()  # of a link, and of a name such as "."
+    part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         wrapper.save_pretrained(part)
-        part.replace(out)
+        part.replace(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     note = [] if same else [f"{base} is not the base that the delta was made of; the differences were added to it."]
@@ -146,6 +152,8 @@ def read(file: Path) -> tuple[DeltaHeader, dict[str, Tensor]]:
         raise RecipeError(
             f"{file} is no delta ({type(error).__name__}: {error}). Give a file of: python -m unlearn.delta save"
         ) from error
+    if wrong := [name for name, value in found.items() if not value.is_floating_point()]:
+        raise RecipeError(f"{file} holds differences that are no floats, in {some(wrong)}. Save the delta anew.")
     if wrong := not_finite(found):
         raise RecipeError(f"{file} holds differences that are not finite, in {some(wrong)}. Save the delta anew.")
     return header, found
@@ -239,11 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_from_here()
     try:
         if chosen.action == "save":
-            print(save(chosen.run, chosen.file, chosen.base))
+            print(printable(save(chosen.run, chosen.file, chosen.base)))
         else:
-            print("\n".join(apply(chosen.file, chosen.base, chosen.out, chosen.model)))
+            print(printable("\n".join(apply(chosen.file, chosen.base, chosen.out, chosen.model))))
     except (UnlearnError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return error.exit_code if isinstance(error, UnlearnError) else 1
     return 0
 

@@ -67,6 +67,56 @@ def test_an_evaluator_that_fails_costs_its_own_figures_only(kind: str, tmp_path:
     assert json.loads((run / "run.json").read_text())["status"] == "done"
 
 
+MEDDLES = """
+import asyncio
+import torch
+from dataclasses import dataclass
+from unlearn.evaluators.base import Evaluator, EvaluationResult
+
+@dataclass(frozen=True, kw_only=True)
+class Meddles(Evaluator):
+    how: str
+    def __call__(self, evaluation):
+        models = evaluation.models
+        if self.how == "weights":
+            with torch.no_grad():
+                next(models["unlearned"].parameters()).mul_(1.5)
+            models["target"]
+        if self.how == "type":
+            models["target"].double()
+        if self.how == "device":
+            models["unlearned"].to("meta")
+        if self.how == "settings":
+            torch.set_default_dtype(torch.float64)
+            torch.set_default_device("meta")
+            models["unlearned"].train()
+        if self.how == "cancelled":
+            raise asyncio.CancelledError
+        return EvaluationResult()
+"""
+
+
+@pytest.mark.parametrize("how", ["weights", "type", "device", "settings", "cancelled"])
+def test_an_evaluator_that_changes_what_others_measure(how: str, tmp_path: Path, cache: Path) -> None:
+    """A changed model is measured by nobody after it; torch's settings are put back, so that figures are the same."""
+    (tmp_path / "own.py").write_text(MEDDLES)
+    after = "after: {name: bits_per_dim, items: 8, draws: 1}}"
+    whole = [SMALL, "optim.steps=2", "evaluate.bits_per_dim=null", "evaluate.cost=null", f"evaluate={{{after}"]
+    first = [*whole[:-1], f"evaluate={{own: {{name: own.Meddles, how: {how}}}, {after}"]
+    assert command(*whole, "output=whole", cwd=tmp_path, cache=cache).returncode == 0
+    done = command(*first, "output=run", cwd=tmp_path, cache=cache)
+    found, right = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "whole"))
+    if how in ("settings", "cancelled"):
+        assert done.returncode == (0 if how == "settings" else 1)
+        assert found["records"] == right["records"]
+    else:
+        assert done.returncode == 1 and found["records"] == []
+        assert any("evaluate.own changed the" in note and note.startswith("after") for note in found["notes"])
+        again = command("resume=run", "evaluate.own=null", cwd=tmp_path, cache=cache)
+        assert again.returncode == 0
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["records"] == right["records"]
+
+
 def test_a_resumed_run_keeps_all_but_what_measures(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     command(SMALL, "evaluate.bad={name: bad.Bad}", "optim.steps=2", "output=run", cwd=tmp_path, cache=cache)

@@ -195,6 +195,7 @@ def test_mistakes_stop_with_the_remedy(
         ({"columns": {"a": {"metrc": "m"}}}, "Did you mean: metric"),
         ({"columns": {"a": {"metric": "m", "minus": "retraind"}}}, "Did you mean: retrained"),
         ({"columns": None}, "columns is empty"),
+        ({"overrides": ["seed=7"]}, "overrides takes no seed="),
         (
             {"columns": {"a": {"metric": "bits_per_din"}}},
             "which no entry of evaluate gives. Did you mean: bits_per_dim",

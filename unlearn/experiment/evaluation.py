@@ -15,6 +15,7 @@ from unlearn.core.distributed import world_size
 from unlearn.core.errors import is_of_the_machine
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture, Record, TextTable
+from unlearn.core.torch_settings import own_settings
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, RunFacts
 from unlearn.evaluators.subjects import OneAtATime
@@ -43,11 +44,20 @@ def evaluate(
     randomness = Randomness(seed, "evaluate")
     whole = EvaluationResult()
     cache: dict[Any, Any] = {}
+    spoilt = ""
     try:
         for name, evaluator in recipe.evaluate.items():
             try:
-                found = measured({name: evaluator}, subjects, splits, randomness, device, run, seed, cache)
-            except (Exception, SystemExit) as error:
+                if spoilt:
+                    raise ModelChanged(f"not measured, as {spoilt}")
+                with own_settings():
+                    found = measured({name: evaluator}, subjects, splits, randomness, device, run, seed, cache)
+                if changed := subjects.changed():
+                    spoilt = f"evaluate.{name} changed the {changed} model"
+                    raise ModelChanged(f"{spoilt}, which others measure too; let it work on a copy (copy.deepcopy)")
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a task that is cancelled is no Exception
                 if world_size() > 1 or is_of_the_machine(error):
                     raise
                 said = (str(error).splitlines() or [""])[0]
@@ -59,6 +69,10 @@ def evaluate(
     finally:
         subjects.release()
     return whole
+
+
+class ModelChanged(Exception):
+    """An evaluator changed a model that it was to measure."""
 
 
 @torch.no_grad()
@@ -101,7 +115,8 @@ def measured(
 def _checked(record: Record, name: str) -> Record:
     """Return a record under the evaluator's key. Raises TypeError or ValueError for values of another kind."""
     value: Any = record.value  # numpy and torch have numbers of their own
-    record = replace(record, evaluator=name, value=value if isinstance(value, int | float) else float(value))
+    number = float(value)  # also of an integer, which may be too large for one
+    record = replace(record, evaluator=name, value=value if isinstance(value, int | float) else number)
     Record.from_dict(record.to_dict())
     return record
 

@@ -19,6 +19,7 @@ from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import EvaluationFailed, GateFailed, Interrupted, RecipeError
 from unlearn.core.records import Record
 from unlearn.core.shown import printable
+from unlearn.core.torch_settings import own_settings
 from unlearn.data.base import Dataset
 from unlearn.data.loading import load_data
 from unlearn.evaluators.base import EvaluationResult, RunFacts
@@ -229,7 +230,8 @@ class SeedRun:
         run_dir = RunDir(self.folder, self.parent)
         with run_dir.held(), _say_how_to_resume(self._remedy):
             self._begin(run_dir, inputs)
-            outcome = self._outcome(run_dir, inputs)
+            with own_settings():
+                outcome = self._outcome(run_dir, inputs)
             run_dir.say(f"took {outcome.facts.steps} steps in {outcome.facts.seconds:.1f} s; measuring")
             with self._timed("evaluation"):
                 findings = measure(self.recipe, inputs, outcome, self.seed)

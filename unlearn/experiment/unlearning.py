@@ -15,12 +15,14 @@ from typing_extensions import override
 
 from unlearn.config.schema import Recipe
 from unlearn.core.distributed import rank
+from unlearn.core.errors import UnlearnError
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
 from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.evaluators.base import RunFacts
+from unlearn.evaluators.subjects import contents
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.outcome import Outcome
@@ -57,6 +59,9 @@ def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Ou
 
     Every stored model is back on the CPU afterwards, and the unlearned one has the target's float types.
     """
+    frozen = {
+        name: contents(stored.shared()) for name, stored in inputs.models.items() if name in ("target", "teacher")
+    }
     if recipe.edit is not None:
         steps = _edit(recipe, recipe.edit, inputs, seed, run_dir)
     elif recipe.forget:
@@ -64,6 +69,13 @@ def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Ou
     else:
         steps = _Steps(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
     inputs.release()
+    if changed := [
+        subject for subject, before in frozen.items() if contents(inputs.models[subject].shared()) != before
+    ]:
+        raise UnlearnError(
+            f"The steps changed the {changed[0]} model, which every value is compared with; it must stay as it is. "
+            "Let the objective or edit work on a copy (copy.deepcopy)."
+        )
     model = guarded(recipe.guard, steps.model, inputs.splits) if recipe.guard else steps.model
     facts = RunFacts(
         steps=steps.number,

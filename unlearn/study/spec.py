@@ -134,9 +134,7 @@ def read_study(study: str, settings: list[str]) -> Study:
     """
     document = packaged.read(study, "study")
     name = slug(Path(study).stem) if packaged.is_path(study) else study
-    remedies = {"seed": "write seeds=[0,1,2]", "recipe": "the study names them", "resume": "type the command again"}
-    for key in take(settings, remedies)[0]:
-        raise RecipeError(f"a study takes no {key}=; {remedies[key]}.")
+    _refuse_own(settings, "a study")
     own, for_all = take(settings, ("seeds", "runs", "order", "output"))
     laid: dict[str, Any] = given(document.tree, document.origin)  # type: ignore[assignment]
     if "seeds" in own:
@@ -157,6 +155,13 @@ def read_study(study: str, settings: list[str]) -> Study:
     return Study(name, spec, runs, folder, shlex.join([study, *settings]))
 
 
+def _refuse_own(settings: list[str], where: str) -> None:
+    """Refuse settings that the study decides itself."""
+    remedies = {"seed": "write seeds=[0,1,2]", "recipe": "the study names them", "resume": "type the command again"}
+    for key in take(settings, remedies)[0]:
+        raise RecipeError(f"{where} takes no {key}=; {remedies[key]}.")
+
+
 def slug(row: str) -> str:
     """Return a run's name as a folder name."""
     return re.sub(r"[^a-z0-9_-]+", "_", row.lower()).strip("_") or "run"
@@ -165,6 +170,8 @@ def slug(row: str) -> str:
 def _complete(row: str, member: Member, spec: StudySpec, for_all: list[str], folder: Path) -> Member:
     """Return a run with its recipe and all its settings; a path is relative to the study's file, as in ``base:``."""
     recipe = member.recipe or spec.recipe
+    _refuse_own(member.settings, f"runs.{row}.settings")
+    _refuse_own(spec.overrides, "overrides")
     if not recipe:
         raise RecipeError(f"runs.{row} has no recipe; write runs.{row}.recipe, or recipe for all runs.")
     if packaged.is_path(recipe):

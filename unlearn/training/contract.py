@@ -22,10 +22,14 @@ def checked_values(term: Objective[Any], name: str, model: Any, batch: Batch, co
     if not (isinstance(values, Tensor) and values.is_floating_point()):
         what = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise RecipeError(f"{kind}: Values.values is {what}; it must be a tensor of floats, one per item.")
+    if values.device != batch["id"].device:
+        raise RecipeError(f"{kind}: Values.values is on {values.device}, and the items are on {batch['id'].device}.")
     # only a statistic of the batch may have several values per item: elsewhere they would multiply the loss
     shape, allowed = tuple(values.shape), f"({items},)"
     if shape[:1] != (items,) or (values.dim() != 1 and not (term.over_batch and values.dim() == 2)):
         raise RecipeError(f"{kind}: Values.values has shape {shape}; for {items} items it must be {allowed}.")
+    if not isinstance(found.diagnostics, Mapping):
+        raise RecipeError(f"{kind}: Values.diagnostics is a {type(found.diagnostics).__name__}; it must be a mapping.")
     for key, value in found.diagnostics.items():
         if not isinstance(value, Tensor) or tuple(value.shape) not in ((), (items,)):
             shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

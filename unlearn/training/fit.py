@@ -73,8 +73,14 @@ def fit(
         module.model.compile()
     steps = module.primary.optim.steps
     if module.step_count < steps:
+        runner = _runner(trainer, folder, callbacks)
         with _signals_kept():
-            _runner(trainer, folder, callbacks).fit(module, _loader(module, trainer.workers))
+            runner.fit(module, _loader(module, trainer.workers))
+        if module.step_count < steps and module.goal is None and not runner.should_stop:
+            raise UnlearnError(
+                f"The steps ended after {max(0, module.step_count)} of {steps}: an objective or the data raised "
+                "StopIteration, which ends a loop without a word (an iterator ran out). Let it raise another error."
+            )
     else:
         module.load_weights(state or {})
     if stop.asked and module.step_count < steps:
