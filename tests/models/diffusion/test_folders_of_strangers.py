@@ -68,7 +68,11 @@ def refused(folder: Path, *words: str) -> None:
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas: True"),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type: continuous"),
-        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        (
+            "DDIMScheduler",
+            {"rescale_betas_zero_snr": True},
+            "Type model.pretrained=FOLDER of a pipeline that was trained with rescale_betas_zero_snr: false",
+        ),
         ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
         ("DDPMScheduler", {"trained_betas": [0.1, 0.2]}, "2 values of abar_t, and 1000"),
     ],
