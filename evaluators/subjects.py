@@ -25,7 +25,8 @@ Content = tuple[str, torch.dtype, torch.Size, int]
 @torch.no_grad()
 def contents(model: Model) -> list[Content]:
     """Return what tells whether a model's tensors were changed; a checksum is the same on every device."""
-    return [(name, value.dtype, value.shape, _checksum(value)) for name, value in model.state_dict().items()]
+    stored = next(iter(model.modules())).state_dict()  # of the model itself, which is the first of its modules
+    return [(key, value.dtype, value.shape, _checksum(value)) for key, value in stored.items() if torch.is_tensor(value)]
 
 
 def _checksum(value: torch.Tensor) -> int:
