@@ -84,7 +84,7 @@ class TextEncoder:
         if answer is None:
             return prompt, []
         whole = self._tokens(text + rest)
-        answered = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens(rest)
+        answered = whole[len(asked) :] if whole[: len(asked)] == asked else self._tokens_behind(rest)
         if self.chat is not None and self.chat.end.strip():  # it says itself how an answer ends
             end = []
         return prompt, [*answered, *end][: self.max_length - len(prompt)]
@@ -136,6 +136,12 @@ class TextEncoder:
         behind = self._tokens(self.chat.end) if self.chat else []
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return next((token for token in behind if token in special), int(self.tokenizer.eos_token_id))
+
+    def _tokens_behind(self, text: str) -> list[int]:
+        """Return the tokens of a text that stands behind another, without what marks the beginning of a text."""
+        before = self._tokens("\n")
+        whole = self._tokens(f"\n{text}")
+        return whole[len(before) :] if whole[: len(before)] == before else self._tokens(text)
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from tests.toys.language import encoder as toy_encoder
 from unlearn.core.errors import RecipeError
@@ -205,6 +209,22 @@ def test_a_text_begins_as_the_tokenizer_begins_it(begins: bool, bos: bool | None
         prompt, _ = own.encode(question, "Tokyo.")
         assert prompt[:1] == first if starts else own.tokenizer.bos_token_id not in prompt
     assert own.start == first
+
+
+@pytest.mark.parametrize("template", ["Question: {question}\nAnswer: ", "Question: {question}\nAnswer:", "{question} "])
+def test_an_answer_that_is_tokenised_alone_has_no_beginning_of_a_text(template: str) -> None:
+    """Llama's first tokenizer puts a blank before every text; behind "Answer: " there would be two."""
+    inner = Tokenizer(BPE(unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = BpeTrainer(vocab_size=90, special_tokens=["<unk>", "</s>"], initial_alphabet=["\n"], show_progress=False)
+    inner.train_from_iterator(["Question: What is it? Answer: Yes, it is. ▁Yes ▁it ▁is"] * 3, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    own = TextEncoder(made, template)
+    prompt, answer = own.encode("What is it?", "Yes, it is.")
+    text = template.replace("{question}", "What is it?").rstrip(" ")
+    assert made.decode(prompt + answer) == f"{text} Yes, it is.</s>"
+    assert prompt == own.encode("What is it?", None)[0]
 
 
 def test_another_beginning_is_another_reading() -> None:
