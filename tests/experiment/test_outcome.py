@@ -1,6 +1,7 @@
 """What a run leaves when something fails after its steps, and what is held against the saved model."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -172,10 +173,10 @@ def test_a_run_whose_folder_is_deleted_ends_with_one_sentence(tmp_path: Path, ca
 
 FULL = """
 import errno
+import os
 from dataclasses import dataclass
 from safetensors import SafetensorError
-from unlearn.evaluators.base import Evaluator
-from unlearn.objectives.base import Values
+from unlearn.evaluators.base import EvaluationResult, Evaluator
 from unlearn.objectives.common.training_loss import TrainingLoss
 
 
@@ -194,7 +195,8 @@ def fail(how):
 class Late(Evaluator):
     how: str = "os"
     def __call__(self, evaluation):
-        fail(self.how)
+        os.fsync = lambda number: fail(self.how)  # from here on, whatever is written whole
+        return EvaluationResult()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +219,11 @@ class Early(TrainingLoss):
         ("retain={name: full.Early}", "Nothing of the run in run is saved yet"),
     ],
 )
-def test_a_disk_that_takes_no_more_says_what_is_saved(setting: str, saved: str, tmp_path: Path, cache: Path) -> None:
+def test_a_disk_that_takes_no_more_says_what_is_saved(
+    setting: str, saved: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Full or read-only from some moment on: one sentence, with the way to go on."""
+    monkeypatch.setattr(os, "fsync", os.fsync)  # put back afterwards
     (tmp_path / "full.py").write_text(FULL)
     settings = [setting, "optim.steps=4", "trainer.checkpoint_every=2", "pretrain.retrained=false", "output=run"]
     done = command(SMALL, *settings, cwd=tmp_path, cache=cache)

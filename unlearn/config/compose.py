@@ -76,8 +76,8 @@ def override(node: dict[str, Node], settings: Sequence[str]) -> dict[str, Node]:
     """Return the values after applying ``key=value`` settings, one after the other."""
     for setting in settings:
         key, text = split(setting)
-        path = key.split(".")
-        tree = parse(text, shorten(setting)) if text[:1] in ("[", "{", '"', "'") else _scalar(text)
+        path = _path(key, node)
+        tree = _value(setting, text)
         _refuse_hidden_term(node, path, text)
         for part in reversed(path):
             tree = {part: tree}
@@ -85,7 +85,33 @@ def override(node: dict[str, Node], settings: Sequence[str]) -> dict[str, Node]:
     return node
 
 
-def _scalar(text: str) -> Tree:
+def named_entries(part: str, settings: Sequence[str], entries: Mapping[str, object]) -> set[str]:
+    """Return which entries of a part settings name, by their keys or in a mapping; ``entries`` are those there are."""
+    named: set[str] = set()
+    for setting in settings:
+        key, text = split(setting)
+        path = _path(key, {part: entries})
+        if path[0] == part:
+            tree = _value(setting, text)
+            named |= {path[1]} if path[1:] else set(tree) if isinstance(tree, dict) else set()
+    return named
+
+
+def _path(key: str, node: Mapping[str, object]) -> list[str]:
+    """Return the keys that lead to a value; that of an entry may hold dots (a class by its path): the longest wins."""
+    part, _, rest = key.partition(".")
+    entries = node.get(part)
+    if part in _ENTRIES and isinstance(entries, Mapping):
+        within = [entry for entry in entries if entry and f"{rest}.".startswith(f"{entry}.")]
+        if entry := max(within, key=len, default=""):
+            return [part, entry, *filter(None, rest[len(entry) + 1 :].split("."))]
+    return key.split(".")
+
+
+def _value(setting: str, text: str) -> Tree:
+    """Return the value of a setting: YAML where it begins as a list, a mapping or quotes, else the text itself."""
+    if text[:1] in ("[", "{", '"', "'"):
+        return parse(text, shorten(setting))
     return None if text in ("", "~", "null") else text
 
 

@@ -6,6 +6,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
+from unlearn.core.boundary import described
 from unlearn.core.errors import RecipeError, did_you_mean, shorten
 
 Kind = Literal["model", "data", "objective", "combination", "scope", "evaluator", "edit", "guard"]
@@ -236,7 +237,7 @@ def _load(path: str, what: str) -> Any:
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way
-        cause = f"{type(error).__name__}: {error}"
+        cause = described(error)
         lacks = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         extra = next((extra for extra, packages in EXTRAS.items() if lacks in packages), None)
         hint = f'. Type: pip install "unlearnkit[{extra}]"' if extra else ""

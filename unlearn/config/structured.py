@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearn.config.compose import Given, Node, bare, written
 from unlearn.config.yaml_io import Tree
 from unlearn.core.boundary import exited
-from unlearn.core.errors import RecipeError, did_you_mean, shorten
+from unlearn.core.errors import RecipeError, did_you_mean, said, shorten
 
 MISSING = "???"
 """OmegaConf's marker of a field without a default."""
@@ -122,8 +122,9 @@ def _instance(cls: type[Any], entries: Any, place: _Place, start: Any) -> Built:
     except SystemExit as error:
         raise RecipeError(f"{place.key} ({cls.__module__}.{cls.__qualname__}) {exited(error)}") from error
     except ValueError as error:
-        joint = "." if str(error).split()[:1] in [[name] for name in allowed] else ": "
-        raise RecipeError(f"{place.key}{joint}{error}" if place.key else str(error)) from error
+        text = said(error)
+        joint = "." if text.split()[:1] in [[name] for name in allowed] else ": "
+        raise RecipeError(f"{place.key}{joint}{text}" if place.key else text) from error
     return Built(value, {name: given[name].tree if name in given else _plain(defaults[name]) for name in allowed})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
+from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine, said
 
 PACKAGE = Path(__file__).parents[1]
 """Where the code of this package lies."""
@@ -47,8 +47,8 @@ def reading(what: object, remedy: str = "") -> Iterator[None]:
 
 def described(error: BaseException) -> str:
     """Return an error as a message quotes it: its kind and the first line of what it says, shortened."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    printable = said.encode("utf-8", "backslashreplace").decode()
+    line = next((line.strip() for line in said(error).splitlines() if line.strip()), "")
+    printable = line.encode("utf-8", "backslashreplace").decode()
     kind = type(error).__name__
     return f"{kind}: {printable[:300].rstrip('.')}" if printable else kind
 
@@ -70,7 +70,7 @@ def components() -> Iterator[None]:
 
 def exited(error: SystemExit) -> str:
     """Return what is said of a component that called exit, after its name."""
-    return f"ended the program (SystemExit: {error.code}). Let it raise an error that says why instead."
+    return f"ended the program (SystemExit: {said(error.code)}). Let it raise an error that says why instead."
 
 
 def promised(found: T, kind: type, who: str) -> T:

@@ -78,6 +78,14 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:76]}..."
 
 
+def said(error: object) -> str:
+    """Return what an error says; nothing where its own ``__str__`` fails."""
+    try:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+
+
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 """Numbers of errors that the machine causes: no space, no permission."""
 
@@ -91,7 +99,7 @@ def is_of_the_machine(error: BaseException) -> bool:
         return True
     if isinstance(error, UnlearnError):
         return False
-    if (named := re.search(r"\(os error ([0-9]+)\)", str(error))) and int(named[1]) in MACHINE:  # of safetensors
+    if (named := re.search(r"\(os error ([0-9]+)\)", said(error))) and int(named[1]) in MACHINE:  # of safetensors
         return True
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return before is not None and is_of_the_machine(before)

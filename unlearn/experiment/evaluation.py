@@ -3,6 +3,7 @@
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -10,9 +11,8 @@ import torch
 
 from unlearn.config import registry
 from unlearn.config.schema import Recipe
-from unlearn.core.boundary import named, promised
+from unlearn.core.boundary import described, named, promised
 from unlearn.core.distributed import world_size
-from unlearn.core.errors import is_of_the_machine
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture, Record, TextTable
 from unlearn.core.torch_settings import own_settings
@@ -58,11 +58,10 @@ def evaluate(
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a task that is cancelled is no Exception
-                if world_size() > 1 or is_of_the_machine(error):
+                if world_size() > 1:
                     raise
-                said = (str(error).splitlines() or [""])[0]
                 found = EvaluationResult(
-                    notes=[f"{name}: failed ({type(error).__name__}: {said}), so it has no figures; see log.txt."],
+                    notes=[f"{name}: failed ({described(error)}), so it has no figures; see log.txt."],
                     failed={name: traceback.format_exc()},
                 )
             _extend(whole, found)
@@ -94,7 +93,8 @@ def measured(
     cache = {} if cache is None else cache
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
-        returned = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
+        with chdir("."):  # an evaluator may go elsewhere, and paths of the run may be relative
+            returned = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
         who = named(f"evaluate.{name}", evaluator)
         found = promised(returned, EvaluationResult, who)
         records = [_checked(promised(record, Record, f"{who}, among its records,"), name) for record in found.records]
@@ -107,7 +107,7 @@ def measured(
         pictures = [_named(picture, name, evaluator) for picture in found.pictures]
         tables = [_named(table, name, evaluator) for table in found.text_tables]
         items = [{"evaluator": name, **row} for row in found.items]
-        notes = [note if note.startswith(f"{name}:") else f"{name}: {note.split(': ', 1)[-1]}" for note in found.notes]
+        notes = [note if note.startswith(f"{name}: ") else f"{name}: {note.split(': ', 1)[-1]}" for note in found.notes]
         _extend(findings, EvaluationResult(records, pictures, items, tables, notes))
     return findings
 

@@ -1,7 +1,8 @@
 """The outcome of a run's steps on disk: the model and the facts about the run, written before anything is measured."""
 
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 from torch import nn
 
 from unlearn.config.schema import Recipe
+from unlearn.core.commands import resume_command
+from unlearn.core.errors import RecipeError
+from unlearn.core.files import file_hash
 from unlearn.core.randomness import Randomness
 from unlearn.evaluators.base import RunFacts
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.read_back import check_read_back
-from unlearn.models.base import Wrapper
+from unlearn.models.base import Wrapper, some
 from unlearn.objectives.base import AuxiliaryNetwork
 from unlearn.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from unlearn.training.fit import device_for
@@ -22,6 +26,8 @@ FACTS = Path("checkpoints") / "outcome.ckpt"
 """File of the facts in a run directory; it is written last, so ``model/`` is complete where it exists."""
 MODEL = "model"
 """Folder of the unlearned model in a run directory."""
+CARD = "README.md"
+"""The model's card, which is written when the model was measured."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ def write_outcome(outcome: Outcome, recipe: Recipe, inputs: RunInputs, folder: P
     """
     part = folder / f".{MODEL}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part.mkdir()
     outcome.model.save_pretrained(part)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     part.replace(folder / MODEL)
     check_read_back(outcome.model, recipe.model, folder / MODEL, inputs.splits["retain"], device_for(recipe.trainer))
     facts = {name: getattr(outcome.facts, name) for name in STORED_FACTS}
     networks = {name: network.state_dict() for name, network in outcome.facts.networks.items()}
-    state = {"facts": facts, "networks": networks, "seconds": outcome.seconds}
+    state = {"facts": facts, "networks": networks, "seconds": outcome.seconds, "files": _files(folder)}
     (folder / FACTS).parent.mkdir(exist_ok=True)
     save_checkpoint(folder / FACTS, state)
 
@@ -64,10 +70,15 @@ STORED_FACTS = ("steps", "seconds", "target_seconds", "target_origin", "peak_mem
 
 
 def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> Outcome | None:
-    """Return the outcome that a run directory holds, None where its steps have not ended."""
+    """Return the outcome that a run directory holds, None where its steps have not ended.
+
+    Raises:
+        RecipeError: it cannot be read, or ``model/`` was changed since the run wrote it.
+    """
     if not (folder / FACTS).is_file():
         return None
     stored = load_checkpoint(folder / FACTS)
+    _refuse_changed(folder, stored)
     model = recipe.model.load(folder / MODEL)
     model.check_fits(inputs.splits["forget"].dataset.info)
     with restoring(folder / FACTS):
@@ -78,6 +89,36 @@ def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> 
             raise TypeError("a number of its facts is none")
         seconds = {stage: float(stored["seconds"][stage]) for stage in stored["seconds"]}
         return Outcome(model, replace(facts, state={term: dict(kept) for term, kept in facts.state.items()}), seconds)
+
+
+def refuse_changed(folder: Path) -> None:
+    """Raise a RecipeError where the steps of a run have not ended, or its ``model/`` was changed since they did."""
+    if not (folder / FACTS).is_file():
+        raise RecipeError(f"The steps of {folder} have not ended. Type: {resume_command(folder)}")
+    _refuse_changed(folder, load_checkpoint(folder / FACTS))
+
+
+def _refuse_changed(folder: Path, stored: Mapping[str, Any]) -> None:
+    with restoring(folder / FACTS):
+        written, found = dict(stored["files"]), _files(folder)
+    changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
+    if changed:
+        place, recipe = folder / MODEL, folder / "recipe.yaml"
+        raise RecipeError(
+            f"{place} was changed since the run wrote it ({some(changed)}), so it is not what the run made. Put it "
+            f"back, or measure it as it is: python -m unlearn.evaluate model={shlex.quote(str(place))} target=FOLDER "
+            f"recipe={shlex.quote(str(recipe))} output=FOLDER"
+        )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Return a hash of every file of ``model/`` by its path in it, without its card and hidden files."""
+    found = {}
+    for path in (folder / MODEL).rglob("*"):
+        place = path.relative_to(folder / MODEL)
+        if path.is_file() and place.as_posix() != CARD and not any(part.startswith(".") for part in place.parts):
+            found[place.as_posix()] = file_hash(path)
+    return found
 
 
 def _networks(

@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from unlearn.config.arguments import split
 from unlearn.config.compatibility import check_capabilities, check_subjects
+from unlearn.config.compose import named_entries
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
-from unlearn.core.commands import resume_command
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
@@ -21,10 +21,11 @@ from unlearn.data.loading import load_data
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.inputs import gather_inputs, rehearse
 from unlearn.experiment.model_store import find, given
-from unlearn.experiment.outcome import Outcome, read_outcome
+from unlearn.experiment.outcome import Outcome, read_outcome, refuse_changed
 from unlearn.experiment.output_folder import new_folder
 from unlearn.experiment.run_dir import RunDir, header
 from unlearn.experiment.runner import Result, measure, missed_gates
+from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
 from unlearn.report.page import build_report
 from unlearn.report.read_run import RunFolder, read_run
@@ -39,7 +40,7 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
     """Measure a run whose steps have ended, and add the figures to its own; its report is made anew.
 
     Args:
-        folder: run directory, of one seed or of several.
+        folder: run directory, of one seed or of several; of one among several, their summary is made anew as well.
         settings: ``key=value`` of ``evaluate`` and ``gate``. The entries of ``evaluate`` that they name are measured;
             all of the recipe's if they name none.
 
@@ -59,22 +60,24 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
     if status["in_memory"]:
         raise RecipeError(
             f"{folder} began from a model in memory, which is not stored. Save that target and type: "
-            f"python -m unlearn.evaluate model={folder}/model target=FOLDER recipe={folder}/recipe.yaml"
+            f"python -m unlearn.evaluate model={folder}/model target=FOLDER recipe={folder}/recipe.yaml output=FOLDER"
         )
     before, recipe = run_dir.recipe(), run_dir.recipe(settings)
     measured = _entries(before, recipe, settings)
-    dataset = _ready(recipe)
     several = len(recipe.seeds) > 1
+    parts = {seed: folder / f"seed-{seed}" if several else folder for seed in recipe.seeds}
+    for part in parts.values():
+        RunDir(part).status()
+        refuse_changed(part)
+    around = None if several else _summarised(folder, status)
+    dataset = _ready(recipe)
     results = []
-    for seed in recipe.seeds:
-        part = folder / f"seed-{seed}" if several else folder
+    for seed, part in parts.items():
         one = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed}) if several else recipe
         results.append(_one_seed(one, measured, dataset, RunDir(part, folder if several else None)))
     if not several:
-        if status.get("parent"):
-            run_dir.say(
-                f"The summary in {status['parent']} is of before. Type: python -m unlearn.evaluate {status['parent']}"
-            )
+        if around is not None:
+            _summarise_anew(around)
         return results[0].checked()
     with run_dir.held():
         run_dir.begin(recipe, status["command"], in_memory=False)
@@ -137,9 +140,8 @@ def _entries(before: Recipe, after: Recipe, settings: Sequence[str]) -> set[str]
     """Return the entries of ``evaluate`` to measure: those that settings name or change, or all without settings."""
     if not settings:
         return set(after.evaluate)
-    paths = [split(setting)[0].split(".") for setting in settings]
-    named = {path[1] for path in paths if path[0] == "evaluate" and len(path) > 1}
     old, new = before.tree["evaluate"], after.tree["evaluate"]
+    named = named_entries("evaluate", settings, old)
     return {name for name in after.evaluate if name in named or new[name] != old.get(name)}
 
 
@@ -167,6 +169,26 @@ def _check_folders(recipe: Recipe, folders: Mapping[str, str]) -> None:
             )
 
 
+def _summarised(folder: Path, status: Mapping[str, Any]) -> RunFolder | None:
+    """Return the run over several seeds whose summary holds the figures of this one, None where there is none."""
+    around = folder.absolute().parent  # not the path in its status, as a run may have been moved
+    if not status.get("parent") or not (around / "metrics.json").is_file():
+        return None
+    whole = read_run(around)
+    return whole if folder.absolute().name in {seed.path.name for seed in whole.seeds} else None
+
+
+def _summarise_anew(run: RunFolder) -> None:
+    """Write the summary of a run over several seeds, one of which was measured again."""
+    run_dir = RunDir(run.path)
+    with run_dir.held():
+        if rank() == 0:
+            records = write_summary(run.path, [seed.path for seed in run.seeds])
+            ended = [RunDir(seed.path).status()["status"] == "done" for seed in run.seeds]
+            run_dir.end(metrics_table(records), complete=all(ended))
+        barrier()
+
+
 def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunDir) -> Result:
     """Measure some entries of one seed's run and write them among its own."""
     seed, began = recipe.seeds[0], time.monotonic()
@@ -175,8 +197,8 @@ def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunD
     with run_dir.held():
         run_dir.keep(inputs.facts)
         outcome = read_outcome(recipe, inputs, run_dir.folder, seed)
-        if outcome is None:
-            raise RecipeError(f"The steps of {run_dir.folder} have not ended. Type: {resume_command(run_dir.folder)}")
+        if outcome is None:  # gone since it was looked for
+            raise RecipeError(f"{run_dir.folder} holds no outcome of its steps.")
         some = {name: evaluator for name, evaluator in recipe.evaluate.items() if name in entries}
         found = measure(replace(recipe, evaluate=some), inputs, outcome, seed)
         old = read_run(run_dir.folder)
@@ -226,6 +248,6 @@ def _joined(recipe: Recipe, run: RunFolder, found: EvaluationResult, entries: se
         sorted(
             [*(t for t in run.text_tables if t.evaluator in kept), *found.text_tables], key=lambda t: order[t.evaluator]
         ),
-        [*(note for note in run.notes if any(note.startswith(f"{key}:") for key in kept)), *found.notes],
+        [*(note for note in run.notes if any(note.startswith(f"{key}: ") for key in kept)), *found.notes],
         {**failed, **found.failed},
     )

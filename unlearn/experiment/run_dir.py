@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import time
@@ -29,6 +30,7 @@ from unlearn.core.shown import csv_text, file_name, printable
 from unlearn.data.base import Split
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.environment import environment
+from unlearn.report.read_run import read_run
 
 MEASURING = ("evaluate", "gate")
 """Parts of a recipe that may change once a run has begun."""
@@ -38,6 +40,14 @@ STATUS: dict[str, type | tuple[type, ...]] = {
     "status": str, "recipe": str, "hash": str, "command": list, "started": (int, float), "in_memory": bool,
 }  # fmt: skip
 """Entries that every ``run.json`` has, with their types."""
+FILES = (
+    ".lock", "command.txt", "environment.json", "items.csv", "log.txt", "metrics.csv", "metrics.json", "recipe.yaml",
+    "report.html", "run.json", "splits.json",
+)  # fmt: skip
+FOLDERS = ("checkpoints", "model", "samples")
+"""What a run writes in its folder."""
+MOVE_AWAY = "Move it away, or give another run."
+DELETED = "was deleted while the run worked in it, so nothing of it is left. Start it again."
 
 
 class RunDir:
@@ -50,12 +60,23 @@ class RunDir:
 
     def __init__(self, folder: Path, parent: Path | None = None) -> None:
         self.folder, self.parent = folder, parent
+        self._had_status = False
 
     def status(self) -> dict[str, Any]:
-        """Return ``run.json``, empty where there is none; refuse one that is broken."""
+        """Return ``run.json``, empty where there is none.
+
+        Raises:
+            RecipeError: it is broken, or a name of what a run writes is taken by something of another kind.
+        """
         path = self.folder / "run.json"
+        folders = [self.folder, *(self.folder / name for name in FOLDERS)]
+        taken = [f"{one} is no folder" for one in folders if os.path.lexists(one) and not one.is_dir()]
+        taken += [f"{self.folder / name} is a folder" for name in FILES if (self.folder / name).is_dir()]
+        if taken:
+            raise RecipeError(f"{taken[0]}, so no run can be read or written there. {MOVE_AWAY}")
         if not path.is_file():
             return {}
+        self._had_status = True
         with reading(path, "Delete the folder, or resume another run."):
             status = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(status, dict) or not _has_types(status):
@@ -91,12 +112,8 @@ class RunDir:
         except (Interrupted, GateFailed, KeyboardInterrupt):
             raise
         except Exception as error:
-            if is_of_the_machine(error):
-                raise UnlearnError(f"{described(error)}. {self._saved()}") from error
-            if isinstance(error, OSError) and not self.folder.is_dir():
-                raise UnlearnError(
-                    f"{self.folder} was deleted while the run worked in it, so nothing of it is left. Start it again."
-                ) from error
+            if (meant := self._meant(error)) is not None:
+                raise meant from error
             refused = isinstance(error, RecipeError)
             if rank() == 0 and refused and fresh and not any(self.folder.rglob("last.ckpt")):
                 for path in set(self.folder.iterdir()) - found:
@@ -109,6 +126,19 @@ class RunDir:
             raise
         finally:
             lock.release()
+
+    def _meant(self, error: Exception) -> UnlearnError | None:
+        """Return what an error of the folder or the machine means for the run, in one sentence; None for others."""
+        if is_of_the_machine(error):
+            return UnlearnError(f"{described(error)}. {self._saved()}")
+        if isinstance(error, OSError) and self._had_status and not (self.folder / "run.json").is_file():
+            return UnlearnError(f"{self.folder} {DELETED}")
+        if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
+            path = Path(error.filename2 or error.filename or "")
+            if path.is_relative_to(self.folder):
+                kind = "a folder" if path.is_dir() else "no folder"
+                return RecipeError(f"{path} is {kind}, and the run writes something else there. {MOVE_AWAY}")
+        return None
 
     def _saved(self) -> str:
         """Return in words what of the run is on the disk, and how it goes on."""
@@ -214,10 +244,13 @@ class RunDir:
         """Write records, pictures, texts, item-level values and notes; say the notes."""
         samples = self.folder / "samples"
         samples.mkdir(exist_ok=True)
-        for picture in findings.pictures:
-            write_bytes(samples / f"{file_name(picture.name)}.png", picture.png)
-        for table in findings.text_tables:
-            write_json(samples / f"{file_name(table.name)}.json", asdict(table))
+        pictures = {f"{file_name(picture.name)}.png": picture for picture in findings.pictures}
+        tables = {f"{file_name(table.name)}.json": table for table in findings.text_tables}
+        before = self._shown()
+        for name, picture in pictures.items():
+            write_bytes(samples / name, picture.png)
+        for name, table in tables.items():
+            write_json(samples / name, asdict(table))
         shown = {
             "pictures": [
                 {"name": file_name(p.name), "title": p.title, "caption": p.caption, "evaluator": p.evaluator}
@@ -228,6 +261,8 @@ class RunDir:
         }
         records = [record.to_dict() for record in findings.records]
         write_json(self.folder / "metrics.json", {"schema": 1, **header, "records": records, **shown})
+        for name in before - pictures.keys() - tables.keys():  # of entries that were dropped
+            (samples / name).unlink(missing_ok=True)
         (self.folder / "items.csv").unlink(missing_ok=True)
         if findings.items:
             columns = list(dict.fromkeys(key for row in findings.items for key in row))
@@ -237,6 +272,15 @@ class RunDir:
             self.say(note)
         for trace in findings.failed.values():
             self.log(trace)
+
+    def _shown(self) -> set[str]:
+        """Return the files in ``samples/`` that the figures of before name; none where they cannot be read."""
+        found: set[str] = set()
+        with suppress(RecipeError):
+            facts = read_run(self.folder).facts
+            found |= {f"{file_name(str(picture['name']))}.png" for picture in facts.get("pictures") or ()}
+            found |= {f"{file_name(name)}.json" for name in facts.get("text_tables") or ()}
+        return found
 
     def end(self, table: Table, complete: bool = True) -> None:
         """Print the figures and mark the run as finished, or as failed; nothing is written after that."""

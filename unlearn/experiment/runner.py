@@ -26,7 +26,7 @@ from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.dry_run import dry_run
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
-from unlearn.experiment.outcome import MODEL, Outcome, read_outcome, write_outcome
+from unlearn.experiment.outcome import MODEL, Outcome, read_outcome, refuse_changed, write_outcome
 from unlearn.experiment.output_folder import new_folder
 from unlearn.experiment.run_dir import RunDir, header
 from unlearn.experiment.seed_summary import write_summary
@@ -224,11 +224,11 @@ class SeedRun:
 
     def carry_out(self) -> Result:
         """Gather the inputs, unlearn, measure, and write everything into the run directory."""
-        with self._timed("inputs"), _say_how_to_resume(self._remedy):
+        with self._timed("inputs"), self._stopping():
             inputs = gather_inputs(self.recipe, self.seed, self.model, self.dataset)
         self.folder = self.folder or new_folder(self.recipe)
         run_dir = RunDir(self.folder, self.parent)
-        with run_dir.held(), _say_how_to_resume(self._remedy):
+        with run_dir.held(), self._stopping():
             self._begin(run_dir, inputs)
             with own_settings():
                 outcome = self._outcome(run_dir, inputs)
@@ -241,13 +241,22 @@ class SeedRun:
             barrier()
         return Result(self.folder, findings.records, outcome.model, failed, findings.failures)
 
-    def _remedy(self) -> str:
-        """Return what to type after a stop."""
-        if self.folder is None:
-            return "type the same command again."
-        if self.model is not None:
-            return "call unlearn again"
-        return f"type: {resume_command(self.parent or self.folder)}"
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Say how a stopped run goes on, whether its steps saved their state or something else was cut off."""
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt) as stop:
+            said, folder = str(stop) if isinstance(stop, Interrupted) else "Stopped.", self.parent or self.folder
+            if folder is not None and not (folder / "run.json").is_file():  # it was deleted, or has not begun
+                raise Interrupted(f"Stopped. {folder} holds nothing of the run; start it again.") from None
+            if folder is None:
+                remedy = "type the same command again."
+            elif self.model is not None:
+                remedy = "call unlearn again"
+            else:
+                remedy = f"type: {resume_command(folder)}"
+            raise Interrupted(f"{said} To go on, {remedy}") from None
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -298,17 +307,6 @@ def measure(recipe: Recipe, inputs: RunInputs, outcome: Outcome, seed: int) -> E
     return evaluate(recipe, models, splits, outcome.facts, seed)
 
 
-@contextmanager
-def _say_how_to_resume(remedy: Callable[[], str]) -> Iterator[None]:
-    """Add the remedy to a stop, whether the steps saved their state or something else was cut off."""
-    try:
-        yield
-    except Interrupted as stop:
-        raise Interrupted(f"{stop} To go on, {remedy()}") from None
-    except KeyboardInterrupt:
-        raise Interrupted(f"Stopped. To go on, {remedy()}") from None
-
-
 def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     """Return one sentence per missed gate; a figure that was not measured misses its gate."""
     goals = check_gates(recipe.gate, records)
@@ -317,6 +315,7 @@ def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
 
 def _finished(recipe: Recipe, folder: Path) -> Result:
     """Return the result of a seed that was finished before."""
+    refuse_changed(folder)
     records = read_run(folder).records
     model = recipe.model.load(folder / MODEL)
     return Result(folder, records, model, missed_gates(recipe, records))

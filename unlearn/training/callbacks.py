@@ -77,7 +77,7 @@ class Checkpoints(Callback):
     def save(self, trainer: Trainer, module: UnlearningModule) -> None:
         """Write the state, on rank 0 only: all ranks hold the same."""
         if rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(exist_ok=True)  # not its parent: a deleted run stays deleted
             states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
             kept = {key: state for key, state in states.items() if state}
             save_checkpoint(self.path, {**module.snapshot(), "callbacks": kept, "seconds": self.seconds()})
