@@ -204,6 +204,11 @@ class Language(Wrapper):
             pass
         finally:
             handle.remove()
+        if kept[0].ndim != 3 or kept[0].shape[:2] != batch["tokens"].shape:
+            raise RecipeError(
+                f"The layers of a {type(self.model).__name__} give {tuple(kept[0].shape)} for tokens of "
+                f"{tuple(batch['tokens'].shape)}, not one state per token. Type a method that reads no hidden states."
+            )
         return kept[0]
 
     @torch.no_grad()

@@ -224,6 +224,19 @@ def test_a_gradient_reaches_a_model_that_is_run_by_its_own_forward() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_layers_that_carry_several_states_per_token_are_no_hidden_states() -> None:
+    """Gemma 3n's layers hand on several predictions of each token's state."""
+    sizes = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 0}
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.0, 0.0]}
+    model = Language(small("gemma3n_text", altup_num_inputs=2, **sizes, **kinds), encoder())
+    batch = tiny_dataset().batch(IDS)
+    with torch.no_grad():
+        wanted = own_log_probs(model.model, batch)
+        torch.testing.assert_close(model.log_prob(batch, Randomness(0)), wanted, atol=1e-5, rtol=1e-5)
+        with pytest.raises(RecipeError, match="not one state per token"):
+            model.hidden(batch, 1)
+
+
 def test_layers_are_those_of_the_text_decoder() -> None:
     """Beside a vision tower of three layers, whose modules come first, layer 1 is the text's first."""
     vision = {
