@@ -26,7 +26,8 @@ Content = tuple[str, torch.dtype, torch.Size, int]
 def contents(model: Model) -> list[Content]:
     """Return what tells whether a model's tensors were changed; a checksum is the same on every device."""
     stored = next(iter(model.modules())).state_dict()  # of the model itself, which is the first of its modules
-    return [(key, value.dtype, value.shape, _checksum(value)) for key, value in stored.items() if torch.is_tensor(value)]
+    tensors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+    return [(name, value.dtype, value.shape, _checksum(value)) for name, value in tensors.items()]
 
 
 def _checksum(value: torch.Tensor) -> int:

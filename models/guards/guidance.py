@@ -1,6 +1,7 @@
 """Guards of diffusion models that steer the guidance of samples: negative guidance and Safe Latent Diffusion."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, shorten
+from unlearn.core.shown import no_character
 from unlearn.data.base import Split
 from unlearn.data.concept import Concept
 from unlearn.models.base import Wrapper
@@ -114,6 +116,8 @@ class SafeLatentDiffusion(Guard[Guidable]):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int | float):
                 raise ValueError(f"{name} is {value!r}; it must be a number, or null for the level's")
+            if value is not None and not abs(value) < math.inf:
+                raise ValueError(f"{name} is {value}; it must be finite, or null for the level's")
             if name != "threshold" and value is not None and not value >= 0:
                 raise ValueError(f"{name} is {value}; it must be >= 0, or null for the level's")
         if self.momentum_beta is not None and not self.momentum_beta < 1:
@@ -182,10 +186,12 @@ def read_guard(folder: Path) -> Steers | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         guard = GUARDS[content.pop("name")](**content)
-        if not guard.prompts or not all(isinstance(prompt, str) for prompt in guard.prompts):
-            raise ValueError(f"prompts is {guard.prompts!r}; it must be a list of texts")
+        prompts = guard.prompts
+        texts = isinstance(prompts, list) and all(isinstance(one, str) and not no_character(one) for one in prompts)
+        if not prompts or not texts:
+            raise ValueError(f"prompts is {shorten(prompts)}; it must be a list of texts")
         return guard
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"{path} holds no guard that can be read ({error!r}). Copy the folder again, or type guard=NAME anew."
         ) from error

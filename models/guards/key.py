@@ -51,7 +51,7 @@ class Key(nn.Module):
         """Read the key that a run left. Raises RecipeError where the file is none."""
         try:
             tokens = load_file(path)["tokens"]
-            if tokens.ndim != 2 or not tokens.is_floating_point() or not tokens.isfinite().all():
+            if tokens.ndim != 2 or not tokens.is_floating_point() or not tokens.float().isfinite().all():
                 raise ValueError("its tokens are no finite numbers (P, D)")
             return cls(tokens)
         except (OSError, KeyError, ValueError, SafetensorError) as error:

@@ -140,6 +140,7 @@ def test_a_table_of_attributes_that_cannot_be_used(kind, tmp_path):
 LATENTS = {
     "truncated": save({"w": torch.zeros(1, 8)})[:40],
     "nan": save({"w": torch.full((1, 8), torch.nan)}),
+    "infinite in single precision": save({"w": torch.full((1, 8), 1e300, dtype=torch.float64)}),
     "empty": save({}),
     "integers": save({"w": torch.zeros(1, 8, dtype=torch.int64)}),
     "shape": save({"w": torch.zeros(1, 2, 3, 4)}),

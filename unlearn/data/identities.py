@@ -257,7 +257,7 @@ def _latent(path: str) -> Tensor:
         raise RecipeError(f"data.identities: {path} is not a readable safetensors file ({error}).") from error
     found = tensors.get("w", next(iter(tensors.values())) if len(tensors) == 1 else None)
     fine = found is not None and found.numel() and found.ndim in (1, 2) and found.is_floating_point()
-    if found is None or not fine or not found.isfinite().all():
+    if found is None or not fine or not found.float().isfinite().all():  # a double can be too large
         raise RecipeError(
             f"data.identities: {path} must hold a tensor w of finite numbers, (w_dim,) or (num_ws, w_dim); it holds "
             f"{', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in tensors.items()) or 'nothing'}."

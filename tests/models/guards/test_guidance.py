@@ -216,12 +216,17 @@ def test_a_guard_is_saved_beside_the_unchanged_model(guard: Any, tmp_path: Path)
         (empty, r"guard\.json .*prompts is \[\]"),
         ({**empty, "prompts": [1]}, r"guard\.json .*prompts is \[1\]"),
         ({"name": "sld", "prompts": ["a red one"], "speed": 1}, r"guard\.json .*'speed'"),
+        ({**empty, "prompts": "van gogh"}, r"guard\.json .*prompts is 'van gogh'"),
+        ({**text, "threshold": float("nan")}, r"guard\.json .*threshold is nan"),
         ({"name": "none"}, r"guard\.json .*'none'"),
         ([], r"guard\.json"),
     ):
         (tmp_path / "safe" / "guard.json").write_text(json.dumps(content))
         with pytest.raises(RecipeError, match=message):
             Diffusion.from_pretrained(tmp_path / "safe")
+    (tmp_path / "safe" / "guard.json").write_text("[" * 100_000)
+    with pytest.raises(RecipeError, match="guard"):
+        Diffusion.from_pretrained(tmp_path / "safe")
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=NAMES)
