@@ -1,5 +1,6 @@
 """Concepts, coloured digits, and data with what a denoiser is told."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import pytest
@@ -169,6 +170,20 @@ def test_concepts_that_the_data_does_not_know_are_refused() -> None:
     numbers = Digits(concepts=[Concept(name="even", anchor="odd")]).load()
     with pytest.raises(RecipeError, match=r"caption '0' of item 0 does not have the words 'even'"):
         Conditioned(numbers, Prompts(prompts.tokens)).form("anchor", torch.tensor([0]))
+
+
+def test_an_anchor_that_the_text_encoder_reads_as_the_concept_is_refused() -> None:
+    """CLIP's tokenizer knows no capitals and no blanks at the ends: nothing would take the place of the concept."""
+
+    side = TextSide([], [TextUNet().tokenizer()])
+
+    def tokens(prompts: Sequence[str]) -> torch.Tensor:
+        return side.tokens([prompt.lower() for prompt in prompts])
+
+    for anchor in ("three ", "Three"):
+        data = ColouredDigits(concepts=[Concept(name="three", anchor=anchor)]).load()
+        with pytest.raises(RecipeError, match="is the same as 'three'"):
+            Conditioned(data, Prompts(tokens, check=lambda _: None))
 
 
 def test_what_is_forgotten_and_the_concepts_are_the_same() -> None:

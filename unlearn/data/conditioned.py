@@ -260,6 +260,12 @@ class Conditioned(Dataset):
                 self.encoder.check(words)
             if lost := self.encoder.cut(words):
                 raise RecipeError(f"data.concepts: {lost[0]!r} is longer than the text encoder reads. Name it shorter.")
+            known = self.encoder.check is not None  # otherwise unknown words are all the same
+            if known and concept.anchor and torch.equal(*self.encoder([concept.name, concept.anchor])):
+                raise RecipeError(
+                    f"data.concepts: to the text encoder {concept.anchor!r} is the same as {concept.name!r}, so the "
+                    "anchor would take the place of itself. Name another."
+                )
         _check_classes(self.encoder, words, "data.concepts:")
 
 
