@@ -70,6 +70,32 @@ def test_further_entries_join_the_run_and_dropped_ones_leave_it(finished: Path, 
     assert evaluate("run", "evaluate.again=null", "gate=null", cwd=tmp_path, cache=cache).returncode == 0
 
 
+LONG = """
+from dataclasses import dataclass
+from unlearn.evaluators.base import EvaluationResult, Evaluator
+
+@dataclass(frozen=True, kw_only=True)
+class Long(Evaluator):
+    def __call__(self, evaluation):
+        return EvaluationResult(items=[{"evaluator": "another", "text": "=long" * 40_000, "other": "a\\nb"}])
+"""
+
+
+def test_long_texts_of_items_stay_when_more_is_measured(finished: Path, tmp_path: Path, cache: Path) -> None:
+    """A reader of CSV takes 131,072 characters at first; items go by their evaluator's key, whatever they say."""
+    (tmp_path / "long_items.py").write_text(LONG)
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert evaluate("run", "evaluate.long=long_items.Long", cwd=tmp_path, cache=cache).returncode == 0
+    before = (run / "items.csv").read_text()
+    assert "another" not in before and len(before) > 200_000
+    done = evaluate("run", "evaluate.long={}", "evaluate.cost={}", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert (run / "items.csv").read_text() == before
+    (run / "items.csv").write_bytes(b"evaluator\n\xff\n")
+    done = evaluate("run", "evaluate.cost={}", cwd=tmp_path, cache=cache)
+    assert done.returncode == 2 and "items.csv cannot be read" in done.stderr
+
+
 def test_what_trains_is_refused(finished: Path, tmp_path: Path, cache: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     for setting in ("optim.steps=9", "model.depth=1"):

@@ -106,7 +106,7 @@ def measured(
                 promised(text, str, f"{who}, in a table,")
         pictures = [_named(picture, name, evaluator) for picture in found.pictures]
         tables = [_named(table, name, evaluator) for table in found.text_tables]
-        items = [{"evaluator": name, **row} for row in found.items]
+        items = [{"evaluator": name, **row} | {"evaluator": name} for row in found.items]
         notes = [note if note.startswith(f"{name}: ") else f"{name}: {note.split(': ', 1)[-1]}" for note in found.notes]
         _extend(findings, EvaluationResult(records, pictures, items, tables, notes))
     return findings

@@ -13,6 +13,7 @@ from unlearn.config.compatibility import check_capabilities, check_subjects
 from unlearn.config.compose import named_entries
 from unlearn.config.recipe import load
 from unlearn.config.schema import Recipe
+from unlearn.core.boundary import reading
 from unlearn.core.distributed import barrier, launch, rank
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import models_cache
@@ -199,10 +200,10 @@ def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunD
         outcome = read_outcome(recipe, inputs, run_dir.folder, seed)
         if outcome is None:  # gone since it was looked for
             raise RecipeError(f"{run_dir.folder} holds no outcome of its steps.")
+        old, items = read_run(run_dir.folder), _items(run_dir.folder / "items.csv")  # a broken one is refused at once
         some = {name: evaluator for name, evaluator in recipe.evaluate.items() if name in entries}
         found = measure(replace(recipe, evaluate=some), inputs, outcome, seed)
-        old = read_run(run_dir.folder)
-        findings = _joined(recipe, old, found, entries)
+        findings = _joined(recipe, old, items, found, entries)
         failed = missed_gates(recipe, findings.records)
         run_dir.begin(recipe, [], in_memory=False)
         if rank() == 0:
@@ -230,15 +231,21 @@ def _refuse_to_train(recipe: Recipe, run_dir: RunDir) -> None:
             )
 
 
-def _joined(recipe: Recipe, run: RunFolder, found: EvaluationResult, entries: set[str]) -> EvaluationResult:
+def _items(path: Path) -> list[dict[str, str]]:
+    """Return the item-level values that a run has so far."""
+    if not path.is_file():
+        return []
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than what the reader takes at first
+    with reading(path, "Delete the file."), path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _joined(
+    recipe: Recipe, run: RunFolder, rows: Sequence[dict[str, str]], found: EvaluationResult, entries: set[str]
+) -> EvaluationResult:
     """Return a run's findings with those of some entries replaced, in the recipe's order; dropped entries are gone."""
     kept = set(recipe.evaluate) - entries
     order = {name: place for place, name in enumerate(recipe.evaluate)}
-    path = run.path / "items.csv"
-    rows = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
     rows = [row for row in rows if row.get("evaluator") in kept]
     failed = {name: "" for name in run.facts.get("failed_evaluators", ()) if name in kept}
     return EvaluationResult(

@@ -51,7 +51,7 @@ class Checkpoints(Callback):
         with restoring(self.path):
             self.before = float(state["seconds"])
             step, steps = state["step"], module.primary.optim.steps
-            if not isinstance(step, int) or step > steps:
+            if not isinstance(step, int) or not module.step_count <= step <= steps:
                 raise ValueError(f"it is of step {step!r:.40}, and the recipe takes {steps}")
             module.resume_from(state)
             for callback in callbacks:
