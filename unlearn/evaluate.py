@@ -17,7 +17,8 @@ usage: python -m unlearn.evaluate RUN [evaluate.NAME={...}] [gate.NAME={...}]
   python -m unlearn.evaluate runs/quickstart/20260101-120000-abcdef evaluate.relearning={}  add an attack
   python -m unlearn.evaluate model=theirs target=base recipe=language/npo_factbook          judge anybody's model
 
-The first measures a finished run: the figures join its own, and its report is made anew. The second measures a model
+The first measures a finished run: the figures join its own, and its report is made anew (of one of several seeds, the
+report over all as well). A run whose model/ was changed since is refused. The second measures a model
 folder that anything made, with a recipe's data and evaluators, and makes a run directory of its own (output=DIR);
 teacher=FOLDER and clean=FOLDER name further models that evaluators compare with.
 exit codes: 0 done, 1 an evaluator failed, 2 recipe or data error, 3 a gate failed, 130 interrupted

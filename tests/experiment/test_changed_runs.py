@@ -60,7 +60,9 @@ class Half(Evaluator):
 class Deletes(TrainingLoss):
     signal: int = 15
     def __call__(self, model, batch, context):
-        if context.step == 1:
+        if self.signal == 0:
+            os.chdir(os.sep)
+        elif context.step == 1:
             shutil.rmtree("run")
             os.kill(os.getpid(), self.signal)
         return super().__call__(model, batch, context)
@@ -194,6 +196,7 @@ HOWS = ("permission", "full", "silent", "silent exit", "elsewhere and fails")
 def test_what_an_evaluator_does_to_itself_costs_its_own_figures_only(here: Path, cache: Path) -> None:
     entries = [f"evaluate.e{number}={{name: evs.Half, how: {how}}}" for number, how in enumerate(HOWS)]
     more = ["evaluate.away={name: evs.Half, how: elsewhere}", "evaluate.last={name: evs.Half, how: works}"]
+    more.append("retain={name: evs.Deletes, signal: 0}")  # an objective that goes elsewhere
     done = unlearn(*SMALL, *entries, *more, "output=hurt", cwd=here, cache=cache)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     run = here / "hurt"

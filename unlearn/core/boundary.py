@@ -1,9 +1,10 @@
 """The boundary to what others made: files that libraries read, and the components of a user."""
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -66,6 +67,19 @@ def components() -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns a Ctrl-C into an exit
             raise
         raise RecipeError(f"{_who_raised(error)} {exited(error)}") from error
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Go back to the working directory, wherever a component went in the body: paths of a run may be relative."""
+    here = None
+    with suppress(FileNotFoundError):  # it was deleted, and the run's paths lead elsewhere
+        here = os.getcwd()
+    try:
+        yield
+    finally:
+        if here is not None:
+            os.chdir(here)
 
 
 def exited(error: SystemExit) -> str:

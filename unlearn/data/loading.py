@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unlearn.core.boundary import named, promised
+from unlearn.core.boundary import named, promised, staying
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Source
 
@@ -17,7 +17,8 @@ def load_data(source: Source) -> Dataset:
         RecipeError: something is missing or wrong, or the source does not return what its class promises.
     """
     who = named("data", source)
-    dataset: Dataset = promised(source.load(), Dataset, who)
+    with staying():
+        dataset: Dataset = promised(source.load(), Dataset, who)
     for name in ("labels", "attributes", "is_test", "fingerprint", "info"):
         if not hasattr(dataset, name):
             raise RecipeError(f"{who}: its {type(dataset).__name__} has no {name!r}; see unlearn.data.base.Dataset.")

@@ -3,7 +3,6 @@
 import re
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import chdir
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ import torch
 
 from unlearn.config import registry
 from unlearn.config.schema import Recipe
-from unlearn.core.boundary import described, named, promised
+from unlearn.core.boundary import described, named, promised, staying
 from unlearn.core.distributed import world_size
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Picture, Record, TextTable
@@ -93,7 +92,7 @@ def measured(
     cache = {} if cache is None else cache
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
-        with chdir("."):  # an evaluator may go elsewhere, and paths of the run may be relative
+        with staying():
             returned = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
         who = named(f"evaluate.{name}", evaluator)
         found = promised(returned, EvaluationResult, who)

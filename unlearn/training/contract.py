@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unlearn.core.boundary import named
+from unlearn.core.boundary import named, staying
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Batch
 from unlearn.objectives.base import Context, Objective, ParameterObjective, Values
@@ -14,7 +14,8 @@ from unlearn.objectives.surgery import Combination, Gradient, State
 
 def checked_values(term: Objective[Any], name: str, model: Any, batch: Batch, context: Context[Any]) -> Values:
     """Return a term's values of a batch. Raises RecipeError, with the term's name, where they are not as promised."""
-    found = term(model, batch, context)
+    with staying():
+        found = term(model, batch, context)
     items, kind = len(batch["id"]), f"{name} ({type(term).__name__})"
     if not isinstance(found, Values):
         raise RecipeError(f"{kind} returned a {type(found).__name__}; an objective returns Values(values=...).")
