@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
@@ -24,7 +26,8 @@ from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
 from unlearn.models.scope import ByKind, Pattern, Scope, trainable
 
-ADAPTED = (nn.Linear, nn.Conv2d)
+ADAPTED = (nn.Linear, nn.Conv2d, Conv1D)
+"""Layers that peft adds an update to, from their inputs to their outputs."""
 WEIGHTS = "adapter_model.safetensors"
 """Where peft looks for an adapter's matrices."""
 
@@ -61,7 +64,8 @@ class Lora(Scope):
     """A low-rank update of linear and convolution layers, W + (alpha / rank) B A; B starts at zero.
 
     peft adds it to the layers that it knows. A wrapper's own layers and transposed convolutions (its attribute
-    ``low_rank_layers``) get it as a parametrisation of ``weight``, read as a matrix (first dimension, all others).
+    ``low_rank_layers``), and linear layers that do more than multiply (masked ones, routers), get it as a
+    parametrisation of ``weight``, read as a matrix (first dimension, all others).
 
     The model without its adapter is the frozen target, so no second copy of it is needed. After the run the update is
     merged into the weights; ``keep_adapter`` also stores it separately in peft's format, if peft knows all its layers.
@@ -118,8 +122,9 @@ class Lora(Scope):
                 f"scope=lora: include={self.include} exclude={self.exclude}{kinds} matches no linear or convolution "
                 f"layer. Their names look like: {examples or 'there is none'}."
             )
-        known = [name for name in chosen if isinstance(layers[name], ADAPTED)]
-        others = [name for name in chosen if not isinstance(layers[name], ADAPTED)]
+        plain = [kind.forward for kind in ADAPTED]
+        known = [name for name in chosen if type(layers[name]).forward in plain]
+        others = [name for name in chosen if name not in known]
         if self.keep_adapter and others:
             kind = type(layers[others[0]])
             more = f" and {len(others) - 1} more layers" if others[1:] else ""
@@ -131,7 +136,9 @@ class Lora(Scope):
         config = self._config(known)
         with randomness.child("adapter").seeding():  # peft draws A from the global generator
             if known:
-                inject_adapter_in_model(config, model)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself
+                    inject_adapter_in_model(config, model)
             for name in others:
                 update = LowRank(layers[name].weight, self.rank, config.lora_alpha / self.rank)
                 parametrize.register_parametrization(layers[name], "weight", update)

@@ -9,13 +9,16 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from tests.models.language.test_architectures import small
 from tests.objectives.edits.test_uce import xl_model
 from tests.toys.diffusion import Conditioning, small_model, small_splits
 from tests.toys.flow import digits_splits, small_glow
-from tests.toys.language import tiny, tiny_splits
+from tests.toys.language import encoder, tiny, tiny_splits
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
+from unlearn.models.flow.config import AutoregressiveFlowConfig
+from unlearn.models.language.wrapper import Language
 from unlearn.models.lora import Lora
 
 STREAM = Randomness(0, "test")
@@ -53,6 +56,33 @@ def test_an_adapter_changes_nothing_until_it_moves_and_merges_into_the_weights(f
     scope.detach(model, tmp_path)
     torch.testing.assert_close(model.log_prob(batch, STREAM), after, rtol=0, atol=1e-9)
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_a_masked_layer_keeps_its_mask() -> None:
+    """An autoregressive flow with an adapter is a density still: its log |det J| is that of its Jacobian."""
+    model = AutoregressiveFlowConfig(depth=2, width=8).build({"shape": (5,)}, STREAM).double()
+    scope = Lora(rank=2)
+    scope.attach(model, STREAM)
+    moved(model, scope)
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[None]
+    _, stated = model.flow._transform(x)
+    jacobian = torch.autograd.functional.jacobian(lambda v: model.flow._transform(v)[0][0], x)[:, 0]
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, stated[0].detach())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama4_text"])
+def test_layers_of_transformers_own_are_adapted_and_merged(kind: str, tmp_path: Path) -> None:
+    """GPT-2's are transposed; Llama 4's routers are linear layers that return two things."""
+    model, batch = Language(small(kind), encoder()), tiny_splits()["forget"].batch(tiny_splits()["forget"].ids)
+    before, scope = model.log_prob(batch, STREAM), Lora(rank=2)
+    scope.attach(model, STREAM)
+    moved(model, scope)
+    after = model.log_prob(batch, STREAM)
+    assert (after - before).abs().max() > 1e-2
+    with scope.off(model):
+        torch.testing.assert_close(model.log_prob(batch, STREAM), before)
+    scope.detach(model, tmp_path)
+    torch.testing.assert_close(model.log_prob(batch, STREAM), after, rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_adapter_gets_a_gradient() -> None:
