@@ -157,6 +157,9 @@ def test_measuring_one_of_several_seeds_makes_their_summary_anew(here: Path, cac
     refused = evaluate("moved", "evaluate.half=null", cwd=here, cache=cache)
     assert refused.returncode == 2 and "seed-1/model was changed" in refused.stderr
     assert metrics(here / "moved" / "seed-0") == before, "nothing is written where one seed is refused"
+    shutil.rmtree(here / "moved" / "seed-1")
+    refused = evaluate("moved", "evaluate.half=null", cwd=here, cache=cache)
+    assert refused.returncode == 2 and refused.stderr.endswith("python -m unlearn.run resume=moved\n")
 
 
 def test_entries_are_dropped_by_their_path_whatever_their_keys_hold(here: Path, cache: Path) -> None:

@@ -91,10 +91,15 @@ def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> 
         return Outcome(model, replace(facts, state={term: dict(kept) for term, kept in facts.state.items()}), seconds)
 
 
-def refuse_changed(folder: Path) -> None:
-    """Raise a RecipeError where the steps of a run have not ended, or its ``model/`` was changed since they did."""
+def refuse_changed(folder: Path, whole: Path) -> None:
+    """Raise a RecipeError where the steps of a run have not ended, or its ``model/`` was changed since they did.
+
+    Args:
+        folder: run directory of one seed.
+        whole: the run directory that is resumed, which may hold several of them.
+    """
     if not (folder / FACTS).is_file():
-        raise RecipeError(f"The steps of {folder} have not ended. Type: {resume_command(folder)}")
+        raise RecipeError(f"The steps of {folder} have not ended. Type: {resume_command(whole)}")
     _refuse_changed(folder, load_checkpoint(folder / FACTS))
 
 

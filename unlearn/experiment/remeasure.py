@@ -69,7 +69,7 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
     parts = {seed: folder / f"seed-{seed}" if several else folder for seed in recipe.seeds}
     for part in parts.values():
         RunDir(part).status()
-        refuse_changed(part)
+        refuse_changed(part, folder)
     around = None if several else _summarised(folder, status)
     dataset = _ready(recipe)
     results = []

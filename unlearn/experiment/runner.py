@@ -315,7 +315,7 @@ def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
 
 def _finished(recipe: Recipe, folder: Path) -> Result:
     """Return the result of a seed that was finished before."""
-    refuse_changed(folder)
+    refuse_changed(folder, folder.parent)
     records = read_run(folder).records
     model = recipe.model.load(folder / MODEL)
     return Result(folder, records, model, missed_gates(recipe, records))
