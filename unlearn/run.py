@@ -82,6 +82,10 @@ def _answer(request: _Request, arguments: list[str]) -> None:
 def _work(name: str, request: _Request, arguments: list[str]) -> None:
     from unlearn.config.recipe import load
 
+    if request.resume not in (None, "auto"):
+        raise RecipeError(
+            f"a run brings its own recipe: write resume={request.resume} alone, or recipe=... resume=auto."
+        )
     import_from_here()
     recipe = load(name, request.settings)
     if "--show" in request.flags:
@@ -92,7 +96,7 @@ def _work(name: str, request: _Request, arguments: list[str]) -> None:
     from unlearn.experiment import runner
 
     if "--check" in request.flags:
-        print(printable(runner.check(recipe)))
+        print(printable(runner.check(recipe, resumes=request.resume == "auto")))
         return
     folder = _folder_to_resume(request, recipe)
     if folder is not None:
@@ -105,10 +109,6 @@ def _folder_to_resume(request: _Request, recipe: Recipe) -> Path | None:
     """Return the run that ``recipe=NAME resume=auto`` resumes, None to start one; all ranks agree."""
     if request.resume is None:
         return None
-    if request.resume != "auto":
-        raise RecipeError(
-            f"a run brings its own recipe: write resume={request.resume} alone, or recipe=... resume=auto."
-        )
     folder = _newest_unfinished(recipe)
     if folder is None and is_first_rank():
         print(f"no unfinished run of {recipe.name}: starting one", flush=True)

@@ -1,7 +1,8 @@
 """Pictures: samples of all models from the same noise, and the forget images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class SampleGrid(Evaluator[Samples]):
     search: NonNegativeInt = 2000
     features: str | None = None
     batch_size: PositiveInt = 256
+
+    @override
+    def smallest(self) -> Self:
+        return replace(super().smallest(), side=1)  # side^2 images each
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:

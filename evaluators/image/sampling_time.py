@@ -1,9 +1,9 @@
 """Time per sample."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from typing_extensions import override
 
@@ -37,6 +37,10 @@ class SamplingTime(Evaluator[Samples]):
     rounds: PositiveInt = 3
 
     metrics: ClassVar = (TIME,)
+
+    @override
+    def smallest(self) -> Self:
+        return replace(super().smallest(), rounds=1)
 
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 import typing_extensions  # SFD has a setting called ``override``
@@ -90,7 +90,9 @@ class SFD(Objective[PipelineDenoiser]):
     warmup: NonNegativeInt = 0
     redraw: bool = False
 
-    prepares_with: ClassVar[tuple[str, ...]] = ("warmup",)
+    @typing_extensions.override
+    def smallest(self) -> Self:
+        return replace(self, warmup=min(self.warmup, 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()

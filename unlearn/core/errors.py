@@ -22,6 +22,10 @@ class RecipeError(UnlearnError):
     exit_code = 2
 
 
+class NoGradient(RecipeError):
+    """The first steps have no gradient, so nothing would be learned or forgotten."""
+
+
 class Diverged(UnlearnError):
     """The loss or a weight is no longer finite. The last good state is kept."""
 

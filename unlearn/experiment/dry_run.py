@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback, Trainer
+from torch import nn
 from typing_extensions import override
 
 from unlearn.config.compatibility import capabilities_of
 from unlearn.config.schema import Recipe
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import NoGradient, RecipeError
 from unlearn.data.base import Dataset, Split
 from unlearn.experiment.inputs import RunInputs, gather_inputs, without_quantiles
 from unlearn.experiment.memory_estimate import estimated, gib
@@ -21,13 +23,16 @@ from unlearn.experiment.trial import Trial, try_evaluators
 from unlearn.experiment.unlearning import unlearn
 from unlearn.models.base import ModelConfig
 from unlearn.training.fit import peak_memory
+from unlearn.training.module import STILL_STEPS
 
 SMALL = 200 * 2**20
 """Weights of as many bytes are read; larger ones are left alone."""
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
 """Endings of files of weights."""
-ITEMS = 16
-"""Items of each split that the step is taken on."""
+ITEMS = (2, 16)
+"""Least and most items of each split that the step is taken on."""
+WEIGHTS = 32e6
+"""Weights of the model times items: a step of a large model is taken on fewer."""
 STEP = "a step"
 """The step among what was tried."""
 
@@ -53,11 +58,11 @@ def dry_run(recipe: Recipe, dataset: Dataset, splits: Mapping[str, Split]) -> st
     if inputs is None:
         return _report(recipe, splits, lines, trial)
     with tempfile.TemporaryDirectory() as folder:
-        run_dir = _Silent(Path(folder))
-        outcome = _unlearnt(recipe, inputs, run_dir)
+        items = items_of(inputs.target.shared())
+        outcome, said = _unlearnt(recipe, inputs, Path(folder), items)
         trial.tried.append(_deed(recipe))
         try_evaluators(recipe, inputs, outcome, trial)
-    return _report(recipe, splits, [*lines, *run_dir.said, *_measured(recipe, inputs, outcome)], trial)
+    return _report(recipe, splits, [*lines, *said, *_measured(recipe, inputs, outcome, items)], trial)
 
 
 class _Silent(RunDir):
@@ -115,7 +120,7 @@ def _out_of_reach(key: str, config: ModelConfig, path: str) -> str:
 
 def _size(folder: Path) -> int:
     """Return the bytes of the weights in a folder."""
-    files = (path for path in folder.rglob("*") if path.suffix in WEIGHTS and path.is_file())
+    files = (path for path in folder.rglob("*") if path.suffix in ENDINGS and path.is_file())
     return sum(path.stat().st_size for path in files)
 
 
@@ -133,35 +138,68 @@ def _trains(recipe: Recipe) -> bool:
     return bool(recipe.forget) or "training_loss" in capabilities_of(type(recipe.edit))
 
 
-def _unlearnt(recipe: Recipe, inputs: RunInputs, run_dir: RunDir) -> Outcome:
-    """Unlearn in one step, on a few items of each split and on one device."""
+class _OneStep(Callback):
+    """Ends the steps after the first one that has a gradient; without any, the run's own check ends them."""
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if module.step_count > 0 and not any(module.still.values()):
+            trainer.should_stop = True
+
+
+def items_of(model: nn.Module) -> int:
+    """Return how many items of each split a step is taken on."""
+    least, most = ITEMS
+    return max(least, min(most, int(WEIGHTS / max(1, sum(p.numel() for p in model.parameters())))))
+
+
+def _unlearnt(recipe: Recipe, inputs: RunInputs, folder: Path, items: int) -> tuple[Outcome, list[str]]:
+    """Unlearn in one step, on a few items of each split and on one device; return what was said, too.
+
+    Raises:
+        NoGradient: the gradient is exactly 0 where the run would end for it, also on as many items as the run takes.
+    """
+    optim = getattr(recipe.edit, "optim", recipe.optim)
+    batch = max(items, optim.batch, optim.forget_batch or 0)
+    for tried in sorted({items, batch}):
+        run_dir = _Silent(folder / f"{tried}")
+        try:
+            return _steps(recipe, inputs, run_dir, tried), run_dir.said
+        except NoGradient as error:
+            refused = error  # by chance, where only some items have a gradient
+    if inputs.target.origin == "untrained":
+        raise NoGradient(f"{refused} (On an untrained model: the recipe's own is not trained yet.)")
+    raise refused
+
+
+def _steps(recipe: Recipe, inputs: RunInputs, run_dir: RunDir, items: int) -> Outcome:
     edit: Any = recipe.edit
     if hasattr(edit, "optim"):
-        edit = replace(edit, optim=replace(edit.optim, steps=1))
+        edit = replace(edit, optim=replace(edit.optim, steps=min(STILL_STEPS, edit.optim.steps)))
     short = replace(
         recipe,
         forget={name: term.smallest() for name, term in recipe.forget.items()},
         retain={name: term.smallest() for name, term in recipe.retain.items()},
-        optim=replace(recipe.optim, steps=1),
+        optim=replace(recipe.optim, steps=min(STILL_STEPS, recipe.optim.steps)),
         edit=edit,
         select=None,
         trainer=replace(recipe.trainer, devices=1, tensorboard=False, wandb=None),
     )
-    few = replace(inputs, splits={name: split.few(ITEMS) for name, split in inputs.splits.items()})
-    return unlearn(short, few, recipe.seeds[0], run_dir)
+    few = replace(inputs, splits={name: split.few(items) for name, split in inputs.splits.items()})
+    return unlearn(short, few, recipe.seeds[0], run_dir, [_OneStep()])
 
 
-def _measured(recipe: Recipe, inputs: RunInputs, outcome: Outcome) -> list[str]:
+def _measured(recipe: Recipe, inputs: RunInputs, outcome: Outcome, items: int) -> list[str]:
     """Return time and memory of what was tried."""
     origin = inputs.target.origin
     where = "an untrained model" if origin == "untrained" else f"the {origin} model"
-    items = f"at most {ITEMS} items of each split, on {where}"
+    tried_on = f"at most {items} items of each split, on {where}"
     seconds = outcome.seconds["unlearning"]
     steps = getattr(recipe.edit, "optim", recipe.optim).steps
     return [
-        f"one step  {seconds:.2f} s with set-up, {items}; the recipe takes {steps} at most"
+        f"one step  {seconds:.2f} s with set-up, {tried_on}; the recipe takes {steps} at most"
         if _trains(recipe)
-        else f"at once   {seconds:.2f} s, {items}",
+        else f"at once   {seconds:.2f} s, {tried_on}",
         f"memory    {peak_memory() / 2**20:,.0f} MiB at the peak so far",
     ]
 

@@ -153,6 +153,8 @@ class RunDir:
 
     def is_held(self) -> bool:
         """Whether another process works in the folder."""
+        if not (self.folder / ".lock").exists():  # looking would make one
+            return False
         lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)

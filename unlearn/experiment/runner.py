@@ -166,14 +166,17 @@ def find_unfinished(recipe: Recipe | None) -> Path | None:
     return max(found)[1] if found else None
 
 
-def check(recipe: Recipe) -> str:
+def check(recipe: Recipe, resumes: bool = False) -> str:
     """Build everything, take a step and call every evaluator; return sizes, scope, time and memory as text.
 
-    See ``dry_run``; of a model given by path whose weights are large, only the configuration is read.
+    See ``dry_run``; of a model given by path whose weights are large, only the configuration is read. With ``resumes``
+    the run would go on with an unfinished one of the same recipe where there is one.
     """
     check_capabilities(recipe, recipe.model.wrapper)
     check_subjects(recipe)
     check_machine(recipe.trainer)
+    if not (resumes and find_unfinished(recipe)):
+        new_folder(recipe)  # refuses an ``output`` that the run would refuse
     dataset = recipe.model.data_as_read(load_data(recipe.data))
     splits = rehearse(recipe, dataset)
     return dry_run(recipe, dataset, splits)

@@ -54,7 +54,12 @@ def try_evaluators(recipe: Recipe, inputs: RunInputs, outcome: Outcome, trial: T
     Raises:
         RecipeError: an evaluator refuses; the message begins with its key.
     """
-    others = {subject: stored.shared for subject, stored in inputs.models.items()}
+    asked = {subject for evaluator in recipe.evaluate.values() for subject in evaluator.subjects}
+    others = {
+        subject: stored.shared
+        for subject, stored in inputs.models.items()
+        if subject in {"target", *asked} or stored is not inputs.target  # one that takes another's place is tried once
+    }
     models: dict[str, Callable[[], Any]] = {
         "target": others.pop("target"),
         "unlearned": lambda: outcome.model,

@@ -3,12 +3,13 @@
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback
 from safetensors.torch import save_file
 from torch import nn
 from typing_extensions import override
@@ -54,18 +55,21 @@ class _Steps:
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Outcome:
+def unlearn(
+    recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir, callbacks: Sequence[Callback] = ()
+) -> Outcome:
     """Unlearn as the recipe says; an unlearning that was interrupted goes on where it stood.
 
     Every stored model is back on the CPU afterwards, and the unlearned one has the target's float types.
+    ``callbacks`` are called in all steps, before the others.
     """
     frozen = {
         name: contents(stored.shared()) for name, stored in inputs.models.items() if name in ("target", "teacher")
     }
     if recipe.edit is not None:
-        steps = _edit(recipe, recipe.edit, inputs, seed, run_dir)
+        steps = _edit(recipe, recipe.edit, inputs, seed, run_dir, callbacks)
     elif recipe.forget:
-        steps = _train(recipe, inputs, seed, run_dir)
+        steps = _train(recipe, inputs, seed, run_dir, callbacks)
     else:
         steps = _Steps(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
     inputs.release()
@@ -92,7 +96,7 @@ def unlearn(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> Ou
     return Outcome(model, facts, steps.seconds)
 
 
-def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
+def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir, callbacks: Sequence[Callback]) -> _Steps:
     """Take the steps of the recipe's losses."""
     target = ReferenceModel(inputs.target.shared)
     teacher = ReferenceModel(inputs.teacher.shared) if inputs.teacher else None
@@ -101,7 +105,7 @@ def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir) -> _St
         guarded(recipe.guard, module.model, inputs.splits)  # one that does not fit is refused before the first step
     run_dir.say(scope_lines(module))
     selections = _model_selection(recipe, inputs, target, seed, run_dir.say)
-    callbacks = [*entry_masks(recipe.scope, run_dir.say), *selections]
+    callbacks = [*callbacks, *entry_masks(recipe.scope, run_dir.say), *selections]
     whole = fit(module, recipe.trainer, run_dir.folder, "unlearning", callbacks)
     for each in selections:
         each.apply(module)
@@ -123,7 +127,9 @@ def _networks(module: UnlearningModule, folder: Path) -> dict[str, nn.Module]:
     return found
 
 
-def _edit(recipe: Recipe, edit: Edit[Any], inputs: RunInputs, seed: int, run_dir: RunDir) -> _Steps:
+def _edit(
+    recipe: Recipe, edit: Edit[Any], inputs: RunInputs, seed: int, run_dir: RunDir, callbacks: Sequence[Callback]
+) -> _Steps:
     """Apply an edit, which may ask for the model trained further on a split."""
     began = time.monotonic()
     steps = 0
@@ -132,7 +138,7 @@ def _edit(recipe: Recipe, edit: Edit[Any], inputs: RunInputs, seed: int, run_dir
         nonlocal steps
         further = copy.deepcopy(model).requires_grad_(True)
         module = training_module(further, optim, inputs.splits[split], seed)
-        fit(module, recipe.trainer, run_dir.folder / f"trained-on-{split}", f"training on {split}")
+        fit(module, recipe.trainer, run_dir.folder / f"trained-on-{split}", f"training on {split}", callbacks)
         steps += module.step_count
         return further
 

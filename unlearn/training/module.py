@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from unlearn.core.distributed import gather_objects, map_ids, sum_over_ranks
-from unlearn.core.errors import Diverged, RecipeError
+from unlearn.core.errors import Diverged, NoGradient, RecipeError
 from unlearn.core.optim import learning_rate, make_optimizer
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_cache import ReferenceCache
@@ -208,7 +208,7 @@ class UnlearningModule(lightning.LightningModule):
         )
 
     def _refuse_still(self, phase: Phase, losses: StepLosses, size: Tensor) -> None:
-        """Raise a RecipeError where the first steps have no gradient at all, or the forget terms have none."""
+        """Raise NoGradient where the first steps have no gradient at all, or the forget terms have none."""
         forget = phase.groups.get("forget", {})
         if forget and not any(term.weight for term in forget.values()):
             return  # a control: without a forget term, one that compares with the target has no gradient either
@@ -220,7 +220,7 @@ class UnlearningModule(lightning.LightningModule):
             moves = bool(sum_over_ranks(local.double()) > 0)
             self.still[name] = 0 if moves else self.still.get(name, 0) + 1
             if self.still[name] == max(2, min(STILL_STEPS, phase.optim.steps)):
-                raise RecipeError(
+                raise NoGradient(
                     f"The gradient of {name} is exactly 0 in the first {self.still[name]} steps, so nothing would be "
                     "learned or forgotten. Look whether the terms see the items and words that they are given (a "
                     "prompt cut off, an anchor equal to the concept), and whether scope reaches what they depend on."
