@@ -277,7 +277,7 @@ def are_close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _room(*several: Tensor) -> float:
-    return max(torch.finfo(one.dtype).eps for one in several) ** 0.5
+    return math.sqrt(max(torch.finfo(one.dtype).eps for one in several))
 
 
 def _apart(ours: Tensor, theirs: Tensor, shifted: bool = True) -> float:
