@@ -96,6 +96,16 @@ def test_long_texts_of_items_stay_when_more_is_measured(finished: Path, tmp_path
     assert done.returncode == 2 and "items.csv cannot be read" in done.stderr
 
 
+def test_a_full_disk_while_measuring_more_names_what_goes_on(finished: Path, tmp_path: Path, cache: Path) -> None:
+    """A finished run cannot be resumed, so the remedy is the command itself."""
+    shutil.copytree(finished, tmp_path / "run")
+    full = LONG.partition("        return")[0] + "        raise OSError(28, 'No space left on device')\n"
+    (tmp_path / "full_disk.py").write_text(full)
+    done = evaluate("run", "evaluate.long=full_disk.Long", cwd=tmp_path, cache=cache)
+    assert done.returncode == 1 and "type the same command again" in done.stderr, done.stderr
+    assert evaluate("run", "evaluate.cost={}", cwd=tmp_path, cache=cache).returncode == 0
+
+
 def test_what_trains_is_refused(finished: Path, tmp_path: Path, cache: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     for setting in ("optim.steps=9", "model.depth=1"):

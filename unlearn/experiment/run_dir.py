@@ -143,6 +143,10 @@ class RunDir:
     def _saved(self) -> str:
         """Return in words what of the run is on the disk, and how it goes on."""
         state = self.folder / "checkpoints" / "last.ckpt"
+        if self.status().get("status") == "done":
+            return (
+                f"The finished run in {self.folder} stays. Make room or give access, and type the same command again."
+            )
         if (self.folder / "checkpoints" / "outcome.ckpt").is_file():
             saved = f"The unlearned model is saved in {self.folder / 'model'}"
         elif state.is_file():
