@@ -11,9 +11,12 @@ from unlearn.core.randomness import Randomness
 from unlearn.evaluators.subjects import OneAtATime
 from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
+from unlearn.experiment.model_store import StoredModel
 from unlearn.experiment.outcome import Outcome
 from unlearn.training.fit import device_for
 
+LARGE = 8e6
+"""Weights of a model from which on an untrained one is tried once, whatever it stands for."""
 SECONDS = 8.0
 """Time of computing for all evaluators together; those that are left then are not tried."""
 
@@ -48,6 +51,16 @@ class Trial:
         ]
 
 
+def _stands_in(stored: StoredModel, target: StoredModel) -> bool:
+    """Return whether a model only takes the place of one that is not trained yet, and would show what the target does.
+
+    That is the target itself, or another untrained model of its configuration, where that is large.
+    """
+    if stored is target or stored.origin != "untrained" or target.origin != "untrained":
+        return stored is target
+    return sum(parameter.numel() for parameter in stored.shared().parameters()) > LARGE
+
+
 def try_evaluators(recipe: Recipe, inputs: RunInputs, outcome: Outcome, trial: Trial) -> None:
     """Call every evaluator of a recipe on a few items of each split, as small as its settings allow.
 
@@ -58,7 +71,7 @@ def try_evaluators(recipe: Recipe, inputs: RunInputs, outcome: Outcome, trial: T
     others = {
         subject: stored.shared
         for subject, stored in inputs.models.items()
-        if subject in {"target", *asked} or stored is not inputs.target  # one that takes another's place is tried once
+        if subject in {"target", *asked} or not _stands_in(stored, inputs.target)
     }
     models: dict[str, Callable[[], Any]] = {
         "target": others.pop("target"),
