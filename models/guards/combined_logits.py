@@ -37,10 +37,11 @@ class CombinedLogitsConfig(PretrainedConfig):
     ) -> None:
         self.base, self.reinforced, self.alpha = base or {}, reinforced or {}, alpha
         self.scale, self.cap = scale, cap
+        # by the names that all configurations know; that of a model that also sees has one of its own for text
+        text = AutoConfig.for_model(**self.base).get_text_config() if self.base else None
         for name in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, self.base.get(name))
-        parts = (self.base, self.reinforced)
-        kwargs["num_hidden_layers"] = sum(part.get("num_hidden_layers", 0) for part in parts)  # in one cache
+            kwargs.setdefault(name, getattr(text, name, None))
+        kwargs["num_hidden_layers"] = 2 * getattr(text, "num_hidden_layers", 0)  # in one cache
         super().__init__(**kwargs)
 
 
@@ -81,7 +82,7 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
 
     def states(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> SimpleNamespace:
         """Return ``last_hidden_state`` of both models, (B, T, D_base + D_reinforced)."""
-        caches = _split(past_key_values, self.base.config.num_hidden_layers, self.config.num_hidden_layers)
+        caches = _split(past_key_values, self.config.num_hidden_layers // 2, self.config.num_hidden_layers)
         found = [
             part.base_model(input_ids=input_ids, past_key_values=cache, **kwargs).last_hidden_state
             for part, cache in zip((self.base, self.reinforced), caches, strict=True)
@@ -128,7 +129,7 @@ class CombinedHead(nn.Module):
         self.base, self.reinforced = (
             Head(part.get_output_embeddings(), form) for part in (model.base, model.reinforced)
         )
-        self.width: int = model.base.config.hidden_size
+        self.width: int = model.base.config.get_text_config().hidden_size
         self.alpha: float = model.config.alpha
 
     def forward(self, states: Tensor) -> Tensor:

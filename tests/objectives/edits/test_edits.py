@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.language.test_architectures import small
 from tests.toys.flow import digits_splits, small_glow
-from tests.toys.language import tiny, tiny_dataset, tiny_splits
+from tests.toys.language import encoder, tiny, tiny_dataset, tiny_splits
 from unlearn.config.compatibility import capabilities_of
 from unlearn.config.registry import resolve
 from unlearn.core.errors import RecipeError
@@ -18,6 +19,7 @@ from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.models.guards.combined_logits import CombinedLogits
 from unlearn.models.language.config import Language
+from unlearn.models.language.verification import run
 from unlearn.objectives.edits.base import Edit
 from unlearn.objectives.edits.task_vector import TaskVector, negated
 from unlearn.objectives.edits.whp import WhosHarryPotter
@@ -143,6 +145,34 @@ def test_combined_logits_by_hand() -> None:
     v = logits(target)
     assert torch.equal(logits(combined), torch.where(v > 0, 0.5 * v, v))
     assert (v > 0).any() and (v < 0).any()
+
+
+@pytest.mark.parametrize(("kind", "by_forward"), [("gpt2", False), ("gemma2", False), ("bloom", True), ("mamba", True)])
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_two_models_of_any_architecture_say_what_their_logits_say(kind: str, by_forward: bool, tmp_path: Path) -> None:
+    """In log p, in what they say, and read back; where both together have no cache, without one."""
+    base = small(kind)
+    reinforced = deepcopy(base)
+    for parameter in reinforced.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    head = Language(base, encoder()).route.head
+    combined = Language(CombinedLogits.of(deepcopy(base), reinforced, 1.5, head), encoder())
+    prompts = tiny_dataset().form("prompt", torch.tensor([0, 1, 5]))
+    for tokens, mask, said in zip(prompts["tokens"], prompts["mask"], combined.generate(prompts, 3), strict=True):
+        text = tokens[mask][None]
+        for token in said.tolist():
+            first, second = (run(model, text).logits[0, -1] for model in (base, reinforced))
+            best = int((first - 1.5 * torch.relu(second - first)).argmax())
+            assert token == (-1 if best in combined.ends else best)
+            if token == -1:
+                break
+            text = torch.cat([text, torch.tensor([[token]])], dim=1)
+    assert combined.by_forward == by_forward
+    combined.save_pretrained(tmp_path)
+    again = Language.from_pretrained(tmp_path)
+    batch = tiny_dataset().batch(IDS)
+    assert torch.equal(again.log_prob(batch, Randomness(0)), combined.log_prob(batch, Randomness(0)))
 
 
 def test_what_the_reinforced_model_raises_is_lowered_and_nothing_else() -> None:
