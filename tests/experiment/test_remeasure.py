@@ -1,6 +1,8 @@
 """Measuring finished runs and model folders: the figures are those of a run, to the last digit."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,12 +98,18 @@ def test_long_texts_of_items_stay_when_more_is_measured(finished: Path, tmp_path
     assert done.returncode == 2 and "items.csv cannot be read" in done.stderr
 
 
-def test_a_full_disk_while_measuring_more_names_what_goes_on(finished: Path, tmp_path: Path, cache: Path) -> None:
+def test_a_full_disk_while_measuring_more_names_what_goes_on(
+    finished: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A finished run cannot be resumed, so the remedy is the command itself."""
     shutil.copytree(finished, tmp_path / "run")
-    full = LONG.partition("        return")[0] + "        raise OSError(28, 'No space left on device')\n"
-    (tmp_path / "full_disk.py").write_text(full)
-    done = evaluate("run", "evaluate.long=full_disk.Long", cwd=tmp_path, cache=cache)
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        done = evaluate("run", "evaluate.cost={}", cwd=tmp_path, cache=cache)
     assert done.returncode == 1 and "type the same command again" in done.stderr, done.stderr
     assert evaluate("run", "evaluate.cost={}", cwd=tmp_path, cache=cache).returncode == 0
 

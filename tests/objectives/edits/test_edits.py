@@ -147,7 +147,9 @@ def test_combined_logits_by_hand() -> None:
     assert (v > 0).any() and (v < 0).any()
 
 
-@pytest.mark.parametrize(("kind", "by_forward"), [("gpt2", False), ("gemma2", False), ("bloom", False), ("mamba", True)])
+@pytest.mark.parametrize(
+    ("kind", "by_forward"), [("gpt2", False), ("gemma2", False), ("bloom", False), ("mamba", True)]
+)
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_two_models_of_any_architecture_say_what_their_logits_say(kind: str, by_forward: bool, tmp_path: Path) -> None:
