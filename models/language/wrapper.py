@@ -230,7 +230,14 @@ class Language(Wrapper):
         return said
 
     def _continued(self, batch: Batch, new_tokens: int) -> Tensor:
-        return continued(self.model, batch["tokens"], batch["mask"], new_tokens, self.ends, self.by_forward)
+        flags = [layer.training for layer in self.layers]
+        for layer in self.layers:  # one that recomputes its activations drops the cache
+            layer.training = False
+        try:
+            return continued(self.model, batch["tokens"], batch["mask"], new_tokens, self.ends, self.by_forward)
+        finally:
+            for layer, flag in zip(self.layers, flags, strict=True):
+                layer.training = flag
 
     @property
     def ends(self) -> list[int]:

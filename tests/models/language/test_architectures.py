@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -172,6 +173,17 @@ def test_log_p_of_an_item_does_not_depend_on_the_others(rope: str, monkeypatch: 
 
 BY_FORWARD = {"rwkv", "bart", "recurrent_gemma"}
 """They take no mask, count positions from the padding on, or have a cache without a length."""
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "falcon_h1", "mamba", "rwkv"])
+@pytest.mark.filterwarnings("ignore")
+def test_checkpointing_changes_nothing_that_is_said(kind: str) -> None:
+    """transformers drops the cache of a layer that recomputes its activations; then a token sees nothing before it."""
+    model, prompts = small(kind, **READ[kind]), tiny_dataset().form("prompt", torch.arange(10))
+    wanted = Language(copy.deepcopy(model), encoder()).generate(prompts, 8)
+    wrapped = Language(model, encoder(), checkpointing=True)
+    assert torch.equal(wrapped.generate(prompts, 8), wanted)
+    assert all(layer.training for layer in wrapped.layers), "training goes on with it"
 
 
 @torch.no_grad()
