@@ -157,3 +157,26 @@ def test_a_damaged_run_folder_is_one_message(name, finished, tmp_path, monkeypat
         assert code == 0 or len(text.strip().splitlines()[-1]) > 20, shown
         assert {path.name for path in tmp_path.iterdir()} <= {"run"}
     assert 2 in codes
+
+
+PICTURE = {"name": "x", "title": "t", "caption": "c", "evaluator": ["x"]}
+EDITS = {
+    "a number too large": (lambda content: content["records"][0].update(value=10**400), 2),
+    "an interval too wide to draw": (lambda content: content["records"][0].update(ci95=[-1e308, 1e308]), 0),
+    "a duration of text": (lambda content: content.update(seconds={"evaluation": "x"}), 2),
+    "a key of another kind": (lambda content: content.update(pictures=[PICTURE]), 2),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_value_is_refused_or_shown(name, finished, tmp_path, monkeypatch):
+    """Each was a traceback; curves from -1e308 to 1e308, and of an infinite step, are drawn without those points."""
+    monkeypatch.setenv("UNLEARN_CACHE", str(finished / "cache"))
+    run_folder = shutil.copytree(finished / "run", tmp_path / "run")
+    content = json.loads((run_folder / "metrics.json").read_text())
+    change, code = EDITS[name]
+    change(content)
+    (run_folder / "metrics.json").write_text(json.dumps(content))
+    (run_folder / "metrics.csv").write_text("step,loss\n0,1e308\n1,-1e308\n1e400,1\n")
+    found, text = said(evaluate, [str(run_folder), "evaluate.cost={}"])
+    assert found == code and "Traceback" not in text, text

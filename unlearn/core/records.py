@@ -54,6 +54,7 @@ class Record:
 
         Raises:
             TypeError, ValueError: a key is missing or unknown, or a value is of the wrong type.
+            OverflowError: an integer is too large for a float.
         """
         value = math.nan if row.get("value", "") is None else row.get("value")
         low, high = row.get("ci95") or (None, None)
@@ -63,7 +64,7 @@ class Record:
         tags = (*record.about.items(), *record.detector.items())
         if not (
             all(isinstance(text, str) for text in (*texts, *(text for tag in tags for text in tag)))
-            and all(isinstance(number, int | float) for number in numbers)
+            and all(isinstance(number, int | float) and isinstance(float(number), float) for number in numbers)
             and record.direction in get_args(Direction)
         ):
             raise TypeError("a value has the wrong type")

@@ -106,12 +106,21 @@ class Chart:
     log: bool = False
 
 
+LARGEST = 1e300
+"""Values from here on are not drawn, nor those that are not finite."""
+
+
 @dataclass(frozen=True)
 class Series:
     """One curve by name: a list of (step, value) per seed, with nan at a gap."""
 
     name: str
     parts: Sequence[Points]
+
+
+def is_drawn(value: float) -> bool:
+    """Return whether a value is a number whose distance to another one is a number too."""
+    return abs(value) < LARGEST
 
 
 def round_values(low: float, high: float, count: int = 5) -> list[float]:
@@ -125,7 +134,7 @@ def round_values(low: float, high: float, count: int = 5) -> list[float]:
 
 def line_chart(title: str, series: Sequence[Series], unit: str = "") -> Chart | None:
     """Draw curves over the steps; None if no point is finite."""
-    points = [point for one in series for part in one.parts for point in part if math.isfinite(point[1])]
+    points = [point for one in series for part in one.parts for point in part if is_drawn(point[1])]
     if not points:
         return None
     steps, values = zip(*points, strict=True)
@@ -146,7 +155,7 @@ def scatter(
     title: str, marks: Sequence[Mark], x_label: str, y_label: str, units: tuple[str, str] = ("", "")
 ) -> Chart | None:
     """Draw points with their intervals, given in the units of the figures; None if no point has both coordinates."""
-    drawn = [mark for mark in marks if math.isfinite(mark.x) and math.isfinite(mark.y)]
+    drawn = [mark for mark in marks if is_drawn(mark.x) and is_drawn(mark.y)]
     if not drawn:
         return None
     frame = (64.0, 12.0, 548.0, 296.0)
@@ -181,7 +190,7 @@ def _path(points: Points, x: Axis, y: Axis) -> str:
     """Return an SVG path with a break at every gap; a lone point is a dot (round line ends)."""
     text, pen = [], "M"
     for step, value in _thin(points):
-        if not math.isfinite(value) or (y.log and value <= 0):
+        if not is_drawn(value) or (y.log and value <= 0):
             pen = "M"
             continue
         text.append(f"{pen}{x(step):g} {y(value):g}" + ("h0" if pen == "M" else ""))
@@ -196,8 +205,8 @@ def _thin(points: Points) -> Points:
     kept: list[tuple[float, float]] = [points[0]]
     for start in range(0, len(points), size):
         part = points[start : start + size]
-        finite = [point for point in part if math.isfinite(point[1])]
-        gap = [point for point in part if not math.isfinite(point[1])][:1]
+        finite = [point for point in part if is_drawn(point[1])]
+        gap = [point for point in part if not is_drawn(point[1])][:1]
         extremes = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])} if finite else set()
         kept += sorted([*extremes, *gap])
     return [*kept, points[-1]]
@@ -205,12 +214,12 @@ def _thin(points: Points) -> Points:
 
 def _last(parts: Sequence[Points]) -> str:
     """Return the last finite value of a curve, empty for several seeds."""
-    finite = [value for _, value in parts[0] if math.isfinite(value)] if len(parts) == 1 else []
+    finite = [value for _, value in parts[0] if is_drawn(value)] if len(parts) == 1 else []
     return number(finite[-1]) if finite else ""
 
 
 def _ends(interval: Interval) -> tuple[float, ...]:
-    return tuple(end for end in interval or () if math.isfinite(end))
+    return tuple(end for end in interval or () if is_drawn(end))
 
 
 def _drawn(interval: Interval, axis: Axis) -> Interval:
@@ -231,7 +240,7 @@ class Strip:
 
 def strip(values: Sequence[tuple[str, float, Interval]], unit: str, metric: str) -> list[Strip]:
     """Place the subjects' finite values on one axis from 0 to 100 per cent."""
-    drawn = [item for item in values if math.isfinite(item[1])]
+    drawn = [item for item in values if is_drawn(item[1])]
     if not drawn:
         return []
     every = [value for _, middle, ends in drawn for value in (middle, *_ends(ends))]

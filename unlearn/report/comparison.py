@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from unlearn.report.charts import Chart, Mark, Polyline, axis_label, scatter
+from unlearn.report.charts import Chart, Mark, Polyline, axis_label, is_drawn, scatter
 from unlearn.report.formatting import YES_NO, figure
 from unlearn.report.labels import COST_METRICS, DIRECTIONS, metric_label
 from unlearn.report.page import deck, flatten, method_name
@@ -208,7 +208,7 @@ def tradeoff_charts(entries: Sequence[Compared]) -> tuple[list[TradeoffChart], l
 
 def _headlines_first(entry: Compared) -> list[Measurement]:
     rows = [row for row in (entry.forget, entry.kept, *entry.rows) if row is not None]
-    return [row for row in rows if math.isfinite(row.value("unlearned"))]
+    return [row for row in rows if is_drawn(row.value("unlearned"))]
 
 
 def _possible_axes(entry: Compared) -> list[ChartAxes]:

@@ -110,6 +110,8 @@ def read_run(folder: Path) -> RunFolder:
             raise _corrupt(metrics, f"{key} is a {type(found).__name__}, and must be a {kind.__name__}")
     if not all(isinstance(name, str) for key in TEXTS for name in facts.get(key) or ()):
         raise _corrupt(metrics, f"{', '.join(TEXTS)} must be lists of text")
+    if not all(isinstance(value, int | float) for value in (facts.get("seconds") or {}).values()):
+        raise _corrupt(metrics, "seconds must be numbers")
     seeds = [read_run(_inside(folder, name, metrics)) for name in facts.get("seed_folders") or ()]
     text = _read_text(folder / "recipe.yaml") or (seeds[0].recipe_text if seeds else "")
     return RunFolder(
@@ -143,7 +145,7 @@ def read_curves(path: Path) -> TrainingCurves:
             step = _number(row.pop("step", None))
             for column, cell in row.items():
                 value = _number(cell)
-                if column and step is not None and value is not None:
+                if column and step is not None and math.isfinite(step) and value is not None:
                     found.setdefault(column, {})[step] = value if math.isfinite(value) else math.nan
     return {column: sorted(points.items()) for column, points in found.items()}
 
@@ -158,13 +160,18 @@ def _number(cell: Any) -> float | None:
 def _record(row: Any, path: Path) -> Record:
     try:
         return Record.from_dict(row)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         raise _corrupt(path, f"this is not a record: {row!r:.200}") from None
 
 
 def _are_pictures(rows: Any) -> bool:
     keys = {"name", "title", "caption"}
-    return isinstance(rows, list) and all(isinstance(row, dict) and set(row) - {"evaluator"} == keys for row in rows)
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and set(row) - {"evaluator"} == keys
+        and all(isinstance(text, str) for text in row.values())
+        for row in rows
+    )
 
 
 def _text_table(path: Path) -> TextTable:
