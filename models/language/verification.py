@@ -59,8 +59,9 @@ class Head(nn.Module):
         self.linear, self.form = linear, form
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return logits (N, V) of last hidden states (N, D)."""
-        return self.form(self.linear(states))
+        """Return logits (N, V) of last hidden states (N, D), which some models keep in a wider type (Mamba)."""
+        weight = getattr(self.linear, "weight", None)
+        return self.form(self.linear(states if weight is None else states.to(weight.dtype)))
 
 
 @dataclass(frozen=True)
@@ -235,12 +236,12 @@ class _Trial:
         """Return the head that turns a stack's states into the model's logits. Raises where there is none."""
         stack, linear = attrgetter(name)(self.model), self.model.get_output_embeddings()
         states = run(stack, self.tokens).last_hidden_state
-        plain = linear(states)
-        form = HeadForm()
+        bare, form = Head(linear, HeadForm()), HeadForm()
+        plain = bare(states)
         if isinstance(stack, nn.Module):
             large = states * (LARGE / plain.abs().max().clamp(min=1e-30))
             with _hooked([(stack, lambda _, __, output: _with_states(output, large))]):
-                form = _form(linear(large), run(self.model, self.tokens).logits, _numbers(self.model.config))
+                form = _form(bare(large), run(self.model, self.tokens).logits, _numbers(self.model.config))
         if not are_close(form(plain)[self.mask], self.logits[self.mask]):
             raise _Differs("its log-probabilities are not the model's")
         return form

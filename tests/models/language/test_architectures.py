@@ -147,12 +147,14 @@ def test_texts_and_answers_end_where_positions_do(
         ("cohere", {"logit_scale": 0.96}, HeadForm(scale=0.96)),
         ("gemma2", {"final_logit_softcapping": 90.0}, HeadForm(cap=90.0)),
         ("llama", {}, HeadForm()),
+        ("mamba", {}, HeadForm()),
     ],
 )
 def test_a_head_that_does_little_is_seen_in_half_precision(
     kind: str, settings: dict[str, Any], form: HeadForm, dtype: torch.dtype
 ) -> None:
-    assert Language(small(kind, **settings).to(dtype), encoder()).route.head == form
+    route = Language(small(kind, **settings).to(dtype), encoder()).route
+    assert route.head == form and route.stack
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
