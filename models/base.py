@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -169,7 +170,7 @@ class ModelConfig(ABC):
             path: folder, or what else the backend knows.
             weights: whether it must hold the weights; its description is enough otherwise.
         """
-        folder = Path(path).expanduser()
+        folder = Path(expanduser(path))
         if not folder.exists():
             raise RecipeError(f"there is no folder {path!r}. Type an existing folder.")
         return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ROOT
+from tests.toys.command import unlearn
 from unlearn.config import packaged
 from unlearn.config.yaml_io import parse
 from unlearn.run import HELP, main
@@ -241,3 +242,16 @@ def test_runs_end_with_the_codes_that_the_help_names(
 
     assert main([*settings, "gate.figure={metric: figure, max: 1}"]) == 3
     assert main([*settings, "gate.figure={metric: figure, max: 3}"]) == 0
+
+
+LONG = "x" * 300
+NOBODY = "~nobody-of-this-name/x"
+
+
+@pytest.mark.parametrize("key", ["model.pretrained", "model.retrained", "output", "resume", "data.path"])
+def test_names_that_no_file_can_have(key: str, tmp_path: Path) -> None:
+    """A home that there is not and a name that is too long are mistakes of who typed them, not defects."""
+    more = {"resume": [], "data.path": ["recipe=quickstart", "data.name=image_folder"]}.get(key, ["recipe=quickstart"])
+    for name in (LONG,) if key == "output" else (LONG, NOBODY):  # the folder of that name can be made
+        done = unlearn(*more, f"{key}={name}", cwd=tmp_path, cache=tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from os.path import realpath
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_finished(folders: Sequence[Path]) -> list[RunFolder]:
     """Read runs that came to their end, each once. Raises RecipeError for any other."""
-    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    runs = [read_run(folder) for folder in {realpath(folder): folder for folder in folders}.values()]
     for run in runs:
         if run.status != "done":
             raise RecipeError(

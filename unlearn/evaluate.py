@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 
 from unlearn.config.arguments import sort, take
@@ -46,7 +47,7 @@ def _answer(arguments: Sequence[str]) -> None:
     if run is not None:
         if own:
             raise RecipeError(f"{next(iter(own))}= does not go with a run directory, which brings its own recipe.")
-        folder = Path(run).expanduser()
+        folder = Path(expanduser(run))
         if not folder.is_dir():
             raise RecipeError(f"there is no run directory {run}.")
         remeasure(folder, others)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -137,7 +138,7 @@ def _resume(request: _Request) -> None:
     own, settings = take(request.settings, ("output",))
     if "output" in own and Path(own["output"]).absolute() != Path(request.resume).absolute():
         raise RecipeError(f"output={own['output']}: a resumed run keeps its folder; write resume={request.resume}.")
-    folder = _newest_unfinished(None) if request.resume == "auto" else Path(request.resume).expanduser()
+    folder = _newest_unfinished(None) if request.resume == "auto" else Path(expanduser(request.resume))
     if folder is None:
         raise RecipeError("there is no unfinished run under runs/. Start one: python -m unlearn.run recipe=NAME")
     if not folder.is_dir():

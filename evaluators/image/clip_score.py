@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from typing import ClassVar
 
@@ -62,7 +63,7 @@ class ClipScore(Evaluator[Samples]):
 
     @override
     def check(self, splits: Mapping[str, Split]) -> None:
-        folder = Path(self.path).expanduser()
+        folder = Path(expanduser(self.path))
         if not (folder / "config.json").is_file():
             raise RecipeError(f"evaluate.clip_score.path: {self.path} holds no model (config.json is missing).")
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -80,7 +81,7 @@ class ClipScore(Evaluator[Samples]):
     @override
     def __call__(self, evaluation: Evaluation[Samples]) -> EvaluationResult:
         self.check(evaluation.splits)
-        folder = Path(self.path).expanduser()
+        folder = Path(expanduser(self.path))
         clip, detector = Clip(folder), {"name": folder.name, "sha256": _sha256(folder)}
         clip.model.to(evaluation.device)
         data, levels = conditioned_data(evaluation.splits), grey_levels(evaluation)

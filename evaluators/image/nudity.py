@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,7 +140,7 @@ class NudeNet:
             import onnxruntime
         except ImportError as error:
             raise RecipeError('evaluate.nudity runs on onnxruntime. Type: pip install "unlearnkit[nudenet]"') from error
-        file = file.expanduser()
+        file = Path(expanduser(file))
         if not file.is_file():
             raise RecipeError(f"evaluate.nudity.path: there is no file {file}. Give NudeNet's 320n.onnx or 640m.onnx.")
         content = file.read_bytes()

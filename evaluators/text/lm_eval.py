@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -134,7 +135,7 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
         if self.questions is None:
             return []
         try:
-            return read_questions(Path(self.questions).expanduser())[: self.limit]
+            return read_questions(Path(expanduser(self.questions)))[: self.limit]
         except RecipeError as error:
             raise RecipeError(f"evaluate.lm_eval.questions: {error}") from error
 
@@ -161,7 +162,7 @@ class LmEval(Evaluator[TokenizedLanguageModel]):
     @cached_property
     def _folder(self) -> Path | None:
         """The absolute folder of the user's own tasks, in which the harness runs."""
-        return None if self.include_path is None else Path(self.include_path).expanduser().resolve()
+        return None if self.include_path is None else Path(expanduser(self.include_path)).resolve()
 
     @cached_property
     def _manager(self) -> Any:

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import ClassVar
 
@@ -181,7 +182,7 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
 
 
 def _reference_folder(reference: str) -> Path:
-    folder = Path(reference).expanduser()
+    folder = Path(expanduser(reference))
     if not folder.is_dir():
         raise RecipeError(
             f"evaluate.text_membership.reference={reference}: there is no such folder. "

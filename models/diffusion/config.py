@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -66,7 +67,7 @@ class DiffusionConfig(ModelConfig):
 
     @override
     def fetch(self, path: str, weights: bool = True) -> Path:
-        folder = Path(path).expanduser()
+        folder = Path(expanduser(path))
         return folder if folder.exists() else pipeline_folder(path, weights)
 
     def empty(self, path: str) -> Diffusion:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ def text_image_net(path: str) -> TextImage:
     Raises:
         RecipeError: there is no such file or folder, or it is no such scorer.
     """
-    place = Path(path).expanduser()
+    place = Path(expanduser(path))
     if (place / "config.json").is_file():
         return _clip(place)
     if place.is_file():

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def find_network(
 
 def accepted_shape(name: str, what: str) -> tuple[int, ...]:
     """Return the shape (C, H, W) of the images that a small net takes."""
-    if name not in PACKAGED and not Path(name).expanduser().is_dir():
+    if name not in PACKAGED and not Path(expanduser(name)).is_dir():
         raise RecipeError(
             f"There is no {what} net {name!r}: it is no packaged net, no folder of one and no TorchScript file "
             f"(FILE.pt). {did_you_mean(name, [*FACE_NETS, *PACKAGED])}"

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from os.path import expanduser
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ def scripted(file: str, what: str) -> tuple[str, torch.jit.ScriptModule]:
     Raises:
         RecipeError: there is no such file, or it is no TorchScript.
     """
-    path = Path(file).expanduser()
+    path = Path(expanduser(file))
     if not path.is_file():
         raise RecipeError(f"No {what} is at {file}: there is no such file.")
     return _scripted(path, path.stat().st_mtime_ns)

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def base_of(folder: Path, typed: Collection[str], download: Callable[[str], Path
         if inside.is_relative_to(folder.resolve()) and (inside / "config.json").is_file():
             return inside
         for path in typed:
-            if Path(path).expanduser().exists() and Path(path).expanduser().resolve() == Path(named).resolve():
-                return Path(path).expanduser()
+            if Path(expanduser(path)).exists() and Path(expanduser(path)).resolve() == Path(named).resolve():
+                return Path(expanduser(path))
         # what lies at that place here is no model of the hub's that happens to have its name
         is_hub_id = HUB_ID.fullmatch(named) and not {".", ".."} & set(named.split("/")) and not Path(named).exists()
         if named in typed or is_hub_id:

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -269,7 +270,7 @@ def read_encoder(
 
 
 def _on_disk(path: str, weights: bool = True) -> Path:
-    folder = Path(path).expanduser()
+    folder = Path(expanduser(path))
     return folder if folder.exists() else download(path, weights)
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -99,7 +100,7 @@ class UCE(Edit[Denoises]):
         )
         kept = kept_of(model, staying, self.preserve_tokens or self.tokens, self.preserve_scale)
         if self.prior is not None:
-            kept.join(Kept.load(Path(self.prior).expanduser()), self.prior_scale)
+            kept.join(Kept.load(Path(expanduser(self.prior))), self.prior_scale)
         return rows_of(model, changing, self.tokens, self.erase_scale), kept
 
     @torch.no_grad()

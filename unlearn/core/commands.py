@@ -1,5 +1,6 @@
 """What every command line does around its work: exit codes, and what is said of an error."""
 
+import errno
 import os
 import shlex
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unlearn.core.boundary import components
-from unlearn.core.errors import UnlearnError, is_of_the_machine
+from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.shown import printable
 
 
@@ -30,6 +31,9 @@ def exit_code(work: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # only a name that was typed can be so
+            print(printable(f"{error}. Type another name."), file=sys.stderr)
+            return RecipeError.exit_code
         if not is_of_the_machine(error):
             traceback.print_exc()
         elif is_first_rank():

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,4 +100,4 @@ def data_cache() -> Path:
 
 def _cache() -> Path:
     base = os.environ.get("UNLEARN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "unlearn")
-    return Path(base).expanduser()
+    return Path(expanduser(base))

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,7 +245,7 @@ def _refuse_the_same(rows: Sequence[IdentityItem]) -> None:
 def _read(path: str) -> Any:
     """Return an image, (H, W, 3) uint8."""
     try:
-        return np.array(read_picture(Path(path).expanduser(), 3))
+        return np.array(read_picture(Path(expanduser(path)), 3))
     except RecipeError as error:
         raise RecipeError(f"data.identities: {error}") from error
 
@@ -252,7 +253,7 @@ def _read(path: str) -> Any:
 def _latent(path: str) -> Tensor:
     """Return a latent, (k, w_dim) float32."""
     try:
-        tensors = load_file(Path(path).expanduser())
+        tensors = load_file(Path(expanduser(path)))
     except (OSError, SafetensorError) as error:
         raise RecipeError(f"data.identities: {path} is not a readable safetensors file ({error}).") from error
     found = tensors.get("w", next(iter(tensors.values())) if len(tensors) == 1 else None)

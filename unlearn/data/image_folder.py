@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from io import BytesIO
+from os.path import expanduser
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ class ImageFolder(Source):
     @override
     def load(self) -> Dataset:
         """List and hash the files; pixels are read batch by batch. Raises RecipeError naming what is wrong."""
-        root = Path(self.path).expanduser()
+        root = Path(expanduser(self.path))
         if not root.is_dir():
             raise RecipeError(f"data.path: there is no folder {self.path!r}. Type data.path=FOLDER_OF_IMAGES.")
         found = sorted(root.rglob("*"))

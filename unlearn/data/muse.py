@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +102,7 @@ class Muse(Source):
             instead = "Type data.path=FOLDER for a folder of MUSE's layout."
             yield from hub_rows(repository, part, name, instead)
             return
-        given = Path(self.path).expanduser()
+        given = Path(expanduser(self.path))
         folder = given / self.corpus if (given / self.corpus).is_dir() else given
         if not folder.is_dir():
             raise RecipeError(f"data.path: there is no folder {self.path!r}. {LAYOUT} The hub has it: {repository}.")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def _cached(size: int) -> dict[str, Any]:
 
 def _folder(path: str) -> dict[str, Any]:
     """Return the files of a folder by name."""
-    folder = Path(path).expanduser()
+    folder = Path(expanduser(path))
     if not folder.is_dir():
         raise RecipeError(f"data.path: there is no folder {path!r}. Type data.path=FOLDER_OF_SVG_FILES.")
     return {file.name: file for file in folder.iterdir()}

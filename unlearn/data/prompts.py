@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ class PromptList(Source):
     def _lines(self) -> list[str]:
         if self.retain_file is None:
             return []
-        file = Path(self.retain_file).expanduser()
+        file = Path(expanduser(self.retain_file))
         lines = [line.strip() for line in read_text(file, "data.retain_file").splitlines() if line.strip()]
         if not lines:
             raise RecipeError(f"data.retain_file: {file} holds no prompts. Write one per line.")

@@ -1,6 +1,7 @@
 """Your own texts to forget and to keep, as JSON lines."""
 
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,7 @@ class TextFiles(Source):
             raise RecipeError(
                 "data=text_files needs a folder with forget.jsonl and retain.jsonl. Type data.path=FOLDER"
             )
-        folder = Path(self.path).expanduser()
+        folder = Path(expanduser(self.path))
         if not folder.is_dir():
             raise RecipeError(f"data.path: there is no folder {self.path!r}.")
         seen: dict[tuple[str, str], tuple[str, str]] = {}

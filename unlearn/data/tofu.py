@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class Tofu(Source):
         if path is None:
             rows = list(hub_rows(REPOSITORY, name, "train", INSTEAD))
         else:
-            file = Path(path).expanduser() / f"{name}.json"
+            file = Path(expanduser(path)) / f"{name}.json"
             if not file.is_file():
                 if not needed:
                     return []

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _inputs(recipe: Recipe, dataset: Dataset, trial: Trial) -> RunInputs | None:
         try:
             reason = _out_of_reach("model.retrained", recipe.model, path)
         except RecipeError as error:
-            if Path(path).expanduser().is_absolute() or path.count("/") != 1:  # no id of the hub
+            if Path(expanduser(path)).is_absolute() or path.count("/") != 1:  # no id of the hub
                 raise
             reason = str(error)
         if reason:

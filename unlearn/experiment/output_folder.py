@@ -3,6 +3,7 @@
 import re
 import shlex
 import time
+from os.path import expanduser
 from pathlib import Path
 
 from unlearn.config.schema import Recipe
@@ -27,7 +28,7 @@ def new_folder(recipe: Recipe) -> Path:
 
 def _new_folder(recipe: Recipe) -> Path:
     if recipe.output is not None:
-        folder = Path(recipe.output).expanduser()
+        folder = Path(expanduser(recipe.output))
         if folder.is_file() or (folder.is_dir() and not _is_unused(folder)):
             raise RecipeError(
                 f"output={recipe.output} is not an empty folder. Type another one, or "

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def resume(folder: Path, settings: Sequence[str] = ()) -> Result:
 
 def find_unfinished(recipe: Recipe | None) -> Path | None:
     """Return the newest unfinished run of a recipe (of the same hash), or of any recipe; None where there is none."""
-    roots = [Path("runs")] + ([Path(recipe.output).expanduser()] if recipe and recipe.output else [])
+    roots = [Path("runs")] + ([Path(expanduser(recipe.output))] if recipe and recipe.output else [])
     found = []
     for path in (path for root in roots for path in root.glob("**/run.json")):
         try:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def _work(name: str, settings: list[str], flags: dict[str, str]) -> int:
     from unlearn.study.summary import sum_up
 
     study = read_study(name, settings)
-    document = Path(flags["--write"]).expanduser() if "--write" in flags else None
+    document = Path(expanduser(flags["--write"])) if "--write" in flags else None
     if document is not None:
         block(document, study.name)
     found = parts(study)

@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass, field, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def read_study(study: str, settings: list[str]) -> Study:
         for row, member in spec.runs.items()
         if row in chosen
     }
-    folder = Path(own["output"]).expanduser() if "output" in own else FOLDER / name
+    folder = Path(expanduser(own["output"])) if "output" in own else FOLDER / name
     return Study(name, spec, runs, folder, shlex.join([study, *settings]))
 
 
@@ -175,5 +176,5 @@ def _complete(row: str, member: Member, spec: StudySpec, for_all: list[str], fol
     if not recipe:
         raise RecipeError(f"runs.{row} has no recipe; write runs.{row}.recipe, or recipe for all runs.")
     if packaged.is_path(recipe):
-        recipe = str(folder / Path(recipe).expanduser())
+        recipe = str(folder / Path(expanduser(recipe)))
     return replace(member, recipe=recipe, settings=[*member.settings, *spec.overrides, *for_all])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.core.files import write_text
+from unlearn.core.files import read_text, write_text
 from unlearn.core.intervals import t_interval
 from unlearn.core.records import Record, find
 from unlearn.core.shown import csv_text
@@ -163,7 +163,7 @@ def block(path: Path, name: str) -> tuple[str, str]:
     """
     if not path.is_file():
         raise RecipeError(f"--write: there is no file {path}.")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "--write")
     found = list(re.finditer(rf"<!-- table: {re.escape(name)} -->\n.*?(?=<!-- end -->)", text, re.DOTALL))
     if len(found) != 1:
         raise RecipeError(
