@@ -80,6 +80,12 @@ class Rule(Combination):
 
 
 @dataclass(frozen=True)
+class Removes(Rule):
+    def __call__(self, forget, retain, state, samples=()):
+        retain[0] = None
+
+
+@dataclass(frozen=True)
 class Returns(Rule):
     def __call__(self, forget, retain, state, samples=()):
         return [f + r for f, r in zip(forget, retain)]
@@ -243,6 +249,8 @@ def test_a_dataset_that_is_not_as_promised_is_one_sentence(part, folder, tmp_pat
 def test_a_combination_that_returns_its_result_is_refused(folder, tmp_path):
     done = unlearn("quickstart", *RIGHT, "combine=own_parts.Returns", "--check", cwd=folder, cache=tmp_path)
     assert done.returncode == 2 and "own_parts.Returns" in done.stderr and "overwrite" in done.stderr
+    done = unlearn("quickstart", *RIGHT, "combine=own_parts.Removes", "--check", cwd=folder, cache=tmp_path)
+    assert done.returncode == 2 and "own_parts.Removes" in done.stderr and "shapes" in done.stderr
 
 
 ODD = {

@@ -77,5 +77,5 @@ def combine(
         raise RecipeError(
             f"{named('combine', rule)} returned a {type(found).__name__}; it must overwrite ``retain`` and return None."
         )
-    if [gradient.shape for gradient in retain] != shapes:
+    if [gradient.shape for gradient in retain if isinstance(gradient, Tensor)] != shapes:
         raise RecipeError(f"{named('combine', rule)} changed the shapes of ``retain``; it must overwrite its values.")

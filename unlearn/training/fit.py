@@ -78,7 +78,7 @@ def fit(
             runner.fit(module, _loader(module, trainer.workers))
         if module.step_count < steps and module.goal is None and not runner.should_stop:
             raise UnlearnError(
-                f"The steps ended after {max(0, module.step_count)} of {steps}: an objective or the data raised "
+                f"The steps ended after {max(0, module.step_count)} of {steps}: a component or the data raised "
                 "StopIteration, which ends a loop without a word (an iterator ran out). Let it raise another error."
             )
     else:
