@@ -143,6 +143,8 @@ def test_a_folder_whose_run_was_killed_at_once_is_free(tmp_path: Path, monkeypat
         with pytest.raises(RecipeError, match="not an empty folder"):
             new_folder(recipe)  # its process still works
     assert new_folder(recipe) == Path("run")
+    other = load(SMALL.split("=", 1)[1], ["output=nowhere/../other"])
+    assert new_folder(other) == Path("other") and not (tmp_path / "nowhere").exists()
     (run.folder / "thesis.tex").touch()
     with pytest.raises(RecipeError, match="not an empty folder"):
         new_folder(recipe)

@@ -3,7 +3,7 @@
 import re
 import shlex
 import time
-from os.path import expanduser
+from os.path import expanduser, normpath
 from pathlib import Path
 
 from unlearn.config.schema import Recipe
@@ -28,7 +28,7 @@ def new_folder(recipe: Recipe) -> Path:
 
 def _new_folder(recipe: Recipe) -> Path:
     if recipe.output is not None:
-        folder = Path(expanduser(recipe.output))
+        folder = Path(normpath(expanduser(recipe.output)))  # a part before .. need not be there
         if folder.is_file() or (folder.is_dir() and not _is_unused(folder)):
             raise RecipeError(
                 f"output={recipe.output} is not an empty folder. Type another one, or "
