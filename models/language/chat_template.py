@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, update_wrapper
 from types import FrameType
 from typing import Any, Self, TypeVar, cast
 
@@ -19,7 +19,7 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from typing_extensions import override
 
 from unlearn.core.boundary import described
@@ -58,6 +58,15 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Formatter(SandboxedFormatter):
+    """Formats texts whose widths and precisions are small, whichever parts they are put together of."""
+
+    @override
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        _refuse_large_numbers(format_spec)
+        return super().format_field(value, format_spec)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """The environment of transformers' chat templates, in which nothing large can be made."""
 
@@ -87,6 +96,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         product = sizes[0] * sizes[1] if operator in "**" else sum(sizes)
         if product > MOST:
             raise SecurityError(f"{operator} would make something of size {product:,}")
+        if operator == "%" and isinstance(left, str):
+            _check_format(left, right)
         return super().call_binop(context, operator, left, right)
 
     @override
@@ -95,11 +106,29 @@ class _Environment(ImmutableSandboxedEnvironment):
             _small(value)
         return _small(super().call(__context, __obj, *args, **kwargs))
 
+    @override
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        made = super().wrap_str_format(value)
+        if made is None:
+            return None
+
+        def limited(*args: Any, **kwargs: Any) -> str:
+            named = args[0] if value.__name__ == "format_map" else kwargs
+            _Formatter(self).vformat(value.__self__, args, named)
+            return made(*args, **kwargs)
+
+        return update_wrapper(limited, value)
+
     def _limited(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         """Return a filter that takes and returns nothing large; marks that jinja2 reads off a filter stay."""
 
         def limited(*args: Any, **kwargs: Any) -> Any:
-            sizes = [len(_small(value)) for value in (*args, *kwargs.values()) if isinstance(value, str | list | tuple)]
+            given = [
+                _small(value) for value in (*args, *kwargs.values()) if isinstance(value, str | list | tuple | int)
+            ]
+            sizes = [len(value) for value in given if not isinstance(value, int)]
+            if name == "format":
+                _check_format(str(args[0]), (*args[1:], kwargs))
             if name in ("replace", "join") and math.prod(size + 1 for size in sizes) > 100 * MOST:
                 raise SecurityError(f"{name} would make something too large")
             return _small(made(*args, **kwargs))
@@ -121,6 +150,18 @@ def _small(value: T) -> T:
     if size > MOST:
         raise SecurityError("something is too large")
     return value
+
+
+def _check_format(text: str, values: Any) -> None:
+    """Refuse a text that ``%`` formats with a large width or precision: in the text, or a value that it names by *."""
+    for begun in re.findall(r"[%)]([-#0 +.*\d]+)", text):  # what follows the sign, or the name in parentheses
+        _refuse_large_numbers(begun)
+    _small(values)
+
+
+def _refuse_large_numbers(form: str) -> None:
+    if any(len(digits.lstrip("0")) >= len(str(MOST)) for digits in re.findall(r"\d+", form)):
+        raise SecurityError(f"the format {shorten(form)} would make something too large")
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **settings: Any) -> str:
@@ -182,8 +223,6 @@ class ChatTemplate:
             raise self._error(described(error)) from error
         self._special = dict(tokenizer.special_tokens_map)
         self._environment = _Environment()
-        if re.search(r"\d{9}", self.source):  # a width in a format, which no limit on calls sees
-            raise self._error("it holds a number of more than eight digits")
         question, answer = "Qxq7Zk", "Axa7Zk"
         self._in_parts = False
         if question not in self._text([("user", question)], True):

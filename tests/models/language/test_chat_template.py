@@ -122,6 +122,15 @@ HOSTILE = {
     "formatted": f"{{{{ '%{BIG}d' % 1 }}}}",
     "formatted by a filter": f"{{{{ '%{BIG}d' | format(1) }}}}",
     "formatted by a method": f"{{{{ '{{:>{BIG}}}'.format(1) }}}}",
+    "formatted by a width in parts": "{{ '{:{a}{b}}'.format(1, a=99999, b=99999) }}",
+    "formatted by a text in parts": "{{ ('%99999' ~ '99999d') % 1 }}",
+    "formatted by a mapping": f"{{{{ '{{a:{BIG}}}'.format_map({{'a': 1}}) }}}}",
+    "formatted safely": f"{{{{ ('{{:>{BIG}}}' | safe).format(1) }}}}",
+    "formatted by a named value": f"{{{{ '%(a)-.{BIG}f' | format(a=1) }}}}",
+    "width beside the format": f"{{{{ '%*d' % ({BIG}, 1) }}}}",
+    "width beside the format of a filter": f"{{{{ '%*d' | format({BIG}, 1) }}}}",
+    "plain text as a format": f"{{% set f %}}%{BIG}d{{% endset %}}{{{{ f % 1 }}}}",
+    "batched": f"{{{{ [1] | batch({BIG}, 'a') | list }}}}",
     "nested": DOUBLED + "{{ n.a | string }}",
     "nested and joined": DOUBLED + "{{ 'a' ~ n.a }}",
     "replaced": "{{ ('a' * 99999) | replace('a', 'a' * 99999) }}",
@@ -141,6 +150,15 @@ def test_a_template_that_cannot_be_used_is_one_sentence(template: str) -> None:
     with pytest.raises(RecipeError, match=r"chat template cannot be used.*model\.template="):
         TextEncoder(tokenizer(template))
     assert TextEncoder(tokenizer(template), PLAIN).encode("Q?", "A")[1], "another template is the way out"
+
+
+@pytest.mark.parametrize(
+    "text", ["Call +1 555 123456789.", "{{ 'Ticket 1234567890: %05.1f' % 2 }} {{ '{:>4}'.format(3) }}"]
+)
+def test_long_numbers_in_a_text_are_no_widths(text: str) -> None:
+    own = TextEncoder(tokenizer(text + "{% for m in messages %}{{ m['content'] }}{% endfor %}"))
+    written = own.tokenizer.decode(own.encode("Q?", None)[0])
+    assert "Call +1 555 123456789.Q?" in written or "Ticket 1234567890: 002.0    3Q?" in written
 
 
 def test_of_several_templates_the_usual_one_is_taken() -> None:
