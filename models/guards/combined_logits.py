@@ -1,6 +1,7 @@
 """Two causal models as one: a base, from whose logits the increase in a reinforced copy is subtracted."""
 
 from copy import deepcopy
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, Pret
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from unlearn.models.language.verification import Head, HeadForm
+from unlearn.models.language.verification import Head, HeadForm, Route
 
 
 class CombinedLogitsConfig(PretrainedConfig):
@@ -22,6 +23,7 @@ class CombinedLogitsConfig(PretrainedConfig):
         alpha: how strongly raised logits are lowered, >= 0.
         scale: factor after the output layer of both models.
         cap: soft cap after it, null for none.
+        stack: dotted name of the part of both models that gives the last hidden states.
     """
 
     model_type: ClassVar[str] = "unlearn_combined_logits"
@@ -33,10 +35,11 @@ class CombinedLogitsConfig(PretrainedConfig):
         alpha: float = 1.0,
         scale: float = 1.0,
         cap: float | None = None,
+        stack: str = "base_model",
         **kwargs: Any,
     ) -> None:
         self.base, self.reinforced, self.alpha = base or {}, reinforced or {}, alpha
-        self.scale, self.cap = scale, cap
+        self.scale, self.cap, self.stack = scale, cap, stack
         # by the names that all configurations know; that of a model that also sees has one of its own for text
         text = AutoConfig.for_model(**self.base).get_text_config() if self.base else None
         for name in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"):
@@ -65,15 +68,21 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def of(cls, base: PreTrainedModel, reinforced: PreTrainedModel, alpha: float, form: HeadForm | None = None) -> Self:
-        """Combine two models in memory of one architecture, whose heads have a form; they become its parts."""
-        form = form or HeadForm()
-        config = CombinedLogitsConfig(base.config.to_dict(), reinforced.config.to_dict(), alpha, form.scale, form.cap)
+    def of(cls, base: PreTrainedModel, reinforced: PreTrainedModel, alpha: float, route: Route | None = None) -> Self:
+        """Combine two models in memory of one architecture, which are run by a route; they become its parts."""
+        route = route or Route()
+        form, parts = route.head, (base.config.to_dict(), reinforced.config.to_dict())
+        config = CombinedLogitsConfig(*parts, alpha, form.scale, form.cap, route.stack)
         with torch.device("meta"):
             model = cls(config)
         model.base, model.reinforced = base, reinforced
         model.generation_config = deepcopy(base.generation_config)
         return model
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return False: transformers would not fill buffers of the parts that are in no file (Falcon-H1)."""
+        return False
 
     @property
     def base_model(self) -> Any:
@@ -84,7 +93,7 @@ class CombinedLogits(PreTrainedModel, GenerationMixin):
         """Return ``last_hidden_state`` of both models, (B, T, D_base + D_reinforced)."""
         caches = _split(past_key_values, self.config.num_hidden_layers // 2, self.config.num_hidden_layers)
         found = [
-            part.base_model(input_ids=input_ids, past_key_values=cache, **kwargs).last_hidden_state
+            attrgetter(self.config.stack)(part)(input_ids=input_ids, past_key_values=cache, **kwargs).last_hidden_state
             for part, cache in zip((self.base, self.reinforced), caches, strict=True)
         ]
         return SimpleNamespace(last_hidden_state=torch.cat(found, dim=-1))

@@ -46,6 +46,9 @@ class WhosHarryPotter(Edit[TrainableLanguageModel]):
             raise RecipeError(
                 f"edit=whp reads last hidden states, and {type(target.model).__name__} is run by its own forward alone."
             )
+        # an architecture that cannot be combined is refused before any step
+        Language(CombinedLogits.of(target.model, target.model, self.alpha, target.route), target.encoder)
         reinforced = train(target, "forget", self.optim)
-        combined = CombinedLogits.of(deepcopy(target.model), reinforced.model, self.alpha, target.route.head)
-        return Language(combined, target.encoder, saved=target.saved)
+        combined = CombinedLogits.of(deepcopy(target.model), reinforced.model, self.alpha, target.route)
+        saved = {f"{part}.{name}": own for part in ("base", "reinforced") for name, own in target.saved.items()}
+        return Language(combined, target.encoder, saved=saved)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.language.test_architectures import small
+from tests.models.language.test_architectures import READ, small
 from tests.toys.flow import digits_splits, small_glow
 from tests.toys.language import encoder, tiny, tiny_dataset, tiny_splits
 from unlearn.config.compatibility import capabilities_of
@@ -147,19 +147,20 @@ def test_combined_logits_by_hand() -> None:
     assert (v > 0).any() and (v < 0).any()
 
 
-@pytest.mark.parametrize(
-    ("kind", "by_forward"), [("gpt2", False), ("gemma2", False), ("bloom", False), ("mamba", True)]
-)
+FORWARD = {"gpt2": False, "gemma2": False, "bloom": False, "mamba": True, "falcon_h1": True, "llama4_text": False}
+
+
+@pytest.mark.parametrize(("kind", "by_forward"), FORWARD.items())
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_two_models_of_any_architecture_say_what_their_logits_say(kind: str, by_forward: bool, tmp_path: Path) -> None:
     """In log p, in what they say, and read back; where both together have no cache, without one."""
-    base = small(kind)
+    base = small(kind, **READ[kind])
     reinforced = deepcopy(base)
     for parameter in reinforced.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
-    head = Language(base, encoder()).route.head
-    combined = Language(CombinedLogits.of(deepcopy(base), reinforced, 1.5, head), encoder())
+    route = Language(base, encoder()).route
+    combined = Language(CombinedLogits.of(deepcopy(base), reinforced, 1.5, route), encoder())
     prompts = tiny_dataset().form("prompt", torch.tensor([0, 1, 5]))
     for tokens, mask, said in zip(prompts["tokens"], prompts["mask"], combined.generate(prompts, 3), strict=True):
         text = tokens[mask][None]
@@ -183,6 +184,21 @@ def test_what_the_reinforced_model_raises_is_lowered_and_nothing_else() -> None:
     v, r = logits(target), logits(Training()(target, "forget", Optim(lr=1e-2)))
     assert torch.equal(logits(result), v - 3.0 * torch.relu(r - v))
     assert torch.equal(logits(result)[r <= v], v[r <= v]) and (logits(result)[r > v] < v[r > v]).all()
+
+
+def test_both_models_are_saved_in_the_type_of_the_target() -> None:
+    target = tiny()
+    target.saved = dict.fromkeys(target.model.state_dict(), torch.bfloat16)
+    result = WhosHarryPotter()(target, Training(1), tiny_splits())
+    assert result.saved == dict.fromkeys(result.model.state_dict(), torch.bfloat16)
+
+
+def test_what_cannot_be_combined_is_refused_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CombinedLogits, "states", lambda *_, **__: None)
+    training = Training()
+    with pytest.raises(RecipeError, match="CombinedLogits cannot be run"):
+        WhosHarryPotter()(tiny(), training, tiny_splits())
+    assert not training.asked
 
 
 def pair(alpha: float = 20.0) -> Language:
