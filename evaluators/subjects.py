@@ -18,16 +18,20 @@ def precision_of(model: Model) -> torch.dtype:
     return min(types, key=lambda kind: kind.itemsize, default=torch.float32)
 
 
-Content = tuple[str, torch.dtype, torch.Size, int]
-"""Name, type, shape and checksum of a tensor."""
+Content = tuple[str, torch.dtype, torch.Size, int] | str
+"""Name, type, shape and checksum of a tensor; or the name of a method that a module has in place of its class's."""
 
 
 @torch.no_grad()
 def contents(model: Model) -> list[Content]:
-    """Return what tells whether a model's tensors were changed; a checksum is the same on every device."""
-    stored = next(iter(model.modules())).state_dict()  # of the model itself, which is the first of its modules
-    tensors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
-    return [(name, value.dtype, value.shape, _checksum(value)) for name, value in tensors.items()]
+    """Return what tells whether a model was changed; a checksum is the same on every device."""
+    whole = next(iter(model.modules()))  # the model itself is the first of its modules
+    tensors = {name: value for name, value in whole.state_dict().items() if isinstance(value, torch.Tensor)}
+    found: list[Content] = [(name, value.dtype, value.shape, _checksum(value)) for name, value in tensors.items()]
+    for name, module in whole.named_modules():
+        kind = type(module)
+        found += [f"{name}.{key}" for key in vars(module) if callable(getattr(kind, key, None))]
+    return found
 
 
 def _checksum(value: torch.Tensor) -> int:

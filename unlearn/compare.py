@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unlearn.core.boundary import described
 from unlearn.core.commands import resume_command
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
 from unlearn.core.records import find
 from unlearn.core.shown import one_line, printable
 from unlearn.report.comparison import Compared, compared
@@ -44,11 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         entries = compared(read_finished(chosen.runs))
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        page = write_comparison(entries, chosen.output)
-    except (RecipeError, OSError) as error:
+        page = _written(entries, chosen.output)
+    except (UnlearnError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
-        return RecipeError.exit_code
+        return error.exit_code if isinstance(error, UnlearnError) else RecipeError.exit_code
     console = Console()
     for entry in entries:
         line = one_line(f"{entry.number}  {entry.label} ({method_name(entry.run)})")
@@ -56,6 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(headlines(entries))
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _written(entries: Sequence[Compared], output: Path) -> Path:
+    """Write the page and the CSV file. Raises UnlearnError where the machine does not let it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        return write_comparison(entries, output)
+    except OSError as error:
+        if not is_of_the_machine(error):
+            raise
+        raise UnlearnError(
+            f"The comparison could not be written into {output} ({described(error)}). Make room or give access, or "
+            "type another --output."
+        ) from error
 
 
 def read_finished(folders: Sequence[Path]) -> list[RunFolder]:

@@ -56,10 +56,13 @@ def described(error: BaseException) -> str:
 
 @contextmanager
 def components() -> Iterator[None]:
-    """Turn an exit that a component calls into a RecipeError: it would end the program without a word.
+    """Turn what would end the program, or a loop, without a word into a sentence that names the component.
+
+    Other errors of a component stay as they are, with their traceback.
 
     Raises:
-        RecipeError: names who called it. Other errors of a component stay as they are, with their traceback.
+        RecipeError: the component called exit.
+        UnlearnError: it raised StopIteration, or what is no Exception, such as asyncio's CancelledError.
     """
     try:
         yield
@@ -67,6 +70,17 @@ def components() -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns a Ctrl-C into an exit
             raise
         raise RecipeError(f"{_who_raised(error)} {exited(error)}") from error
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        # within a generator Python turns a StopIteration into a RuntimeError
+        inner = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(inner, StopIteration):
+            why = "raised StopIteration, which ends a loop without a word (an iterator ran out)"
+            raise UnlearnError(f"{_who_raised(inner)} {why}. Let it raise another error.") from error
+        if isinstance(error, Exception):
+            raise
+        raise UnlearnError(f"{_who_raised(error)} raised {described(error)}, so the run ended.") from error
 
 
 @contextmanager

@@ -40,6 +40,7 @@ class Dataset(ABC):
         info: what a model must know to fit the data, e.g. ``{"shape": (1, 8, 8), "levels": 17}``; ``frame`` is the
             width in pixels of a border that was added around images, if any.
         prompts_only: whether items are conditions (prompts) without content, so that no model can be trained on them.
+        may_be_nan: keys of a batch in which nan stands for items that are given otherwise.
     """
 
     labels: Sequence[str]
@@ -49,6 +50,7 @@ class Dataset(ABC):
     fingerprint: str
     info: dict[str, Any]
     prompts_only: bool = False
+    may_be_nan: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -169,6 +171,14 @@ class Split:
             raise RecipeError(f"{who} returned items without their ids; it must return the ids asked for as 'id'.")
         if wrong := [key for key, value in found.items() if not isinstance(value, Tensor)]:
             raise RecipeError(f"{who}: {wrong[0]!r} is a {type(found[wrong[0]]).__name__}; it must be a tensor.")
+        for key, value in found.items():
+            if value.is_floating_point() and key not in self.dataset.may_be_nan:
+                _refuse_items(~value.isfinite(), found, f"{who}: {key!r}", "values that are not finite")
+        levels = self.dataset.info.get("levels")
+        if levels is not None and "image" in found:
+            outside = (found["image"] < 0) | (found["image"] > levels - 1)
+            what = f"values outside of the grey levels 0 to {levels - 1} that its info states"
+            _refuse_items(outside, found, f"{who}: 'image'", what)
         return found
 
     def few(self, n: int) -> Split:
@@ -192,6 +202,14 @@ class Split:
         halves = (order[: len(order) // 2], order[len(order) // 2 :])
         tuning, figures = (replace(self, ids=self.ids[half.sort().values]) for half in halves)
         return tuning, figures
+
+
+def _refuse_items(wrong: Tensor, items: Batch, where: str, what: str) -> None:
+    """Raise a RecipeError that names the items with wrong values; a model would learn them, or its loss be nan."""
+    if wrong.any():
+        ids = items["id"][wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong].tolist()
+        shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise RecipeError(f"{where} holds {what}, in the items {shown}. Mend them, or leave them out of the data.")
 
 
 def check_content(split: Split, what: str, instead: str) -> None:

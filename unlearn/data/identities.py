@@ -174,6 +174,8 @@ class IdentityData(Dataset):
         other.info = {"shape": tuple(shape), "levels": levels, "latent": latent}
         return other
 
+    may_be_nan = ("w",)
+
     @override
     def batch(self, ids: Tensor) -> Batch:
         """Return ``id`` and ``label`` (B,), and ``seed``, ``image`` or ``w`` if any item is given that way.

@@ -21,6 +21,8 @@ from unlearn.evaluators.subjects import OneAtATime
 from unlearn.training.fit import device_for
 
 Shown = TypeVar("Shown", Picture, TextTable)
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of every PNG file."""
 
 
 def evaluate(
@@ -92,14 +94,16 @@ def measured(
     cache = {} if cache is None else cache
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
+        own = {key: replace(split, ids=split.ids.clone()) for key, split in splits.items()}
         with staying():
-            returned = evaluator(Evaluation(subjects, splits, stream, device, run or RunFacts(), seed, cache, name))
+            returned = evaluator(Evaluation(subjects, own, stream, device, run or RunFacts(), seed, cache, name))
         who = named(f"evaluate.{name}", evaluator)
         found = promised(returned, EvaluationResult, who)
         records = [_checked(promised(record, Record, f"{who}, among its records,"), name) for record in found.records]
         for picture in found.pictures:
             png = promised(picture, Picture, f"{who}, among its pictures,").png
-            promised(png, bytes, f"{who}, as a picture's png,")
+            if not promised(png, bytes, f"{who}, as a picture's png,").startswith(PNG):
+                raise TypeError(f"{who}, as a picture's png, returned bytes that are no PNG")
         for table in found.text_tables:
             for text in (text for row in promised(table, TextTable, f"{who}, among its tables,").rows for text in row):
                 promised(text, str, f"{who}, in a table,")

@@ -17,6 +17,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.evaluators.base import RunFacts
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.read_back import check_read_back
+from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import Wrapper, some
 from unlearn.objectives.base import AuxiliaryNetwork
 from unlearn.training.checkpoint import load_checkpoint, restoring, save_checkpoint
@@ -70,12 +71,12 @@ STORED_FACTS = ("steps", "seconds", "target_seconds", "target_origin", "peak_mem
 
 
 def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> Outcome | None:
-    """Return the outcome that a run directory holds, None where its steps have not ended.
+    """Return the outcome that a run directory holds, None where its steps have not ended or ``model/`` is gone.
 
     Raises:
         RecipeError: it cannot be read, or ``model/`` was changed since the run wrote it.
     """
-    if not (folder / FACTS).is_file():
+    if not (folder / FACTS).is_file() or not (folder / MODEL).is_dir():
         return None
     stored = load_checkpoint(folder / FACTS)
     _refuse_changed(folder, stored)
@@ -92,15 +93,42 @@ def read_outcome(recipe: Recipe, inputs: RunInputs, folder: Path, seed: int) -> 
 
 
 def refuse_changed(folder: Path, whole: Path) -> None:
-    """Raise a RecipeError where the steps of a run have not ended, or its ``model/`` was changed since they did.
+    """Raise a RecipeError where the steps of a run have not ended, or its ``model/`` may have changed since they did.
 
     Args:
         folder: run directory of one seed.
         whole: the run directory that is resumed, which may hold several of them.
     """
-    if not (folder / FACTS).is_file():
-        raise RecipeError(f"The steps of {folder} have not ended. Type: {resume_command(whole)}")
-    _refuse_changed(folder, load_checkpoint(folder / FACTS))
+    place = folder / MODEL
+    if not place.is_dir():
+        raise RecipeError(f"There is no {place}: its steps have not ended, or it is gone. {_remake(whole)}")
+    if (folder / FACTS).is_file():
+        _refuse_changed(folder, load_checkpoint(folder / FACTS))
+    elif RunDir(folder).status().get("status") == "done":
+        raise RecipeError(
+            f"{folder / FACTS} is gone, which tells whether {place} is what the run made. {_as_it_is(folder)}"
+        )
+    else:
+        raise RecipeError(f"The steps of {folder} have not ended. {_remake(whole)}")
+
+
+def is_whole(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a finished run still has what it was run for: models and figures, of every seed."""
+    parts = [folder / f"seed-{seed}" for seed in recipe.seeds] if len(recipe.seeds) > 1 else []
+    made = all((part / MODEL).is_dir() for part in parts or [folder])
+    return made and all((part / "metrics.json").is_file() for part in [folder, *parts])
+
+
+def _remake(whole: Path) -> str:
+    return f"Type: {resume_command(whole)}"
+
+
+def _as_it_is(folder: Path) -> str:
+    place, recipe = shlex.quote(str(folder / MODEL)), shlex.quote(str(folder / "recipe.yaml"))
+    return (
+        f"Put it back, or measure it as it is: python -m unlearn.evaluate model={place} target=FOLDER recipe={recipe} "
+        "output=FOLDER"
+    )
 
 
 def _refuse_changed(folder: Path, stored: Mapping[str, Any]) -> None:
@@ -108,11 +136,9 @@ def _refuse_changed(folder: Path, stored: Mapping[str, Any]) -> None:
         written, found = dict(stored["files"]), _files(folder)
     changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
     if changed:
-        place, recipe = folder / MODEL, folder / "recipe.yaml"
         raise RecipeError(
-            f"{place} was changed since the run wrote it ({some(changed)}), so it is not what the run made. Put it "
-            f"back, or measure it as it is: python -m unlearn.evaluate model={shlex.quote(str(place))} target=FOLDER "
-            f"recipe={shlex.quote(str(recipe))} output=FOLDER"
+            f"{folder / MODEL} was changed since the run wrote it ({some(changed)}), so it is not what the run made. "
+            f"{_as_it_is(folder)}"
         )
 
 

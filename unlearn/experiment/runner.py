@@ -27,7 +27,7 @@ from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.dry_run import dry_run
 from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
-from unlearn.experiment.outcome import MODEL, Outcome, read_outcome, refuse_changed, write_outcome
+from unlearn.experiment.outcome import MODEL, Outcome, is_whole, read_outcome, refuse_changed, write_outcome
 from unlearn.experiment.output_folder import new_folder
 from unlearn.experiment.run_dir import RunDir, header
 from unlearn.experiment.seed_summary import write_summary
@@ -125,7 +125,7 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
 
 
 def resume(folder: Path, settings: Sequence[str] = ()) -> Result:
-    """Resume an unfinished run, or measure one anew of which an evaluator failed.
+    """Resume an unfinished run, measure one anew of which an evaluator failed, or make again what one has lost.
 
     Args:
         folder: the run directory.
@@ -142,7 +142,8 @@ def resume(folder: Path, settings: Sequence[str] = ()) -> Result:
         raise RecipeError(
             f"{folder} began from a model in memory, which is not stored. Call unlearn.unlearn(model, ...) again."
         )
-    if status["status"] == "done":
+    judged = "judged model" in status.get("works_on", {})  # has no model of its own
+    if status["status"] == "done" and (judged or is_whole(folder, run_dir.recipe(settings))):
         raise RecipeError(
             f"{folder} holds a finished run; there is nothing to resume. Its report: {folder}/report.html. To measure "
             f"more: python -m unlearn.evaluate {folder} evaluate.NAME={{}}"
@@ -193,7 +194,7 @@ def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: 
         for seed in recipe.seeds:
             single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
             part = parent / f"seed-{seed}"
-            done = RunDir(part).status().get("status") == "done" and RunDir(part).has(single)
+            done = RunDir(part).status().get("status") == "done" and RunDir(part).has(single) and is_whole(part, single)
             results.append(
                 _finished(recipe, part) if done else SeedRun(single, command, model, dataset, part, parent).carry_out()
             )

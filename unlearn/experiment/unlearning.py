@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from unlearn.config.schema import Recipe
 from unlearn.core.distributed import rank
-from unlearn.core.errors import UnlearnError
+from unlearn.core.errors import Diverged, UnlearnError
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
@@ -28,6 +28,7 @@ from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.outcome import Outcome
 from unlearn.experiment.run_dir import RunDir
+from unlearn.models.base import not_finite, some
 from unlearn.objectives.edits.base import Edit
 from unlearn.training.build import edited, guarded, recipe_module, training_module
 from unlearn.training.fit import device_for, fit, peak_memory
@@ -93,6 +94,11 @@ def unlearn(
     # trainer.precision=64-true takes the steps in a wider type than the tensors' own
     inputs.target.cast_back(model)
     model.round_as_saved()
+    if broken := not_finite(model.state_dict()):
+        raise Diverged(
+            f"The unlearned model holds weights that are not finite in the type that they are saved in, in "
+            f"{some(broken)}, so it was not saved. Type a smaller optim.lr, or optim.clip=1."
+        )
     return Outcome(model, facts, steps.seconds)
 
 

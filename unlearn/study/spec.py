@@ -144,6 +144,8 @@ def read_study(study: str, settings: list[str]) -> Study:
         laid["order"] = given(own["order"], "command line")
     spec: StudySpec = build(StudySpec, laid, "").value
     chosen = convert(parse(own["runs"], "runs"), list[str], "runs") if "runs" in own else list(spec.runs)
+    if not chosen:
+        raise RecipeError(f"runs is empty; name at least one. {did_you_mean('', spec.runs)}")
     for row in chosen:
         if row not in spec.runs:
             raise RecipeError(f"runs: the study has no run {shorten(row)}. {did_you_mean(row, spec.runs)}")

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from unlearn.training.checkpoint import copy_stored
+
 
 class WeightAverage:
     """An EMA of parameters, which replaces them at the end (``optim.ema``).
@@ -29,6 +31,12 @@ class WeightAverage:
         """Initialize the averages by the current weights."""
         if self.decay is not None:
             self.values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def load(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the averages of a checkpoint."""
+        self.values = {name: torch.empty_like(self.parameters[name], requires_grad=False) for name in stored}
+        for name, value in self.values.items():
+            copy_stored(name, stored[name], value)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

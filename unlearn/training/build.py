@@ -13,7 +13,7 @@ from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Split
-from unlearn.models.base import Wrapper
+from unlearn.models.base import Wrapper, not_finite, some
 from unlearn.models.guards.base import Guard
 from unlearn.models.scope import All, Scope
 from unlearn.objectives.base import Objective
@@ -88,8 +88,12 @@ def _selected(scope: Scope, model: nn.Module) -> set[str]:
 
 
 def edited(edit: Edit[Any], model: Wrapper, train: Train, splits: Mapping[str, Split]) -> Wrapper:
-    """Return the model that an edit makes. Raises RecipeError where it returns something else."""
+    """Return the model that an edit makes. Raises RecipeError for something else, or weights that are not finite."""
     found: Wrapper = promised(edit(model, train, splits), Wrapper, named("edit", edit))
+    if broken := not_finite(found.state_dict()):
+        raise RecipeError(
+            f"{named('edit', edit)} made weights that are not finite, in {some(broken)}; nothing was saved."
+        )
     return found
 
 

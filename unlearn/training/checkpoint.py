@@ -65,6 +65,28 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(f"{name}.{index}", item)
 
 
+@torch.no_grad()
+def copy_stored(name: str, value: Tensor, place: Tensor) -> None:
+    """Copy a tensor of a checkpoint into its place, whose shape and kind of numbers it must have.
+
+    One of another shape would be spread over it, and one of a wider type may be too large for it.
+
+    Raises:
+        RecipeError: a finite value is infinite in the place's type.
+        ValueError: the shape or kind differs; see ``restoring``.
+    """
+    if value.shape != place.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} where the model has {tuple(place.shape)}")
+    if value.is_floating_point() != place.is_floating_point():
+        raise ValueError(f"{name} is of {value.dtype} where the model has {place.dtype}")
+    place.copy_(value)
+    if not torch.equal(place.isfinite(), value.isfinite().to(place.device)):
+        raise RecipeError(
+            f"The checkpoint of the run holds weights that are not finite in {place.dtype}, in {name}. "
+            "Delete it to start this run from its beginning, or type resume= with another run."
+        )
+
+
 @contextmanager
 def restoring(path: Path | str) -> Iterator[None]:
     """Turn whatever goes wrong while a checkpoint's content is put to use into a RecipeError."""

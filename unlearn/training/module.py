@@ -23,7 +23,7 @@ from unlearn.core.reference_model import ReferenceModel
 from unlearn.data.base import Split
 from unlearn.objectives.base import Context, Objective
 from unlearn.training.average import WeightAverage
-from unlearn.training.checkpoint import restoring
+from unlearn.training.checkpoint import copy_stored, restoring
 from unlearn.training.dataloader import StepBatches
 from unlearn.training.gradients import fresh_gradients, norm, take_gradients, watched
 from unlearn.training.losses import StepLog, StepLosses, TermValues
@@ -277,12 +277,12 @@ class UnlearningModule(lightning.LightningModule):
             self.step_count = state["step"]
             for phase, values in zip(self.phases, state["parameters"], strict=True):
                 for name, parameter in phase.parameters.items():
-                    _copy(values[name], parameter)
+                    copy_stored(name, values[name], parameter)
             for name, buffer in self.model.named_buffers():
-                _copy(state["buffers"][name], buffer)
+                copy_stored(name, state["buffers"][name], buffer)
             self.states = {term: dict(state["states"][term]) for term in self.states}
             self.combine_states = move_data_to_device([dict(kept) for kept in state["combine"]], self.device)
-            self.average.values = move_data_to_device(dict(state["average"]), self.device)
+            self.average.load(state["average"])
             self.goal = state["goal"]
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -311,13 +311,6 @@ class UnlearningModule(lightning.LightningModule):
             split=group,
             auxiliary=next((network for network in own if network is not None), None),
         )
-
-
-def _copy(value: Tensor, place: Tensor) -> None:
-    """Copy a value of a checkpoint into its place; one of another shape would be spread over it."""
-    if value.shape != place.shape:
-        raise ValueError(f"a tensor has shape {tuple(value.shape)} where the model has {tuple(place.shape)}")
-    place.copy_(value)
 
 
 def _no_reference() -> Any:
