@@ -1,6 +1,8 @@
 """Comparing runs: gaps instead of guesses, one clear error, nothing imported that is not needed."""
 
 import csv
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +165,17 @@ def test_unusable_run_is_one_message_and_code_2(tmp_path, runs, capsys, fault):
     error = capsys.readouterr().err
     assert str(folder) in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_names_what_could_not_be_written(tmp_path, runs, capsys, monkeypatch):
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(runs[0]), "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"could not be written into {tmp_path / 'out'} (OSError: [Errno 28] No space" in error
+    assert error.count("\n") == 1 and "--output" in error
 
 
 ASK = """

@@ -88,9 +88,7 @@ SPOILT = {"huge": _huge, "whole": lambda value: torch.ones_like(value, dtype=tor
 
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize("run", ["one", "averaged"])
-def test_weights_that_the_models_type_does_not_hold_make_no_model(
-    run: str, how: str, here: Path, cache: Path
-) -> None:
+def test_weights_that_the_models_type_does_not_hold_make_no_model(run: str, how: str, here: Path, cache: Path) -> None:
     """A float64 of 1e300 is finite in the file and infinite in the model."""
     spoil: Callable[[torch.Tensor], torch.Tensor] = SPOILT[how]
     folder = here / run

@@ -170,6 +170,7 @@ def test_a_column_that_nothing_fills_is_named(place: Path, capsys: pytest.Captur
         (["none.yaml"], "there is no study file"),
         (["two.yaml", "--shw"], "Did you mean: --show"),
         (["two.yaml", "runs=[Summ]"], "Did you mean: Sum"),
+        (["two.yaml", "runs=[]"], "runs is empty; name at least one. Allowed: "),
         (["two.yaml", "order=bit"], "Did you mean: bits"),
         (["two.yaml", "seed=1"], "write seeds="),
         (["two.yaml", "seeds=[0,0]"], "different numbers"),
