@@ -235,9 +235,12 @@ def _items(path: Path) -> list[dict[str, str]]:
     """Return the item-level values that a run has so far."""
     if not path.is_file():
         return []
-    csv.field_size_limit(2**31 - 1)  # a text may be longer than what the reader takes at first
-    with reading(path, "Delete the file."), path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    usual = csv.field_size_limit(2**31 - 1)  # a text may be longer than what the reader takes at first
+    try:
+        with reading(path, "Delete the file."), path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    finally:
+        csv.field_size_limit(usual)  # it holds for the whole process
 
 
 def _joined(
