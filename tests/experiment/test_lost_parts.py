@@ -77,6 +77,12 @@ def test_a_model_without_its_facts_is_measured_as_it_is(part: str, here: Path, c
     done = evaluate(*typed, cwd=here, cache=cache)
     assert done.returncode == 0, done.stderr
     assert "holds a finished run" in unlearn("resume=judged", cwd=here, cache=cache).stderr
+    run, model = part.split("/")[0], here / part / "model"
+    weights = (model / "model.safetensors").read_bytes()
+    assert f"move {part}/model away and type: python -m unlearn.run resume={run}" in refused.stderr
+    shutil.rmtree(model)
+    done = unlearn(f"resume={run}", cwd=here, cache=cache)
+    assert done.returncode == 0 and (model / "model.safetensors").read_bytes() == weights, done.stderr
 
 
 def _huge(value: torch.Tensor) -> torch.Tensor:

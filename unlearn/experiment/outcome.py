@@ -104,9 +104,10 @@ def refuse_changed(folder: Path, whole: Path) -> None:
         raise RecipeError(f"There is no {place}: its steps have not ended, or it is gone. {_remake(whole)}")
     if (folder / FACTS).is_file():
         _refuse_changed(folder, load_checkpoint(folder / FACTS))
-    elif RunDir(folder).status().get("status") == "done":
+    elif RunDir(folder).status().get("status") == "done":  # the user may have put something of theirs there
         raise RecipeError(
-            f"{folder / FACTS} is gone, which tells whether {place} is what the run made. {_as_it_is(folder)}"
+            f"{folder / FACTS} is gone, which tells whether {place} is what the run made. {_as_it_is(folder)}; or, to "
+            f"make it again, move {place} away and type: {resume_command(whole)}"
         )
     else:
         raise RecipeError(f"The steps of {folder} have not ended. {_remake(whole)}")
