@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, LoraModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
@@ -24,7 +25,11 @@ from typing_extensions import override
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
+from unlearn.models.base import some
+from unlearn.models.experts import expert_weights
 from unlearn.models.scope import ByKind, Pattern, Scope, trainable
+
+log = logging.getLogger(__name__)
 
 ADAPTED = (nn.Linear, nn.Conv2d, Conv1D)
 """Layers that peft adds an update to, from their inputs to their outputs."""
@@ -65,7 +70,8 @@ class Lora(Scope):
 
     peft adds it to the layers that it knows. A wrapper's own layers and transposed convolutions (its attribute
     ``low_rank_layers``), and linear layers that do more than multiply (masked ones, routers), get it as a
-    parametrisation of ``weight``, read as a matrix (first dimension, all others).
+    parametrisation of ``weight``, read as a matrix (first dimension, all others). Weights of experts that are one
+    tensor, and layers that peft refuses (``out_proj`` of Mamba), stay as they are, and are named in the log.
 
     The model without its adapter is the frozen target, so no second copy of it is needed. After the run the update is
     merged into the weights; ``keep_adapter`` also stores it separately in peft's format, if peft knows all its layers.
@@ -115,15 +121,19 @@ class Lora(Scope):
         if self.kinds is not None:
             places = {name.rpartition(".")[0] for name in ByKind(self.kinds).select(model)}
             chosen = [name for name in chosen if name in places]
+        refused = _refused_by_peft(model, chosen)
+        chosen = [name for name in chosen if name not in refused]
         if not chosen:
             kinds = "" if self.kinds is None else f" kinds={self.kinds}"
+            but = " but those that peft refuses to adapt" if refused else ""
             examples = ", ".join([*layers][:: max(1, len(layers) // 8)])
             raise RecipeError(
                 f"scope=lora: include={self.include} exclude={self.exclude}{kinds} matches no linear or convolution "
-                f"layer. Their names look like: {examples or 'there is none'}."
+                f"layer{but}. Their names look like: {examples or 'there is none'}."
             )
         plain = [kind.forward for kind in ADAPTED]
         known = [name for name in chosen if type(layers[name]).forward in plain]
+        self._say_what_is_left_out(model, refused)
         others = [name for name in chosen if name not in known]
         if self.keep_adapter and others:
             kind = type(layers[others[0]])
@@ -142,6 +152,20 @@ class Lora(Scope):
             for name in others:
                 update = LowRank(layers[name].weight, self.rank, config.lora_alpha / self.rank)
                 parametrize.register_parametrization(layers[name], "weight", update)
+
+    def _say_what_is_left_out(self, model: nn.Module, refused: list[str]) -> None:
+        """Name the weights that the settings choose and that stay as they are: those of experts are no layers."""
+        experts = Pattern(self.include, self.exclude).matching(name for name, *_ in expert_weights(model))
+        if self.kinds is not None:
+            experts = [name for name in experts if name in ByKind(self.kinds).select(model)]
+        for names, why in (
+            (experts, "weights of experts, which are no layers"),
+            (refused, "peft refuses to adapt them"),
+        ):
+            if names:
+                log.warning(
+                    f"scope=lora leaves {some(names)} as they are ({why}). scope=all or scope=pattern trains them."
+                )
 
     @override
     def select(self, model: nn.Module) -> list[str]:
@@ -181,6 +205,21 @@ class Lora(Scope):
 
     def _config(self, layers: list[str]) -> LoraConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.alpha or 2 * self.rank, target_modules=layers)
+
+
+def _refused_by_peft(model: nn.Module, layers: list[str]) -> list[str]:
+    """Return those layers that peft refuses in their architecture, as the one whose kernel takes the bare weight."""
+    rule: Any = LoraModel.__new__(LoraModel)  # the rule reads nothing of the tuner
+    found = []
+    for place, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            for name in layers:
+                if name.startswith(f"{place}."):
+                    try:
+                        rule._check_target_module_compatiblity(LoraConfig(), part, name.rpartition(".")[2])
+                    except ValueError:
+                        found.append(name)
+    return list(dict.fromkeys(found))
 
 
 def has_adapter(model: nn.Module) -> bool:

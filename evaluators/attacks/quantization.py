@@ -13,15 +13,16 @@ from unlearn.core.validation import PositiveInt
 from unlearn.evaluators.attacks.base.extraction import attack_records, attacked, scores_of
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.models.capabilities import Continues, Model
+from unlearn.models.experts import expert_weights
 
 Quantized = TypeVar("Quantized", bound=Model)
 
 ATTACK = Metric(
     name="attack_quantization",
     label="attack by rounding the weights",
-    formula="exact memorisation and extraction strength (`score`) after every linear weight was rounded to s round(w "
-    "/ s), s = max over an output channel of |w| / (2^(bits - 1) - 1); embeddings, an output layer tied to them, "
-    "norms and biases are kept. 0 ... 1",
+    formula="exact memorisation and extraction strength (`score`) after every linear weight, of each expert too, was "
+    "rounded to s round(w / s), s = max over an output channel of |w| / (2^(bits - 1) - 1); embeddings, an output "
+    "layer tied to them, routers, norms and biases are kept. 0 ... 1",
     unit="share",
     direction="retrained",
     source="Zhang et al. 2025",
@@ -40,8 +41,8 @@ class Quantization(Evaluator[Continues]):
     """Rounds the weights of every linear layer to few bits and measures the forget items again.
 
     It undoes unlearning that changed weights by less than half a step of the grid. Rounding is symmetric, to the
-    nearest code, with one scale per output channel; activations, embeddings (with an output layer tied to them), norms
-    and biases are not rounded.
+    nearest code, with one scale per output channel, of each expert where there are experts; activations, embeddings
+    (with an output layer tied to them), routers, norms and biases are not rounded.
 
     Args:
         bits: bits per code, each from 2 to 8.
@@ -79,8 +80,14 @@ class Quantization(Evaluator[Continues]):
 
 
 def scales(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
-    """Return the scale of each output channel, max |w| / (2^(bits - 1) - 1), broadcastable to the weight."""
-    others = [axis for axis in range(weight.ndim) if axis != channel]
+    """Return the scale of each output channel, max |w| / (2^(bits - 1) - 1), broadcastable to the weight.
+
+    Args:
+        weight: of two axes, or (E, ...) of experts, which have scales of their own.
+        bits: per code.
+        channel: axis of the output channels.
+    """
+    others = [axis for axis in range(weight.ndim - 2, weight.ndim) if axis != channel]
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # a rounded scale could overflow the codes
     largest: Tensor = wide.abs().amax(dim=others, keepdim=True)
     return torch.div(largest, 2 ** (bits - 1) - 1)
@@ -93,13 +100,14 @@ def codes(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
 
 
 def linear_weights(model: Model) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """Yield (name, weight, axis of its output channels) of every linear layer, except one tied to the embeddings."""
+    """Yield (name, weight, axis of its output channels) of linear layers and experts, except tied to embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
         turned = type(module).__name__ == "Conv1D"  # GPT-2's linear layer stores its weight transposed
         weight = module.weight if isinstance(module, nn.Linear) or turned else None
         if isinstance(weight, nn.Parameter) and id(weight) not in embeddings:
             yield name, weight, int(turned)
+    yield from expert_weights(model)
 
 
 @torch.no_grad()

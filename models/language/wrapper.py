@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import override
 
@@ -131,6 +131,11 @@ class Language(Wrapper):
             )
         if getattr(inner.config, "quantization_config", None):
             raise RecipeError("The model in memory is quantised; such weights cannot be trained. Give it in bfloat16.")
+        if type(inner.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise RecipeError(
+                f"A {type(inner).__name__} in memory could not be read again once it is saved: transformers reads no "
+                f"causal model of a {type(inner.config).__name__}. Give the model that AutoModelForCausalLM reads."
+            )
         if has_adapter(inner):
             remedy = "Save it by save_pretrained, and type model.pretrained=BASE model.adapter=FOLDER."
             with reading("The adapter in memory", remedy):  # peft ties some in a way that cannot be copied

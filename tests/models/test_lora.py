@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.models.language.test_architectures import small
+from tests.models.language.test_architectures import READ, small
 from tests.objectives.edits.test_uce import xl_model
 from tests.toys.diffusion import Conditioning, small_model, small_splits
 from tests.toys.flow import digits_splits, small_glow
@@ -112,6 +112,39 @@ def test_peft_reads_the_adapter_that_was_kept(tmp_path: Path) -> None:
     fresh = tiny(dtype=torch.float64)
     fresh.model = PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter")).double().merge_and_unload()
     torch.testing.assert_close(fresh.log_prob(batch, STREAM), after, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "left"), [("falcon_h1", "mamba.out_proj"), ("mamba", "mixer.out_proj")])
+@pytest.mark.filterwarnings("ignore")
+def test_what_peft_refuses_is_left_out_and_named(
+    kind: str, left: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So peft reads what is kept, on plain transformers. Mamba does not run dt_proj, and reads its weight."""
+    batch = tiny_splits()["forget"].batch(tiny_splits()["forget"].ids)
+    model, fresh = (Language(small(kind, **READ[kind]), encoder()) for _ in range(2))
+    scope = Lora(rank=2, exclude=["lm_head", "dt_proj"], keep_adapter=True)
+    scope.attach(model, STREAM)
+    assert f"{left} " in caplog.text and "peft refuses" in caplog.text
+    assert not any("out_proj" in name for name in scope.select(model))
+    with torch.no_grad():
+        for number, name in enumerate(scope.select(model)):
+            dict(model.named_parameters())[name].add_(0.01 + 0.001 * (number % 7))
+    after = model.log_prob(batch, STREAM)
+    scope.detach(model, tmp_path)
+    fresh.model = PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter")).merge_and_unload()
+    torch.testing.assert_close(fresh.log_prob(batch, STREAM), after, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RecipeError, match="no linear or convolution layer but those that peft refuses"):
+        Lora(rank=2, include=["out_proj"]).attach(fresh, STREAM)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+@pytest.mark.filterwarnings("ignore")
+def test_experts_that_stay_as_they_are_are_named(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    Lora(rank=2).attach(Language(small(kind), encoder()), STREAM)
+    assert "leaves model.model.layers.0.mlp.experts.gate_up_proj, " in caplog.text and "and 1 more as" in caplog.text
+    caplog.clear()
+    Lora(rank=2, include=["_proj"], exclude=["experts"]).attach(Language(small(kind), encoder()), STREAM)
+    assert "leaves" not in caplog.text
 
 
 def pipeline(model: Any) -> StableDiffusionPipeline:

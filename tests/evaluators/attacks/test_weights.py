@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toys.language import tiny, tiny_dataset, tiny_splits
+from tests.models.language.test_architectures import small
+from tests.toys.language import encoder, tiny, tiny_dataset, tiny_splits
 from tests.toys.one_model import OneLives
 from tests.toys.scripted import value
 from tests.toys.trained_language import RETAINED, fit, remembering
@@ -99,6 +100,30 @@ def test_gpt2s_turned_layers_are_rounded_by_output_channel() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=8))
     found = {name: (weight.shape, axis) for name, weight, axis in linear_weights(model)}
     assert found["transformer.h.0.attn.c_attn"] == ((8, 24), 1) and "lm_head" not in found  # tied
+
+
+EXPERTS = {"mixtral": 1, "olmoe": 1, "gpt_oss": 2, "llama4_text": 2, "aria_text": 2, "jetmoe": 1}
+"""Model type -> axis of the output channels in the weights of its experts: (E, out, in), or (E, in, out)."""
+
+
+@pytest.mark.parametrize(("kind", "axis"), EXPERTS.items())
+@pytest.mark.filterwarnings("ignore")
+def test_each_expert_is_rounded_as_a_layer_of_its_own(kind: str, axis: int) -> None:
+    model = Language(small(kind), encoder())
+    weights = {name: (weight, channel) for name, weight, channel in linear_weights(model)}
+    experts = {name: each for name, each in weights.items() if each[0].ndim == 3}
+    three_axes = {id(parameter) for parameter in model.parameters() if parameter.ndim == 3}
+    assert {id(weight) for weight, _ in experts.values()} == three_axes
+    rounded, found = dict(quantized(model, 4).named_parameters()), all_codes(model, 4)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    sides = {weight.shape[channel] for weight, channel in experts.values()}
+    assert sides - {16} == {96, 32}  # two halves of 48; the width; JetMoE's attention has experts, too
+    for name, (weight, channel) in experts.items():
+        assert channel == axis
+        alone = codes(weight[1], 4, channel - 1)
+        assert torch.equal(found[name][1], alone)
+        assert torch.equal(rounded[names[id(weight)]][1], scales(weight[1], 4, channel - 1) * alone)
+    assert sum(code.numel() for code in found.values()) > sum(weight.numel() for weight, _ in experts.values())
 
 
 def changed_codes(target: nn.Module, model: nn.Module, bits: int) -> tuple[float, int] | None:

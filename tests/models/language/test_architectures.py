@@ -215,6 +215,12 @@ def test_what_is_not_causal_is_refused(kind: str) -> None:
         Language(small(kind), encoder())
 
 
+@pytest.mark.parametrize("kind", ["emu3", "mllama"])
+def test_what_could_not_be_read_again_is_refused_at_the_start(kind: str) -> None:
+    with pytest.raises(RecipeError, match=r"in memory could not be read again.*no causal model of a \w+TextConfig"):
+        Language.adopt((small(kind), encoder().tokenizer), {})
+
+
 def test_what_cannot_be_run_on_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small("llama")
     monkeypatch.setattr(type(model), "forward", lambda self, input_ids, pixel_values: None)
