@@ -171,7 +171,7 @@ class ModelConfig(ABC):
             weights: whether it must hold the weights; its description is enough otherwise.
         """
         folder = Path(expanduser(path))
-        if not folder.exists():
+        if not folder.is_dir():
             raise RecipeError(f"there is no folder {path!r}. Type an existing folder.")
         return folder
 

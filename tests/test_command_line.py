@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,12 @@ def test_a_reader_that_has_enough_gets_no_traceback(arguments: list[str]) -> Non
     message = process.stderr.read()
     process.stderr.close()
     assert process.wait(timeout=120) == 141 and message == ""
+
+
+def test_a_closed_output_is_no_failure() -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m unlearn.run >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes

@@ -68,7 +68,7 @@ class DiffusionConfig(ModelConfig):
     @override
     def fetch(self, path: str, weights: bool = True) -> Path:
         folder = Path(expanduser(path))
-        return folder if folder.exists() else pipeline_folder(path, weights)
+        return folder if folder.is_dir() else pipeline_folder(path, weights)
 
     def empty(self, path: str) -> Diffusion:
         """Return the model of a folder or hub id on the meta device; no weights are read."""

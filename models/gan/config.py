@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import shutil
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -128,8 +129,8 @@ class StyleGAN2(GanConfig):
 
     def fetch(self, path: str, weights: bool = True) -> Path:
         """Return a folder, or the one that a public file was turned into, once."""
-        found = super().fetch(path, weights)
-        return unpacked(found) if found.is_file() else found
+        file = Path(expanduser(path))
+        return unpacked(file) if file.is_file() else super().fetch(path, weights)
 
     def build(self, info: dict[str, Any], randomness: Randomness) -> LatentGenerator:
         """Build the untrained generator for images of ``info["shape"]`` and ``info["levels"]``."""

@@ -271,7 +271,7 @@ def read_encoder(
 
 def _on_disk(path: str, weights: bool = True) -> Path:
     folder = Path(expanduser(path))
-    return folder if folder.exists() else download(path, weights)
+    return folder if folder.is_dir() else download(path, weights)
 
 
 DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]

@@ -147,8 +147,10 @@ def test_what_is_not_tried_is_said_in_place_of_sound(
 
 
 def test_a_folder_that_is_not_there_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([SMALL, f"model.retrained={here / 'nothing'}", "--check"]) == 2
-    assert "model.retrained: " in capsys.readouterr().err
+    (here / "file").touch()
+    for name in ("nothing", "file"):
+        assert main([SMALL, f"model.retrained={here / name}", "--check"]) == 2
+        assert "model.retrained: " in capsys.readouterr().err
 
 
 def test_the_time_of_all_is_bounded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

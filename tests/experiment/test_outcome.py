@@ -150,6 +150,23 @@ def test_a_folder_whose_run_was_killed_at_once_is_free(tmp_path: Path, monkeypat
         new_folder(recipe)
 
 
+@pytest.mark.parametrize(("key", "inside"), [("pretrained", "given/run"), ("retrained", "given"), ("pretrained", None)])
+def test_a_run_inside_a_given_model_is_refused(
+    key: str, inside: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would change the model's hash, so that the run could neither be resumed nor measured again."""
+    from unlearn.config.recipe import load
+
+    (tmp_path / "given").mkdir()
+    monkeypatch.chdir(tmp_path if inside else tmp_path / "given")
+    settings = [f"model.{key}={tmp_path / 'given'}", *([f"output={inside}"] if inside else [])]
+    with pytest.raises(RecipeError, match=rf"lies in model\.{key}=.*output=FOLDER"):
+        new_folder(load(SMALL.split("=", 1)[1], settings))
+    assert not any((tmp_path / "given").iterdir())
+    fine = load(SMALL.split("=", 1)[1], [settings[0], f"output={tmp_path / 'beside'}"])
+    assert new_folder(fine) == tmp_path / "beside"
+
+
 def test_a_folder_with_files_of_the_user_is_not_taken(tmp_path: Path, cache: Path) -> None:
     """A recipe beside its output is the user's, also where a killed run would have left a file of that name."""
     kept = {"recipe.yaml": f"# mine\nbase: {SMALL.split('=', 1)[1]}\n", "command.txt": "notes"}

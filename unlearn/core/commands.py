@@ -18,7 +18,8 @@ def exit_code(work: Callable[[], object]) -> int:
     try:
         with components():
             work()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed by the shell
+            sys.stdout.flush()
         return 0
     except UnlearnError as error:
         if is_first_rank():

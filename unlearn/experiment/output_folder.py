@@ -34,6 +34,7 @@ def _new_folder(recipe: Recipe) -> Path:
                 f"output={recipe.output} is not an empty folder. Type another one, or "
                 f"{shlex.quote(f'resume={recipe.output}')} to go on with the run in it."
             )
+        _refuse_inside_models(folder, recipe)
         _probe(folder)
     else:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -42,7 +43,16 @@ def _new_folder(recipe: Recipe) -> Path:
         while folder.exists():
             number += 1
             folder = folder.with_name(f"{stamp}-{recipe.hash[:6]}-{number}")
+        _refuse_inside_models(folder, recipe)
     return folder
+
+
+def _refuse_inside_models(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder inside of a given model's: its files would count as the model's, which changed then."""
+    for key in ("pretrained", "retrained"):
+        path = getattr(recipe.model, key)
+        if path is not None and folder.resolve().is_relative_to(Path(expanduser(path)).resolve()):
+            raise RecipeError(f"The run's folder {folder} lies in model.{key}={path}. Type output=FOLDER elsewhere.")
 
 
 def _is_unused(folder: Path) -> bool:
