@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os.path import expanduser
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unlearn.core.boundary import reading
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.float_types import round_to
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
@@ -33,12 +34,13 @@ class Wrapper(nn.Module, ABC):
     Attributes:
         family: flow, gan, diffusion or language.
         reads: keys of a batch, of which this family needs one; none are checked where there are none.
-        narrow: half precision that the folder it came from has, which its own folder has too; None for wider ones.
+        saved: float types in which weights are saved, those of the folder that they came from, by their names in
+            ``stored``; others are saved as in memory.
     """
 
     family: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
-    narrow: torch.dtype | None = None
+    saved: Mapping[str, torch.dtype] = MappingProxyType({})
 
     @abstractmethod
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -58,18 +60,25 @@ class Wrapper(nn.Module, ABC):
         """Write an adapter with this wrapper's names into an existing folder, in a format that other libraries read."""
         adapter.write(folder)
 
+    @property
+    def stored(self) -> nn.Module:
+        """The network whose weights are saved, by its own names."""
+        return self
+
+    def types_to_save(self, dtype: torch.dtype | None) -> Mapping[str, torch.dtype]:
+        """Return the float types of the stored weights where ``dtype`` is asked for, or nothing is."""
+        return dict.fromkeys(self.stored.state_dict(), dtype) if dtype else self.saved
+
     def round_as_saved(self) -> None:
         """Round the weights, in place, to the float types that ``save_pretrained`` writes by default.
 
-        Called once the steps have ended and before anything is measured, so that what is measured is what is saved. A
-        backend whose folders have several float types overrides this.
+        Called once the steps have ended and before anything is measured, so that what is measured is what is saved.
         """
-        if self.narrow is not None:
-            round_to(self, dict.fromkeys(self.state_dict(), self.narrow))
+        round_to(self.stored, self.saved)
 
     def save_as_in_memory(self) -> None:
         """Save in the float types in memory from now on, not in those of the folder that the weights came from."""
-        self.narrow = None
+        self.saved = {}
 
     def read(self, dataset: Dataset) -> Dataset:
         """Return the data as this model reads it (in its tokens, say); most models take it as it is."""
@@ -200,12 +209,13 @@ REMEDY = "Copy the folder again, or remove model.pretrained (or set model.train=
 """Ends the message on a broken model folder."""
 
 
-def stored_weights(network: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return a network's weights as a file takes them; floating-point ones in ``dtype``, by default their own."""
-    return {
-        name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in network.state_dict().items()
-    }
+def stored_weights(network: nn.Module, types: Mapping[str, torch.dtype] | None = None) -> dict[str, Tensor]:
+    """Return a network's weights as a file takes them; floating-point ones in the types of their names, if any."""
+    found = {}
+    for name, value in network.state_dict().items():
+        asked = types.get(name, value.dtype) if types and value.is_floating_point() else value.dtype
+        found[name] = value.to(asked).detach().cpu().contiguous()
+    return found
 
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -280,12 +290,6 @@ def refuse_other_kinds(network: nn.Module, files: Iterable[Path]) -> None:
             )
 
 
-def half_of(path: Path) -> torch.dtype | None:
-    """Return the float type of a file of weights where it is of half precision, otherwise None."""
-    found = stored_dtype([path])
-    return found if found in (torch.float16, torch.bfloat16) else None
-
-
 def refuse_not_finite(network: nn.Module, where: object) -> None:
     """Refuse weights that are nan or infinite, by their tensors' names.
 
@@ -322,12 +326,6 @@ def check_stored_shapes(network: nn.Module, folder: Path) -> None:
                     f"{path} holds {name} as {shape}, and the configuration beside it asks for {wanted[name]}. "
                     "Type a folder whose config.json and weights belong together."
                 )
-
-
-def some(names: Sequence[str]) -> str:
-    """Return names as a message lists them: the first three, and how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
 
 
 @contextmanager

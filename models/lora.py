@@ -22,10 +22,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import above, at_least
-from unlearn.models.base import some
 from unlearn.models.experts import expert_weights
 from unlearn.models.scope import ByKind, Pattern, Scope, trainable
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from unlearn.config.registry import is_registered, names, resolve
 from unlearn.core.commands import import_from_here
-from unlearn.core.errors import RecipeError, UnlearnError
+from unlearn.core.errors import RecipeError, UnlearnError, some
 from unlearn.core.files import write_bytes
 from unlearn.core.shown import printable
 from unlearn.experiment.memory_estimate import gib
 from unlearn.experiment.model_store import folder_of
 from unlearn.experiment.run_dir import RunDir
-from unlearn.models.base import ModelConfig, Wrapper, not_finite, some
+from unlearn.models.base import ModelConfig, Wrapper, not_finite
 
 HEADER = "unlearn_delta"
 """Key of the file's metadata that holds the ``DeltaHeader``, as JSON."""

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from unlearn.core.boundary import reading
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.float_types import in_types
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import check_stored_shapes, refuse_not_finite, refuse_other_kinds, some, stored_dtypes
+from unlearn.models.base import check_stored_shapes, refuse_not_finite, refuse_other_kinds, stored_dtypes
 from unlearn.models.diffusion.autoencoder import check_vae, shrinking
 from unlearn.models.diffusion.denoiser import Denoiser
 from unlearn.models.diffusion.hub import ABOUT, WeightFiles, best_set

@@ -8,8 +8,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from unlearn.core.boundary import described
-from unlearn.core.errors import RecipeError
-from unlearn.models.base import some
+from unlearn.core.errors import RecipeError, some
 from unlearn.models.conditioning import Condition
 from unlearn.models.diffusion.autoencoder import latent_shape
 from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser

@@ -74,7 +74,7 @@ class Diffusion(Wrapper):
         self.scheduler, self.schedule = scheduler, NoiseSchedule(scheduler)
         self.settings = settings
         self.pipeline = pipeline
-        self.saved = saved or {}
+        self.saved_parts = saved or {}
         self.guard = guard
         if guard is not None:
             self.prompts(guard.prompts, whole=True)  # refuses a class that the model does not know
@@ -83,7 +83,7 @@ class Diffusion(Wrapper):
     def parts(self) -> DiffusionParts:
         """Return the components, which are not copied."""
         return DiffusionParts(
-            self.denoiser, self.scheduler, self.settings, self.text, self.vae, self.pipeline, self.saved
+            self.denoiser, self.scheduler, self.settings, self.text, self.vae, self.pipeline, self.saved_parts
         )
 
     def guarded(self, guard: Steers) -> Diffusion:
@@ -323,12 +323,12 @@ class Diffusion(Wrapper):
 
     @override
     def save_as_in_memory(self) -> None:
-        self.saved = {}
+        self.saved_parts = {}
 
     @override
     def round_as_saved(self) -> None:
         for name, module in self.parts().modules().items():
-            round_to(module, self.saved.get(name, {}))
+            round_to(module, self.saved_parts.get(name, {}))
 
     @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:

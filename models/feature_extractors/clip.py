@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.boundary import reading
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import refuse_not_finite, some
+from unlearn.models.base import refuse_not_finite
 from unlearn.models.feature_extractors.base import in_colour
 from unlearn.models.feature_extractors.torchscript import metric_name, scripted
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from unlearn.core.boundary import described, reading
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.folders import check_folder
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.base import REMEDY, Wrapper, half_of, refuse_not_finite, refuse_other_kinds, some, stored_weights
+from unlearn.models.base import REMEDY, Wrapper, refuse_not_finite, refuse_other_kinds, stored_dtypes, stored_weights
 from unlearn.models.flow.architectures import build_flow
 from unlearn.models.likelihood import bits_per_dim
 
@@ -91,6 +91,12 @@ class Flow(Wrapper):
                 f"The flow does not take data of shape {tuple(info['shape'])}: {error}. Give one built for that shape."
             ) from error
         return wrapped
+
+    @override
+    @property
+    def stored(self) -> nn.Module:
+        flow: nn.Module = self.flow
+        return flow
 
     @override
     def check_fits(self, info: dict[str, Any]) -> None:
@@ -197,7 +203,7 @@ class Flow(Wrapper):
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
         about = self.description or {"kind": "wrapped", "shape": list(self.shape), "levels": self.levels}
-        (folder / "model.safetensors").write_bytes(save(stored_weights(self.flow, dtype or self.narrow)))
+        (folder / "model.safetensors").write_bytes(save(stored_weights(self.flow, self.types_to_save(dtype))))
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -249,7 +255,7 @@ class Flow(Wrapper):
                 f"{path} does not fit the flow: {some(broken)} names an entry twice or not at all, so the flow has no "
                 f"inverse. {REMEDY}"
             )
-        self.narrow = half_of(path)
+        self.saved = stored_dtypes(self.flow, [path])
         return self
 
 

@@ -31,7 +31,7 @@ BACKENDS: dict[str, Callable[[Mapping[str, Any]], Generator | DCGAN]] = {
 
 
 def write_generator(
-    generator: Generator | DCGAN, levels: int, truncation: float, folder: Path, dtype: torch.dtype | None
+    generator: Generator | DCGAN, levels: int, truncation: float, folder: Path, types: Mapping[str, torch.dtype]
 ) -> None:
     """Write ``model.safetensors``, by the network's own names, and ``config.json`` into an existing folder."""
     if isinstance(generator, Generator):
@@ -39,7 +39,7 @@ def write_generator(
     else:
         kind, settings = "dcgan", {name: getattr(generator, name) for name in ("z_dim", "width", "channels")}
     about = {"kind": kind, "settings": settings, "levels": levels, "truncation": truncation}
-    (folder / "model.safetensors").write_bytes(save(stored_weights(generator, dtype)))
+    (folder / "model.safetensors").write_bytes(save(stored_weights(generator, types)))
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
 from unlearn.data.identities import IdentityData
-from unlearn.models.base import Wrapper, half_of
+from unlearn.models.base import Wrapper, stored_dtypes
 from unlearn.models.gan.dcgan import DCGAN
 from unlearn.models.gan.serialization import DISCRIMINATOR, read_discriminator, read_generator, write_generator
 from unlearn.models.gan.stylegan2.augment import Augment
@@ -319,10 +319,15 @@ class LatentGenerator(Wrapper):
     # files
 
     @override
+    @property
+    def stored(self) -> nn.Module:
+        return self.generator
+
+    @override
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         if self.fresh:
             self._measure_mean()
-        write_generator(self.generator, self.levels, self.truncation, Path(folder), dtype or self.narrow)
+        write_generator(self.generator, self.levels, self.truncation, Path(folder), self.types_to_save(dtype))
 
     @override
     @classmethod
@@ -333,5 +338,5 @@ class LatentGenerator(Wrapper):
         if against is not None and isinstance(generator, Generator):
             read_discriminator(against, generator.shape)  # a broken one is refused before any work
         model = cls(generator, levels, truncation, trained_against=against)
-        model.narrow = half_of(Path(folder) / "model.safetensors")
+        model.saved = stored_dtypes(generator, [Path(folder) / "model.safetensors"])
         return model

@@ -15,11 +15,11 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file
 
 from unlearn.core.boundary import described, reading
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.files import content_hash, models_cache
 from unlearn.core.float_types import cast_back
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import some, stored_dtypes
+from unlearn.models.base import stored_dtypes
 from unlearn.models.language.folder import read_config, read_model, read_tokenizer, weight_files
 from unlearn.models.lora import merge_adapters
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from unlearn.core.boundary import reading
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.folders import check_folder, read_mapping
-from unlearn.models.base import refuse_not_finite, refuse_other_kinds, some
+from unlearn.models.base import refuse_not_finite, refuse_other_kinds
 
 REMEDY = (
     "Type a folder with config.json, model.safetensors and tokenizer.json whose architecture transformers itself has; "

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from unlearn.core.boundary import reading
 from unlearn.core.errors import RecipeError
-from unlearn.core.float_types import in_types, round_to
+from unlearn.core.float_types import in_types
 from unlearn.core.folders import read_mapping
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch, Dataset
@@ -260,18 +260,18 @@ class Language(Wrapper):
         self._stack.compile(*args, **kwargs)
 
     @override
-    def save_as_in_memory(self) -> None:
-        self.saved = {}
+    @property
+    def stored(self) -> nn.Module:
+        return self.model
 
     @override
     def round_as_saved(self) -> None:
         merge_adapters(self.model)  # an adapter that a model in memory came with: transformers would save it alone
-        round_to(self.model, self.saved)
+        super().round_as_saved()
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the files of transformers and ``unlearn.json`` into an existing folder."""
-        types = dict.fromkeys(self.model.state_dict(), dtype) if dtype else self.saved
-        in_types(self.model, types).save_pretrained(folder)
+        in_types(self.model, self.types_to_save(dtype)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length, "bos": self.encoder.bos}
         (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

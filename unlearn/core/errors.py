@@ -82,6 +82,12 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:76]}..."
 
 
+def some(names: Sequence[str]) -> str:
+    """Return names as a message lists them: the first three, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
 def said(error: object) -> str:
     """Return what an error says; nothing where its own ``__str__`` fails."""
     try:

@@ -11,14 +11,14 @@ from torch import nn
 
 from unlearn.config.schema import Recipe
 from unlearn.core.commands import resume_command
-from unlearn.core.errors import RecipeError
+from unlearn.core.errors import RecipeError, some
 from unlearn.core.files import file_hash
 from unlearn.core.randomness import Randomness
 from unlearn.evaluators.base import RunFacts
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.read_back import check_read_back
 from unlearn.experiment.run_dir import RunDir
-from unlearn.models.base import Wrapper, some
+from unlearn.models.base import Wrapper
 from unlearn.objectives.base import AuxiliaryNetwork
 from unlearn.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from unlearn.training.fit import device_for

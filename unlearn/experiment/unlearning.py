@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from unlearn.config.schema import Recipe
 from unlearn.core.distributed import rank
-from unlearn.core.errors import Diverged, UnlearnError
+from unlearn.core.errors import Diverged, UnlearnError, some
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.records import Record
@@ -28,7 +28,7 @@ from unlearn.experiment.evaluation import measured
 from unlearn.experiment.inputs import RunInputs
 from unlearn.experiment.outcome import Outcome
 from unlearn.experiment.run_dir import RunDir
-from unlearn.models.base import not_finite, some
+from unlearn.models.base import not_finite
 from unlearn.objectives.edits.base import Edit
 from unlearn.training.build import edited, guarded, recipe_module, training_module
 from unlearn.training.fit import device_for, fit, peak_memory

@@ -8,12 +8,12 @@ from torch import nn
 
 from unlearn.config.schema import Recipe
 from unlearn.core.boundary import named, promised
-from unlearn.core.errors import RecipeError, did_you_mean, shorten
+from unlearn.core.errors import RecipeError, did_you_mean, shorten, some
 from unlearn.core.optim import Optim
 from unlearn.core.randomness import Randomness
 from unlearn.core.reference_model import AdapterDisabledReference, ReferenceModel
 from unlearn.data.base import Split
-from unlearn.models.base import Wrapper, not_finite, some
+from unlearn.models.base import Wrapper, not_finite
 from unlearn.models.guards.base import Guard
 from unlearn.models.scope import All, Scope
 from unlearn.objectives.base import Objective

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from unlearn.core.boundary import described
-from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine
+from unlearn.core.errors import RecipeError, UnlearnError, is_of_the_machine, some
 from unlearn.core.files import write_with
-from unlearn.models.base import some
 
 FORMAT = 2
 WEIGHTS = ("parameters", "average", "networks")
