@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
+from unlearn.models.capabilities import Model
 
-def expert_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+
+def expert_weights(model: Model) -> Iterator[tuple[str, nn.Parameter, int]]:
     """Yield (name, weight, axis of its output channels) of the experts' weights, (E, out, in) or (E, in, out).
 
     transformers marks most modules of experts by ``is_transposed``; of others the weights that read or write hidden

@@ -20,7 +20,14 @@ from unlearn.core.files import content_hash, models_cache
 from unlearn.core.float_types import cast_back
 from unlearn.core.folders import check_folder, read_mapping
 from unlearn.models.base import stored_dtypes
-from unlearn.models.language.folder import read_config, read_model, read_tokenizer, weight_files
+from unlearn.models.language.folder import (
+    read_config,
+    read_model,
+    read_tokenizer,
+    restate_types,
+    stated_types,
+    weight_files,
+)
 from unlearn.models.lora import merge_adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -93,6 +100,7 @@ def merged(folder: Path, base: Path) -> Path:
         model.save_pretrained(part)
     except RuntimeError as error:  # an adapter can repeat layers of its base, which then share their weights
         raise RecipeError(f"{folder} cannot be merged into its base ({described(error)}).") from error
+    restate_types(part, stated_types(read_mapping(base / "config.json")))
     has_words = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     read_tokenizer(folder if has_words else base).save_pretrained(part)
     for settings in base.glob("unlearn.json"):

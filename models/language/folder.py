@@ -1,5 +1,7 @@
 """Reads a folder of transformers that anybody may have made: all of its weights, and none of its code."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,33 @@ def read_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             "Mend it, or delete the file."
         )
     return model
+
+
+def stated_types(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the float types that a configuration states, of its parts too, nested as they are."""
+    own = config.get("dtype", config.get("torch_dtype"))
+    parts = {name: stated_types(part) for name, part in config.items() if isinstance(part, dict)}
+    return {**({"dtype": own} if isinstance(own, str) else {}), **{name: part for name, part in parts.items() if part}}
+
+
+def restate_types(folder: Path, types: Mapping[str, Any]) -> None:
+    """Let the ``config.json`` of a folder that was just written state float types again, by which others read it.
+
+    transformers writes the type of one of the weights, and those in memory of a model's parts.
+    """
+    path = folder / "config.json"
+    config = read_mapping(path)
+    _put(config, types)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _put(config: dict[str, Any], types: Mapping[str, Any]) -> None:
+    for name, value in types.items():
+        if isinstance(value, dict):
+            if isinstance(config.get(name), dict):
+                _put(config[name], value)
+        else:
+            config[name] = value
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from unlearn.models.base import Wrapper, stored_dtypes
 from unlearn.models.language.adapters import is_adapter
 from unlearn.models.language.answers import Answers
 from unlearn.models.language.continuation import continued, find_fault
-from unlearn.models.language.folder import read_model, read_tokenizer, weight_files
+from unlearn.models.language.folder import read_model, read_tokenizer, restate_types, stated_types, weight_files
 from unlearn.models.language.tokenization import DEFAULT_LENGTH, TextEncoder
 from unlearn.models.language.verification import Head, check_positions, check_vocabulary, find_route, positions, run
 from unlearn.models.lora import Adapter, has_adapter, merge_adapters
@@ -52,6 +52,7 @@ class Language(Wrapper):
         checkpointing: keep only each layer's input for the backward pass and recompute the rest: about a third slower,
             far less memory for long texts.
         saved: float types in which weights are saved, by their names in ``model``; others keep the one that they have.
+        stated: float types that the folder of ``saved`` states, see ``stated_types``.
     """
 
     family: ClassVar[str] = "language"
@@ -66,6 +67,7 @@ class Language(Wrapper):
         encoder: TextEncoder,
         checkpointing: bool = False,
         saved: Mapping[str, torch.dtype] | None = None,
+        stated: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_positions(model, encoder.max_length)
@@ -73,7 +75,7 @@ class Language(Wrapper):
         self.model = model
         self.encoder = encoder
         self.checkpointing = checkpointing
-        self.saved = saved or {}
+        self.saved, self.stated = saved or {}, stated or {}
         self.route = find_route(model, encoder.sample())
         fault = find_fault(model, encoder.sample())
         self.by_forward = bool(fault)
@@ -272,6 +274,8 @@ class Language(Wrapper):
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the files of transformers and ``unlearn.json`` into an existing folder."""
         in_types(self.model, self.types_to_save(dtype)).save_pretrained(folder)
+        if self.saved and not dtype:
+            restate_types(folder, self.stated)
         self.tokenizer.save_pretrained(folder)
         about = {"template": self.encoder.template, "max_length": self.encoder.max_length, "bos": self.encoder.bos}
         (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -312,7 +316,7 @@ class Language(Wrapper):
         places = positions(model.config, model)
         encoder = stored_encoder(read_tokenizer(source), source, template, max_length, places, bos)
         saved = stored_dtypes(model, weight_files(folder)) if dtype == "auto" else None
-        return cls(model, encoder, checkpointing, saved)
+        return cls(model, encoder, checkpointing, saved, stated_types(read_mapping(folder / "config.json")))
 
 
 def stored_encoder(

@@ -16,6 +16,7 @@ from tests.toys.language import encoder, tiny, tiny_dataset
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.models.language.config import CausalLM, Language
+from unlearn.models.language.folder import restate_types, stated_types
 
 STREAM = Randomness(0)
 IDS = torch.arange(4)
@@ -170,6 +171,7 @@ def test_every_tensor_is_saved_in_the_type_that_it_came_in(folder: Path, tmp_pat
         return "norm" in name or name.startswith("lm_head")
 
     weights = {name: value if single(name) else value.bfloat16() for name, value in load_file(folder / WEIGHTS).items()}
+    edited(folder / "config.json", lambda c: c.update(dtype="bfloat16"))
     for store in (weights, {name.removeprefix("model."): value for name, value in weights.items()}):
         save_file(store, folder / WEIGHTS, {"format": "pt"})
         model = Language.from_pretrained(folder)
@@ -183,9 +185,23 @@ def test_every_tensor_is_saved_in_the_type_that_it_came_in(folder: Path, tmp_pat
         model.save_pretrained(again)
         found = load_file(again / WEIGHTS)
         assert {name: value.dtype for name, value in found.items()} == {n: v.dtype for n, v in weights.items()}
+        assert json.loads((again / "config.json").read_text())["dtype"] == "bfloat16"
         kept = {name: torch.equal(value, weights[name]) for name, value in found.items() if value.dim() > 1}
         assert kept == {name: not single(name) for name in kept}, "bfloat16 holds no such step, and float32 does"
         assert torch.equal(log_p(Language.from_pretrained(again)), log_p(model))
+
+
+def test_types_are_stated_as_they_were_in_each_part_of_a_configuration(tmp_path: Path) -> None:
+    """Older folders name them torch_dtype."""
+    given = {"torch_dtype": "bfloat16", "text_config": {"dtype": "float16", "rope": {"x": 1}}, "gone": {"dtype": "x"}}
+    written = {"dtype": "float32", "text_config": {"dtype": "float32"}, "vision_config": {"dtype": "float32"}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    restate_types(tmp_path, stated_types(given))
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "dtype": "bfloat16",
+        "text_config": {"dtype": "float16"},
+        "vision_config": {"dtype": "float32"},
+    }
 
 
 @pytest.mark.parametrize(("asked", "saved"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
