@@ -56,6 +56,10 @@ class Wrapper(nn.Module, ABC):
     def from_pretrained(cls, folder: Path) -> Self:
         """Read what ``save_pretrained`` wrote. Raises RecipeError where a file is missing or wrong."""
 
+    def read_again(self, folder: Path, read: Callable[[Path], Wrapper]) -> Wrapper:
+        """Return what a folder holds of this model, by ``read``; one that no folder describes overrides this."""
+        return read(folder)
+
     def write_adapter(self, adapter: Adapter, folder: Path) -> None:
         """Write an adapter with this wrapper's names into an existing folder, in a format that other libraries read."""
         adapter.write(folder)

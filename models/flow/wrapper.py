@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -86,9 +86,10 @@ class Flow(Wrapper):
         try:
             with torch.no_grad():
                 copy.deepcopy(wrapped).eval().log_prob(example, Randomness(0, "adopt"))
-        except (ValueError, RuntimeError, TypeError) as error:
+        except Exception as error:  # of the user's own layers
             raise RecipeError(
-                f"The flow does not take data of shape {tuple(info['shape'])}: {error}. Give one built for that shape."
+                f"The flow does not take data of shape {tuple(info['shape'])} ({described(error)}). Give one built for "
+                "that shape; images are numbers in [0, 1)."
             ) from error
         return wrapped
 
@@ -237,6 +238,10 @@ class Flow(Wrapper):
         except Exception as error:  # what is described may be of any kind and size
             raise RecipeError(f"{path} does not describe a flow ({described(error)}). {REMEDY}") from error
         return cls(flow, shape, levels, temperature, about).load_weights(folder)
+
+    @override
+    def read_again(self, folder: Path, read: Callable[[Path], Wrapper]) -> Wrapper:
+        return read(folder) if self.description else copy.deepcopy(self).load_weights(folder)
 
     def load_weights(self, folder: Path | str) -> Self:
         """Read ``model.safetensors`` into this flow; every weight must be there and fit. Returns the flow."""

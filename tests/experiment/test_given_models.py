@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from nflows import distributions, flows, transforms
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import unlearn
 from tests.toys.language_files import SMALL, figures, weights
+from unlearn.core.errors import RecipeError
 from unlearn.evaluate import main as evaluate
 from unlearn.models.language.config import SmallLlama
 from unlearn.run import main
@@ -73,6 +77,31 @@ def test_an_adapter_is_merged_into_the_target(here: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     assert float((stored[name] - wanted[name]).abs().max()) < 0.02 < float((plain[name] - wanted[name]).abs().max())
     assert stored.keys() == plain.keys()
+
+
+def own_flow(shift: float) -> flows.Flow:
+    """Return a flow over [0, 1) of the user's own code, which takes no images where they are shifted."""
+    layers = [
+        transforms.PointwiseAffineTransform(shift=shift),
+        transforms.PiecewiseRationalQuadraticCDF([1, 8, 8], num_bins=4),
+        transforms.Logit(),
+    ]
+    return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([1, 8, 8]))
+
+
+def test_a_flow_of_the_users_own_code_unlearns(here: Path) -> None:
+    """No folder can build it again, so what was saved is read into a copy of it."""
+    recipe = Path(SMALL.removeprefix("recipe=")).with_name("small.yaml")
+    settings: dict[str, Any] = {"optim.steps": 2, "evaluate": {"bits_per_dim": {"items": 8}}}
+    target = own_flow(0.0)
+    result = unlearn.unlearn(target, recipe=recipe, **settings)
+    stored = load_file(result.folder / "model" / "model.safetensors")
+    before = target.state_dict()
+    after = {name.removeprefix("flow."): value for name, value in result.model.state_dict().items()}
+    assert all(torch.equal(stored[name], value) for name, value in after.items())
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
+    with pytest.raises(RecipeError, match=r"does not take data.*InputOutsideDomain"):
+        unlearn.unlearn(own_flow(5.0), recipe=recipe, **settings)
 
 
 def test_weights_that_are_no_numbers_leave_nothing_behind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def check_read_back(model: Wrapper, config: ModelConfig, folder: Path, split: Sp
     """
     read = config.load if isinstance(model, config.wrapper) else type(model).from_pretrained
     try:
-        again = read(folder).eval()
+        again = model.read_again(folder, read).eval()
     except UnlearnError as error:
         raise ReadBackFailed(f"{folder} was saved and cannot be read back: {error}") from error
     found = _tensors_apart(model, again)
