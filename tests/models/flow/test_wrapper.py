@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from nflows import distributions, flows, transforms
-from safetensors.torch import load_file, save_file
 
 from tests.toys.flow_kinds import IMAGE, KINDS, items, own_flow, part, stir
 from unlearn.core.errors import RecipeError
@@ -151,27 +150,6 @@ def test_half_precision_files(flow: Flow, batch: Batch, tmp_path: Path) -> None:
         assert again.state_dict()[name].dtype == value.dtype
         torch.testing.assert_close(again.state_dict()[name], value, rtol=2**-11, atol=1e-7)
     torch.testing.assert_close(again.log_prob(batch, R), flow.log_prob(batch, R), rtol=0.01, atol=0.05)
-
-
-def test_each_weight_is_saved_in_the_type_that_it_came_in(flow: Flow, tmp_path: Path) -> None:
-    """What is rounded before measuring is what is saved; the file of a user may hold several types."""
-    flow.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    kinds = (torch.bfloat16, torch.float32, torch.float16)
-    given = {
-        name: value.to(kinds[number % 3]) if value.is_floating_point() else value
-        for number, (name, value) in enumerate(load_file(path).items())
-    }
-    save_file(given, path)
-    again = Flow.from_pretrained(tmp_path)
-    with torch.no_grad():
-        for parameter in again.parameters():
-            parameter *= 1.0 + 2**-12
-    again.round_as_saved()
-    again.save_pretrained(tmp_path)
-    found = load_file(path)
-    assert {name: value.dtype for name, value in found.items()} == {name: value.dtype for name, value in given.items()}
-    assert all(torch.equal(value, found[name].to(value.dtype)) for name, value in again.flow.state_dict().items())
 
 
 def test_bf16_autocast_keeps_log_determinants_in_fp32(flow: Flow, batch: Batch) -> None:
