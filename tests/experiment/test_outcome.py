@@ -83,6 +83,11 @@ class Meddles(Evaluator):
             with torch.no_grad():
                 next(models["unlearned"].parameters()).mul_(1.5)
             models["target"]
+        if self.how == "order":
+            with torch.no_grad():
+                for parameter in models["unlearned"].parameters():
+                    parameter.copy_(parameter.flatten().flip(0).view_as(parameter))
+            models["target"]
         if self.how == "type":
             models["target"].double()
         if self.how == "device":
@@ -97,7 +102,7 @@ class Meddles(Evaluator):
 """
 
 
-@pytest.mark.parametrize("how", ["weights", "type", "device", "settings", "cancelled"])
+@pytest.mark.parametrize("how", ["weights", "order", "type", "device", "settings", "cancelled"])
 def test_an_evaluator_that_changes_what_others_measure(how: str, tmp_path: Path, cache: Path) -> None:
     """A changed model is measured by nobody after it; torch's settings are put back, so that figures are the same."""
     (tmp_path / "own.py").write_text(MEDDLES)
