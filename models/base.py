@@ -60,6 +60,11 @@ class Wrapper(nn.Module, ABC):
         """Return what a folder holds of this model, by ``read``; one that no folder describes overrides this."""
         return read(folder)
 
+    @classmethod
+    def read_by(cls, folder: Path) -> str:
+        """Return the Python expression that reads what was saved in ``folder``, named ``model``, for its card."""
+        return f'{cls.__name__}.from_pretrained(Path("model"))'
+
     def write_adapter(self, adapter: Adapter, folder: Path) -> None:
         """Write an adapter with this wrapper's names into an existing folder, in a format that other libraries read."""
         adapter.write(folder)

@@ -36,9 +36,9 @@ SCORE = Metric(
 class ClipScore(Evaluator[Samples]):
     """Mean of max(100 cos(image, caption), 0) over samples of forget items, and over samples of retain items.
 
-    The caption is that of the item the sample is conditioned on; a note says how many are longer than the model reads,
-    which are cut there. No CLIP model is packaged; figures are comparable only
-    for the same weights, whose hash is in each record.
+    The caption is that of the item the sample is conditioned on; a note says how many are longer than the model
+    reads, which are cut there. No CLIP model is packaged; figures are comparable only for the same weights, whose
+    hash is in each record.
 
     Args:
         path: folder of a CLIP model of transformers with its tokenizer.

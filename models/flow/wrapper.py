@@ -243,6 +243,15 @@ class Flow(Wrapper):
     def read_again(self, folder: Path, read: Callable[[Path], Wrapper]) -> Wrapper:
         return read(folder) if self.description else copy.deepcopy(self).load_weights(folder)
 
+    @override
+    @classmethod
+    def read_by(cls, folder: Path) -> str:
+        path = folder / "config.json"
+        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if about.get("kind") != "wrapped":
+            return super().read_by(folder)
+        return f'Flow.wrap(flow, shape={tuple(about["shape"])}, levels={about["levels"]}).load_weights(Path("model"))'
+
     def load_weights(self, folder: Path | str) -> Self:
         """Read ``model.safetensors`` into this flow; every weight must be there and fit. Returns the flow."""
         path = Path(folder) / "model.safetensors"

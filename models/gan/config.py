@@ -25,7 +25,7 @@ from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
 from unlearn.models.gan.stylegan2.generator import Generator, Shape
 from unlearn.models.gan.stylegan2.public import read_networks
-from unlearn.models.gan.synthetic_images import drawn
+from unlearn.models.gan.synthetic_images import DrawnImages
 from unlearn.models.gan.wrapper import R1, LatentGenerator
 
 __all__ = ["FaceDCGAN", "LatentGenerator", "StyleGAN2"]
@@ -124,7 +124,7 @@ class StyleGAN2(GanConfig):
         """Return identities as images that another generator draws of them, where one is named."""
         if isinstance(dataset, IdentityData) and self.images_of is not None:
             config = FaceDCGAN() if self.images_of == "face_dcgan" else self
-            return drawn(dataset, config.fetch(self.images_of), self.size)
+            return DrawnImages(dataset, config.fetch(self.images_of), self.size)
         return super().read(dataset)
 
     def fetch(self, path: str, weights: bool = True) -> Path:

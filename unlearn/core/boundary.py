@@ -93,7 +93,8 @@ def staying() -> Iterator[None]:
         yield
     finally:
         if here is not None:
-            os.chdir(here)
+            with suppress(OSError):  # deleted meanwhile; what the body raised says more
+                os.chdir(here)
 
 
 def exited(error: SystemExit) -> str:

@@ -100,7 +100,7 @@ def loading_lines(run: RunFolder) -> str:
     except RecipeError:
         return ""
     lines = ("from pathlib import Path", f"from {wrapper.__module__} import {wrapper.__name__}")
-    return "\n".join((*lines, "", f'model = {wrapper.__name__}.from_pretrained(Path("model"))'))
+    return "\n".join((*lines, "", f"model = {wrapper.read_by(run.path / 'model')}"))
 
 
 def _module_of(name: str) -> str:

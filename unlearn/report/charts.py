@@ -171,13 +171,13 @@ def scatter(
 
 
 def _domain(values: Sequence[float], pad: float = 0.06, log: bool = False, unit: str = "") -> tuple[float, float]:
-    """Return the range of an axis, never empty."""
+    """Return the range of an axis, never empty, and not below 0 for the sake of equal values that are not."""
     low, high = min(values), max(values)
     if log:
         return low / 1.3, high * 1.3
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = 0.02 if unit == "share" else 0.5 * abs(high) or 1.0
-        return low - room, high + room
+        return low - room if low < 0 else max(0.0, low - room), high + room
     return low - pad * (high - low), high + pad * (high - low)
 
 

@@ -226,6 +226,7 @@ def test_a_users_flow(tmp_path: Path) -> None:
     flow.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=r"wrap\(flow, shape=\(1, 4, 4\), levels=17\)\.load_weights"):
         Flow.from_pretrained(tmp_path)
+    assert Flow.read_by(tmp_path) == 'Flow.wrap(flow, shape=(1, 4, 4), levels=17).load_weights(Path("model"))'
     again = Flow.wrap(own_flow(), (1, 4, 4), levels=17).load_weights(tmp_path)
     assert torch.equal(again.log_prob(batch, R), flow.log_prob(batch, R))
 

@@ -11,7 +11,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.identities import Identities, Identity
 from unlearn.models.gan.config import StyleGAN2
 from unlearn.models.gan.latents import latents_of_seeds
-from unlearn.models.gan.synthetic_images import drawn
+from unlearn.models.gan.synthetic_images import AT_ONCE, DrawnImages
 from unlearn.models.gan.wrapper import LatentGenerator
 
 SOURCE = Identities(identities=[Identity(seed=7, name="Ann"), Identity(seed=9)], strangers=3, test_strangers=1)
@@ -29,10 +29,10 @@ def generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_images_are_the_generators_own(generator: Path) -> None:
     model, data = LatentGenerator.from_pretrained(generator), SOURCE.load()
-    found = drawn(data, generator, None)
+    found = DrawnImages(data, generator, None)
     seeds = data.batch(torch.arange(6))["seed"]
     wanted = model.images(model.synthesis(latents_of_seeds(model, seeds)))
-    off = (found.images.int() - wanted.int()).abs()
+    off = (found.batch(torch.arange(6))["image"].int() - wanted.int()).abs()
     assert off.max() <= 1 and (off > 0).float().mean() < 0.01  # rounding, where 64 are drawn at once
     assert found.labels == data.labels and found.attributes == data.attributes
     assert torch.equal(found.is_test, data.is_test) and found.info == {"shape": (3, 64, 64), "levels": 256}
@@ -40,22 +40,46 @@ def test_images_are_the_generators_own(generator: Path) -> None:
 
 def test_smaller_images_are_means_of_pixels(generator: Path) -> None:
     model, data = LatentGenerator.from_pretrained(generator), SOURCE.load()
-    found = drawn(data, generator, 16)
+    found = DrawnImages(data, generator, 16)
     large = model.synthesis(latents_of_seeds(model, data.batch(torch.arange(6))["seed"]))
     wanted = large.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean(dim=(3, 5))
-    assert (found.images.int() - model.images(wanted).int()).abs().max() <= 1
+    assert (found.batch(torch.arange(6))["image"].int() - model.images(wanted).int()).abs().max() <= 1
     with pytest.raises(RecipeError, match=r"model\.size is 24.*64"):
-        drawn(data, generator, 24)
+        DrawnImages(data, generator, 24)
 
 
 def test_they_are_drawn_once(generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = SOURCE.load()
-    first = drawn(data, generator, 8)
+    first = DrawnImages(data, generator, 8)
+    images = first.batch(torch.arange(6))["image"]
     monkeypatch.setattr(LatentGenerator, "synthesis", None)
-    again = drawn(data, generator, 8)
+    again = DrawnImages(data, generator, 8)
     assert again.fingerprint == first.fingerprint
+    assert torch.equal(again.batch(torch.arange(6))["image"], images)
     with pytest.raises(TypeError):  # other people are drawn anew
-        drawn(Identities(identities=[Identity(seed=8)]).load(), generator, 8)
+        DrawnImages(Identities(identities=[Identity(seed=8)]).load(), generator, 8).batch(torch.tensor([0]))
+
+
+def test_what_is_not_asked_for_is_not_drawn(generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are drawn one by one, and an image is the same whatever was asked for before."""
+    people = Identities(identities=[Identity(seed=7)], strangers=2 * AT_ONCE).load()
+    drawn: list[int] = []
+    synthesis = LatentGenerator.synthesis
+
+    def counted(self: LatentGenerator, w: torch.Tensor) -> torch.Tensor:
+        drawn.append(len(w))
+        return synthesis(self, w)
+
+    monkeypatch.setattr(LatentGenerator, "synthesis", counted)
+    few, whole = DrawnImages(people, generator, 8), DrawnImages(people, generator, 8)
+    last = torch.tensor([len(people) - 1])
+    image = few.batch(last)["image"]
+    assert sum(drawn) == len(people) % AT_ONCE and not list(generator.parent.glob("cache/**/*.safetensors"))
+    assert torch.equal(whole.batch(torch.arange(len(people)))["image"][-1:], image)
+    few.batch(torch.arange(len(people)))
+    assert sum(drawn) == 2 * len(people)
+    assert torch.equal(DrawnImages(people, generator, 8).batch(last)["image"], image)
+    assert sum(drawn) == 2 * len(people)
 
 
 def test_a_stylegan2_reads_identities_as_images(generator: Path) -> None:
