@@ -140,7 +140,7 @@ def pixel_splits(forget: list[int], retain: list[int]) -> dict[str, Split]:
     """Splits of one-pixel images with these grey levels."""
     images = torch.tensor([*forget, *retain], dtype=torch.uint8).view(-1, 1, 1, 1)
     labels = ["far"] * len(forget) + ["near"] * len(retain)
-    dataset = ImagesInMemory(images, labels, [frozenset()] * len(labels), levels=32)
+    dataset = ImagesInMemory(images, labels, [frozenset()] * len(labels), levels=256)
     ids = torch.arange(len(labels))
     parts = {"forget": ids[: len(forget)], "retain": ids[len(forget) :]}
     return {name: Split(name, dataset, part) for name, part in parts.items()}
