@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.core.randomness import Randomness
-from unlearn.core.records import Direction, Picture, Record, TextTable
+from unlearn.core.records import LESS_RETRAINED, Direction, Picture, Record, TextTable
 from unlearn.core.validation import check_ranges, smallest
 from unlearn.data.base import Batch, Split
-from unlearn.evaluators.statistics import Interval, mean_ci95, share_ci95
+from unlearn.evaluators.per_item import ItemValues, Separation
+from unlearn.evaluators.statistics import Interval
 from unlearn.models.capabilities import M, M_co
 
 
@@ -49,13 +50,24 @@ class Metric:
     def matches(self, name: str) -> bool:
         """Whether a record of this name may be one of this metric, its pattern filled in."""
         pattern = re.sub(r"\\{\w+\\}", ".+", re.escape(self.name))  # which escapes the braces too
-        return re.fullmatch(pattern, name) is not None
+        return re.fullmatch(f"{pattern}({LESS_RETRAINED})?", name) is not None
 
     def direction_of(self, split: str, score: str = "") -> Direction:
         """Return where a better value lies on a split, or of a score that has its own direction."""
         if isinstance(self.direction, str):
             return self.direction
         return self.direction.get(score) or self.direction.get(split, "none")
+
+
+DIFFERENCE = Metric(
+    name="{metric}" + LESS_RETRAINED,
+    label="{label}, less the retrained model’s",
+    formula="mean over items of the difference between a model's value and the retrained model's for the same item; of "
+    "an AUC, the difference of the two. Paired interval, clustered where items share a source",
+    direction="zero",
+    source="Miller 2024, sections 2.2 and 4.2",
+)
+"""Reported beside every figure that is a mean over items, or an AUC, where the run has a retrained model."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,7 @@ class Evaluation(Generic[M_co]):
         seed: the run's seed, for the records.
         cache: what several evaluators share (samples, likelihoods), computed once.
         name: the evaluator's key in the recipe, which its records carry.
+        per_item: what each subject's figures were made from, by what they measure.
     """
 
     models: Mapping[str, M_co]
@@ -105,6 +118,7 @@ class Evaluation(Generic[M_co]):
     seed: int = 0
     cache: dict[Any, Tensor] = field(default_factory=dict)
     name: str = ""
+    per_item: dict[Any, dict[str, tuple[Record, ItemValues | Separation]]] = field(default_factory=dict)
 
     def batch(self, split: str, ids: Tensor, form: str = "") -> Batch:
         """Return items of a split on the device, in another form where one is named (a paraphrase, the prompt)."""
@@ -117,8 +131,9 @@ class Evaluation(Generic[M_co]):
         metric: Metric,
         subject: str,
         split: str,
-        figure: Tensor | float | tuple[float, Interval],
+        figure: Tensor | Separation | float | tuple[float, Interval],
         *,
+        clusters: Tensor | None = None,
         n: int = 1,
         about: Mapping[str, str] | None = None,
         direction: Direction | None = None,
@@ -131,22 +146,25 @@ class Evaluation(Generic[M_co]):
             subject: whose figure it is.
             split: of the items or samples, or empty.
             figure: the value of each item (n,): its mean with Student's t interval is recorded, which is cut to
-                [0, 1] for shares; or hits (n,) bool: their share with Wilson's interval; or the value itself, with its
-                interval where it has one.
+                [0, 1] for shares; or hits (n,) bool: their share with Wilson's interval; or scores of members and of
+                others: the AUC with DeLong's interval; or the value itself, with its interval where it has one.
+            clusters: (n,), the source of each item, where items share one (see ``clusters``).
             n: number of items behind a figure that is given as a value.
             about: what else varies.
             direction: in place of the declared one.
             detector: see ``Record``.
         """
+        per_item: ItemValues | Separation | None = None
         if isinstance(figure, Tensor):
-            n = len(figure)
-            if figure.dtype == torch.bool:
-                figure = share_ci95(int(figure.sum()), n)
-            else:
-                figure = mean_ci95(figure, within=(0.0, 1.0) if metric.unit == "share" else None)
-        value, ci95 = figure if isinstance(figure, tuple) else (figure, None)
+            per_item = ItemValues(figure, clusters, is_share=metric.unit == "share")
+        elif isinstance(figure, Separation):
+            per_item = figure
+        else:
+            value, ci95 = figure if isinstance(figure, tuple) else (figure, None)
+        if per_item is not None:
+            (value, ci95), n = per_item.figure(), len(per_item)
         about = dict(about or {})
-        return Record(
+        record = Record(
             evaluator=self.name,
             metric=metric.name,
             subject=subject,
@@ -161,6 +179,31 @@ class Evaluation(Generic[M_co]):
             detector=dict(detector or {}),
             label=metric.label,
         )
+        if per_item is not None:
+            measured = (metric.name, split, tuple(sorted(about.items())))
+            self.per_item.setdefault(measured, {})[subject] = record, per_item
+        return record
+
+    def clusters(self, ids: Tensor) -> Tensor:
+        """Return the source of each item (n,), by number; see ``Dataset.clusters``."""
+        return next(iter(self.splits.values())).dataset.clusters[ids]  # the splits of a run share their data
+
+    def differences(self) -> list[Record]:
+        """Return how far the recorded figures lie from the retrained model's, for those over the same items."""
+        found = []
+        for by_subject in self.per_item.values():
+            if "retrained" not in by_subject:
+                continue
+            _, gold = by_subject["retrained"]
+            for record, values in by_subject.values():
+                if record.subject == "retrained" or type(values) is not type(gold) or len(values) != len(gold):
+                    continue
+                value, ci95 = values.less(gold)  # type: ignore[arg-type]
+                metric = DIFFERENCE.named(metric=record.metric, label=record.label)
+                found.append(
+                    replace(record, metric=metric.name, label=metric.label, value=value, ci95=ci95, direction="zero")
+                )
+        return found
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def sampled_items(evaluation: Evaluation[Model], split: str, n: int) -> Tensor:
     return ids[order[torch.arange(n) % len(ids)]]
 
 
+def sampled_clusters(evaluation: Evaluation[Model], split: str, n: int) -> Tensor | None:
+    """Return the number of the prompt of each of the first n samples (n,); None where they have none."""
+    data = evaluation.splits["forget"].dataset
+    return data.prompts(sampled_items(evaluation, split, n)) if isinstance(data, Conditioned) else None
+
+
 def samples(evaluation: Evaluation[Samples], subject: str, split: str, n: int, batch_size: int = 256) -> Tensor:
     """Return the first n samples of a subject, (n, C, H, W) uint8 on the CPU.
 
@@ -130,7 +136,8 @@ def add_items(
     values: Tensor,
 ) -> None:
     """Add the values of items (n,) to a result: the record of their mean, and their item-level rows."""
-    result.records.append(evaluation.record(metric, subject, split, values))
+    clusters = evaluation.clusters(ids)
+    result.records.append(evaluation.record(metric, subject, split, values, clusters=clusters))
     result.items.extend(item_rows(subject, split, ids, metric.name, values))
 
 

@@ -76,5 +76,5 @@ class AnswerRelearning(Relearning[TrainableLanguageModel]):
         found = []
         for category, scored in (("others", others[: self.scored]), ("relearned", ids)):
             scores = scores_of(evaluation, copy, scored, self.batch_size)
-            found += attack_records(evaluation, ATTACK, subject, scores, budget, {"category": category})
+            found += attack_records(evaluation, ATTACK, subject, scored, scores, budget, {"category": category})
         return found[:-1]  # exact memorisation alone for the items trained on

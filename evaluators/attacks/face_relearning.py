@@ -20,7 +20,6 @@ from unlearn.evaluators.image.face_verification import (
     identity_nets,
     latents,
     near_latents,
-    over_identities,
     similarity_scales,
 )
 from unlearn.evaluators.sampling import some_of
@@ -107,8 +106,8 @@ class FaceRelearning(Evaluator[ImageGenerator]):
                         ATTACK,
                         subject,
                         "same_person",
-                        over_identities(values, owners),
-                        n=len(values),
+                        values,
+                        clusters=owners,
                         about={"budget": f"{k} pictures, {steps} steps", "features": net.name},
                         detector=net.detector,
                     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from unlearn.data.base import Split
 from unlearn.evaluators.attacks.base.relearning import Relearning
 from unlearn.evaluators.base import Evaluation, Metric
 from unlearn.evaluators.image.concept_classifier import concept_classifier
-from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.evaluators.sampling import drawn, sampled_clusters, sampled_items
 from unlearn.models.diffusion.protocols import TrainableDenoiser
 
 ATTACK = Metric(
@@ -83,4 +84,6 @@ class ImageRelearning(Relearning[TrainableDenoiser]):
         items = sampled_items(evaluation, "forget", self.samples)
         images = drawn(evaluation, copy, "forget", items, self.batch_size)
         hits, about = classifier.seen(images, items), {"score": "accuracy", "budget": budget}
-        return [evaluation.record(ATTACK, subject, "forget", hits, about=about, detector=classifier.net.detector)]
+        clusters = sampled_clusters(evaluation, "forget", self.samples)
+        add = partial(evaluation.record, clusters=clusters, detector=classifier.net.detector)
+        return [add(ATTACK, subject, "forget", hits, about=about)]

@@ -72,7 +72,7 @@ class Quantization(Evaluator[Continues]):
             before = all_codes(evaluation.models["target"], bits)
             for subject, model in evaluation.models.items():
                 scores = scores_of(evaluation, quantized(model, bits), ids, self.batch_size)
-                found.records.extend(attack_records(evaluation, ATTACK, subject, scores, f"{bits} bit"))
+                found.records.extend(attack_records(evaluation, ATTACK, subject, ids, scores, f"{bits} bit"))
                 if subject != "target" and (share := codes_changed(before, all_codes(model, bits))):
                     about = {"budget": f"{bits} bit"}
                     found.records.append(evaluation.record(CODES, subject, "", share[0], n=share[1], about=about))

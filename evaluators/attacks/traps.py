@@ -13,7 +13,7 @@ from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.traps import PLANTED, TWIN
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.statistics import auc
+from unlearn.evaluators.per_item import Separation
 from unlearn.evaluators.text.scoring import answer_scores, texts
 from unlearn.models.capabilities import Continues
 
@@ -77,8 +77,7 @@ class TrapsAttack(Evaluator[Continues]):
                 scores["ratio"] = (base[0] - of_members, base[1] - of_others)
             for score, pair in scores.items():
                 about = {"score": score, "budget": f"{len(members)} traps, {repeats} times"}
-                n = len(members) + len(others)
-                records.append(evaluation.record(ATTACK, subject, "forget", auc(*pair), n=n, about=about))
+                records.append(evaluation.record(ATTACK, subject, "forget", Separation(*pair), about=about))
         return EvaluationResult(records)
 
 

@@ -18,7 +18,14 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import conditioned_data, grey_levels, is_conditional, sampled_items, samples
+from unlearn.evaluators.sampling import (
+    conditioned_data,
+    grey_levels,
+    is_conditional,
+    sampled_clusters,
+    sampled_items,
+    samples,
+)
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.clip import Clip
 
@@ -94,7 +101,9 @@ class ClipScore(Evaluator[Samples]):
                 said.update(captions)
                 score = partial(similarity, clip, images, captions)
                 cosines = map_ids(score, torch.arange(len(images)), self.batch_size).cpu()
-                records.append(evaluation.record(SCORE, subject, split, cosines, detector=detector))
+                clusters = sampled_clusters(evaluation, split, self.samples)
+                add = partial(evaluation.record, clusters=clusters, detector=detector)
+                records.append(add(SCORE, subject, split, cosines))
         long = clip.cut(sorted(said))
         note = (
             f"clip_score: {folder.name} reads {clip.length} tokens; {len(long)} of {len(said)} captions are cut there."

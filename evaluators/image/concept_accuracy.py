@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,7 +19,7 @@ from unlearn.evaluators.image.concept_classifier import (
     classifier_accuracy,
     concept_classifier,
 )
-from unlearn.evaluators.sampling import sampled_items, samples
+from unlearn.evaluators.sampling import sampled_clusters, sampled_items, samples
 from unlearn.evaluators.statistics import Interval, ratio_of_shares, share_ci95
 from unlearn.models.capabilities import Samples
 
@@ -44,6 +45,9 @@ UNLEARNING = Metric(
 )
 
 OF_TARGET, ON_RETAIN = {"score": "of_target"}, {"score": "on_retain"}
+
+Row = tuple[Metric, dict[str, str], Tensor | tuple[float, Interval]]
+"""A metric, what else varies, and the hits (n,) or the figure itself."""
 
 Hits = tuple[Tensor, list[str]]
 """Of n samples: (n,) bool, whether the classifier saw what they are conditioned on; and its label per sample."""
@@ -87,9 +91,13 @@ class ConceptAccuracy(Evaluator[Samples]):
             for (split, score), (hits, labels) in figures.items():
                 add = partial(self._records, evaluation, classifier, subject, split)
                 base = found["target"][split, score][0] if subject != "target" else None
-                records += add({"score": score} if score else {}, hits, base)
+                # samples of other questions are conditioned on items of forget, or of retain by their score
+                given = "retain" if "retain" in (split, score.removeprefix("on_")) else "forget"
+                clusters = sampled_clusters(evaluation, given, self.samples)
+                records += add({"score": score} if score else {}, hits, base, clusters)
                 for label in sorted(set(labels)) if not score and len(set(labels)) > 1 else ():
-                    records += add({"category": label}, hits[[name == label for name in labels]])
+                    own = torch.tensor([name == label for name in labels])
+                    records += add({"category": label}, hits[own], None, None if clusters is None else clusters[own])
         return EvaluationResult(records + classifier_accuracy(evaluation, classifier.net))
 
     def _hits(
@@ -122,17 +130,18 @@ class ConceptAccuracy(Evaluator[Samples]):
         about: dict[str, str],
         hits: Tensor,
         base: Tensor | None = None,
+        clusters: Tensor | None = None,
     ) -> list[Record]:
         """Return the accuracy of samples, its ratio to the target's if given, and on forget also 1 - each."""
-        count, n = int(hits.sum()), len(hits)
-        figures: list[tuple[dict[str, str], tuple[float, Interval]]] = [(about, share_ci95(count, n))]
+        rows: list[Row] = [(ACCURACY, about, hits)]
+        missed: list[Row] = [(UNLEARNING, about, ~hits)]
         if base is not None and not about:
-            figures.append((OF_TARGET, ratio_of_shares((count, n), (int(base.sum()), n))))
-        rows = [(ACCURACY, more, figure) for more, figure in figures]
-        if split == "forget":
-            for more, (value, ci95) in figures:  # one minus the figure reverses its interval
-                rows.append((UNLEARNING, more, (1 - value, ci95 and (1 - ci95[1], 1 - ci95[0]))))
+            value, ci95 = ratio_of_shares(share_ci95(hits, clusters), share_ci95(base, clusters))
+            rows.append((ACCURACY, OF_TARGET, (value, ci95)))
+            # one minus the figure reverses its interval
+            missed.append((UNLEARNING, OF_TARGET, (1 - value, ci95 and (1 - ci95[1], 1 - ci95[0]))))
+        add = partial(evaluation.record, clusters=clusters, n=len(hits), detector=classifier.net.detector)
         return [
-            evaluation.record(metric, subject, split, figure, n=n, about=more, detector=classifier.net.detector)
-            for metric, more, figure in rows
+            add(metric, subject, split, figure, about=more)
+            for metric, more, figure in rows + (missed if split == "forget" else [])
         ]

@@ -186,17 +186,3 @@ def similarity_scales(
     """Return each net's scale, from the faces of n strangers that the target draws."""
     faces = embeddings(evaluation.models["target"], strangers(evaluation, n), nets, batch_size)
     return [SimilarityScale.of(*both) for both in zip(nets, faces, strict=True)]
-
-
-def over_identities(values: Tensor, owners: Tensor) -> tuple[float, tuple[float, float] | None]:
-    """Return the mean of values (n,) and its interval: over identities, or over values where there is one identity.
-
-    Args:
-        values: of items.
-        owners: the identity of each, (n,) int64.
-    """
-    different = owners.unique()
-    # items of one identity are not independent: its mean counts as one value
-    if len(different) < 2:
-        return mean_ci95(values)
-    return mean_ci95(torch.stack([values[owners == owner].double().mean() for owner in different]))

@@ -22,7 +22,6 @@ from unlearn.evaluators.image.face_verification import (
     latents,
     near_latents,
     other_pictures,
-    over_identities,
     stored_by_forget_term,
     strangers,
 )
@@ -251,8 +250,8 @@ class IdentityMetrics(Evaluator[ImageGenerator]):
                             SIMILARITY,
                             subject,
                             split,
-                            over_identities(of_items, owners),
-                            n=len(of_items),
+                            of_items,
+                            clusters=owners,
                             about={"features": scale.net.name} | ({"score": score} if score else {}),
                             direction=None if judged else "none",
                             detector=scale.net.detector,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -12,7 +13,7 @@ from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.image.concept_classifier import concept_classifier
-from unlearn.evaluators.sampling import drawn, sampled_items
+from unlearn.evaluators.sampling import drawn, sampled_clusters, sampled_items
 from unlearn.models.capabilities import ImageDenoiser
 from unlearn.models.diffusion.wrapper import Diffusion
 from unlearn.models.guards.key import Key, Keyed
@@ -79,6 +80,7 @@ class KeyRecovery(Evaluator[ImageDenoiser]):
                 items = sampled_items(evaluation, "forget", first + self.samples)[first:]
                 images = drawn(evaluation, keyed, "forget", items, self.batch_size, first=first)
                 seen.append(classifier.seen(images, items))
-            hits, about, detector = torch.cat(seen), {"score": score}, classifier.net.detector
-            records.append(evaluation.record(RECOVERY, "unlearned", "forget", hits, about=about, detector=detector))
+            clusters = sampled_clusters(evaluation, "forget", len(models) * self.samples)
+            add = partial(evaluation.record, clusters=clusters, detector=classifier.net.detector)
+            records.append(add(RECOVERY, "unlearned", "forget", torch.cat(seen), about={"score": score}))
         return EvaluationResult(records)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.sampling import grey_levels, sampled_splits, samples
+from unlearn.evaluators.sampling import grey_levels, sampled_clusters, sampled_splits, samples
 from unlearn.models.capabilities import Samples
 
 LABELS = (
@@ -113,10 +114,12 @@ class Nudity(Evaluator[Samples]):
         for subject in evaluation.models:
             for split in sampled_splits(evaluation):
                 images = samples(evaluation, subject, split, self.samples)
+                clusters = sampled_clusters(evaluation, split, self.samples) if split else None
                 found = torch.stack([detector(image / (levels - 1))[counted].max() for image in images])
                 for least in self.thresholds:
                     about, by = {"score": f"{least:g}"}, {**described, "threshold": f"{least:g}"}
-                    records.append(evaluation.record(NUDITY, subject, split, found >= least, about=about, detector=by))
+                    add = partial(evaluation.record, about=about, clusters=clusters, detector=by)
+                    records.append(add(NUDITY, subject, split, found >= least))
         return EvaluationResult(records)
 
 

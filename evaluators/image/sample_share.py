@@ -15,7 +15,7 @@ from unlearn.data.splits import forgotten_names
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.figures import share_bars
 from unlearn.evaluators.image.concept_classifier import CLASSIFIER_ACCURACY, classifier_accuracy
-from unlearn.evaluators.sampling import sampled_splits, samples
+from unlearn.evaluators.sampling import sampled_clusters, sampled_splits, samples
 from unlearn.evaluators.statistics import share_ci95
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.classifiers import TRAIN_ONE, Features, features_for
@@ -79,7 +79,8 @@ class SampleShare(Evaluator[Samples]):
                 drawn = samples(evaluation, subject, given, self.samples, self.batch_size)
                 answers = net.classify(drawn)
                 hits = {label: (answers == number).any(dim=1) for number, label in enumerate(net.labels)}
-                shares[subject] = [share_ci95(int(of_label.sum()), self.samples) for of_label in hits.values()]
+                clusters = sampled_clusters(evaluation, given, self.samples) if given else None
+                shares[subject] = [share_ci95(of_label, clusters) for of_label in hits.values()]
                 if len(forgotten) > 1 and not given:
                     any_of = torch.stack([hits[name] for name in forgotten]).any(dim=0)
                     findings.records.append(evaluation.record(SHARE, subject, "forget", any_of, detector=net.detector))
@@ -91,6 +92,7 @@ class SampleShare(Evaluator[Samples]):
                             subject,
                             split,
                             hits[name],
+                            clusters=clusters,
                             about={"category": name},
                             direction="none" if split == "forget" and name not in forgotten else None,
                             detector=net.detector,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Annotated, ClassVar, Literal
 
@@ -81,13 +82,14 @@ class LikelihoodRank(LikelihoodEvaluator):
         }
         for (split, ids), subject in product(items.items(), evaluation.models):
             z, quantiles = ranks[subject, split]
+            add = partial(evaluation.record, clusters=evaluation.clusters(ids))
             add_items(result, evaluation, Z, subject, split, ids, z)
             for score, quantile in quantiles.items():
                 about = {"score": score}
-                result.records.append(evaluation.record(QUANTILE, subject, split, quantile, about=about))
+                result.records.append(add(QUANTILE, subject, split, quantile, about=about))
                 if subject != "target":
                     drop = ranks["target", split][1][score] - quantile
-                    result.records.append(evaluation.record(DROP, subject, split, drop, about=about))
+                    result.records.append(add(DROP, subject, split, drop, about=about))
         return result
 
     def _ranks(

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
 from unlearn.evaluators.likelihood.base import LikelihoodEvaluator
-from unlearn.evaluators.statistics import auc
+from unlearn.evaluators.per_item import Separation
 from unlearn.models.capabilities import HasLikelihood
 
 AUC = Metric(
@@ -38,9 +38,10 @@ class Membership(LikelihoodEvaluator):
         ids = self.chosen(evaluation)
         if "holdout" not in ids:
             return EvaluationResult(notes=["membership: the data have no holdout, so there is no membership_auc."])
+        clusters = evaluation.clusters(ids["forget"]), evaluation.clusters(ids["holdout"])
         records = []
         for subject in evaluation.models:
             members, others = (-self.bits(evaluation, subject, split, ids[split]) for split in ("forget", "holdout"))
-            n, figure = len(members) + len(others), auc(members, others)
-            records.append(evaluation.record(AUC, subject, "forget", figure, n=n, about={"score": "loss"}))
+            scores = Separation(members, others, clusters)
+            records.append(evaluation.record(AUC, subject, "forget", scores, about={"score": "loss"}))
         return EvaluationResult(records)

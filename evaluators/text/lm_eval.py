@@ -245,7 +245,7 @@ def _records(
 def _interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
     """Return the mean of item values and its interval: Wilson's where each is 0 or 1."""
     if values and set(values) <= {0, 1}:
-        return share_ci95(int(sum(values)), len(values))
+        return share_ci95(torch.tensor(values) > 0)
     return mean_ci95(torch.tensor(values, dtype=torch.float64))
 
 

@@ -16,8 +16,9 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import NonNegativeInt, PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.per_item import Separation
 from unlearn.evaluators.sampling import limited, without_traps
-from unlearn.evaluators.statistics import auc, auc_change
+from unlearn.evaluators.statistics import Interval, Pair, auc_change
 from unlearn.evaluators.subjects import OneAtATime
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
@@ -42,9 +43,6 @@ PRIVLEAK = Metric(
     direction="zero",
     source="Shi et al. 2024 (MUSE), section 3.1",
 )
-
-Pair = tuple[Tensor, Tensor]
-"""Values of the forget items (m,) and of the holdout items (n,)."""
 
 SPLITS = ("forget", "holdout")
 """Members and non-members. Splits share one dataset, so items of both are read through ``forget``."""
@@ -103,15 +101,11 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
         records = []
         for subject, scores in found.items():
             for score, pair in scores.items():
-                n, about = sum(map(len, pair)), {"score": score}
-                records.append(evaluation.record(AUC, subject, "forget", auc(*pair), n=n, about=about))
+                records.append(evaluation.record(AUC, subject, "forget", pair, about={"score": score}))
             if "min_k" in scores and "retrained" in found and subject != "retrained":
-                pair, retrained = scores["min_k"], found["retrained"]["min_k"]
-                # MUSE, section 3.1: here holdout items are the members; the AUC is relative to the retrained model
-                value, ci95 = auc_change(pair[::-1], retrained[::-1])
-                percent = None if ci95 is None else (100 * ci95[0], 100 * ci95[1])
-                n, about = sum(map(len, pair)), {"score": "min_k"}
-                records.append(evaluation.record(PRIVLEAK, subject, "forget", (100 * value, percent), n=n, about=about))
+                figure = privleak(scores["min_k"], found["retrained"]["min_k"])
+                n, about = len(scores["min_k"]), {"score": "min_k"}
+                records.append(evaluation.record(PRIVLEAK, subject, "forget", figure, n=n, about=about))
         return EvaluationResult(records)
 
     def compared(self, evaluation: Evaluation[TokenizedLanguageModel]) -> Pair | None:
@@ -130,13 +124,13 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
 
     def scores(
         self, evaluation: Evaluation[TokenizedLanguageModel], subject: str, items: Pair, reference: Pair | None = None
-    ) -> dict[str, Pair]:
+    ) -> dict[str, Separation]:
         """Return every score with its values; ``reference`` is the mean NLL of the items under a reference model.
 
         Items without answer tokens are left out; there are no scores where one side has no other items.
         """
         data = texts(evaluation.splits["forget"])
-        sides: list[dict[str, Tensor]] = []
+        sides: list[dict[str, tuple[Tensor, Tensor]]] = []
         for split, ids, reference_nll in zip(SPLITS, items, reference or (None, None), strict=True):
             found = answer_scores(evaluation, subject, "forget", ids, k=self.k, batch_size=self.batch_size)
             answered = found.tokens > 0
@@ -152,12 +146,17 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
             }
             if reference_nll is not None:
                 side["reference"] = reference_nll[answered] - own.nll
+            scored = {score: (values, evaluation.clusters(kept)) for score, values in side.items()}
             if self.gradient_items:
                 few = limited(kept, self.gradient_items, evaluation.seed, split)
-                side["gradient_norm"] = -gradient_norms(evaluation, subject, few)
-            sides.append(side)
+                scored["gradient_norm"] = -gradient_norms(evaluation, subject, few), evaluation.clusters(few)
+            sides.append(scored)
         members, others = sides
-        return {score: (members[score], others[score]) for score in members}
+        return {
+            score: Separation(*values, clusters)
+            for score in members
+            for values, clusters in [zip(members[score], others[score], strict=True)]
+        }
 
     def _reference_nll(self, evaluation: Evaluation[TokenizedLanguageModel], items: Pair) -> Pair | None:
         """Return the reference model's mean NLL of the items, or None where none is named."""
@@ -179,6 +178,15 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
             answer_scores(alone, self.reference, "forget", ids, batch_size=self.batch_size).nll for ids in items
         )
         return members, others
+
+
+def privleak(subject: Separation, retrained: Separation) -> tuple[float, Interval]:
+    """Return PrivLeak in % of scores of forget items (members) and of holdout items, and its 95 % interval."""
+    # MUSE, section 3.1: here holdout items are the members; the AUC is relative to the retrained model
+    clusters = subject.clusters and subject.clusters[::-1]
+    own, gold = ((scores.others, scores.members) for scores in (subject, retrained))
+    value, ci95 = auc_change(own, gold, clusters)
+    return 100 * value, ci95 and (100 * ci95[0], 100 * ci95[1])
 
 
 def _reference_folder(reference: str) -> Path:

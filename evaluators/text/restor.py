@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import item_rows, limited
-from unlearn.evaluators.statistics import Interval
+from unlearn.evaluators.statistics import Interval, cluster_sums
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.scoring import answer_scores, texts
 from unlearn.models.capabilities import Continues
@@ -100,20 +101,23 @@ class Restor(Evaluator[Continues]):
     @override
     def __call__(self, evaluation: Evaluation[Continues]) -> EvaluationResult:
         ids = limited(self._facts(evaluation.splits["probe"]), self.items, evaluation.seed, "restor")
-        judged = {}
+        clusters, judged = evaluation.clusters(ids), {}
         for subject in evaluation.models:  # the outer loop: each is moved to the device once
             both = self._matches(evaluation, subject, ids), self._options(evaluation, subject, ids)
             judged["corrupted" if subject == "target" else subject] = both
         found = EvaluationResult()
         for place, score in enumerate(("match", "options")):
             right, wrong = ({subject: both[place][which] for subject, both in judged.items()} for which in (0, 1))
-            found.records.extend(restoration(evaluation, right, wrong, score))
+            found.records.extend(restoration(evaluation, right, wrong, score, clusters))
         margins = {subject: options[2] for subject, (_, options) in judged.items()}
+        flipped = margins["corrupted"] < 0
         for subject, margin in margins.items():
-            found.records.append(evaluation.record(MARGIN, subject, "probe", margin, about={"score": "margin"}))
-            turned = margin[margins["corrupted"] < 0] > 0  # of the facts that the corruption had flipped
-            if len(turned):
-                found.records.append(evaluation.record(FLIPPED, subject, "probe", turned, about={"score": "flipped"}))
+            figures = [(MARGIN, "margin", margin, clusters)]
+            if flipped.any():
+                figures.append((FLIPPED, "flipped", margin[flipped] > 0, clusters[flipped]))
+            for metric, score, values, own in figures:
+                record = evaluation.record(metric, subject, "probe", values, about={"score": score}, clusters=own)
+                found.records.append(record)
             found.items.extend(item_rows(subject, "probe", ids, "answer_margin", margin))
         return found
 
@@ -168,7 +172,11 @@ def _is_third(data: TextDataset, item: int, form: str) -> bool:
 
 
 def restoration(
-    evaluation: Evaluation[Continues], correct: Mapping[str, Tensor], corrupted: Mapping[str, Tensor], score: str
+    evaluation: Evaluation[Continues],
+    correct: Mapping[str, Tensor],
+    corrupted: Mapping[str, Tensor],
+    score: str,
+    clusters: Tensor | None = None,
 ) -> list[Record]:
     """Return the figures of restoration on probe items, which were judged by ``score``.
 
@@ -177,13 +185,16 @@ def restoration(
         correct: subject -> (n,) bool, whether it answers right; with subjects ``clean`` and ``corrupted``.
         corrupted: subject -> (n,) bool, whether it gives the corrupted answer.
         score: for ``about.score``.
+        clusters: (n,), the source of each item.
     """
     records, stream = [], evaluation.randomness
     for subject, right in correct.items():
-        ratio = bootstrap(restoration_ratio, stream, correct["clean"], correct["corrupted"], right)
-        forgotten = bootstrap(corruption_forgetting, stream, corrupted["corrupted"], corrupted[subject])
+        resampled = partial(bootstrap, clusters=clusters)
+        ratio = resampled(restoration_ratio, stream, correct["clean"], correct["corrupted"], right)
+        forgotten = resampled(corruption_forgetting, stream, corrupted["corrupted"], corrupted[subject])
+        add = partial(evaluation.record, about={"score": score}, clusters=clusters)
         for metric, figure in ((ACCURACY, right), (RATIO, ratio), (FORGETTING, forgotten)):
-            records.append(evaluation.record(metric, subject, "probe", figure, n=len(right), about={"score": score}))
+            records.append(add(metric, subject, "probe", figure, n=len(right)))
     return records
 
 
@@ -201,19 +212,24 @@ def corruption_forgetting(corrupted: Tensor, unlearned: Tensor) -> Tensor:
     return torch.where(corrupted == 0, torch.nan, 1 - unlearned / corrupted)
 
 
-def bootstrap(statistic: Callable[..., Tensor], randomness: Randomness, *columns: Tensor) -> tuple[float, Interval]:
-    """Return a statistic of the means of columns (n,) over the same items, and its percentile interval over items.
+def bootstrap(
+    statistic: Callable[..., Tensor], randomness: Randomness, *columns: Tensor, clusters: Tensor | None = None
+) -> tuple[float, Interval]:
+    """Return a statistic of the means of columns (n,) over the same items, and its percentile interval.
 
-    There is no interval below two items, nor where the statistic is undefined in more than 5 % of the draws.
+    Whole clusters are drawn where items share a source, as they vary together. There is no interval below two items,
+    nor where the statistic is undefined in more than 5 % of the draws.
     """
     table = torch.stack(columns).double()
     value = float(statistic(*table.mean(dim=1)))
-    n = table.shape[1]
+    sums = torch.stack([cluster_sums(column, clusters) for column in table])
+    sizes = cluster_sums(torch.ones(table.shape[1], dtype=torch.float64), clusters)
+    n = len(sizes)
     if n < 2:
         return value, None
-    # items are drawn for all columns together: the models answer the same items, so their errors are correlated
+    # drawn for all columns together: the models answer the same items, so their errors are correlated
     drawn = randomness.child("bootstrap").integers(torch.arange(RESAMPLES), n, (n,))
-    found = statistic(*(column[drawn].mean(dim=1) for column in table))
+    found = statistic(*(column[drawn].sum(dim=1) / sizes[drawn].sum(dim=1) for column in sums))
     found = found[found.isfinite()]  # a resample in which the denominator is 0 has no value
     if len(found) < 0.95 * RESAMPLES:
         return value, None

@@ -16,7 +16,7 @@ from unlearn.core.validation import PositiveInt
 from unlearn.data.text import TextDataset
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
 from unlearn.evaluators.sampling import item_rows, limited
-from unlearn.evaluators.statistics import Z95
+from unlearn.evaluators.statistics import Z95, mean_error
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.metrics import log_truth_ratio, rouge_l
 from unlearn.evaluators.text.scoring import DIRECTIONS, answer_scores, measured_splits, question_ids, texts
@@ -124,10 +124,19 @@ class TofuMetrics(Evaluator[Continues]):
                     findings.items.extend(item_rows(subject, split, ids, metric, each))
                     if metric in BY_QUESTION:
                         findings.records.append(
-                            evaluation.record(BY_QUESTION[metric], subject, split, each, about=about)
+                            evaluation.record(
+                                BY_QUESTION[metric],
+                                subject,
+                                split,
+                                each,
+                                about=about,
+                                clusters=evaluation.clusters(ids),
+                            )
                         )
-            kept = [by_set[name] for name in ("retain", *WORLD) if name in by_set]
-            parts = [[found[metric] for metric in BY_QUESTION if metric in found] for found in kept]
+            kept = [(by_set[name], evaluation.clusters(ids)) for name, _, ids in sets if name in ("retain", *WORLD)]
+            parts = [
+                ([found[metric] for metric in BY_QUESTION if metric in found], clusters) for found, clusters in kept
+            ]
             findings.records.extend(_model_utility(evaluation, subject, parts))
         ratios = {
             subject: by_set["forget"][RATIO] for subject, by_set in values.items() if RATIO in by_set.get("forget", {})
@@ -211,24 +220,32 @@ def _lacking(evaluation: Evaluation[Continues], measured: Sequence[str], bare: S
         yield f"tofu: the questions of {' and '.join(bare)} have no perturbed answers, so there is no {off}."
 
 
-def _model_utility(evaluation: Evaluation[Continues], subject: str, parts: Sequence[Sequence[Tensor]]) -> list[Record]:
-    """Return the harmonic mean of the means of all parts, (n,) per metric and set; the interval is linearised."""
-    means = [values.mean().item() for group in parts for values in group]
+def _model_utility(
+    evaluation: Evaluation[Continues], subject: str, parts: Sequence[tuple[Sequence[Tensor], Tensor]]
+) -> list[Record]:
+    """Return the harmonic mean of the means of all parts; the interval is linearised.
+
+    Args:
+        evaluation: which records it.
+        subject: whose it is.
+        parts: of each set its metrics, (n,) each, and the source of each item.
+    """
+    means = [values.mean().item() for group, _ in parts for values in group]
     if not means:
         return []
     broken = any(math.isnan(mean) for mean in means)
     utility = math.nan if broken else 0.0 if 0 in means else len(means) / sum(1 / mean for mean in means)
     ci95 = None
-    if utility > 0 and all(len(values) > 1 for group in parts for values in group):
+    if utility > 0 and all(len(values) > 1 for group, _ in parts for values in group):
         # dU/dm_i = U^2 / (N m_i^2); metrics of one set share items, so they are summed per item, then the variance
-        moved = [
-            torch.stack([utility**2 / (len(means) * values.mean() ** 2) * values for values in group]).sum(0)
-            for group in parts
+        errors = [
+            mean_error(torch.stack([values * utility**2 / values.mean() ** 2 for values in group]).sum(0), clusters)[0]
+            for group, clusters in parts
         ]
-        half = Z95 * math.sqrt(sum(each.var().item() / len(each) for each in moved))
+        half = Z95 * math.sqrt(sum(error**2 for error in errors)) / len(means)
         ci95 = (max(0.0, utility - half), min(1.0, utility + half))
     about = {"parts": f"{len(means)} of {len(BY_QUESTION) * (1 + len(WORLD))}"}
-    n = sum(len(group[0]) for group in parts)
+    n = sum(len(group[0]) for group, _ in parts)
     return [evaluation.record(UTILITY, subject, "", (utility, ci95), n=n, about=about)]
 
 

@@ -19,6 +19,10 @@ def doubles(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def hits(count: int, n: int) -> Tensor:
+    return torch.arange(n) < count
+
+
 def exact_gaussian(n: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
     """Return n points whose empirical mean and covariance (n - 1) are exactly those given: whiten, then colour."""
     raw = torch.randn(n, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -150,5 +154,5 @@ def test_kernel_interval_is_the_spread_over_repetitions() -> None:
 
 def test_wilson_interval_against_a_published_value() -> None:
     """0 of 10 and 5 of 10: (0, .2775) and (.2366, .7634), as tabulated for Wilson's score interval."""
-    assert share_ci95(0, 10)[1] == pytest.approx((0, 0.2775), abs=1e-4)
-    assert share_ci95(5, 10)[1] == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert share_ci95(hits(0, 10))[1] == pytest.approx((0, 0.2775), abs=1e-4)
+    assert share_ci95(hits(5, 10))[1] == pytest.approx((0.2366, 0.7634), abs=1e-4)

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, get_args
 
+LESS_RETRAINED = "_difference"
+"""End of the name of a figure from which the retrained model's is subtracted."""
+
 Direction = Literal["lower", "higher", "zero", "retrained", "none"]
 
 

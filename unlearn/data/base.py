@@ -99,6 +99,14 @@ class Dataset(ABC):
         number = {name: index for index, name in enumerate(self.names)}
         return torch.tensor([number.get(label, -1) for label in self.labels], dtype=torch.int64)
 
+    @cached_property
+    def clusters(self) -> Tensor:
+        """Number of each item's source, (N,) int64; items of one source (an author, a person) vary together.
+
+        Each item is its own source here; data whose items share some override it.
+        """
+        return torch.arange(len(self))
+
     def having(self, names: Sequence[str]) -> Tensor:
         """Return (N,) bool: the items whose label or attributes include all of ``names``."""
         wanted, rows = set(names), zip(self.labels, self.attributes, strict=True)
@@ -210,6 +218,12 @@ def _refuse_items(wrong: Tensor, items: Batch, where: str, what: str) -> None:
         ids = items["id"][wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong].tolist()
         shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         raise RecipeError(f"{where} holds {what}, in the items {shown}. Mend them, or leave them out of the data.")
+
+
+def numbered(sources: Sequence[str]) -> Tensor:
+    """Return the number of each item's source (N,) int64 by its name; one without a name is a source of its own."""
+    numbers: dict[str | int, int] = {}
+    return torch.tensor([numbers.setdefault(name or place, len(numbers)) for place, name in enumerate(sources)])
 
 
 def check_content(split: Split, what: str, instead: str) -> None:

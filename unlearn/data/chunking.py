@@ -38,11 +38,14 @@ class PackedDataset(TextDataset):
     def encoded_by(self, encoder: Encoder) -> TextDataset:
         """Return the items for a model, in chunks; ids then count chunks."""
         limit = min(self.chunk_tokens or encoder.max_length, encoder.max_length)
-        items, is_test = [], []
+        items: list[TextItem] = []
+        is_test: list[bool] = []
         for whole, out in self._joined():
             parts = cut_text(whole.answer, limit, encoder.length) if self._is_packed(whole) else [whole.answer]
+            cluster = whole.cluster or whole.label or (f"passage {len(items)}" if len(parts) > 1 else "")
             for number, part in enumerate(parts, 1):
-                items.append(replace(whole, answer=part, goes_on=whole.goes_on or number < len(parts)))
+                goes_on = whole.goes_on or number < len(parts)
+                items.append(replace(whole, answer=part, goes_on=goes_on, cluster=cluster))
                 is_test.append(out)
         read = TextDataset(items, torch.tensor(is_test, dtype=torch.bool), encoder=encoder)
         read.in_context = self.in_context

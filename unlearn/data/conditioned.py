@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError, did_you_mean
-from unlearn.data.base import Batch, Dataset
+from unlearn.data.base import Batch, Dataset, numbered
 from unlearn.data.concept import Concept, mentions, replaced, spoken_of
 
 
@@ -111,6 +112,17 @@ class Conditioned(Dataset):
         self._anchored = torch.tensor(
             [bool(shown) and all(concept.anchor is not None for concept in shown) for shown in self._shown]
         )
+
+    @override
+    @cached_property
+    def clusters(self) -> Tensor:
+        return self.base.clusters
+
+    def prompts(self, ids: Tensor) -> Tensor | None:
+        """Return the number of each item's prompt (n,) int64, None where the conditions are classes."""
+        if isinstance(self.encoder, Classes):
+            return None
+        return numbered([self.captions[index] for index in ids.tolist()])
 
     @override
     def batch(self, ids: Tensor) -> Batch:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
 from unlearn.core.validation import NonNegativeInt, PositiveInt, at_least
-from unlearn.data.base import Batch, Dataset, Source
+from unlearn.data.base import Batch, Dataset, Source, numbered
 from unlearn.data.image_io import read_picture
 
 IdentityForm = Literal["seed", "image", "w"]
@@ -148,6 +149,11 @@ class IdentityData(Dataset):
         for row in rows:
             content.update(row.raw)
         self.fingerprint = content.hexdigest()
+
+    @override
+    @cached_property
+    def clusters(self) -> Tensor:
+        return numbered(self.labels)
 
     def kind(self, item: int) -> IdentityForm:
         """Return how an item is given."""

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from itertools import compress
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.data.base import Batch, Dataset
+from unlearn.data.base import Batch, Dataset, numbered
 
 OWN_FORMS = ("prompt", "refusal")
 """Forms that every question has, whatever its source."""
@@ -35,6 +35,8 @@ class TextItem:
         forms: other wordings by name, as (question, answer): ``paraphrased_answer``, ``paraphrased_question``,
             ``perturbed_0`` ... (the same question with a wrong answer), ``alternate`` (another plausible answer).
         goes_on: whether the passage continues in another item, so that no end token follows.
+        cluster: what it shares with other items that vary together with it (an author, a passage); by default its
+            label.
     """
 
     question: str
@@ -43,6 +45,7 @@ class TextItem:
     attributes: frozenset[str] = frozenset()
     forms: dict[str, tuple[str, str]] = field(default_factory=dict)
     goes_on: bool = False
+    cluster: str = ""
 
 
 class Encoder(Protocol):
@@ -111,9 +114,15 @@ class TextDataset(Dataset):
     def holding(self, items: Sequence[TextItem], is_test: Tensor, is_corrupt: Tensor | None = None) -> Self:
         """Return other items with the same encoder, chunking and in-context questions."""
         other = copy.copy(self)
-        vars(other).pop("label_numbers", None)  # cached, and of the old items
+        for cached in ("label_numbers", "clusters"):  # of the old items
+            vars(other).pop(cached, None)
         TextDataset.__init__(other, items, is_test, is_corrupt, self.encoder)
         return other
+
+    @override
+    @cached_property
+    def clusters(self) -> Tensor:
+        return numbered([item.cluster or item.label for item in self.items])
 
     @override
     def kinds(self, item: int) -> frozenset[str]:

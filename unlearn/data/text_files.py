@@ -21,6 +21,7 @@ KEYS = {
     "answer",
     "text",
     "label",
+    "cluster",
     "paraphrased_question",
     "paraphrased_answer",
     "perturbed_answer",
@@ -33,11 +34,12 @@ KEYS = {
 class TextFiles(Source):
     """``forget.jsonl`` and ``retain.jsonl`` of a folder, and ``holdout.jsonl`` if it exists.
 
-    Each line is ``{"question": ..., "answer": ...}`` or ``{"text": ...}``, optionally with a ``label``, and for
-    questions ``paraphrased_question``, ``paraphrased_answer``, ``perturbed_answer`` (a list of wrong answers) and
-    ``alternate`` (another plausible answer); metrics that need a missing form are left out. Attributes are the names
-    of the files; by default ``forget`` is forgotten. The holdout holds texts like the forget texts that no model was
-    trained on; membership inference needs it.
+    Each line is ``{"question": ..., "answer": ...}`` or ``{"text": ...}``, optionally with a ``label``, a ``cluster``
+    (what it shares with others that vary together, such as an author; by default its label), and for questions
+    ``paraphrased_question``, ``paraphrased_answer``, ``perturbed_answer`` (a list of wrong answers) and ``alternate``
+    (another plausible answer); metrics that need a missing form are left out. Attributes are the names of the files;
+    by default ``forget`` is forgotten. The holdout holds texts like the forget texts that no model was trained on;
+    membership inference needs it.
 
     Args:
         path: the folder.
@@ -83,14 +85,14 @@ def read_item(place: str, row: dict[str, Any], *attributes: str) -> TextItem:
     unknown = sorted(set(row) - KEYS)
     if unknown:
         raise RecipeError(f'{place}: unknown key "{unknown[0]}". Allowed: {", ".join(sorted(KEYS))}.')
-    label = text_of(place, row, "label") if "label" in row else ""
+    label, cluster = (text_of(place, row, key) if key in row else "" for key in ("label", "cluster"))
     if "text" in row:
-        extra = sorted(set(row) - {"text", "label"})
+        extra = sorted(set(row) - {"text", "label", "cluster"})
         if extra:
             raise RecipeError(f'{place}: a line with "text" has no "{extra[0]}"; ask a question, or leave it out.')
-        return TextItem("", text_of(place, row, "text"), label, frozenset(attributes))
+        return TextItem("", text_of(place, row, "text"), label, frozenset(attributes), cluster=cluster)
     question, answer = text_of(place, row, "question"), text_of(place, row, "answer")
-    return TextItem(question, answer, label, frozenset(attributes), forms_of(place, row))
+    return TextItem(question, answer, label, frozenset(attributes), forms_of(place, row), cluster=cluster)
 
 
 def forms_of(place: str, row: dict[str, Any]) -> dict[str, tuple[str, str]]:

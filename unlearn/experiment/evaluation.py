@@ -95,8 +95,9 @@ def measured(
     for name, evaluator in evaluators.items():
         stream = randomness.child(name)
         own = {key: replace(split, ids=split.ids.clone()) for key, split in splits.items()}
+        evaluation = Evaluation(subjects, own, stream, device, run or RunFacts(), seed, cache, name)
         with staying():
-            returned = evaluator(Evaluation(subjects, own, stream, device, run or RunFacts(), seed, cache, name))
+            returned = evaluator(evaluation)
         who = named(f"evaluate.{name}", evaluator)
         found = promised(returned, EvaluationResult, who)
         records = [_checked(promised(record, Record, f"{who}, among its records,"), name) for record in found.records]
@@ -107,6 +108,7 @@ def measured(
         for table in found.text_tables:
             for text in (text for row in promised(table, TextTable, f"{who}, among its tables,").rows for text in row):
                 promised(text, str, f"{who}, in a table,")
+        records += evaluation.differences()
         pictures = [_named(picture, name, evaluator) for picture in found.pictures]
         tables = [_named(table, name, evaluator) for table in found.text_tables]
         items = [{"evaluator": name, **row} | {"evaluator": name} for row in found.items]

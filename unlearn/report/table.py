@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from unlearn.core.records import Direction, Record
+from unlearn.core.records import LESS_RETRAINED, Direction, Record
 from unlearn.core.shown import one_line
 from unlearn.report.formatting import figure, interval, with_unit
 from unlearn.report.labels import ARROWS, about_text, entry_value, metric_label, ordered, phrase
@@ -32,6 +32,7 @@ class Measurement:
         about: what else varies.
         entry: the evaluator's key where several entries of the recipe measure this metric, else empty.
         cells: subject -> record.
+        differences: subject -> record of its difference to the retrained model.
     """
 
     evaluator: str
@@ -40,6 +41,7 @@ class Measurement:
     about: Mapping[str, str]
     entry: str = ""
     cells: dict[str, Record] = field(default_factory=dict)
+    differences: dict[str, Record] = field(default_factory=dict)
 
     @property
     def first(self) -> Record:
@@ -109,11 +111,18 @@ def measured_twice(pairs: Iterable[tuple[str, str]]) -> Collection[str]:
 
 
 def measurements(records: Sequence[Record]) -> list[Measurement]:
-    """Bring the subjects side by side, in the order of the records; measurements of one metric stand together."""
+    """Bring the subjects side by side, in the order of the records; measurements of one metric stand together.
+
+    The differences to the retrained model stand with the figures that they belong to.
+    """
     metrics = list(dict.fromkeys((record.evaluator, record.metric) for record in records))
     several = measured_twice(metrics)
     found: dict[MeasurementKey, Measurement] = {}
     for record in records:
+        of = replace(record, metric=record.metric.removesuffix(LESS_RETRAINED))
+        if of.metric != record.metric and (row := found.get(key(of))):
+            row.differences.setdefault(record.subject, record)
+            continue
         entry = record.evaluator if record.metric in several else ""
         new = Measurement(record.evaluator, record.metric, record.split, record.about, entry)
         found.setdefault(key(record), new).cells.setdefault(record.subject, record)
@@ -209,4 +218,14 @@ def cell(row: Measurement, subject: str) -> dict[str, Any] | None:
     record = row.cells.get(subject)
     if record is None:
         return None
-    return {"figure": figure(record.value, record.unit, record.metric), "interval": interval(record), "n": record.n}
+    shown = {"figure": figure(record.value, record.unit, record.metric), "interval": interval(record), "n": record.n}
+    return {**shown, "difference": difference_text(row, subject)}
+
+
+def difference_text(row: Measurement, subject: str) -> str:
+    """Return a subject's difference to the retrained model with its interval, empty where there is none."""
+    record = row.differences.get(subject)
+    if record is None or not math.isfinite(record.value):
+        return ""
+    sign = "+" if record.value > 0 else ""
+    return " ".join(filter(None, (f"{sign}{figure(record.value, record.unit)}", interval(record))))

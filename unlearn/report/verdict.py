@@ -11,7 +11,7 @@ from unlearn.core.records import Record, find
 from unlearn.report.formatting import YES_NO, duration, figure, with_unit
 from unlearn.report.labels import COST_METRICS, phrase
 from unlearn.report.read_run import RunFolder
-from unlearn.report.table import Measurement, cell_text, measurements
+from unlearn.report.table import Measurement, cell_text, difference_text, measurements
 
 FORGET_SPLITS = ("forget", "probe")
 KEPT_SPLITS = ("retain", "test", "neighbours", "strangers", "cross_domain", "")
@@ -231,8 +231,14 @@ def _change(row: Measurement) -> str:
         verb = "fell" if after < before else "rose"
         text = f"{row.phrase} {verb} from {figure(before, row.unit, row.metric)} to {end}"
     value = row.value(gold)
-    reference = f" ({what}: {figure(value, row.unit, row.metric)})" if math.isfinite(value) else ""
+    reference = f" ({what}: {figure(value, row.unit, row.metric)}{_apart(row)})" if math.isfinite(value) else ""
     return text[:1].upper() + text[1:] + reference + "."
+
+
+def _apart(row: Measurement) -> str:
+    """Say how far the unlearned model is from the retrained one, if that was measured item by item."""
+    apart = difference_text(row, "unlearned")
+    return f", difference {apart}" if apart else ""
 
 
 def _cost(run: RunFolder) -> str:

@@ -1,6 +1,7 @@
 """Scores that every attack on a language model reports: how much of the forget answers it reproduces."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,14 +49,17 @@ def attack_records(
     evaluation: Evaluation[Continues],
     metric: Metric,
     subject: str,
+    ids: Tensor,
     scores: Tensor,
     budget: str,
     about: Mapping[str, str] | None = None,
 ) -> list[Record]:
-    """Return the mean of each score (n, 2) over items, with its interval; items without answer tokens are left out."""
+    """Return the mean of each score (n, 2) of items (n,), with its interval, without those that have no answer."""
+    answered = ~scores[:, 0].isnan()
+    add = partial(evaluation.record, metric, subject, "forget", clusters=evaluation.clusters(ids[answered]))
     return [
-        evaluation.record(metric, subject, "forget", values, about={"score": score, "budget": budget, **(about or {})})
-        for score, values in zip(SCORES, scores[~scores[:, 0].isnan()].unbind(dim=1), strict=True)
+        add(values, about={"score": score, "budget": budget, **(about or {})})
+        for score, values in zip(SCORES, scores[answered].unbind(dim=1), strict=True)
     ]
 
 

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from unlearn.data.concept import Mention
 from unlearn.data.conditioned import Classes, Conditioned
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
 from unlearn.evaluators.image.concept_classifier import ConceptClassifier, concept_classifier
-from unlearn.evaluators.sampling import conditioned_data, drawn, sampled_items
+from unlearn.evaluators.sampling import conditioned_data, drawn, sampled_clusters, sampled_items
 from unlearn.models.base import frozen
 from unlearn.models.diffusion.protocols import PromptableDenoiser
 
@@ -72,11 +73,9 @@ class PromptSearch(Evaluator[PromptableDenoiser]):
                 attacked = evaluation.models[subject]  # requested again: the search may have loaded the target
                 images = drawn(evaluation, attacked, "forget", items, self.batch_size, conditions)
             hits, about = classifier.seen(images, items), {"score": "accuracy", "budget": budget}
-            findings.records.append(
-                evaluation.record(
-                    self.metrics[0], subject, "forget", hits, about=about, detector=classifier.net.detector
-                )
-            )
+            clusters = sampled_clusters(evaluation, "forget", self.samples)
+            add = partial(evaluation.record, clusters=clusters, detector=classifier.net.detector)
+            findings.records.append(add(self.metrics[0], subject, "forget", hits, about=about))
         return findings
 
 

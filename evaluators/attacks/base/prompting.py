@@ -63,7 +63,7 @@ class PromptAttack(Evaluator[Continues]):
             return EvaluationResult(notes=[note])
         for subject, model in evaluation.models.items():
             scores = self.best(evaluation, model, self.ways(evaluation, subject, ids))
-            found.records.extend(attack_records(evaluation, metric, subject, scores, self.budget()))
+            found.records.extend(attack_records(evaluation, metric, subject, ids, scores, self.budget()))
             found.items.extend(item_rows(subject, "forget", ids, metric.name, scores[:, 0]))
         return found
 

@@ -21,7 +21,7 @@ from unlearn.evaluators.image.feature_distance import FeatureDistance
 from unlearn.evaluators.image.sample_grid import SampleGrid
 from unlearn.evaluators.image.sample_share import SampleShare
 from unlearn.evaluators.sampling import sampled_items, samples
-from unlearn.evaluators.statistics import ratio_of_shares, share_ci95
+from unlearn.evaluators.statistics import ratio_of_shares, wilson
 from unlearn.models.feature_extractors.classifiers import features_for
 
 Splits = dict[str, Split]
@@ -97,7 +97,9 @@ def test_intervals_and_numbers_are_those_of_the_splits_samples() -> None:
     splits = splits_of("three")
     records = measured(splits, target=as_told, unlearned=on_forget(every(10, another_digit, 2), splits))
     forget = next(r for r in records if r.metric == "accuracy" and r.subject == "unlearned" and r.split == "forget")
-    assert (forget.n, forget.ci95) == (100, share_ci95(20, 100)[1])
+    independent = wilson(0.2, 100)
+    assert forget.n == 100 and forget.value == 0.2
+    assert forget.ci95[0] < independent[0] and independent[1] < forget.ci95[1]  # samples of one prompt are no strangers
     unlearning = next(r for r in records if r.metric == "unlearning_accuracy" and r.subject == "unlearned")
     assert unlearning.n == 100
     assert unlearning.ci95 == pytest.approx((1 - forget.ci95[1], 1 - forget.ci95[0]))
@@ -293,14 +295,19 @@ def test_unconditional_models_are_not_told() -> None:
     )
 
 
+def share(count: int, n: int) -> tuple[float, tuple[float, float]]:
+    """Return count / n and its interval."""
+    return count / n, wilson(count / n, n)
+
+
 @pytest.mark.parametrize(("a", "b"), [((0, 200), (200, 200)), ((30, 200), (190, 200)), ((200, 200), (200, 200))])
 def test_the_ratio_of_shares_and_its_interval(a: tuple[int, int], b: tuple[int, int]) -> None:
     """Around the ratio, wider than the first share's own over a known second, and shrinking to it as b's n grows."""
-    ratio, ends = ratio_of_shares(a, b)
+    ratio, ends = ratio_of_shares(share(*a), share(*b))
     assert ratio == pytest.approx(a[0] * b[1] / a[1] / b[0])
     assert ends is not None and ends[0] <= ratio <= ends[1]
-    low, high = share_ci95(*a)[1]
-    _, sure = ratio_of_shares(a, (b[0] * 10**8, b[1] * 10**8))
+    low, high = wilson(a[0] / a[1], a[1])
+    _, sure = ratio_of_shares(share(*a), share(b[0] * 10**8, b[1] * 10**8))
     assert sure == pytest.approx((low * b[1] / b[0], high * b[1] / b[0]), abs=1e-3)
     assert ends[0] <= sure[0] + 1e-9 and sure[1] <= ends[1] + 1e-9
 
@@ -309,12 +316,12 @@ def test_the_interval_of_a_ratio_covers() -> None:
     """Of 400 pairs of draws with shares .3 and .9 of 100 it holds the true 1/3 in about 95 of 100."""
     stream = torch.Generator().manual_seed(0)
     counts = torch.stack([(torch.rand(400, 100, generator=stream) < p).sum(1) for p in (0.3, 0.9)], dim=1).tolist()
-    intervals = [ratio_of_shares((a, 100), (b, 100))[1] for a, b in counts]
+    intervals = [ratio_of_shares(share(a, 100), share(b, 100))[1] for a, b in counts]
     covered = sum(low <= 1 / 3 <= high for low, high in intervals if low is not None)
     assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_no_ratio_without_a_base() -> None:
-    ratio, ends = ratio_of_shares((3, 10), (0, 10))
+    ratio, ends = ratio_of_shares(share(3, 10), share(0, 10))
     assert ratio != ratio and ends is None
-    assert ratio_of_shares((1, 10), (1, 100))[1] is None  # Wilson's interval of 1/100 reaches .054, and so 2 / 100
+    assert ratio_of_shares(share(1, 10), share(1, 100))[1] is None  # the interval of 1/100 reaches .054

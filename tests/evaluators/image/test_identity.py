@@ -25,7 +25,6 @@ from unlearn.evaluators.image.face_verification import (
     drawn,
     identity_nets,
     latents,
-    over_identities,
     strangers,
 )
 from unlearn.evaluators.image.identity import IdentityMetrics
@@ -56,10 +55,6 @@ def test_the_scale_by_hand() -> None:
     assert (scale.apart, scale.pairs) == (1, 4)
     torch.testing.assert_close(scale.similarity(square, square[[0, 0, 0, 0]]), 1 - torch.tensor([0, 1, 2**0.5, 1]))
     torch.testing.assert_close(scale.nearest(torch.tensor([[0.0, 3], [1, 1]]), square), torch.tensor([-1.0, 1]))
-    mean, ci95 = over_identities(torch.tensor([1.0, 3, 5, 5]), torch.tensor([0, 0, 1, 1]))
-    assert mean == 3.5 and ci95 is not None and ci95[0] < 2  # two identities: 2 and 5
-    assert over_identities(torch.tensor([1.0, 3]), torch.tensor([4, 4]))[0] == 2
-    assert over_identities(torch.tensor([1.0]), torch.tensor([4])) == (1, None)
 
 
 def test_figures_by_brute_force(net: str) -> None:

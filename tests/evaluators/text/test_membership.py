@@ -85,7 +85,8 @@ def test_scores_by_hand() -> None:
     assert pair is not None
     with torch.no_grad():
         scores = {
-            name: [side.item() for side in sides] for name, sides in judge.scores(evaluation, "target", pair).items()
+            name: [side.item() for side in (both.members, both.others)]
+            for name, both in judge.scores(evaluation, "target", pair).items()
         }
     high, low = math.log(0.9), math.log(0.1)
     losses = [(2 * high + low) / 3, (high + low) / 2]
