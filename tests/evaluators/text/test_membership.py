@@ -85,7 +85,7 @@ def test_scores_by_hand() -> None:
     assert pair is not None
     with torch.no_grad():
         scores = {
-            name: [side.item() for side in (both.members, both.others)]
+            name: [both.members.item(), both.others.item()]
             for name, both in judge.scores(evaluation, "target", pair).items()
         }
     high, low = math.log(0.9), math.log(0.1)
