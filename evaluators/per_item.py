@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearn.evaluators.statistics import Interval, Pair, auc, auc_difference, mean_ci95, share_ci95
+from unlearn.evaluators.statistics import Interval, Pair, auc, auc_change, auc_difference, mean_ci95, share_ci95
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +61,12 @@ class Separation:
     def less(self, other: "Separation") -> tuple[float, Interval]:
         """Return the difference to another model's AUC over the same items, and its 95 % interval."""
         return auc_difference((self.members, self.others), (other.members, other.others), self.clusters)
+
+
+def privleak(subject: Separation, retrained: Separation) -> tuple[float, Interval]:
+    """Return PrivLeak in % of scores of forget items (members) and of holdout items, and its 95 % interval."""
+    # MUSE, section 3.1: here holdout items are the members; the AUC is relative to the retrained model
+    clusters = subject.clusters and subject.clusters[::-1]
+    own, gold = ((scores.others, scores.members) for scores in (subject, retrained))
+    value, ci95 = auc_change(own, gold, clusters)
+    return 100 * value, ci95 and (100 * ci95[0], 100 * ci95[1])

@@ -123,6 +123,15 @@ def auc(members: Tensor, others: Tensor, clusters: Pair | None = None) -> tuple[
     return value, (max(0.0, value - half), min(1.0, value + half)) if half else None
 
 
+def detected(members: Tensor, others: Tensor, false_alarms: float = 0.01) -> Tensor:
+    """Return which members (m,) score above all but a share of the others (n,), bool.
+
+    Of fewer others than 1 / ``false_alarms`` none may score higher.
+    """
+    allowed = int(false_alarms * len(others))
+    return members > others.sort(descending=True).values[allowed]
+
+
 def auc_change(subject: Pair, reference: Pair, clusters: Pair | None = None) -> tuple[float, Interval]:
     """Return (A - A_0) / A_0 with A and A_0 the AUCs (``auc``) of two models over the same items, and its interval.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,32 @@ class Samples(Model, Protocol):
             randomness: of the latents.
             like: B items whose conditions (class, prompt) the samples are to have; a model without any ignores it.
         """
+
+
+class Recalled(NamedTuple):
+    """What a model draws of items from a part of what they hold, and how badly it accounts for them.
+
+    Attributes:
+        images: (L, B, C, H, W) uint8, one reconstruction per level.
+        loss: (B,), the family's likelihood score; lower for items that were trained on.
+    """
+
+    images: Tensor
+    loss: Tensor
+
+
+@runtime_checkable
+class Recalls(Model, Protocol):
+    """Draws an item again from a part of what it holds: what was memorised comes back.
+
+    Attributes:
+        recall_levels: how much of an item is withheld, in words, one per reconstruction.
+    """
+
+    recall_levels: ClassVar[tuple[str, ...]]
+
+    def recall(self, batch: Batch, randomness: Randomness) -> Recalled:
+        """Return the reconstructions and losses of B images, each with noise of its own id."""
 
 
 @runtime_checkable
@@ -320,6 +346,7 @@ CAPABILITIES: dict[str, type] = {
     "training_loss": Trains,
     "likelihood": HasLikelihood,
     "samples": Samples,
+    "recalls": Recalls,
     "denoises": Denoises,
     "continues": Continues,
     "hidden_states": HasHiddenStates,

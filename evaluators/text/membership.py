@@ -16,9 +16,9 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.validation import NonNegativeInt, PositiveInt
 from unlearn.data.base import Split
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
-from unlearn.evaluators.per_item import Separation
+from unlearn.evaluators.per_item import Separation, privleak
 from unlearn.evaluators.sampling import limited, without_traps
-from unlearn.evaluators.statistics import Interval, Pair, auc_change
+from unlearn.evaluators.statistics import Pair, detected
 from unlearn.evaluators.subjects import OneAtATime
 from unlearn.evaluators.text.scoring import AnswerScores, answer_scores, texts
 from unlearn.models.capabilities import TokenizedLanguageModel
@@ -42,6 +42,16 @@ PRIVLEAK = Metric(
     unit="%",
     direction="zero",
     source="Shi et al. 2024 (MUSE), section 3.1",
+)
+
+DETECTED = Metric(
+    name="tpr_at_1_fpr",
+    label="members found at 1 % false alarms",
+    formula="share of forget items with a higher score than all but 1 % of the holdout items (than all of them, where "
+    "there are fewer than 100); Wilson interval for the threshold given",
+    unit="share",
+    direction="retrained",
+    source="Carlini et al. 2022 (LiRA), section 3",
 )
 
 SPLITS = ("forget", "holdout")
@@ -76,7 +86,7 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
     reference: str | None = None
     batch_size: PositiveInt = 16
 
-    metrics: ClassVar = (AUC, PRIVLEAK)
+    metrics: ClassVar = (AUC, DETECTED, PRIVLEAK)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,11 +111,14 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
         records = []
         for subject, scores in found.items():
             for score, pair in scores.items():
-                records.append(evaluation.record(AUC, subject, "forget", pair, about={"score": score}))
+                about = {"score": score}
+                records.append(evaluation.record(AUC, subject, "forget", pair, about=about))
+                hits, own = detected(pair.members, pair.others), pair.clusters and pair.clusters[0]
+                records.append(evaluation.record(DETECTED, subject, "forget", hits, about=about, clusters=own))
             if "min_k" in scores and "retrained" in found and subject != "retrained":
                 figure = privleak(scores["min_k"], found["retrained"]["min_k"])
-                n, about = len(scores["min_k"]), {"score": "min_k"}
-                records.append(evaluation.record(PRIVLEAK, subject, "forget", figure, n=n, about=about))
+                of = {"score": "min_k"}
+                records.append(evaluation.record(PRIVLEAK, subject, "forget", figure, n=len(scores["min_k"]), about=of))
         return EvaluationResult(records)
 
     def compared(self, evaluation: Evaluation[TokenizedLanguageModel]) -> Pair | None:
@@ -178,15 +191,6 @@ class TextMembership(Evaluator[TokenizedLanguageModel]):
             answer_scores(alone, self.reference, "forget", ids, batch_size=self.batch_size).nll for ids in items
         )
         return members, others
-
-
-def privleak(subject: Separation, retrained: Separation) -> tuple[float, Interval]:
-    """Return PrivLeak in % of scores of forget items (members) and of holdout items, and its 95 % interval."""
-    # MUSE, section 3.1: here holdout items are the members; the AUC is relative to the retrained model
-    clusters = subject.clusters and subject.clusters[::-1]
-    own, gold = ((scores.others, scores.members) for scores in (subject, retrained))
-    value, ci95 = auc_change(own, gold, clusters)
-    return 100 * value, ci95 and (100 * ci95[0], 100 * ci95[1])
 
 
 def _reference_folder(reference: str) -> Path:

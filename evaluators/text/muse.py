@@ -36,6 +36,14 @@ KNOWLEDGE_MEMORIZATION = Metric(
     direction=DIRECTIONS,
     source="Shi et al. 2024 (MUSE), section 3.1",
 )
+UTILITY = Metric(
+    name="utility",
+    label="utility",
+    formula="`knowledge_memorization` on retain",
+    unit="share",
+    direction="higher",
+    source="Shi et al. 2024 (MUSE), section 3.1",
+)
 VERBATIM = "verbmem"
 """Attribute of items whose question is the beginning of a passage, and whose answer is the rest."""
 
@@ -86,7 +94,7 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
     knowledge_tokens: PositiveInt = 32
     batch_size: PositiveInt = 32
 
-    metrics: ClassVar = (VERBATIM_MEMORIZATION, KNOWLEDGE_MEMORIZATION)
+    metrics: ClassVar = (VERBATIM_MEMORIZATION, KNOWLEDGE_MEMORIZATION, UTILITY)
 
     @override
     def __call__(self, evaluation: Evaluation[TokenizedLanguageModel]) -> EvaluationResult:
@@ -99,6 +107,8 @@ class MuseMetrics(Evaluator[TokenizedLanguageModel]):
                 said = self._said(evaluation, subject, prompts, self.knowledge_tokens)
                 scores = f1_of(prompts, answers_of(model, said))
                 add_items(findings, evaluation, KNOWLEDGE_MEMORIZATION, subject, prompts.split, prompts.ids, scores)
+                if prompts.split == "retain":
+                    add_items(findings, evaluation, UTILITY, subject, prompts.split, prompts.ids, scores)
         measured = {record.metric for record in findings.records}
         for metric, lacking in (
             ("verbatim_memorization", f"passages of more than {self.prompt_tokens} tokens"),

@@ -22,6 +22,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.base import REMEDY, Wrapper, refuse_not_finite, refuse_other_kinds, stored_dtypes, stored_weights
 from unlearn.models.flow.architectures import build_flow
+from unlearn.models.flow.recall import TEMPERATURES, recall
 from unlearn.models.likelihood import bits_per_dim
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Flow(Wrapper):
 
     family: ClassVar[str] = "flow"
     reads: ClassVar[tuple[str, ...]] = ("image", "vector")
+    recall_levels: ClassVar[tuple[str, ...]] = tuple(f"temperature {share}" for share in TEMPERATURES)
+    recall = recall
 
     def __init__(
         self,
@@ -147,9 +150,13 @@ class Flow(Wrapper):
             return {"id": ids, "vector": outputs}
         outside = ((outputs < 0) | (outputs >= 1)).flatten(1).any(dim=1).sum()
         log.debug("%d of %d samples had values outside the grey levels, and were clamped", outside, len(ids))
+        return {"id": ids, "image": self.grey(outputs)}
+
+    def grey(self, outputs: Tensor) -> Tensor:
+        """Return continuous images, (B, C, H, W) in [0, 1), as grey levels, uint8."""
+        levels = self.levels or 1
         # floor undoes the dequantisation; a diverged flow's NaN become black
-        grey = torch.floor(outputs * self.levels).clamp(0, self.levels - 1)
-        return {"id": ids, "image": torch.nan_to_num(grey).to(torch.uint8)}
+        return torch.nan_to_num(torch.floor(outputs * levels).clamp(0, levels - 1)).to(torch.uint8)
 
     def latents(self, ids: Tensor, randomness: Randomness) -> Tensor:
         """Draw z ~ N(0, temperature^2), one per id, in the shape of the base distribution."""
@@ -162,6 +169,13 @@ class Flow(Wrapper):
                 "and scale into the flow as a last transform (nflows.transforms.PointwiseAffineTransform)."
             )
         return self.temperature * randomness.child("latent").normal(ids, tuple(base._shape), self._dtype)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Map continuous items (B, *shape) to latents, in the shape of the base distribution."""
+        if len(inputs) == 0:
+            return inputs.new_empty(0, *self.flow._distribution._shape)
+        latents: Tensor = self.flow._transform(inputs)[0]
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Map latents (B, ...) to continuous items (B, *shape)."""
