@@ -274,6 +274,10 @@ class LikelihoodSampler(HasLikelihood, Samples, Protocol):
     """Gives likelihoods and draws samples: a flow."""
 
 
+class RecallingSampler(Recalls, Samples, Protocol):
+    """Draws samples, and recalls items."""
+
+
 class ImageDenoiser(Samples, Denoises, Protocol):
     """Draws samples by denoising: a diffusion model."""
 

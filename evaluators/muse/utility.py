@@ -27,8 +27,8 @@ UTILITY = Metric(
     label="utility",
     formula="2 P R / (P + R): P is the share of samples in the manifold of real images that must stay, R the share of "
     "those in the manifold of the samples, by the k-th nearest neighbours in what a net sees (its embedding, and mean "
-    "and deviation of each channel of its layers, scaled to the real images'); 0 where one is 0. The interval takes both "
-    "ends of Wilson's intervals of P and R, and is conservative",
+    "and deviation of each channel of its layers, scaled to the real images'); 0 where one is 0. The interval takes "
+    "both ends of Wilson's intervals of P and R, and is conservative",
     unit="share",
     direction="higher",
     source="Kynkäänniemi et al. 2019, eqs. 1 and 2 (precision, recall); their harmonic mean is ours",

@@ -2,9 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,58 +11,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearn.core.errors import RecipeError
-from unlearn.core.randomness import Randomness
-from unlearn.core.records import Record
 from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset
-from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator, Metric
+from unlearn.evaluators.base import Evaluation, EvaluationResult, Evaluator
+from unlearn.evaluators.restoration import ACCURACY, FLIPPED, FORGETTING, MARGIN, RATIO, restoration
 from unlearn.evaluators.sampling import item_rows, limited
-from unlearn.evaluators.statistics import Interval, cluster_sums
 from unlearn.evaluators.text.generation import generated
 from unlearn.evaluators.text.scoring import answer_scores, texts
 from unlearn.models.capabilities import Continues
-
-ACCURACY = Metric(
-    name="fact_accuracy",
-    label="accuracy on contradicted facts",
-    formula="share of contradicted facts that are right; `score: match`: the greedy answer contains the right one "
-    "(lower case, no punctuation or articles); `options`: it has the highest mean log p per token among the right, "
-    "the corrupted, the perturbed and the alternate answers. Wilson interval",
-    unit="share",
-    direction="higher",
-    source="Rezaei et al. 2025",
-)
-RATIO = Metric(
-    name="restoration_ratio",
-    label="restoration ratio",
-    formula="(a - a_corrupted) / (a_clean - a_corrupted) of `fact_accuracy`: 0 for nothing done, 1 for the clean "
-    "model; undefined where the two are equal. Percentile interval of the bootstrap over facts, in pairs",
-    direction="higher",
-    source="ours",
-)
-FORGETTING = Metric(
-    name="corruption_forgetting",
-    label="corruption forgotten",
-    formula="1 - c / c_corrupted, c the share of facts to which the corrupted answer is given (judged as above); "
-    "undefined where c_corrupted is 0. Bootstrap interval",
-    direction="higher",
-    source="ours",
-)
-MARGIN = Metric(
-    name="answer_margin",
-    label="answer margin",
-    formula="`score: margin`: mean over facts of the difference between the mean log p per token of the right and of "
-    "the corrupted answer, in nats/token; `flipped`: share, of the facts where it is negative in the corrupted "
-    "model, of those where it is positive",
-    unit="nats/token",
-    direction="higher",
-    source="Rezaei et al. 2025",
-)
-FLIPPED = replace(MARGIN, unit="share")
-
-RESAMPLES = 2000
-"""Number of bootstrap resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,69 +125,3 @@ def _is_third(data: TextDataset, item: int, form: str) -> bool:
     """Whether an item has a form whose answer is neither the right nor the corrupted one."""
     taken = {plain(data.words(item, name)[1]) for name in ("", "corrupted")}
     return form in data.items[item].forms and plain(data.words(item, form)[1]) not in taken
-
-
-def restoration(
-    evaluation: Evaluation[Continues],
-    correct: Mapping[str, Tensor],
-    corrupted: Mapping[str, Tensor],
-    score: str,
-    clusters: Tensor | None = None,
-) -> list[Record]:
-    """Return the figures of restoration on probe items, which were judged by ``score``.
-
-    Args:
-        evaluation: its stream draws the same bootstrap items for every subject.
-        correct: subject -> (n,) bool, whether it answers right; with subjects ``clean`` and ``corrupted``.
-        corrupted: subject -> (n,) bool, whether it gives the corrupted answer.
-        score: for ``about.score``.
-        clusters: (n,), the source of each item.
-    """
-    records, stream = [], evaluation.randomness
-    for subject, right in correct.items():
-        resampled = partial(bootstrap, clusters=clusters)
-        ratio = resampled(restoration_ratio, stream, correct["clean"], correct["corrupted"], right)
-        forgotten = resampled(corruption_forgetting, stream, corrupted["corrupted"], corrupted[subject])
-        add = partial(evaluation.record, about={"score": score}, clusters=clusters)
-        for metric, figure in ((ACCURACY, right), (RATIO, ratio), (FORGETTING, forgotten)):
-            records.append(add(metric, subject, "probe", figure, n=len(right)))
-    return records
-
-
-def restoration_ratio(clean: Tensor, corrupted: Tensor, unlearned: Tensor) -> Tensor:
-    """Return (unlearned - corrupted) / (clean - corrupted) of accuracies; nan where the corruption changed nothing.
-
-    0 where nothing is done, 1 for the clean model.
-    """
-    gap = clean - corrupted
-    return torch.where(gap == 0, torch.nan, (unlearned - corrupted) / gap)
-
-
-def corruption_forgetting(corrupted: Tensor, unlearned: Tensor) -> Tensor:
-    """Return 1 - unlearned / corrupted of the shares of corrupted answers; nan where the corruption taught none."""
-    return torch.where(corrupted == 0, torch.nan, 1 - unlearned / corrupted)
-
-
-def bootstrap(
-    statistic: Callable[..., Tensor], randomness: Randomness, *columns: Tensor, clusters: Tensor | None = None
-) -> tuple[float, Interval]:
-    """Return a statistic of the means of columns (n,) over the same items, and its percentile interval.
-
-    Whole clusters are drawn where items share a source, as they vary together. There is no interval below two items,
-    nor where the statistic is undefined in more than 5 % of the draws.
-    """
-    table = torch.stack(columns).double()
-    value = float(statistic(*table.mean(dim=1)))
-    sums = torch.stack([cluster_sums(column, clusters) for column in table])
-    sizes = cluster_sums(torch.ones(table.shape[1], dtype=torch.float64), clusters)
-    n = len(sizes)
-    if n < 2:
-        return value, None
-    # drawn for all columns together: the models answer the same items, so their errors are correlated
-    drawn = randomness.child("bootstrap").integers(torch.arange(RESAMPLES), n, (n,))
-    found = statistic(*(column[drawn].sum(dim=1) / sizes[drawn].sum(dim=1) for column in sums))
-    found = found[found.isfinite()]  # a resample in which the denominator is 0 has no value
-    if len(found) < 0.95 * RESAMPLES:
-        return value, None
-    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
-    return value, (low, high)

@@ -144,6 +144,7 @@ COMPONENTS: dict[Kind, dict[str, str]] = {
         "paraphrase": "unlearn.evaluators.attacks.paraphrase:Paraphrase",
         "traps": "unlearn.evaluators.attacks.traps:TrapsAttack",
         "restor": "unlearn.evaluators.text.restor:Restor",
+        "image_restor": "unlearn.evaluators.image.restor:ImageRestor",
         "sampling_time": "unlearn.evaluators.image.sampling_time:SamplingTime",
         "cost": "unlearn.evaluators.cost:Cost",
         "identity": "unlearn.evaluators.image.identity:IdentityMetrics",

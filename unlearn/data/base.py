@@ -16,6 +16,7 @@ from unlearn.core.boundary import promised
 from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.core.randomness import Randomness
 from unlearn.core.validation import PositiveInt, check_ranges
+from unlearn.data.corruption import CORRUPTED, Corruption
 
 Batch = dict[str, Tensor]
 
@@ -243,14 +244,18 @@ class Source(ABC):
             that the label conditions of ``forget`` select, or all test items if there are no such conditions. If a
             source marks test items with the attribute ``holdout``, only these are chosen from. Test items with the
             attribute ``evaluation`` (questions of another distribution) are included only if named.
+        corruption: which images are made wrong, for the part ``corrupt`` of the recipe; wrong ones are forgotten.
     """
 
     forget: Selection = field(default_factory=Selection)
     retain: Selection = field(default_factory=Selection)
     holdout: Selection = field(default_factory=Selection)
+    corruption: Corruption | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError for values outside of the ranges that their types state; subclasses extend it."""
+        if self.corruption is not None:
+            self.forget = self.forget.or_label(CORRUPTED)
         check_ranges(self)
 
     @property

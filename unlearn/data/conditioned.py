@@ -133,14 +133,14 @@ class Conditioned(Dataset):
     def form(self, name: str, ids: Tensor) -> Batch:
         """Return the items conditioned on the anchor; each must show a concept that has one."""
         if name != "anchor":
-            return super().form(name, ids)
+            return {**self.batch(ids), **self.base.form(name, ids)}
         return self._with([self._anchor_of(index) for index in ids.tolist()], ids)
 
     @override
     def having_form(self, name: str) -> Tensor:
         """Return (N,) bool: the items that show a concept with an anchor."""
         if name != "anchor":
-            return super().having_form(name)
+            return self.base.having_form(name)
         return self._anchored
 
     @override

@@ -8,6 +8,7 @@ from torch import Tensor
 from unlearn.core.boundary import named, promised, staying
 from unlearn.core.errors import RecipeError
 from unlearn.data.base import Dataset, Source
+from unlearn.data.corrupted_images import CorruptedImages
 
 
 def load_data(source: Source) -> Dataset:
@@ -35,4 +36,6 @@ def load_data(source: Source) -> Dataset:
     for name, kind in (("fingerprint", str), ("info", dict)):
         if not isinstance(found := getattr(dataset, name), kind):
             raise RecipeError(f"{who}: {name} is a {type(found).__name__}; it must be a {kind.__name__}.")
+    if (corruption := source.corruption) is not None:
+        return CorruptedImages(dataset, corruption)
     return dataset
