@@ -27,8 +27,8 @@ RATIO = Metric(
     name="restoration_ratio",
     label="restoration ratio",
     formula="(a - a_corrupted) / (a_clean - a_corrupted) of `fact_accuracy`, of images `drawn_right`: 0 for nothing "
-    "done, 1 for the clean model; undefined where the two are equal. Percentile interval of the bootstrap over facts or "
-    "samples, in pairs and clustered",
+    "done, 1 for the clean model; undefined where the two are equal. Percentile interval of the bootstrap over facts "
+    "or samples, in pairs and clustered",
     direction="higher",
     source="ours",
 )
