@@ -12,8 +12,8 @@ from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.evaluators.base import Metric
 from unlearn.evaluators.per_item import ItemValues, Separation
+from unlearn.evaluators.restoration import bootstrap
 from unlearn.evaluators.statistics import auc, auc_difference, mean_ci95, mean_error, share_ci95
-from unlearn.evaluators.text.restor import bootstrap
 
 DRAWS = 500
 

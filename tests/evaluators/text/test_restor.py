@@ -17,15 +17,8 @@ from unlearn.core.records import Record
 from unlearn.data.base import Split
 from unlearn.data.text import TextDataset, TextItem
 from unlearn.evaluators.base import Evaluation, EvaluationResult
-from unlearn.evaluators.text.restor import (
-    Restor,
-    bootstrap,
-    corruption_forgetting,
-    plain,
-    restoration,
-    restoration_ratio,
-    says,
-)
+from unlearn.evaluators.restoration import bootstrap, corruption_forgetting, restoration, restoration_ratio
+from unlearn.evaluators.text.restor import Restor, plain, says
 
 
 def bits(text: str) -> Tensor:
