@@ -116,7 +116,7 @@ class Evaluation(Generic[M_co]):
     device: torch.device
     run: RunFacts = field(default_factory=RunFacts)
     seed: int = 0
-    cache: dict[Any, Tensor] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     name: str = ""
     per_item: dict[Any, dict[str, tuple[Record, ItemValues | Separation]]] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -129,21 +129,17 @@ class Recalled(NamedTuple):
     Attributes:
         images: (L, B, C, H, W) uint8, one reconstruction per level.
         loss: (B,), the family's likelihood score; lower for items that were trained on.
+        levels: how much of an item is withheld, in words, one per reconstruction.
     """
 
     images: Tensor
     loss: Tensor
+    levels: tuple[str, ...]
 
 
 @runtime_checkable
 class Recalls(Model, Protocol):
-    """Draws an item again from a part of what it holds: what was memorised comes back.
-
-    Attributes:
-        recall_levels: how much of an item is withheld, in words, one per reconstruction.
-    """
-
-    recall_levels: ClassVar[tuple[str, ...]]
+    """Draws an item again from a part of what it holds: what was memorised comes back."""
 
     def recall(self, batch: Batch, randomness: Randomness) -> Recalled:
         """Return the reconstructions and losses of B images, each with noise of its own id."""

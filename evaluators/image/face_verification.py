@@ -56,7 +56,7 @@ def latents(evaluation: Evaluation[ImageGenerator], subject: str, ids: Tensor, i
     ``identity_latents`` (N, num_ws, w_dim), in the order of the split.
     """
     key = ("latents", subject, repr(inversion))
-    known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})  # type: ignore[arg-type, assignment]
+    known: dict[int, Tensor] = evaluation.cache.setdefault(key, {})
     if subject == "target" and not known:
         # inverting again would find other latents than those that were unlearned
         known |= stored_by_forget_term(evaluation, "identity_latents")

@@ -43,7 +43,7 @@ class LikelihoodEvaluator(Evaluator[HasLikelihood]):
         The noise is the same for every subject and every evaluator. Items measured before are read from the cache.
         """
         unknown = torch.full((len(evaluation.splits[split].dataset),), torch.nan, dtype=torch.float64)
-        bits = evaluation.cache.setdefault(("bits", subject, self.draws), unknown)  # splits share one dataset
+        bits: Tensor = evaluation.cache.setdefault(("bits", subject, self.draws), unknown)  # splits share one dataset
         missing = ids[bits[ids].isnan()]
         if len(missing):
             found = bits_per_dim_of(

@@ -54,9 +54,8 @@ class ImageMemorization(RecallEvaluator):
         scale = SimilarityScale.of(net, seen.get("retain", seen["forget"]))
         result, drawn = EvaluationResult(), {}
         for subject in evaluation.models:
-            levels = evaluation.models[subject].recall_levels
             for split, ids in items.items():
-                images = self.recalled(evaluation, subject, split, ids).images
+                images, _, levels = self.recalled(evaluation, subject, split, ids)
                 if split == "forget":
                     drawn[subject] = images[:, : self.shown]
                 add = partial(evaluation.record, clusters=evaluation.clusters(ids), detector=net.detector)

@@ -48,14 +48,17 @@ class RecallEvaluator(Evaluator[Recalls]):
         key = ("recalled", subject, *ids.tolist())
         if key not in evaluation.cache:
             model, stream = evaluation.models[subject], Randomness(evaluation.seed, "recall")
+            levels: set[tuple[str, ...]] = set()
 
             def recall(part: Tensor) -> Tensor:
-                images, loss = model.recall(evaluation.batch(split, part), stream)
+                images, loss, names = model.recall(evaluation.batch(split, part), stream)
+                levels.add(names)
                 # one row per item, which ranks can share: its images, and its loss
                 return torch.cat([images.transpose(0, 1).flatten(1).float(), loss.float()[:, None]], dim=1)
 
-            evaluation.cache[key] = map_ids(recall, ids.to(evaluation.device), self.batch_size).cpu()
-        rows = evaluation.cache[key]
-        shape = evaluation.splits[split].batch(ids[:1])["image"].shape[1:]
-        images = rows[:, :-1].to(torch.uint8).unflatten(1, (-1, *shape)).transpose(0, 1)
-        return Recalled(images, rows[:, -1].double())
+            rows = map_ids(recall, ids.to(evaluation.device), self.batch_size).cpu()
+            shape = evaluation.splits[split].batch(ids[:1])["image"].shape[1:]
+            images = rows[:, :-1].to(torch.uint8).unflatten(1, (-1, *shape)).transpose(0, 1)
+            evaluation.cache[key] = Recalled(images, rows[:, -1].double(), levels.pop())
+        found: Recalled = evaluation.cache[key]
+        return found

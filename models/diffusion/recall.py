@@ -38,4 +38,5 @@ def recall(model: ImageDenoiser, batch: Batch, randomness: Randomness) -> Recall
         own = randomness.child("loss").at(number).normal(ids, tuple(x0.shape[1:]), x0.dtype)
         found = model.predict(model.noised(x0, own, t), t, condition)
         losses.append((found - own).square().flatten(1).mean(dim=1))
-    return Recalled(torch.stack(images), torch.stack(losses).mean(dim=0))
+    levels = tuple(f"{share:.0%} of the noise" for share in SHARES)
+    return Recalled(torch.stack(images), torch.stack(losses).mean(dim=0), levels)

@@ -23,7 +23,7 @@ from unlearn.models.diffusion.autoencoder import from_latents, latent_shape, to_
 from unlearn.models.diffusion.denoiser import Denoiser, call_denoiser
 from unlearn.models.diffusion.parameter_kinds import parameter_kinds
 from unlearn.models.diffusion.pipeline import PipelineFolder
-from unlearn.models.diffusion.recall import SHARES, recall
+from unlearn.models.diffusion.recall import recall
 from unlearn.models.diffusion.schedule import NoiseSchedule
 from unlearn.models.diffusion.serialization import DiffusionParts, read_parts, write_adapter, write_parts
 from unlearn.models.diffusion.settings import DiffusionSettings
@@ -54,11 +54,12 @@ class Diffusion(Wrapper):
     family: ClassVar[str] = "diffusion"
     reads: ClassVar[tuple[str, ...]] = ("tokens", "class")
 
-    recall_levels: ClassVar[tuple[str, ...]] = tuple(f"{share:.0%} of the noise" for share in SHARES)
     recall = recall
 
     denoiser: Any
+    text: TextSide | None
     vae: Any
+    settings: DiffusionSettings
 
     def __init__(
         self,
@@ -72,10 +73,9 @@ class Diffusion(Wrapper):
         guard: Steers | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser, self.text, self.vae = denoiser, text, vae
+        self.denoiser, self.text, self.vae, self.pipeline = denoiser, text, vae, pipeline
         self.scheduler, self.schedule = scheduler, NoiseSchedule(scheduler)
-        self.settings, self.guard = settings, guard
-        self.pipeline, self.saved_parts = pipeline, saved or {}
+        self.settings, self.guard, self.saved_parts = settings, guard, saved or {}
         if guard is not None:
             self.prompts(guard.prompts, whole=True)  # refuses a class that the model does not know
         self.eval()

@@ -44,4 +44,5 @@ def recall(model: ImageFlow, batch: Batch, randomness: Randomness) -> Recalled:
     z = model.encode(model.dequantise(batch, randomness))
     noise = randomness.child("neighbourhood").normal(batch["id"], tuple(z.shape[1:]), z.dtype)
     images = [model.grey(model.decode(z + temperature * noise)) for temperature in TEMPERATURES]
-    return Recalled(torch.stack(images), bits_per_dim(model, batch, randomness))
+    levels = tuple(f"temperature {temperature}" for temperature in TEMPERATURES)
+    return Recalled(torch.stack(images), bits_per_dim(model, batch, randomness), levels)

@@ -22,7 +22,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.base import REMEDY, Wrapper, refuse_not_finite, refuse_other_kinds, stored_dtypes, stored_weights
 from unlearn.models.flow.architectures import build_flow
-from unlearn.models.flow.recall import TEMPERATURES, recall
+from unlearn.models.flow.recall import recall
 from unlearn.models.likelihood import bits_per_dim
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ class Flow(Wrapper):
 
     family: ClassVar[str] = "flow"
     reads: ClassVar[tuple[str, ...]] = ("image", "vector")
-    recall_levels: ClassVar[tuple[str, ...]] = tuple(f"temperature {share}" for share in TEMPERATURES)
     recall = recall
 
     def __init__(

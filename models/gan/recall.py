@@ -13,4 +13,5 @@ def recall(model: ImageGenerator, batch: Batch, randomness: Randomness) -> Recal
     """Return the images of the latents found for items, and their mean squared distance to them."""
     images = model.pixels(batch)
     found = model.synthesis(invert(model, images, batch["id"], SEARCH, randomness))
-    return Recalled(model.images(found)[None], (found - images).square().flatten(1).mean(dim=1))
+    error = (found - images).square().flatten(1).mean(dim=1)
+    return Recalled(model.images(found)[None], error, (f"found in {SEARCH.steps} steps",))

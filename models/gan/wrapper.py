@@ -15,7 +15,7 @@ from unlearn.data.base import Batch, Dataset
 from unlearn.data.identities import IdentityData
 from unlearn.models.base import Wrapper, stored_dtypes
 from unlearn.models.gan.dcgan import DCGAN
-from unlearn.models.gan.recall import SEARCH, recall
+from unlearn.models.gan.recall import recall
 from unlearn.models.gan.serialization import DISCRIMINATOR, read_discriminator, read_generator, write_generator
 from unlearn.models.gan.stylegan2.augment import Augment
 from unlearn.models.gan.stylegan2.discriminator import Discriminator
@@ -57,7 +57,6 @@ class LatentGenerator(Wrapper):
 
     family: ClassVar[str] = "gan"
     reads: ClassVar[tuple[str, ...]] = ("image", "seed", "w")
-    recall_levels: ClassVar[tuple[str, ...]] = (f"found in {SEARCH.steps} steps",)
     recall = recall
 
     num_ws: int

@@ -83,8 +83,10 @@ def _packaged(kind: Kind) -> dict[str, Traversable]:
 def _text_of(path: Path, kind: Kind) -> str:
     try:
         if not path.is_file():
-            packaged = ", ".join(names(kind))
-            raise RecipeError(f"there is no {kind} file {shorten(str(path))}. Packaged by name: {packaged}.")
+            listed = "python -m unlearn.run" if kind == "recipe" else "python -m unlearn.study"
+            raise RecipeError(
+                f"there is no {kind} file {shorten(str(path))}. Type {listed} for those that are packaged."
+            )
         if path.stat().st_size > 4 * MAX_CHARACTERS:
             raise RecipeError(f"{path}: {path.stat().st_size} bytes are too many for a {kind}.")
         return path.read_text(encoding="utf-8")

@@ -35,8 +35,6 @@ def digits() -> dict[str, Split]:
 class Recaller(Copier):
     """Draws an item again as the item that a rule names; its loss is a function of the item's id."""
 
-    recall_levels = ("half",)
-
     def __init__(self, dataset: Dataset, rule: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor]) -> None:
         super().__init__(dataset, torch.arange(10))
         self.rule, self.loss, self.asked = rule, loss, 0
@@ -44,7 +42,7 @@ class Recaller(Copier):
     def recall(self, batch: Batch, randomness: Randomness) -> Recalled:
         """Copy the items of the rule."""
         self.asked += len(batch["id"])
-        return Recalled(self.dataset.batch(self.rule(batch["id"]))["image"][None], self.loss(batch["id"]))
+        return Recalled(self.dataset.batch(self.rule(batch["id"]))["image"][None], self.loss(batch["id"]), ("half",))
 
 
 def recallers(*rules: tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]) -> dict[str, Recaller]:
@@ -168,7 +166,7 @@ def test_models_recall_each_item_alone(family: str) -> None:
     with torch.no_grad():
         whole = model.recall(split.batch(split.ids[:3]), Randomness(0))
         alone = model.recall(split.batch(split.ids[1:2]), Randomness(0))
-    assert whole.images.shape == (len(model.recall_levels), 3, *split.dataset.info["shape"])
+    assert whole.images.shape == (len(whole.levels), 3, *split.dataset.info["shape"])
     assert whole.loss.shape == (3,)
     torch.testing.assert_close(whole.loss[1:2], alone.loss, rtol=1e-3, atol=1e-5)
     apart = (whole.images[:, 1:2].int() - alone.images.int()).abs()

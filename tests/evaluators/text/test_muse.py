@@ -158,7 +158,7 @@ def test_short_passages_and_missing_kinds_are_left_out() -> None:
     """A passage must go on behind the tokens that are given; without passages or questions there is no score."""
     splits, model = tiny_splits(), knows()
     found = MuseMetrics(prompt_tokens=90, knowledge_tokens=4)(evaluation_of({"target": model}, splits))
-    assert {r.metric for r in found.records} == {"knowledge_memorization"}
+    assert {r.metric for r in found.records} == {"knowledge_memorization", "utility"}
     assert found.notes == [
         "muse: the data have no passages of more than 90 tokens, so there is no verbatim_memorization."
     ]
