@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.benchmarks import diffusion, edits, engine, gan, language
+from tests.benchmarks import diffusion, edits, engine, gan, language, muse
 
 BENCHMARKS = {
     "engine": engine.main,
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "edits": edits.main,
     "diffusion": diffusion.main,
     "gan": gan.main,
+    "muse": muse.main,
 }
 
 if __name__ == "__main__":
