@@ -102,7 +102,7 @@ def test_raw_texts_are_cut_into_chunks(folder: Path) -> None:
     ("fold", "texts"), [("scal_2", ["Scaled news 2."] * 2), ("sust_3", ["News of the third request."])]
 )
 def test_folds_take_the_place_of_the_forget_set(folder: Path, fold: str, texts: list[str]) -> None:
-    data = Muse(path=str(folder), forget_set=fold).load()  # type: ignore[arg-type]
+    data = Muse(path=str(folder), forget_set=[fold]).load()  # type: ignore[list-item]
     assert [item.answer for item in data.items if "forget" in item.attributes] == texts
     assert data.fingerprint != Muse(path=str(folder)).load().fingerprint
 
@@ -115,7 +115,7 @@ def test_optional_sets_may_be_missing(tmp_path: Path) -> None:
     data = Muse(path=str(tmp_path), corpus="books").load()
     assert len(data) == 2 and data.in_context == {"knowmem_forget": [], "knowmem_retain": []}
     with pytest.raises(RecipeError, match="lacks sust/forget_1"):
-        Muse(path=str(tmp_path), forget_set="sust_1").load()
+        Muse(path=str(tmp_path), forget_set=["sust_1"]).load()
     with pytest.raises(
         RecipeError, match=r"there is no folder 'nowhere'.*raw/forget.*The hub has it: muse-bench/MUSE-News"
     ):

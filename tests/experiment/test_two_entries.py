@@ -14,7 +14,7 @@ from unlearn.data.splits import make_splits
 from unlearn.evaluators.base import EvaluationResult
 from unlearn.evaluators.likelihood.bits_per_dim import BitsPerDim
 from unlearn.experiment.evaluation import measured
-from unlearn.experiment.seed_summary import summarise
+from unlearn.experiment.part_summary import summarise
 from unlearn.models.flow.config import GlowConfig
 
 EVALUATE = {"a": BitsPerDim(draws=1, items=8), "b": BitsPerDim(draws=3, items=8)}

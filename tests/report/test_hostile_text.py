@@ -198,6 +198,6 @@ def test_seeds_lie_in_their_run(make_run):
 
     make_run("other")
     for name in ("../other", "/", "..", ".", 3, ["x"]):
-        folder = make_run(f"run{hash(str(name))}", seed_folders=[name])
-        with pytest.raises(RecipeError, match="seed_folders"):
+        folder = make_run(f"run{hash(str(name))}", part_folders=[name])
+        with pytest.raises(RecipeError, match="part_folders"):
             read_run(folder)

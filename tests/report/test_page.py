@@ -14,7 +14,7 @@ import unlearn
 from unlearn.config.schema import SUBJECTS
 from unlearn.core.errors import RecipeError
 from unlearn.core.records import Record
-from unlearn.experiment.seed_summary import write_summary
+from unlearn.experiment.part_summary import write_summary
 from unlearn.report.page import build_report
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}

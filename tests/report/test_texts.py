@@ -11,8 +11,8 @@ from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_json
 from unlearn.core.records import Record, TextTable
 from unlearn.evaluators.base import EvaluationResult
+from unlearn.experiment.part_summary import write_summary
 from unlearn.experiment.run_dir import RunDir
-from unlearn.experiment.seed_summary import write_summary
 from unlearn.report.card import write_model_card
 from unlearn.report.formatting import figure
 from unlearn.report.labels import about_text, phrase

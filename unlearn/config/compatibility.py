@@ -30,7 +30,7 @@ def check_capabilities(recipe: Recipe, wrapper: type) -> None:
             f"edit={recipe.tree['edit']['name']} decides itself what it changes, and scope="
             f"{recipe.tree['scope']['name']} would have no effect. Type scope=all."
         )
-    if recipe.data.asks_likelihood:
+    if recipe.asks_likelihood:
         _require("data: likelihood_quantile", HasLikelihood, wrapper)
     for part, component in parts:
         for protocol in protocols_of(type(component)):

@@ -33,6 +33,7 @@ def schema() -> Schema:
     """Return the schema of recipes, with every registered component and its settings."""
     from unlearn.config.compose import COMPONENTS, TERMS
     from unlearn.config.recipe import PARTS
+    from unlearn.config.requests import Requests
     from unlearn.config.schema import About, Corrupt, Distil, Gate, Pretrain, Select, Trainer
     from unlearn.core.optim import Optim
 
@@ -42,6 +43,7 @@ def schema() -> Schema:
     parts: Schema = {part: _nullable(_settings(cls, found)) for part, cls in {**plain, "trainer": Trainer}.items()}
     parts |= {part: kinds[kind] for part, kind in COMPONENTS.items()}
     parts["distil"] = _distil(kinds["objective"], _settings(Distil, found), found)
+    parts["requests"] = _requests(_settings(Requests, found), found)
     parts |= dict.fromkeys(TERMS, _terms(kinds["objective"], found))
     parts["evaluate"] = _nullable({"type": "object", "additionalProperties": _nullable(kinds["evaluator"])})
     parts["evaluate"]["anyOf"][0]["properties"] = {
@@ -115,6 +117,14 @@ def _distil(objective: Schema, own: Schema, found: Schema) -> Schema:
         chosen.append({"if": {"properties": {"name": {"const": one}}, "required": ["name"]}, "then": allowed})
     found["distil"] = {"type": "object", "properties": {"name": name, **settings}, "allOf": chosen}
     return {"anyOf": [name, _ref("distil"), null]}
+
+
+def _requests(own: Schema, found: Schema) -> Schema:
+    """Allow a label alone among the selections of a sequence."""
+    one = {"anyOf": [_ref("Selection"), TEXT]}
+    sequence = found[own["$ref"].rpartition("/")[2]]["properties"]["sequence"]
+    sequence["anyOf"] = [{"type": "array", "items": one}, one, {"type": "null"}]
+    return _nullable(own)
 
 
 def _settings(cls: type[Any], found: Schema) -> Schema:

@@ -15,7 +15,9 @@ from unlearn.config.compatibility import check_declared, measured_by
 from unlearn.config.compose import Given, Node, bare
 from unlearn.config.interpolation import escape, interpolate
 from unlearn.config.presets import settle
+from unlearn.config.requests import Requests
 from unlearn.config.schema import About, Corrupt, Distil, Gate, Pretrain, Recipe, Select, Trainer
+from unlearn.config.single_request import one_request
 from unlearn.config.structured import Built, build, convert
 from unlearn.core.errors import RecipeError, did_you_mean, shorten
 from unlearn.core.optim import Optim
@@ -69,6 +71,8 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         hash="",
     )
     _check(built)
+    if built.requests and built.requests.at:
+        built = one_request(built, built.requests.at)
     built.hash = _hash(built.tree)
     return built
 
@@ -90,6 +94,10 @@ def _check(recipe: Recipe) -> None:
     if recipe.combine.separate and forget and not recipe.retain:
         name = recipe.tree["combine"]["name"]
         raise RecipeError(f"combine={name} takes two gradients, and there is no retain part. Type combine=sum.")
+    if recipe.guard and recipe.requests and recipe.requests.sequence:
+        raise RecipeError(
+            "requests.sequence: a guard is laid around a model once, not once per request. Type requests=null."
+        )
     for name, gate in recipe.gate.items():
         measured_by(f"gate.{name}", gate.metric, gate.evaluator, recipe.evaluate)
         check_declared(f"gate.{name}", gate.metric, gate.evaluator, recipe.evaluate)
@@ -177,6 +185,16 @@ def _distil(key: str, node: Node) -> Built:
     return Built((settings.value, {_short(term.tree["name"]): term.value}), {**term.tree, **settings.tree})
 
 
+def _requests(key: str, node: Node) -> Built:
+    """Build ``requests``, in whose sequence a text alone stands for a label."""
+    sequence = node.get("sequence") if isinstance(node, dict) else None
+    if isinstance(node, dict) and isinstance(sequence, Given) and isinstance(sequence.value, str | list):
+        given = sequence.value if isinstance(sequence.value, list) else [sequence.value]
+        named: list[Any] = [{"label": [one]} if isinstance(one, str) else one for one in given]
+        node = {**node, "sequence": sequence._replace(value=named)}
+    return build(Requests, node, key)
+
+
 def _short(name: str) -> str:
     """Return a component's name without the module of a dotted path."""
     return re.split("[.:]", name)[-1]
@@ -223,6 +241,7 @@ PARTS: dict[str, _Builder] = {
     "guard": _one("guard"),
     "corrupt": _settings(Corrupt),
     "distil": _distil,
+    "requests": _requests,
     "select": _settings(Select),
     "optim": _settings(Optim),
     "trainer": _settings(Trainer),
@@ -233,7 +252,7 @@ PARTS: dict[str, _Builder] = {
 }
 """Part -> its builder, in the order in which a resolved recipe shows them."""
 
-OPTIONAL = ("edit", "guard", "corrupt", "distil", "select")
+OPTIONAL = ("edit", "guard", "corrupt", "distil", "requests", "select")
 """Parts that are None if a recipe does not have them, or has null or an empty mapping."""
 
 

@@ -9,6 +9,7 @@ from unlearn.core.optim import Optim
 from unlearn.core.validation import at_least
 
 if TYPE_CHECKING:
+    from unlearn.config.requests import Requests
     from unlearn.data.base import Source
     from unlearn.evaluators.base import Evaluator
     from unlearn.models.base import ModelConfig
@@ -220,6 +221,7 @@ class Recipe:
     corrupt: Corrupt | None
     distil: Distil | None
     distil_by: dict[str, Objective[Any]]
+    requests: Requests | None
     select: Select | None
     evaluate: dict[str, Evaluator[Any]]
     gate: dict[str, Gate]
@@ -228,3 +230,9 @@ class Recipe:
     tree: dict[str, Any]
     origins: dict[str, str]
     hash: str
+
+    @property
+    def asks_likelihood(self) -> bool:
+        """Whether a selection of the data or of a request needs the likelihood under the target."""
+        asked = self.requests.sequence if self.requests else None
+        return self.data.asks_likelihood or any(one.likelihood_quantile is not None for one in asked or ())

@@ -125,7 +125,7 @@ def _instance(cls: type[Any], entries: Any, place: _Place, start: Any) -> Built:
         text = said(error)
         joint = "." if text.split()[:1] in [[name] for name in allowed] else ": "
         raise RecipeError(f"{place.key}{joint}{text}" if place.key else text) from error
-    return Built(value, {name: given[name].tree if name in given else _plain(defaults[name]) for name in allowed})
+    return Built(value, {name: given[name].tree if name in given else plain(defaults[name]) for name in allowed})
 
 
 def _has_field(hint: Any, name: str) -> bool:
@@ -219,10 +219,10 @@ def describe(hint: Any) -> str:
     return "a mapping" if is_dataclass(hint) else getattr(hint, "__name__", str(hint))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return dataclasses as mappings of their fields, tuples as lists."""
     if is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name in hints(type(value))}  # type: ignore[arg-type]
+        return {name: plain(getattr(value, name)) for name in hints(type(value))}  # type: ignore[arg-type]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+        return {str(key): plain(item) for key, item in value.items()}
+    return list(map(plain, value)) if isinstance(value, (list, tuple)) else value

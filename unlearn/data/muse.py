@@ -1,7 +1,8 @@
 """MUSE: news and books to forget, with texts and questions for its six criteria."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,8 @@ from unlearn.data.chunking import PackedDataset
 from unlearn.data.hub_datasets import hub_rows
 from unlearn.data.json_lines import plain_text, read_values, text_of
 from unlearn.data.text import TextItem
+
+Fold = Literal["raw", "scal_1", "scal_2", "scal_3", "scal_4", "sust_1", "sust_2", "sust_3", "sust_4"]
 
 RAW = ("forget", "retain1", "retain2", "holdout")
 """The sets of long texts, which are cut into chunks."""
@@ -42,7 +45,8 @@ class Muse(Source):
     Args:
         path: folder of one corpus, or of ``news`` and ``books``; null takes the hub.
         corpus: news (BBC) or books (Harry Potter).
-        forget_set: ``raw``, or a fold: of growing size (scal), or one of four successive requests (sust).
+        forget_set: ``raw``, or folds: of growing size (scal), or of four successive requests (sust). A fold's name is
+            an attribute of its texts, which ``requests`` can name; a text of several folds is one item.
         chunk_tokens: most tokens per chunk of the long texts, never more than ``model.max_length``; published: 2048.
 
     Reference:
@@ -51,19 +55,19 @@ class Muse(Source):
 
     path: str | None = None
     corpus: Literal["news", "books"] = "news"
-    forget_set: Literal["raw", "scal_1", "scal_2", "scal_3", "scal_4", "sust_1", "sust_2", "sust_3", "sust_4"] = "raw"
+    forget_set: list[Fold] = field(default_factory=lambda: ["raw"])
     chunk_tokens: Annotated[int, Range(at_least, 16)] = 2048
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.forget = self.forget.or_label("forget")
+        if not self.forget_set or len(set(self.forget_set)) < len(self.forget_set):
+            raise ValueError(f"forget_set is {self.forget_set}; it must be one or several different folds")
 
     @override
     def load(self) -> PackedDataset:
-        part, _, fold = self.forget_set.partition("_")
         raw = {name: self._texts("raw", name, name == "retain1") for name in RAW[1:]}
-        raw["forget"] = self._texts(part, f"forget_{fold}" if fold else "forget", True)
-        items = [_passage(text, name) for name in RAW[:2] for text in raw[name]]
+        items = self._forgotten() + [_passage(text, "retain1") for text in raw["retain1"]]
         trained = len(items)
         items += [_passage(text, "retain2", "evaluation") for text in raw["retain2"]]
         items += [_passage(text, "holdout") for text in raw["holdout"]]
@@ -81,6 +85,17 @@ class Muse(Source):
             for side in ("forget", "retain")
         }
         return data
+
+    def _forgotten(self) -> list[TextItem]:
+        """Return the texts of the forget sets, each once, with the folds that hold it."""
+        folds: dict[tuple[str, int], list[str]] = {}
+        for name in self.forget_set:
+            part, _, number = name.partition("_")
+            texts = Counter[str]()
+            for text in self._texts(part, f"forget_{number}" if number else "forget", True):
+                texts[text] += 1
+                folds.setdefault((text, texts[text]), []).append(name)
+        return [_passage(text, "forget", *(one for one in found if one != "raw")) for (text, _), found in folds.items()]
 
     def _pairs(self, part: str, name: str, attribute: str, keys: tuple[str, str]) -> list[TextItem]:
         """Return the questions of a set, given the keys of question and answer; none if the set is missing."""

@@ -1,6 +1,6 @@
 """The disjoint splits forget, retain, probe, holdout and test of one dataset."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,12 @@ def train_split(dataset: Dataset) -> Split:
 
 
 def make_splits(
-    dataset: Dataset, source: Source, randomness: Randomness, quantiles: Quantiles | None = None
+    dataset: Dataset,
+    source: Source,
+    randomness: Randomness,
+    quantiles: Quantiles | None = None,
+    before: Sequence[Selection] = (),
+    so_far: bool = False,
 ) -> dict[str, Split]:
     """Draw the splits that ``source`` describes.
 
@@ -31,6 +36,9 @@ def make_splits(
         source: the selections.
         randomness: stream for selections with a ``count``.
         quantiles: ids -> likelihood quantile of each under the target, for selections that need it.
+        before: what earlier requests forgot; it is neither forgotten again nor retained, and its holdout items are no
+            test items.
+        so_far: whether forget and holdout are those of all requests, the earlier ones included.
 
     Raises:
         RecipeError: a selection names what the data lacks, is empty, or overlaps with another.
@@ -43,28 +51,41 @@ def make_splits(
             f"Type e.g. data.forget.label={(dataset.names or ['NAME'])[0]}, or data.forget.ids=[0]."
         )
     train, test = dataset.is_trained, dataset.is_test
-    forget = _draw(dataset, source.forget, ~test, randomness.child("forget"), quantiles)
-    if len(forget) == 0:
-        raise RecipeError(
-            f"data.forget selects no training item ({_describe(source.forget)}); the forget set is empty. "
-            "Loosen the conditions."
-        )
+    chosen = earlier = held = torch.zeros_like(test)
+    for selection in (*before, source.forget):
+        forget = _forgotten(dataset, selection, chosen, randomness, quantiles)
+        holdout = _holdout(dataset, source.holdout, selection, test, randomness, quantiles)
+        earlier, chosen, held = chosen, chosen | _mask(dataset, forget), held | _mask(dataset, holdout)
+    if so_far:
+        forget, holdout = torch.nonzero(chosen).flatten(), torch.nonzero(held).flatten()
     dataset.check_forget(forget)
-    chosen = _mask(dataset, forget)
     contradicted = train & ~chosen & dataset.having_form("corrupted")
     retain = (
         torch.nonzero(train & ~chosen & ~contradicted).flatten()
         if source.retain.is_empty
-        else _draw(dataset, source.retain, train, randomness.child("retain"), quantiles)
+        else _draw(dataset, source.retain, train & ~earlier, randomness.child("retain"), quantiles)
     )
     if len(retain) == 0:
         raise RecipeError("The retain set is empty: data.forget selects every training item. Narrow data.forget.")
     _refuse_overlap("forget", forget, "retain", retain)
-    holdout = _holdout(dataset, source, test, randomness, quantiles)
-    others = torch.nonzero(test & ~_mask(dataset, holdout)).flatten()
+    others = torch.nonzero(test & ~held).flatten()
     probe = torch.nonzero(contradicted).flatten()
     splits = {"forget": forget, "retain": retain, "probe": probe, "holdout": holdout, "test": others}
     return {name: Split(name, dataset, ids) for name, ids in splits.items() if len(ids)}
+
+
+def _forgotten(
+    dataset: Dataset, selection: Selection, before: Tensor, randomness: Randomness, quantiles: Quantiles | None
+) -> Tensor:
+    """Return the items that a request forgets, given (N,) bool what was forgotten before."""
+    forget = _draw(dataset, selection, ~dataset.is_test & ~before, randomness.child("forget"), quantiles)
+    if len(forget) == 0:
+        again = " that an earlier request has not forgotten" if before.any() else ""
+        raise RecipeError(
+            f"data.forget selects no training item{again} ({_describe(selection)}); the forget set is empty. "
+            "Loosen the conditions."
+        )
+    return forget
 
 
 def forgotten_names(split: Split) -> list[str]:
@@ -79,11 +100,16 @@ def forgotten_names(split: Split) -> list[str]:
 
 
 def _holdout(
-    dataset: Dataset, source: Source, test: Tensor, randomness: Randomness, quantiles: Quantiles | None
+    dataset: Dataset,
+    selection: Selection,
+    forget: Selection,
+    test: Tensor,
+    randomness: Randomness,
+    quantiles: Quantiles | None,
 ) -> Tensor:
     """Return test items of the forget distribution. Raises RecipeError for a training item."""
-    if source.holdout.is_empty:
-        by_name = replace(source.forget, ids=None, likelihood_quantile=None, count=None)
+    if selection.is_empty:
+        by_name = replace(forget, ids=None, likelihood_quantile=None, count=None)
         candidates = test & ~dataset.having(["evaluation"])
         marked = candidates & dataset.having(["holdout"])
         if marked.any():
@@ -92,8 +118,8 @@ def _holdout(
         found = torch.nonzero(candidates & _having(dataset, by_name)).flatten()
         # Single images without a label stand for the whole distribution; half of the test items are their holdout.
         return found if len(found) < int(candidates.sum()) else found[::2]
-    among = torch.ones_like(test) if source.holdout.ids else test  # a listed training item is refused by its overlap
-    drawn = _draw(dataset, source.holdout, among, randomness.child("holdout"), quantiles)
+    among = torch.ones_like(test) if selection.ids else test  # a listed training item is refused by its overlap
+    drawn = _draw(dataset, selection, among, randomness.child("holdout"), quantiles)
     _refuse_overlap("holdout", drawn, "training", torch.nonzero(~test).flatten())
     return drawn
 

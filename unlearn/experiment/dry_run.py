@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from unlearn.config.compatibility import capabilities_of
 from unlearn.config.schema import Recipe
+from unlearn.config.single_request import each_request
 from unlearn.core.errors import NoGradient, RecipeError
 from unlearn.data.base import Dataset, Split
 from unlearn.experiment.inputs import RunInputs, gather_inputs, without_quantiles
@@ -52,6 +53,7 @@ def dry_run(recipe: Recipe, dataset: Dataset, splits: Mapping[str, Split]) -> st
     Raises:
         RecipeError: something is wrong with the recipe; an evaluator's message begins with its key.
     """
+    recipe = next(iter(each_request(recipe)), recipe)  # the first of several
     trial = Trial()
     meta_model = recipe.model.meta_model(recipe.trainer.precision)
     lines = [] if meta_model is None else estimated(recipe, meta_model, splits)
@@ -210,9 +212,12 @@ def _report(recipe: Recipe, splits: Mapping[str, Split], lines: list[str], trial
     groups = {"forget": recipe.forget, "retain": recipe.retain}
     terms = [f"{group}: {name} (weight {term.weight:g})" for group in groups for name, term in groups[group].items()]
     by_steps = f"terms     {', '.join(terms)}; combined by {type(recipe.combine).__name__}"
+    requests = recipe.requests
+    several = [f"requests  {requests.count} {requests.over}; the first is tried"] if requests else []
     found = [
         f"recipe    {recipe.name}  ({recipe.hash[:12]})",
         f"data      {', '.join(f'{len(split):,} {name}' for name, split in splits.items())}",
+        *several,
         *([f"edit      {type(recipe.edit).__name__}"] if recipe.edit else []),
         *([by_steps] if recipe.forget else []),
         *([f"guard     {type(recipe.guard).__name__}"] if recipe.guard else []),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from unlearn.config.schema import Distil, Pretrain, Recipe
+from unlearn.config.single_request import each_request
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Dataset, Split
@@ -26,6 +27,8 @@ class RunInputs:
         retrained: the model that never saw the forget data, None where there is none.
         clean: the model that the target was corrupted from, None where there is none.
         teacher: the model that the target was distilled from, None where there is none.
+        start: the result of the request before, from which this one begins; None where it begins from the target.
+        so_far: the splits of all requests so far, None where this is the first one.
     """
 
     splits: dict[str, Split]
@@ -33,12 +36,20 @@ class RunInputs:
     retrained: StoredModel | None = None
     clean: StoredModel | None = None
     teacher: StoredModel | None = None
+    start: StoredModel | None = None
+    so_far: dict[str, Split] | None = None
+
+    @property
+    def begun(self) -> StoredModel:
+        """The model that the steps begin from, and that objectives compare with."""
+        return self.start or self.target
 
     @property
     def facts(self) -> dict[str, str]:
         """Hashes of data and models, which must be the same when the run is resumed."""
         data = " ".join(f"{name} {split.dataset.content(split.ids)}" for name, split in self.splits.items())
         models = {"target model": self.target, "retrained model": self.retrained, "teacher": self.teacher}
+        models["result before"] = self.start
         keys = {name: stored.key for name, stored in models.items() if stored is not None and stored.key}
         return {"data": hashlib.sha256(data.encode()).hexdigest()[:16], **keys}
 
@@ -52,6 +63,7 @@ class RunInputs:
         """Move every stored model back to the CPU, each tensor in its own type."""
         for stored in self.models.values():
             stored.release()
+        self.begun.release()
 
 
 Obtain = Callable[..., StoredModel]
@@ -59,9 +71,23 @@ Obtain = Callable[..., StoredModel]
 
 
 def gather_inputs(
-    recipe: Recipe, seed: int, model: Wrapper | None, dataset: Dataset, obtain: Obtain = find_or_train
+    recipe: Recipe,
+    seed: int,
+    model: Wrapper | None,
+    dataset: Dataset,
+    obtain: Obtain = find_or_train,
+    start: StoredModel | None = None,
 ) -> RunInputs:
-    """Find or train the target, draw the splits, then find or train the retrained model."""
+    """Find or train the target, draw the splits, then find or train the retrained model.
+
+    Args:
+        recipe: of a single run.
+        seed: of the run.
+        model: the target, where it is already in memory.
+        dataset: the data as the model reads it.
+        obtain: finds or trains a model.
+        start: the result of the request before.
+    """
     config = recipe.model
     clean = teacher = retrained = None
     if model is not None:
@@ -75,14 +101,17 @@ def gather_inputs(
     if target.origin in ("given", "in memory"):
         target.shared().check_fits(dataset.info)
     quantiles = None
-    if recipe.data.asks_likelihood:
+    if recipe.asks_likelihood:
         quantiles = likelihood_quantiles(target.shared(), dataset, Randomness(recipe.pretrain.seed, "quantile"))
-    splits = make_splits(dataset, recipe.data, Randomness(seed, "splits"), quantiles)
+    before = recipe.requests.before if recipe.requests else []
+    drawn = dataset, recipe.data, Randomness(seed, "splits"), quantiles, before
+    splits = make_splits(*drawn)
+    so_far = make_splits(*drawn, so_far=True) if before else None
     if config.retrained is not None:
         retrained = given("model.retrained", config, config.retrained)
     elif model is None and config.pretrained is None and recipe.pretrain.retrained:
-        retrained = obtain(config, recipe.pretrain, recipe.trainer, _without(splits), "retrained")
-    return RunInputs(splits, target, retrained, clean, teacher)
+        retrained = obtain(config, recipe.pretrain, recipe.trainer, _without(so_far or splits), "retrained")
+    return RunInputs(splits, target, retrained, clean, teacher, start, so_far)
 
 
 def _target(recipe: Recipe, dataset: Dataset, obtain: Obtain) -> StoredModel:
@@ -126,9 +155,16 @@ def training_items(recipe: Recipe, dataset: Dataset) -> Split:
 
 
 def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
-    """Draw the splits without a model (quantiles unknown), so that wrong data is refused at once."""
-    source = without_quantiles(recipe).data
-    splits = make_splits(dataset, source, Randomness(recipe.seeds[0], "splits"))
+    """Draw the splits without a model (quantiles unknown), so that wrong data is refused at once.
+
+    Of several requests each is tried, and the splits of the first one are returned.
+    """
+    if several := each_request(recipe):
+        first, *_ = [_rehearse_request(one, dataset) for one in several]
+        return first
+    known = without_quantiles(recipe)
+    before = known.requests.before if known.requests else []
+    splits = make_splits(dataset, known.data, Randomness(recipe.seeds[0], "splits"), before=before)
     for evaluator in recipe.evaluate.values():
         evaluator.check(splits)
     for group in ("forget", "retain"):
@@ -136,6 +172,15 @@ def rehearse(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
             term.check(splits, group)
     remarks(splits)
     return splits
+
+
+def _rehearse_request(recipe: Recipe, dataset: Dataset) -> dict[str, Split]:
+    """Draw the splits of one request, whose name stands before what is wrong with it."""
+    try:
+        return rehearse(recipe, dataset)
+    except RecipeError as error:
+        about = recipe.requests.about if recipe.requests else {}
+        raise RecipeError(f"{' '.join(*about.items())}: {error}") from error
 
 
 def remarks(splits: Mapping[str, Split]) -> list[str]:
@@ -150,4 +195,8 @@ def without_quantiles(recipe: Recipe) -> Recipe:
     source = replace(recipe.data)
     for name in ("forget", "retain", "holdout"):
         setattr(source, name, replace(getattr(source, name), likelihood_quantile=None))
-    return replace(recipe, data=source)
+    requests = recipe.requests
+    if requests and requests.sequence:
+        anything = [replace(one, likelihood_quantile=None) for one in requests.sequence]
+        requests = replace(requests, sequence=anything)
+    return replace(recipe, data=source, requests=requests)

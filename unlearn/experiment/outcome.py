@@ -1,9 +1,11 @@
 """The outcome of a run's steps on disk: the model and the facts about the run, written before anything is measured."""
 
+import hashlib
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from unlearn.core.files import file_hash
 from unlearn.core.randomness import Randomness
 from unlearn.evaluators.base import RunFacts
 from unlearn.experiment.inputs import RunInputs
+from unlearn.experiment.model_store import StoredModel
+from unlearn.experiment.parts import parts_of
 from unlearn.experiment.read_back import check_read_back
 from unlearn.experiment.run_dir import RunDir
 from unlearn.models.base import Wrapper
@@ -114,10 +118,30 @@ def refuse_changed(folder: Path, whole: Path) -> None:
 
 
 def is_whole(folder: Path, recipe: Recipe) -> bool:
-    """Return whether a finished run still has what it was run for: models and figures, of every seed."""
-    parts = [folder / f"seed-{seed}" for seed in recipe.seeds] if len(recipe.seeds) > 1 else []
-    made = all((part / MODEL).is_dir() for part in parts or [folder])
-    return made and all((part / "metrics.json").is_file() for part in [folder, *parts])
+    """Return whether a finished run still has what it was run for: models and figures, of every part."""
+    parts = [(folder / name, part) for name, part in parts_of(recipe).items()]
+    made = all(is_whole(*part) for part in parts) if parts else (folder / MODEL).is_dir()
+    return made and (folder / "metrics.json").is_file()
+
+
+def result_before(folder: Path, recipe: Recipe, whole: Path) -> StoredModel | None:
+    """Return the model that the request before made, from which this one begins; None for the first one.
+
+    Args:
+        folder: run directory of this request, which lies beside that of the one before.
+        recipe: of this request.
+        whole: the run directory that is resumed if the model is not there.
+
+    Raises:
+        RecipeError: the steps of the request before have not ended, or its model was changed since they did.
+    """
+    requests = recipe.requests
+    if requests is None or not requests.before:
+        return None
+    before = folder.parent / replace(requests, at=len(requests.before)).folder
+    refuse_changed(before, whole)
+    key = hashlib.sha256(str(sorted(_files(before).items())).encode()).hexdigest()[:16]
+    return StoredModel(partial(recipe.model.load, before / MODEL), "request", key=key, folder=before / MODEL)
 
 
 def _remake(whole: Path) -> str:

@@ -21,12 +21,14 @@ from unlearn.data.base import Dataset
 from unlearn.data.loading import load_data
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.inputs import gather_inputs, rehearse
+from unlearn.experiment.measuring import measure
 from unlearn.experiment.model_store import find, given
 from unlearn.experiment.outcome import Outcome, read_outcome, refuse_changed
 from unlearn.experiment.output_folder import new_folder
+from unlearn.experiment.part_summary import write_summary
+from unlearn.experiment.parts import parts_of, single_runs
 from unlearn.experiment.run_dir import RunDir, header
-from unlearn.experiment.runner import Result, measure, missed_gates
-from unlearn.experiment.seed_summary import write_summary
+from unlearn.experiment.runner import Result, missed_gates
 from unlearn.report.card import write_model_card
 from unlearn.report.page import build_report
 from unlearn.report.read_run import RunFolder, read_run
@@ -41,7 +43,7 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
     """Measure a run whose steps have ended, and add the figures to its own; its report is made anew.
 
     Args:
-        folder: run directory, of one seed or of several; of one among several, their summary is made anew as well.
+        folder: run directory, of a single run or of several parts; of one part, their summary is made anew as well.
         settings: ``key=value`` of ``evaluate`` and ``gate``. The entries of ``evaluate`` that they name are measured;
             all of the recipe's if they name none.
 
@@ -65,24 +67,26 @@ def remeasure(folder: Path, settings: Sequence[str]) -> Result:
         )
     before, recipe = run_dir.recipe(), run_dir.recipe(settings)
     measured = _entries(before, recipe, settings)
-    several = len(recipe.seeds) > 1
-    parts = {seed: folder / f"seed-{seed}" if several else folder for seed in recipe.seeds}
-    for part in parts.values():
+    for part in single_runs(recipe, folder):
         RunDir(part).status()
         refuse_changed(part, folder)
-    around = None if several else _summarised(folder, status)
-    dataset = _ready(recipe)
-    results = []
-    for seed, part in parts.items():
-        one = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed}) if several else recipe
-        results.append(_one_seed(one, measured, dataset, RunDir(part, folder if several else None)))
-    if not several:
-        if around is not None:
-            _summarise_anew(around)
-        return results[0].checked()
+    around = _summarised(folder, status)
+    result = _remeasured(recipe, folder, None, measured, _ready(recipe))
+    while around is not None:
+        _summarise_anew(around)
+        around = _summarised(around.path, RunDir(around.path).status())
+    return result.checked()
+
+
+def _remeasured(recipe: Recipe, folder: Path, whole: Path | None, entries: set[str], dataset: Dataset) -> Result:
+    """Measure a single run, or all parts of a run and then their summary."""
+    run_dir, parts = RunDir(folder, whole), parts_of(recipe)
+    if not parts:
+        return _one_run(recipe, entries, dataset, run_dir)
+    results = [_remeasured(part, folder / name, whole or folder, entries, dataset) for name, part in parts.items()]
     with run_dir.held():
-        run_dir.begin(recipe, status["command"], in_memory=False)
-        return Result.over_seeds(run_dir, results).checked()
+        run_dir.begin(recipe, run_dir.status()["command"], in_memory=False)
+        return Result.over_parts(run_dir, recipe, results)
 
 
 def measure_folders(folders: Mapping[str, str], recipe: str, settings: Sequence[str], command: Sequence[str]) -> Result:
@@ -106,6 +110,8 @@ def measure_folders(folders: Mapping[str, str], recipe: str, settings: Sequence[
     read = load(recipe, [*settings, *own, "corrupt=null", "distil=null", "pretrain.retrained=false"])
     if len(read.seeds) > 1:
         raise RecipeError(f"seed is {read.seeds}, and a model folder is measured once; write seed={read.seeds[0]}.")
+    if read.requests is not None and read.requests.at is None:
+        raise RecipeError("requests are several, and a model folder is measured once; write requests.at=1, say.")
     dataset = _ready(read, folders)
     new_folder(read)  # says now what is wrong with ``output``
     began = time.monotonic()
@@ -171,27 +177,27 @@ def _check_folders(recipe: Recipe, folders: Mapping[str, str]) -> None:
 
 
 def _summarised(folder: Path, status: Mapping[str, Any]) -> RunFolder | None:
-    """Return the run over several seeds whose summary holds the figures of this one, None where there is none."""
+    """Return the run of several parts whose summary holds the figures of this one, None where there is none."""
     around = folder.absolute().parent  # not the path in its status, as a run may have been moved
     if not status.get("parent") or not (around / "metrics.json").is_file():
         return None
     whole = read_run(around)
-    return whole if folder.absolute().name in {seed.path.name for seed in whole.seeds} else None
+    return whole if folder.absolute().name in {part.path.name for part in whole.parts} else None
 
 
 def _summarise_anew(run: RunFolder) -> None:
-    """Write the summary of a run over several seeds, one of which was measured again."""
+    """Write the summary of a run of several parts, one of which was measured again."""
     run_dir = RunDir(run.path)
     with run_dir.held():
         if rank() == 0:
-            records = write_summary(run.path, [seed.path for seed in run.seeds])
-            ended = [RunDir(seed.path).status()["status"] == "done" for seed in run.seeds]
+            records = write_summary(run.path, [part.path for part in run.parts], run.over)
+            ended = [RunDir(part.path).status()["status"] == "done" for part in run.parts]
             run_dir.end(metrics_table(records), complete=all(ended))
         barrier()
 
 
-def _one_seed(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunDir) -> Result:
-    """Measure some entries of one seed's run and write them among its own."""
+def _one_run(recipe: Recipe, entries: set[str], dataset: Dataset, run_dir: RunDir) -> Result:
+    """Measure some entries of a single run and write them among its own."""
     seed, began = recipe.seeds[0], time.monotonic()
     _refuse_to_train(recipe, run_dir)
     inputs = gather_inputs(recipe, seed, None, dataset)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,22 @@ from unlearn.data.base import Dataset
 from unlearn.data.loading import load_data
 from unlearn.evaluators.base import EvaluationResult, RunFacts
 from unlearn.experiment.dry_run import dry_run
-from unlearn.experiment.evaluation import evaluate
 from unlearn.experiment.inputs import RunInputs, gather_inputs, rehearse, remarks
-from unlearn.experiment.outcome import MODEL, Outcome, is_whole, read_outcome, refuse_changed, write_outcome
+from unlearn.experiment.measuring import measure
+from unlearn.experiment.model_store import StoredModel
+from unlearn.experiment.outcome import (
+    MODEL,
+    Outcome,
+    is_whole,
+    read_outcome,
+    refuse_changed,
+    result_before,
+    write_outcome,
+)
 from unlearn.experiment.output_folder import new_folder
+from unlearn.experiment.part_summary import write_summary
+from unlearn.experiment.parts import over, parts_of
 from unlearn.experiment.run_dir import RunDir, header
-from unlearn.experiment.seed_summary import write_summary
 from unlearn.experiment.unlearning import unlearn
 from unlearn.models.base import Wrapper
 from unlearn.report.card import write_model_card
@@ -48,7 +58,7 @@ class Result:
     Args:
         folder: the run directory.
         records: every figure; means over seeds where there were several.
-        model: the unlearned wrapper (of the last seed), on the CPU.
+        model: the unlearned wrapper (of the last part), on the CPU.
         failed_gates: one sentence for each gate that was missed.
         failed_evaluators: one sentence for each evaluator that raised an error.
     """
@@ -60,11 +70,11 @@ class Result:
     failed_evaluators: list[str] = field(default_factory=list)
 
     @classmethod
-    def over_seeds(cls, run_dir: RunDir, results: Sequence[Result]) -> Result:
-        """Write the summary of several seeds and return it, with what failed in any of them."""
+    def over_parts(cls, run_dir: RunDir, recipe: Recipe, results: Sequence[Result]) -> Result:
+        """Write the summary of several seeds, sizes or requests and return it, with what failed in any of them."""
         records: list[Record] = []
         if rank() == 0:
-            records = write_summary(run_dir.folder, [result.folder for result in results])
+            records = write_summary(run_dir.folder, [result.folder for result in results], over(recipe))
             run_dir.end(metrics_table(records), complete=not any(result.failed_evaluators for result in results))
         barrier()
         gates = [f"{result.folder.name}: {gate}" for result in results for gate in result.failed_gates]
@@ -86,7 +96,7 @@ class Result:
 
 
 def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: Path | None = None) -> Result:
-    """Carry out a recipe, once per seed.
+    """Carry out a recipe, once per seed, and for each of them once per size or request.
 
     Args:
         recipe: what to do.
@@ -119,9 +129,9 @@ def run(recipe: Recipe, command: Sequence[str] = (), model: Any = None, folder: 
         torch.set_num_threads(recipe.trainer.threads)
     quiet_lightning()
     launch(recipe.trainer.devices, recipe.trainer.accelerator)
-    if len(recipe.seeds) > 1:
-        return _several_seeds(recipe, command, model, dataset, folder).checked()
-    return SeedRun(recipe, command, model, dataset, folder).carry_out().checked()
+    if parts_of(recipe):
+        return _several_parts(recipe, command, model, dataset, folder).checked()
+    return SingleRun(recipe, command, model, dataset, folder).carry_out().checked()
 
 
 def resume(folder: Path, settings: Sequence[str] = ()) -> Result:
@@ -184,33 +194,41 @@ def check(recipe: Recipe, resumes: bool = False) -> str:
     return dry_run(recipe, dataset, splits)
 
 
-def _several_seeds(recipe: Recipe, command: Sequence[str], model: Any, dataset: Dataset, folder: Path | None) -> Result:
-    """Carry out a recipe once per seed, then summarise."""
-    parent = folder or new_folder(recipe)
-    run_dir = RunDir(parent)
+def _several_parts(
+    recipe: Recipe,
+    command: Sequence[str],
+    model: Any,
+    dataset: Dataset,
+    folder: Path | None,
+    parent: Path | None = None,
+) -> Result:
+    """Carry out a recipe once per seed, or once per size or request, then summarise; what is finished is not redone."""
+    folder = folder or new_folder(recipe)
+    run_dir, whole = RunDir(folder, parent), parent or folder
     with run_dir.held():
         run_dir.begin(recipe, command, in_memory=model is not None)
         results = []
-        for seed in recipe.seeds:
-            single = replace(recipe, seeds=[seed], tree={**recipe.tree, "seed": seed})
-            part = parent / f"seed-{seed}"
-            done = RunDir(part).status().get("status") == "done" and RunDir(part).has(single) and is_whole(part, single)
-            results.append(
-                _finished(recipe, part) if done else SeedRun(single, command, model, dataset, part, parent).carry_out()
-            )
-        return Result.over_seeds(run_dir, results)
+        for name, part in parts_of(recipe).items():
+            place = RunDir(folder / name)
+            if parts_of(part):
+                results.append(_several_parts(part, command, model, dataset, folder / name, whole))
+            elif place.status().get("status") == "done" and place.has(part) and is_whole(folder / name, part):
+                results.append(_finished(part, folder / name, whole))
+            else:
+                results.append(SingleRun(part, command, model, dataset, folder / name, whole).carry_out())
+        return Result.over_parts(run_dir, recipe, results)
 
 
-class SeedRun:
-    """One seed of a recipe, from its inputs to its report.
+class SingleRun:
+    """One seed and one request of a recipe, from its inputs to its report.
 
     Args:
-        recipe: with one seed.
+        recipe: with one seed, and one request where it has any.
         command: the command line, kept in the run directory.
         model: the target, where it is already in memory.
         dataset: the data as the model reads it.
         folder: the run directory; None for a new one, which is made once the inputs are known to be sound.
-        parent: the folder of the run over several seeds that this one belongs to.
+        parent: the folder of the run over several parts that this one belongs to.
     """
 
     def __init__(
@@ -230,7 +248,7 @@ class SeedRun:
     def carry_out(self) -> Result:
         """Gather the inputs, unlearn, measure, and write everything into the run directory."""
         with self._timed("inputs"), self._stopping():
-            inputs = gather_inputs(self.recipe, self.seed, self.model, self.dataset)
+            inputs = gather_inputs(self.recipe, self.seed, self.model, self.dataset, start=self._start())
         self.folder = self.folder or new_folder(self.recipe)
         run_dir = RunDir(self.folder, self.parent)
         with run_dir.held(), self._stopping():
@@ -245,6 +263,17 @@ class SeedRun:
                 self._write(run_dir, findings, outcome.facts, failed)
             barrier()
         return Result(self.folder, findings.records, outcome.model, failed, findings.failures)
+
+    def _start(self) -> StoredModel | None:
+        """Return the model that the request before made, where there was one."""
+        if self.recipe.requests is None or not self.recipe.requests.before:
+            return None
+        if self.folder is None:
+            raise RecipeError(
+                f"requests.at is {self.recipe.requests.at}, and this request begins from the result of the one before. "
+                "Type requests.at=null, which carries out all of them."
+            )
+        return result_before(self.folder, self.recipe, self.parent or self.folder.parent)
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
@@ -298,29 +327,15 @@ class SeedRun:
         run_dir.end(metrics_table(findings.records), complete=not findings.failed)
 
 
-def measure(recipe: Recipe, inputs: RunInputs, outcome: Outcome, seed: int) -> EvaluationResult:
-    """Measure all subjects, on the half of forget that ``select`` has not seen."""
-    others = {subject: stored.shared for subject, stored in inputs.models.items()}
-    models: dict[str, Callable[[], Any]] = {
-        "target": others.pop("target"),
-        "unlearned": lambda: outcome.model,
-        **others,
-    }
-    splits = dict(inputs.splits)
-    if recipe.select is not None:
-        splits["forget"] = splits["forget"].halves()[1]
-    return evaluate(recipe, models, splits, outcome.facts, seed)
-
-
 def missed_gates(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     """Return one sentence per missed gate; a figure that was not measured misses its gate."""
     goals = check_gates(recipe.gate, records)
     return [f"gate.{goal.name} missed: {goal.text}; found {goal.found}." for goal in goals if not goal.met]
 
 
-def _finished(recipe: Recipe, folder: Path) -> Result:
-    """Return the result of a seed that was finished before."""
-    refuse_changed(folder, folder.parent)
+def _finished(recipe: Recipe, folder: Path, whole: Path) -> Result:
+    """Return the result of a part that was finished before."""
+    refuse_changed(folder, whole)
     records = read_run(folder).records
     model = recipe.model.load(folder / MODEL)
     return Result(folder, records, model, missed_gates(recipe, records))

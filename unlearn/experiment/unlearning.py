@@ -64,19 +64,18 @@ def unlearn(
     Every stored model is back on the CPU afterwards, and the unlearned one has the target's float types.
     ``callbacks`` are called in all steps, before the others.
     """
-    frozen = {
-        name: contents(stored.shared()) for name, stored in inputs.models.items() if name in ("target", "teacher")
-    }
+    compared = {name: stored for name, stored in inputs.models.items() if name in ("target", "teacher")}
+    if inputs.start is not None:
+        compared["start"] = inputs.start
+    frozen = {name: contents(stored.shared()) for name, stored in compared.items()}
     if recipe.edit is not None:
         steps = _edit(recipe, recipe.edit, inputs, seed, run_dir, callbacks)
     elif recipe.forget:
         steps = _train(recipe, inputs, seed, run_dir, callbacks)
     else:
-        steps = _Steps(inputs.target.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
+        steps = _Steps(inputs.begun.copy(), 0, {"unlearning": 0.0, "selection": 0.0})
     inputs.release()
-    if changed := [
-        subject for subject, before in frozen.items() if contents(inputs.models[subject].shared()) != before
-    ]:
+    if changed := [name for name, before in frozen.items() if contents(compared[name].shared()) != before]:
         raise UnlearnError(
             f"The steps changed the {changed[0]} model, which every value is compared with; it must stay as it is. "
             "Let the objective or edit work on a copy (copy.deepcopy)."
@@ -92,7 +91,7 @@ def unlearn(
         networks=steps.networks,
     )
     # trainer.precision=64-true takes the steps in a wider type than the tensors' own
-    inputs.target.cast_back(model)
+    inputs.begun.cast_back(model)
     model.round_as_saved()
     if broken := not_finite(model.state_dict()):
         raise Diverged(
@@ -104,13 +103,14 @@ def unlearn(
 
 def _train(recipe: Recipe, inputs: RunInputs, seed: int, run_dir: RunDir, callbacks: Sequence[Callback]) -> _Steps:
     """Take the steps of the recipe's losses."""
-    target = ReferenceModel(inputs.target.shared)
+    target = ReferenceModel(inputs.begun.shared)
     teacher = ReferenceModel(inputs.teacher.shared) if inputs.teacher else None
-    module = recipe_module(recipe, inputs.target.copy(), inputs.splits, seed, target, teacher)
+    module = recipe_module(recipe, inputs.begun.copy(), inputs.splits, seed, target, teacher)
     if recipe.guard is not None:
         guarded(recipe.guard, module.model, inputs.splits)  # one that does not fit is refused before the first step
     run_dir.say(scope_lines(module))
-    selections = _model_selection(recipe, inputs, target, seed, run_dir.say)
+    original = ReferenceModel(inputs.target.shared) if inputs.start else target
+    selections = _model_selection(recipe, inputs, original, seed, run_dir.say)
     callbacks = [*callbacks, *entry_masks(recipe.scope, run_dir.say), *selections]
     whole = fit(module, recipe.trainer, run_dir.folder, "unlearning", callbacks)
     for each in selections:
@@ -149,7 +149,7 @@ def _edit(
         return further
 
     with _log_messages_to(run_dir.say):
-        model = edited(edit, inputs.target.copy(), train, inputs.splits)
+        model = edited(edit, inputs.begun.copy(), train, inputs.splits)
     return _Steps(model, steps, {"unlearning": time.monotonic() - began, "selection": 0.0})
 
 

@@ -1,7 +1,7 @@
 """The report's charts: what they show, and its geometry, which ``charts.html.j2`` draws as inline SVG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,8 +132,18 @@ def round_values(low: float, high: float, count: int = 5) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def line_chart(title: str, series: Sequence[Series], unit: str = "") -> Chart | None:
-    """Draw curves over the steps; None if no point is finite."""
+def line_chart(
+    title: str, series: Sequence[Series], unit: str = "", over: str = "step", at: Mapping[float, str] | None = None
+) -> Chart | None:
+    """Draw curves; None if no point is finite.
+
+    Args:
+        title: heading.
+        series: the curves.
+        unit: of their values.
+        over: what runs from left to right.
+        at: places on that axis with their texts; by default round values.
+    """
     points = [point for one in series for part in one.parts for point in part if is_drawn(point[1])]
     if not points:
         return None
@@ -148,7 +158,8 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "") -> Chart | 
         for nth, part in enumerate(one.parts)
     ]
     zero = y(0.0) if not log and y.low < 0 < y.high else None
-    return Chart(title, 360, 190, frame, x.ticks(4), y.ticks(4), "step", zero=zero, lines=lines, log=log)
+    x_ticks = [Tick(x(value), text) for value, text in at.items()] if at else x.ticks(4)
+    return Chart(title, 360, 190, frame, x_ticks, y.ticks(4), over, zero=zero, lines=lines, log=log)
 
 
 def scatter(
@@ -296,7 +307,7 @@ def axis_label(row: Measurement) -> str:
 
 def training_charts(run: RunFolder) -> list[Chart]:
     """Return one small chart per quantity; all losses share one, and so do ``forget/z`` and ``retain/z``."""
-    parts = [seed.curves for seed in run.seeds] or [run.curves]
+    parts = [part.curves for part in run.parts] or [run.curves]
     charts: dict[str, list[Series]] = {}
     for column in dict.fromkeys(column for curves in parts for column in curves):
         chart, name = _chart_and_line(column)

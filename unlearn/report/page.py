@@ -18,9 +18,10 @@ from unlearn.report.charts import strips, tradeoff, training_charts
 from unlearn.report.formatting import duration
 from unlearn.report.labels import DIRECTIONS, forgotten, ordered
 from unlearn.report.read_run import RunFolder, read_run
+from unlearn.report.request_table import request_table
 from unlearn.report.table import Measurement, better, cell, groups, measurements
 from unlearn.report.texts import text_tables
-from unlearn.report.verdict import forget_row, judge, kept_row
+from unlearn.report.verdict import forget_row, judge, kept_row, requests_of
 
 SMALL_PICTURE = 400
 """Pictures narrower than this many pixels are enlarged without smoothing."""
@@ -65,6 +66,7 @@ def shown(value: Any) -> Any:
 def report_context(run: RunFolder) -> dict[str, Any]:
     """Return everything that the template shows."""
     measured = measurements(run.records)
+    last = measurements(list(requests_of(run.records).values())[-1])
     about, verdict = run.part("about"), judge(run)
     subjects = ordered([subject for row in measured for subject in row.cells])
     return {
@@ -72,14 +74,15 @@ def report_context(run: RunFolder) -> dict[str, Any]:
         "title": about.get("title") or run.name,
         "deck": deck(run),
         "verdict": verdict,
-        "strips": strips(run, measured),
+        "strips": strips(run, last),
         "pictures": [_picture(picture) for picture in sorted(run.pictures, key=_picture_order)],
         "text_tables": text_tables(run),
-        "tradeoff": tradeoff(run, measured),
+        "tradeoff": tradeoff(run, last),
         "subjects": subjects,
         "curves": training_charts(run),
         "groups": groups(measured),
-        "seed_table": _seed_table(run, measured),
+        "seed_table": _seed_table(run, last),
+        "requests": request_table(run, last),
         "seconds": _stages(run),
         "guarantee": GUARANTEE,
         "not_run": not_run(run),
@@ -91,15 +94,25 @@ def report_context(run: RunFolder) -> dict[str, Any]:
 def deck(run: RunFolder) -> list[tuple[str, str]]:
     """Return the line under the title: what is forgotten, by which method, on which model and data."""
     data = run.part("data")
-    selection = data.get("forget")
     parts = [
-        ("forgets", forgotten(selection) if isinstance(selection, Mapping) else str(selection or "")),
+        ("forgets", _forgets(run)),
         ("method", str(run.part("about").get("method") or method_name(run))),
         ("model", str(run.part("model").get("name") or "")),
         ("data", str(data.get("name") or "")),
         ("seeds" if run.seeds else "seed", _seeds(run)),
     ]
     return [(label, text) for label, text in parts if text]
+
+
+def _forgets(run: RunFolder) -> str:
+    """Return in words what is forgotten: the requests one after the other, or the selection and its sizes."""
+    requests, selection = run.part("requests"), run.part("data").get("forget")
+    if requests.get("at") is None and (sequence := requests.get("sequence")):
+        return "; then ".join(map(forgotten, sequence))
+    text = forgotten(selection) if isinstance(selection, Mapping) else str(selection or "")
+    if requests.get("at") is None and (sizes := requests.get("sizes")):
+        text += f"; sizes {', '.join(map(str, sizes))}"
+    return text
 
 
 def method_name(run: RunFolder) -> str:

@@ -22,7 +22,7 @@ TrainingCurves = dict[str, list[tuple[float, float]]]
 """Column of ``metrics.csv`` -> (step, value) pairs by step; nan where a value was not finite."""
 
 
-TEXTS = ("notes", "failed_gates", "failed_evaluators", "text_tables", "seed_folders")
+TEXTS = ("notes", "failed_gates", "failed_evaluators", "text_tables", "part_folders")
 """Entries of ``metrics.json`` that are lists of text."""
 KINDS: dict[str, type] = {
     **dict.fromkeys(TEXTS, list),
@@ -38,7 +38,7 @@ class RunFolder:
     Attributes:
         facts: ``metrics.json`` without its records.
         recipe: ``recipe.yaml``, the resolved recipe; ``recipe_text`` is the file itself.
-        seeds: the runs of the single seeds, where this folder summarises several.
+        parts: the runs that this folder summarises: single seeds, or sizes or requests (see ``over``).
     """
 
     path: Path
@@ -49,7 +49,7 @@ class RunFolder:
     recipe_text: str
     command: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
-    seeds: list[RunFolder] = field(default_factory=list)
+    parts: list[RunFolder] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -62,23 +62,38 @@ class RunFolder:
         return str(self.facts.get("status") or "unknown")
 
     @property
+    def over(self) -> str:
+        """What the parts differ in: seeds, sizes or requests; empty for a single run."""
+        return str(self.facts.get("over") or "seeds") if self.parts else ""
+
+    @property
+    def seeds(self) -> list[RunFolder]:
+        """The parts, where they are seeds."""
+        return self.parts if self.over == "seeds" else []
+
+    @property
+    def shown(self) -> RunFolder:
+        """The run whose pictures and texts stand for all: the first seed, the last size or request."""
+        return self.parts[0 if self.seeds else -1] if self.parts else self
+
+    @property
     def notes(self) -> list[str]:
         """Sentences on what could not be measured for lack of data."""
         return [str(note) for note in self.facts.get("notes") or ()]
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """The pictures, those of the first of several seeds; a picture whose file is missing is left out."""
-        if self.seeds:
-            return self.seeds[0].pictures
+        """The pictures, of several parts those of one; a picture whose file is missing is left out."""
+        if self.parts:
+            return self.shown.pictures
         found = [(row, self._sample(f"{row['name']}.png")) for row in self.facts.get("pictures") or ()]
         return [Picture(**row, png=path.read_bytes()) for row, path in found if path]
 
     @cached_property
     def text_tables(self) -> list[TextTable]:
-        """The tables of texts, those of the first of several seeds; a table whose file is missing is left out."""
-        if self.seeds:
-            return self.seeds[0].text_tables
+        """The tables of texts, of several parts those of one; a table whose file is missing is left out."""
+        if self.parts:
+            return self.shown.text_tables
         paths = [self._sample(f"{name}.json") for name in self.facts.get("text_tables") or ()]
         return [_text_table(path) for path in paths if path]
 
@@ -112,8 +127,8 @@ def read_run(folder: Path) -> RunFolder:
         raise _corrupt(metrics, f"{', '.join(TEXTS)} must be lists of text")
     if not all(isinstance(value, int | float) for value in (facts.get("seconds") or {}).values()):
         raise _corrupt(metrics, "seconds must be numbers")
-    seeds = [read_run(_inside(folder, name, metrics)) for name in facts.get("seed_folders") or ()]
-    text = _read_text(folder / "recipe.yaml") or (seeds[0].recipe_text if seeds else "")
+    parts = [read_run(_inside(folder, name, metrics)) for name in facts.get("part_folders") or ()]
+    text = _read_text(folder / "recipe.yaml") or (parts[0].recipe_text if parts else "")
     return RunFolder(
         path=folder,
         facts=facts,
@@ -123,16 +138,16 @@ def read_run(folder: Path) -> RunFolder:
         recipe_text=text,
         command=_read_text(folder / "command.txt").strip(),
         environment=_read_json(environment, "") if environment.is_file() else {},
-        seeds=seeds,
+        parts=parts,
     )
 
 
 def _inside(folder: Path, name: Any, path: Path) -> Path:
-    """Return the folder of a seed, which lies in its run directory and nowhere else."""
-    seed = folder / str(name)
-    if not isinstance(name, str) or seed.resolve().parent != folder.resolve():
-        raise _corrupt(path, f"seed_folders names {name!r:.80}, which is no folder in it")
-    return seed
+    """Return the folder of a part, which lies in its run directory and nowhere else."""
+    part = folder / str(name)
+    if not isinstance(name, str) or part.resolve().parent != folder.resolve():
+        raise _corrupt(path, f"part_folders names {name!r:.80}, which is no folder in it")
+    return part
 
 
 def read_curves(path: Path) -> TrainingCurves:

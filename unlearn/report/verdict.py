@@ -52,11 +52,27 @@ class Verdict:
 
 def judge(run: RunFolder) -> Verdict:
     """Judge a run by its records alone: gates, the method's own stop rule, and how the figures changed."""
-    measured = measurements(run.records)
-    goals = check_gates(read_gates(run), run.records) + method_goals(run.records)
+    gates, by_request = read_gates(run), requests_of(run.records)
+    measured = measurements(list(by_request.values())[-1])
+    goals = [goal for records in by_request.values() for goal in check_gates(gates, records)]
+    goals += method_goals(run.records)
     sentences = [_forgetting(run, measured), _keeping(run, measured), _attacked(measured), _cost(run)]
     level, word = _level(run.status, goals)
     return Verdict(level, word, [sentence for sentence in sentences if sentence], goals)
+
+
+def request_key(records: Sequence[Record]) -> str:
+    """Return what tells the sizes or requests of records apart: ``size`` or ``request``, empty where nothing does."""
+    return next((key for record in records for key in ("size", "request") if key in record.about), "")
+
+
+def requests_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each size or request, in order; all under an empty label where they are of one."""
+    name = request_key(records)
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.about.get(name, ""), []).append(record)
+    return found or {"": []}
 
 
 def _level(status: str, goals: Sequence[GoalResult]) -> tuple[VerdictLevel, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from unlearn.core.files import write_text
 from unlearn.core.records import Record
 from unlearn.core.shown import one_line, printable
-from unlearn.experiment.seed_summary import write_summary
+from unlearn.experiment.part_summary import write_summary
 from unlearn.report.card import plain
 from unlearn.report.comparison import Compared
 from unlearn.report.comparison_files import write_comparison

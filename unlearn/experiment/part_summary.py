@@ -1,4 +1,4 @@
-"""Summary over the seeds of a recipe: mean and 95 % interval of every figure."""
+"""Summary over the parts of a run: mean and 95 % interval over seeds, or the figures of each size or request."""
 
 import math
 import statistics
@@ -44,34 +44,42 @@ def _summary(same: Sequence[Record]) -> Record:
     )
 
 
-def write_summary(folder: Path, seed_folders: Sequence[Path]) -> list[Record]:
-    """Write ``metrics.json`` and ``report.html`` of the folder that holds the seeds' run directories.
+def write_summary(folder: Path, part_folders: Sequence[Path], over: str = "seeds") -> list[Record]:
+    """Write ``metrics.json`` and ``report.html`` of the folder that holds the parts' run directories.
 
-    Raises RecipeError where a seed's run directory lacks its metrics or its recipe.
+    Args:
+        folder: where they are written.
+        part_folders: the run directories of the parts.
+        over: what the parts differ in: seeds, sizes or requests. The records of the latter tell themselves apart.
+
+    Raises:
+        RecipeError: a part's run directory lacks its metrics or its recipe.
     """
-    seeds = [read_run(path) for path in seed_folders]
-    records = summarise([seed.records for seed in seeds])
-    write_json(folder / "metrics.json", _contents(seeds, records))
+    parts = [read_run(path) for path in part_folders]
+    by_part = [part.records for part in parts]
+    records = summarise(by_part) if over == "seeds" else [record for part in by_part for record in part]
+    write_json(folder / "metrics.json", _contents(parts, records, over))
     build_report(folder)
     return records
 
 
-def _contents(seeds: Sequence[RunFolder], records: Sequence[Record]) -> dict[str, Any]:
+def _contents(parts: Sequence[RunFolder], records: Sequence[Record], over: str) -> dict[str, Any]:
     return {
         "schema": 1,
-        **{name: _common(seeds, name) for name in ("recipe", "hash", "family", "packages", "device")},
-        "status": next((seed.status for seed in seeds if seed.status != "done"), "done"),
-        "seeds": [_seed(seed) for seed in seeds],
-        "seed_folders": [seed.path.name for seed in seeds],
-        "seconds": _total([seed.fact("seconds") for seed in seeds]),
+        **{name: _common(parts, name) for name in ("recipe", "hash", "family", "packages", "device")},
+        "status": next((part.status for part in parts if part.status != "done"), "done"),
+        "over": over,
+        "seeds": list(dict.fromkeys(_seed(part) for part in parts)),
+        "part_folders": [part.path.name for part in parts],
+        "seconds": _total([part.fact("seconds") for part in parts]),
         "records": [record.to_dict() for record in records],
-        "notes": list(dict.fromkeys(note for seed in seeds for note in seed.notes)),
+        "notes": list(dict.fromkeys(note for part in parts for note in part.notes)),
     }
 
 
-def _common(seeds: Sequence[RunFolder], name: str) -> Any:
-    """Return a fact where it is the same for all seeds, else None."""
-    values = [seed.facts.get(name) for seed in seeds]
+def _common(parts: Sequence[RunFolder], name: str) -> Any:
+    """Return a fact where it is the same for all parts, else None."""
+    values = [part.facts.get(name) for part in parts]
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
@@ -83,6 +91,6 @@ def _seed(run: RunFolder) -> int:
 
 
 def _total(seconds: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the seconds of each stage, summed over seeds."""
+    """Return the seconds of each stage, summed over parts."""
     stages = dict.fromkeys(stage for one in seconds for stage in one)
     return {stage: sum(float(one.get(stage) or 0.0) for one in seconds) for stage in stages}

@@ -10,7 +10,7 @@ import yaml
 from unlearn.core.errors import RecipeError
 from unlearn.core.files import write_json
 from unlearn.core.records import Record
-from unlearn.experiment.seed_summary import OVER_SEEDS, summarise, write_summary
+from unlearn.experiment.part_summary import OVER_SEEDS, summarise, write_summary
 from unlearn.report.read_run import read_run
 
 
@@ -63,7 +63,7 @@ def test_summary_on_disk(tmp_path):
     ]
     records = write_summary(tmp_path, seeds)
     facts = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert (facts["seeds"], facts["seed_folders"], facts["seconds"]) == (
+    assert (facts["seeds"], facts["part_folders"], facts["seconds"]) == (
         [4, 7],
         ["seed-4", "seed-7"],
         {"unlearning": 4.0},
