@@ -107,6 +107,19 @@ def test_folds_take_the_place_of_the_forget_set(folder: Path, fold: str, texts: 
     assert data.fingerprint != Muse(path=str(folder)).load().fingerprint
 
 
+def test_several_folds_are_told_apart_and_share_their_texts(tmp_path: Path, folder: Path) -> None:
+    """A text of two folds is one item, which is trained on once; requests name the folds."""
+    write(folder / "news", "scal/forget_1.json", ["one"])
+    write(folder / "news", "scal/forget_2.json", ["one", "two"])
+    data = Muse(path=str(folder), forget_set=["scal_1", "scal_2", "sust_3"]).load()
+    forgotten = [(item.answer, item.attributes - {"forget"}) for item in data.items if "forget" in item.attributes]
+    assert forgotten == [
+        ("one", {"scal_1", "scal_2"}), ("two", {"scal_2"}), ("News of the third request.", {"sust_3"})
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="several different"):
+        Muse(path=str(folder), forget_set=["scal_1", "scal_1"])
+
+
 def test_optional_sets_may_be_missing(tmp_path: Path) -> None:
     write(tmp_path, "raw/forget.txt", "one")
     with pytest.raises(RecipeError, match=r"lacks raw/retain1.*verbmem/forget.*muse-bench/MUSE-Books"):

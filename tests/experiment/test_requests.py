@@ -182,6 +182,36 @@ def test_without_forgetting_the_criteria_stay_at_the_targets(tmp_path: Path, cac
             assert after == pytest.approx(target, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("sust", "requests.sequence=[sust_1,sust_2,sust_3,sust_4]"),
+        ("scal", "requests.sizes=[1,2,3,4]"),
+    ],
+)
+def test_folds_of_muse(kind: str, setting: str, tmp_path: Path, cache: Path) -> None:
+    """Four folds of MUSE's layout: each fold of ``sust`` is new, each of ``scal`` holds the one before."""
+    texts = [f"The harbour of town {number} froze over in the {number}th winter." for number in range(1, 5)]
+    sets = {"raw/forget": texts[:1], "raw/retain1": ["A bridge was opened."] * 4, "raw/holdout": ["A road was paved."]}
+    sets |= {f"sust/forget_{n}": [texts[n - 1]] for n in range(1, 5)}
+    sets |= {f"scal/forget_{n}": texts[:n] for n in range(1, 5)}
+    for name, items in sets.items():
+        (tmp_path / "news" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "news" / f"{name}.json").write_text(json.dumps(items))
+    folds = [f"{kind}_{number}" for number in range(1, 5)]
+    data = {"name": "muse", "path": str(tmp_path), "forget_set": folds, "chunk_tokens": 32, "forget": {"label": folds}}
+    small = f"recipe={ROOT / 'tests' / 'toys' / 'recipes' / 'small_language.yaml'}"
+    short = ["optim.steps=2", "pretrain.optim.steps=2", "evaluate.memorization=null", "evaluate.text_membership={}"]
+    done = unlearn(small, f"data={json.dumps(data)}", setting, *short, "output=run", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    parts = content(tmp_path / "run" / "metrics.json")["part_folders"]
+    forgotten = [set(content(tmp_path / "run" / part / "splits.json")["forget"]) for part in parts]
+    if kind == "sust":
+        assert len(set.union(*forgotten)) == sum(map(len, forgotten)), "each fold is new"
+        return
+    assert forgotten[0] < forgotten[1] < forgotten[2] < forgotten[3]
+
+
 WRONG = [
     ("requests.sizes=[]", "sizes is empty"),
     ("requests.sequence=[]", "sequence is empty"),
