@@ -13,7 +13,7 @@ from unlearn.report.labels import COST_METRICS, DIRECTIONS, metric_label
 from unlearn.report.page import deck, flatten, method_name
 from unlearn.report.read_run import RunFolder
 from unlearn.report.table import Measurement, MeasurementKey, cell, cell_text, measured_twice, measurements
-from unlearn.report.verdict import forget_row, judge, kept_row
+from unlearn.report.verdict import forget_row, judge, kept_row, last_of
 
 Section = Literal["Forgetting", "Kept", "Cost"]
 SECTIONS: dict[Section, str] = {
@@ -45,14 +45,19 @@ class Compared:
         return measurements(self.run.records)
 
     @cached_property
+    def last(self) -> list[Measurement]:
+        """Its figures after the last size or request, all where there is one."""
+        return measurements(last_of(self.run.records))
+
+    @cached_property
     def forget(self) -> Measurement | None:
         """Its headline figure on the forget data."""
-        return forget_row(self.run, self.rows)
+        return forget_row(self.run, self.last)
 
     @cached_property
     def kept(self) -> Measurement | None:
         """Its headline figure on everything else."""
-        return kept_row(self.run, self.rows)
+        return kept_row(self.run, self.last)
 
     @cached_property
     def data(self) -> str:

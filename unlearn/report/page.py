@@ -21,7 +21,7 @@ from unlearn.report.read_run import RunFolder, read_run
 from unlearn.report.request_table import request_table
 from unlearn.report.table import Measurement, better, cell, groups, measurements
 from unlearn.report.texts import text_tables
-from unlearn.report.verdict import forget_row, judge, kept_row, requests_of
+from unlearn.report.verdict import forget_row, judge, kept_row, last_of
 
 SMALL_PICTURE = 400
 """Pictures narrower than this many pixels are enlarged without smoothing."""
@@ -66,7 +66,7 @@ def shown(value: Any) -> Any:
 def report_context(run: RunFolder) -> dict[str, Any]:
     """Return everything that the template shows."""
     measured = measurements(run.records)
-    last = measurements(list(requests_of(run.records).values())[-1])
+    last = measurements(last_of(run.records))
     about, verdict = run.part("about"), judge(run)
     subjects = ordered([subject for row in measured for subject in row.cells])
     return {

@@ -53,7 +53,7 @@ class Verdict:
 def judge(run: RunFolder) -> Verdict:
     """Judge a run by its records alone: gates, the method's own stop rule, and how the figures changed."""
     gates, by_request = read_gates(run), requests_of(run.records)
-    measured = measurements(list(by_request.values())[-1])
+    measured = measurements(last_of(run.records))
     goals = [goal for records in by_request.values() for goal in check_gates(gates, records)]
     goals += method_goals(run.records)
     sentences = [_forgetting(run, measured), _keeping(run, measured), _attacked(measured), _cost(run)]
@@ -73,6 +73,11 @@ def requests_of(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         found.setdefault(record.about.get(name, ""), []).append(record)
     return found or {"": []}
+
+
+def last_of(records: Sequence[Record]) -> list[Record]:
+    """Return the records of the last size or request, all where they are of one."""
+    return list(requests_of(records).values())[-1]
 
 
 def _level(status: str, goals: Sequence[GoalResult]) -> tuple[VerdictLevel, str]:
