@@ -11,8 +11,13 @@ from unlearn.report.read_run import RunFolder
 from unlearn.report.table import Measurement, cell, measurements
 from unlearn.report.verdict import forget_row, kept_row, request_key, requests_of
 
-CRITERIA = ("verbatim_memorization", "knowledge_memorization", "privleak", "utility")
-"""Metrics that are shown besides the headline figures: MUSE's criteria."""
+CRITERIA = {
+    "verbatim_memorization": "forget",
+    "knowledge_memorization": "forget",
+    "privleak": "forget",
+    "utility": "retain",
+}
+"""MUSE's criteria, which are shown besides the headline figures: metric -> split."""
 
 
 def request_table(run: RunFolder, last: Sequence[Measurement]) -> dict[str, Any] | None:
@@ -50,16 +55,16 @@ def request_table(run: RunFolder, last: Sequence[Measurement]) -> dict[str, Any]
 
 
 def _heads(run: RunFolder, last: Sequence[Measurement]) -> list[Measurement]:
-    """Return the headline figures and MUSE's criteria, on the newest request and on all so far."""
+    """Return the headline figures and MUSE's criteria, each on the newest request and then on all so far."""
     first = [row for row in (forget_row(run, last), kept_row(run, last)) if row is not None]
     wanted = [(row.evaluator, row.metric, row.split) for row in first]
-    return [
-        row
-        for row in last
-        if "unlearned" in row.cells
-        and not row.about.get("category")
-        and ((row.evaluator, row.metric, row.split) in wanted or row.metric in CRITERIA)
-    ]
+    found: dict[tuple[str, str, str], dict[str, Measurement]] = {}
+    for row in last:
+        name = (row.evaluator, row.metric, row.split)
+        criterion = row.metric in CRITERIA and row.split == CRITERIA[row.metric]
+        if "unlearned" in row.cells and (name in wanted or criterion) and not row.about.get("category"):
+            found.setdefault(name, {}).setdefault(row.about.get("forgotten", ""), row)  # of several levels the first
+    return [row for rows in found.values() for row in rows.values()]
 
 
 def _like(head: Measurement, measured: Sequence[Measurement], name: str, label: str) -> Measurement | None:

@@ -56,7 +56,8 @@ def judge(run: RunFolder) -> Verdict:
     measured = measurements(last_of(run.records))
     goals = [goal for records in by_request.values() for goal in check_gates(gates, records)]
     goals += method_goals(run.records)
-    sentences = [_forgetting(run, measured), _keeping(run, measured), _attacked(measured), _cost(run)]
+    sentences = [_forgetting(run, measured), _keeping(run, measured), _attacked(measured)]
+    sentences += [_cost(run)] if len(by_request) == 1 else []
     level, word = _level(run.status, goals)
     return Verdict(level, word, [sentence for sentence in sentences if sentence], goals)
 
