@@ -37,7 +37,7 @@ def request_table(run: RunFolder, last: Sequence[Measurement]) -> dict[str, Any]
         row = [_like(head, measured, name, label) for head in heads]
         link = f"{run.parts[number].path.name}/report.html" if run.over in ("sizes", "requests") else ""
         lines.append({"label": label, "link": link, "cells": [cell(one, "unlearned") if one else None for one in row]})
-    at = {float(label) if name == "size" else float(number): label for number, label in enumerate(by_label, 1)}
+    at = {float(label): label for label in by_label} if name == "size" else _numbered(len(by_label))
     charts = []
     for head in heads:
         rows = [_like(head, measured, name, label) for label, measured in by_label.items()]
@@ -52,6 +52,11 @@ def request_table(run: RunFolder, last: Sequence[Measurement]) -> dict[str, Any]
         "lines": lines,
         "charts": [chart for chart in charts if chart],
     }
+
+
+def _numbered(count: int) -> dict[float, str]:
+    """Return places on an axis, with their numbers from 1."""
+    return {float(number): str(number) for number in range(1, count + 1)}
 
 
 def _heads(run: RunFolder, last: Sequence[Measurement]) -> list[Measurement]:
