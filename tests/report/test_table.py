@@ -10,7 +10,7 @@ from rich.console import Console
 from unlearn.core.records import Record
 from unlearn.report.formatting import duration, figure, interval, listed, number
 from unlearn.report.labels import forgotten, metric_label
-from unlearn.report.table import measurements, metrics_table
+from unlearn.report.table import cell, difference_text, measurements, metrics_table
 
 
 def printed(records: list[Record], width: int = 80) -> str:
@@ -21,6 +21,24 @@ def printed(records: list[Record], width: int = 80) -> str:
 
 def record(metric: str, subject: str, value: float, **more) -> Record:
     return Record(evaluator="e", metric=metric, subject=subject, value=value, **more)
+
+
+def test_differences_stand_with_the_figures_that_they_belong_to():
+    """They get no rows of their own; a metric that only ends like one does."""
+    found = measurements(
+        [
+            record("a", "unlearned", 0.2, unit="share", split="forget"),
+            record("a_difference", "unlearned", -0.05, unit="share", split="forget", ci95=(-0.1, 0.01)),
+            record("mean_difference", "unlearned", 1),
+            record("a_difference", "unlearned", 3, split="retain"),
+        ]
+    )
+    assert [(row.metric, row.split) for row in found] == [
+        ("a", "forget"), ("mean_difference", ""), ("a_difference", "retain")
+    ]  # fmt: skip
+    assert difference_text(found[0], "unlearned") == "−5.0 % [−10.0 to 1.0 %]"
+    assert cell(found[0], "unlearned")["difference"] == "−5.0 % [−10.0 to 1.0 %]"
+    assert difference_text(found[0], "target") == difference_text(found[1], "unlearned") == ""
 
 
 def test_subjects_stand_side_by_side():

@@ -227,5 +227,5 @@ def difference_text(row: Measurement, subject: str) -> str:
     record = row.differences.get(subject)
     if record is None or not math.isfinite(record.value):
         return ""
-    sign = "+" if record.value > 0 else ""
-    return " ".join(filter(None, (f"{sign}{figure(record.value, record.unit)}", interval(record))))
+    sign, ends = "+" if record.value > 0 else "", interval(record)
+    return f"{sign}{figure(record.value, record.unit)}" + (f" [{ends}]" if ends else "")
