@@ -27,8 +27,8 @@ RATIO = Metric(
     name="restoration_ratio",
     label="restoration ratio",
     formula="(a - a_corrupted) / (a_clean - a_corrupted) of `fact_accuracy`, of images `drawn_right`: 0 for nothing "
-    "done, 1 for the clean model; undefined where the two are equal. Percentile interval of the bootstrap over facts "
-    "or samples, in pairs and clustered",
+    "done, 1 for the clean model; undefined where a_clean is not above a_corrupted. Percentile interval of the "
+    "bootstrap over facts or samples, in pairs and clustered",
     direction="higher",
     source="ours",
 )
@@ -62,6 +62,7 @@ def restoration(
     corrupted: Mapping[str, Tensor],
     score: str,
     clusters: Tensor | None = None,
+    asked: Mapping[str, Tensor] | None = None,
     accuracy: Metric = ACCURACY,
 ) -> list[Record]:
     """Return the figures of restoration on probe items, which were judged by ``score``.
@@ -72,26 +73,50 @@ def restoration(
         corrupted: subject -> (n,) bool, whether it gives the corrupted answer.
         score: for ``about.score``.
         clusters: (n,), the source of each item.
+        asked: subject -> (n,) bool, whether its answer is to the question at all, where a model answers what it likes
+            (``accuracy_among``); by default every answer is.
         accuracy: the metric of the share of right answers.
     """
-    records, stream = [], evaluation.randomness
+    records, stream, resampled = [], evaluation.randomness, partial(bootstrap, clusters=clusters)
+    all_asked = asked or {subject: torch.ones_like(right) for subject, right in correct.items()}
+    clean, before = ((correct[name], all_asked[name]) for name in ("clean", "corrupted"))
     for subject, right in correct.items():
-        resampled = partial(bootstrap, clusters=clusters)
-        ratio = resampled(restoration_ratio, stream, correct["clean"], correct["corrupted"], right)
+        own = right, all_asked[subject]
+        share = right if asked is None else resampled(accuracy_among, stream, *own, all_asked["clean"])
+        ratio = resampled(_ratio_among, stream, *clean, *before, *own)
         forgotten = resampled(corruption_forgetting, stream, corrupted["corrupted"], corrupted[subject])
         add = partial(evaluation.record, about={"score": score}, clusters=clusters)
-        for metric, figure in ((accuracy, right), (RATIO, ratio), (FORGETTING, forgotten)):
+        for metric, figure in ((accuracy, share), (RATIO, ratio), (FORGETTING, forgotten)):
             records.append(add(metric, subject, "probe", figure, n=len(right)))
     return records
 
 
+def accuracy_among(right: Tensor, asked: Tensor, asked_clean: Tensor) -> Tensor:
+    """Return the share of right answers among those to the question, or to as many as the clean model answers.
+
+    right / max(asked, asked_clean), of shares of all answers: neither a model that gives few answers to the question
+    is credited for these, nor one that gives many for their number.
+    """
+    return right / asked.maximum(asked_clean)
+
+
+def _ratio_among(
+    clean: Tensor, asked_clean: Tensor, corrupted: Tensor, asked_corrupted: Tensor, unlearned: Tensor, asked: Tensor
+) -> Tensor:
+    return restoration_ratio(
+        accuracy_among(clean, asked_clean, asked_clean),
+        accuracy_among(corrupted, asked_corrupted, asked_clean),
+        accuracy_among(unlearned, asked, asked_clean),
+    )
+
+
 def restoration_ratio(clean: Tensor, corrupted: Tensor, unlearned: Tensor) -> Tensor:
-    """Return (unlearned - corrupted) / (clean - corrupted) of accuracies; nan where the corruption changed nothing.
+    """Return (unlearned - corrupted) / (clean - corrupted) of accuracies; nan where the corruption did no harm.
 
     0 where nothing is done, 1 for the clean model.
     """
     gap = clean - corrupted
-    return torch.where(gap == 0, torch.nan, (unlearned - corrupted) / gap)
+    return torch.where(gap <= 0, torch.nan, (unlearned - corrupted) / gap)
 
 
 def corruption_forgetting(corrupted: Tensor, unlearned: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from unlearn.evaluators.sampling import samples, seen_by
 from unlearn.evaluators.statistics import Share, inside_manifold, share_ci95
 from unlearn.models.capabilities import Samples
 from unlearn.models.feature_extractors.embedders import Embedder, identity_net
-from unlearn.models.feature_extractors.torchscript import on_device_of
+from unlearn.models.feature_extractors.networks import described
 
 EPS = 1e-6
 """Added to deviations, of which some are 0."""
@@ -81,7 +81,7 @@ class ImageUtility(Evaluator[Samples]):
         ids = ids[evaluation.randomness.child("real").permutation(len(ids))[: self.items]]
         images = evaluation.splits["retain"].batch(ids)["image"]
         net = identity_net(self.features, tuple(images.shape[1:]))
-        look = partial(seen_by, partial(described, net), evaluation, batch_size=self.batch_size)
+        look = partial(seen_by, partial(seen, net), evaluation, batch_size=self.batch_size)
         real = look(images)
         mean, deviation = real.mean(dim=0), real.std(dim=0) + EPS
         real, records = (real - mean) / deviation, []
@@ -95,14 +95,9 @@ class ImageUtility(Evaluator[Samples]):
         return EvaluationResult(records)
 
 
-def described(net: Embedder, images: Tensor) -> Tensor:
+def seen(net: Embedder, images: Tensor) -> Tensor:
     """Return what a net sees in images (n, C, H, W) in [-1, 1], (n, D)."""
-    if isinstance(net.network, torch.jit.ScriptModule):
-        return net(images)
-    layers = on_device_of(net.network, images).layers(images.float())
-    maps = [layer.flatten(2) for layer in layers if layer.dim() > 2]
-    moments = [moment for one in maps for moment in (one.mean(dim=2), one.std(dim=2, correction=0))]
-    return torch.cat([*moments, net.network.embed(layers)], dim=1)
+    return net(images) if isinstance(net.network, torch.jit.ScriptModule) else described(net.network, images)
 
 
 def harmonic(a: Share, b: Share) -> Share:

@@ -17,7 +17,7 @@ from unlearn.core.errors import RecipeError, did_you_mean
 from unlearn.models.feature_extractors.base import Network
 from unlearn.models.feature_extractors.classifiers import ASSETS, PACKAGED, Features, SmallNet, load_features
 from unlearn.models.feature_extractors.face_nets import DlibFace, MobileFace
-from unlearn.models.feature_extractors.torchscript import metric_name, scripted
+from unlearn.models.feature_extractors.torchscript import metric_name, on_device_of, scripted
 
 
 class Stages(Network):
@@ -43,6 +43,18 @@ class Stages(Network):
     def embed(self, layers: list[Tensor]) -> Tensor:
         """Return the last D features, (B, D) >= 0."""
         return F.relu(self.net.body[self.pools[-1] :](layers[-1]))  # from the last pooling on
+
+
+def described(network: Network, images: Tensor) -> Tensor:
+    """Return what a network sees in images (B, C, H, W) in [-1, 1]: all its layers, as one vector each, (B, D).
+
+    They are the mean and deviation of each channel of its layers, and the embedding, which alone maps noise among the
+    images that the network knows.
+    """
+    layers = on_device_of(network, images).layers(images.float())
+    maps = [layer.flatten(2) for layer in layers if layer.dim() > 2]
+    moments = [moment for one in maps for moment in (one.mean(dim=2), one.std(dim=2, correction=0))]
+    return torch.cat([*moments, network.embed(layers)], dim=1)
 
 
 def find_network(
