@@ -43,20 +43,17 @@ def by_brightness(batch: Batch) -> Tensor:
 class Recaller(Copier):
     """Draws given items; its loss is a multiple of the brightness of the corner."""
 
-    recall_levels = ("half",)
     dislike = 1.0
 
     def recall(self, batch: Batch, randomness: Randomness) -> Recalled:
-        return Recalled(batch["image"][None], self.dislike * by_brightness(batch))
+        return Recalled(batch["image"][None], self.dislike * by_brightness(batch), ("half",))
 
 
 class RecallingNoise(Pixels):
     """Draws noise."""
 
-    recall_levels = ("half",)
-
     def recall(self, batch: Batch, randomness: Randomness) -> Recalled:
-        return Recalled(batch["image"][None], by_brightness(batch))
+        return Recalled(batch["image"][None], by_brightness(batch), ("half",))
 
 
 @cache
@@ -162,10 +159,10 @@ def test_real_images_are_judged_as_what_they_are() -> None:
 class Telling(Obedient):
     """Draws the items of a rule; its loss is 0."""
 
-    recall_levels = ("half",)
-
     def recall(self, batch: Batch, randomness: Randomness) -> Recalled:
-        return Recalled(batch["image"][None], batch["image"].new_zeros(len(batch["id"]), dtype=torch.float64))
+        return Recalled(
+            batch["image"][None], batch["image"].new_zeros(len(batch["id"]), dtype=torch.float64), ("half",)
+        )
 
 
 def tokens(prompts: Sequence[str]) -> Tensor:
