@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
 from unlearn.models.conditioning import Condition
 from unlearn.models.language.answers import Answers
+from unlearn.models.recalled import Recalled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,20 +122,6 @@ class Samples(Model, Protocol):
             randomness: of the latents.
             like: B items whose conditions (class, prompt) the samples are to have; a model without any ignores it.
         """
-
-
-class Recalled(NamedTuple):
-    """What a model draws of items from a part of what they hold, and how badly it accounts for them.
-
-    Attributes:
-        images: (L, B, C, H, W) uint8, one reconstruction per level.
-        loss: (B,), the family's likelihood score; lower for items that were trained on.
-        levels: how much of an item is withheld, in words, one per reconstruction.
-    """
-
-    images: Tensor
-    loss: Tensor
-    levels: tuple[str, ...]
 
 
 @runtime_checkable

@@ -13,7 +13,8 @@ from unlearn.core.validation import PositiveInt
 from unlearn.data.base import Split, check_content
 from unlearn.evaluators.base import Evaluation, Evaluator
 from unlearn.evaluators.sampling import some_of
-from unlearn.models.capabilities import Recalled, Recalls
+from unlearn.models.capabilities import Recalls
+from unlearn.models.recalled import Recalled
 
 SPLITS = ("forget", "retain", "holdout")
 """Splits whose items are recalled, in the order of the tables."""

@@ -4,7 +4,8 @@ import torch
 
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import ImageDenoiser, Recalled
+from unlearn.models.capabilities import ImageDenoiser
+from unlearn.models.recalled import Recalled
 
 SHARES = (0.25, 0.5, 0.75)
 """Noise levels that items are brought to, as shares of the number of timesteps."""

@@ -8,8 +8,9 @@ from torch import Tensor
 from unlearn.core.errors import RecipeError
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import HasLikelihood, Recalled
+from unlearn.models.capabilities import HasLikelihood
 from unlearn.models.likelihood import bits_per_dim
+from unlearn.models.recalled import Recalled
 
 TEMPERATURES = (0.1, 0.3)
 """Deviations of the noise that is added to an item's latent, in units of the base distribution's."""

@@ -2,9 +2,10 @@
 
 from unlearn.core.randomness import Randomness
 from unlearn.data.base import Batch
-from unlearn.models.capabilities import ImageGenerator, Recalled
+from unlearn.models.capabilities import ImageGenerator
 from unlearn.models.gan.inversion import Inversion
 from unlearn.models.gan.latents import invert
+from unlearn.models.recalled import Recalled
 
 SEARCH = Inversion(steps=100)
 

@@ -21,8 +21,8 @@ from unlearn.data.digits import Digits
 from unlearn.data.loading import load_data
 from unlearn.data.splits import make_splits
 from unlearn.evaluators.image.restor import ImageRestor, Judge, corrupted_images
-from unlearn.models.capabilities import Recalled
 from unlearn.models.feature_extractors.classifiers import features_for
+from unlearn.models.recalled import Recalled
 
 
 @cache

@@ -21,7 +21,8 @@ from unlearn.evaluators.muse.recall import RecallEvaluator
 from unlearn.evaluators.muse.utility import ImageUtility, harmonic
 from unlearn.evaluators.statistics import detected
 from unlearn.experiment.inputs import RunInputs, gather_inputs
-from unlearn.models.capabilities import Recalled, Recalls
+from unlearn.models.capabilities import Recalls
+from unlearn.models.recalled import Recalled
 
 FAMILIES = ["flow/category_digits", "gan/guide_digits", "diffusion/uce_digits"]
 
