@@ -40,6 +40,7 @@ SHARED_NAMES = {
     "parameter_kinds": "kinds of parameters of a family",
     "memory": "the estimate of a family",
     "layers": "neural layers of a family",
+    "recall": "what the models of a family recall of items",
     "membership": "membership inference, of texts and of likelihoods",
     "muse": "the benchmark: its data, and its metrics",
     "tofu": "the benchmark: its data, and its metrics",

@@ -6,7 +6,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
-from unlearn.evaluators.muse.recall import RecallEvaluator
+from unlearn.evaluators.muse.recalled_items import RecallEvaluator
 from unlearn.evaluators.per_item import Separation, privleak
 from unlearn.evaluators.statistics import detected
 from unlearn.evaluators.text.membership import DETECTED

@@ -13,9 +13,9 @@ from tests.toys.scripted import evaluation_of
 from unlearn.config.recipe import load
 from unlearn.core.records import Record
 from unlearn.evaluators.base import EvaluationResult, Evaluator
-from unlearn.evaluators.muse.memorization import ImageMemorization
 from unlearn.evaluators.muse.presence import ImagePresence
 from unlearn.evaluators.muse.privacy import ImagePrivacy
+from unlearn.evaluators.muse.reconstruction import ImageMemorization
 from unlearn.evaluators.text.membership import TextMembership
 from unlearn.evaluators.text.muse import MuseMetrics
 from unlearn.experiment.inputs import RunInputs, gather_inputs

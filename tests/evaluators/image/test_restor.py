@@ -20,7 +20,7 @@ from unlearn.data.corruption import Corruption
 from unlearn.data.digits import Digits
 from unlearn.data.loading import load_data
 from unlearn.data.splits import make_splits
-from unlearn.evaluators.image.restor import ImageRestor, Judge, corrupted_images
+from unlearn.evaluators.image.image_restor import ImageRestor, Judge, corrupted_images
 from unlearn.models.feature_extractors.classifiers import features_for
 from unlearn.models.recalled import Recalled
 

@@ -14,10 +14,10 @@ from unlearn.core.records import find
 from unlearn.data.base import Batch, Dataset, Selection, Split
 from unlearn.data.digits import Digits
 from unlearn.data.splits import make_splits
-from unlearn.evaluators.muse.memorization import ImageMemorization
 from unlearn.evaluators.muse.presence import ImagePresence
 from unlearn.evaluators.muse.privacy import ImagePrivacy
-from unlearn.evaluators.muse.recall import RecallEvaluator
+from unlearn.evaluators.muse.recalled_items import RecallEvaluator
+from unlearn.evaluators.muse.reconstruction import ImageMemorization
 from unlearn.evaluators.muse.utility import ImageUtility, harmonic
 from unlearn.evaluators.statistics import detected
 from unlearn.experiment.inputs import RunInputs, gather_inputs

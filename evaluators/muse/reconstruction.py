@@ -13,7 +13,7 @@ from unlearn.core.validation import NonNegativeInt
 from unlearn.evaluators.base import Evaluation, EvaluationResult, Metric
 from unlearn.evaluators.figures import Panel, panels
 from unlearn.evaluators.image.face_verification import SimilarityScale
-from unlearn.evaluators.muse.recall import RecallEvaluator
+from unlearn.evaluators.muse.recalled_items import RecallEvaluator
 from unlearn.evaluators.sampling import grey_levels, item_rows, seen_by
 from unlearn.models.capabilities import Recalls
 from unlearn.models.feature_extractors.embedders import identity_net
