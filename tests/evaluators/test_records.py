@@ -8,6 +8,8 @@ from operator import getitem
 import pytest
 import torch
 
+from tests.evaluators.image.test_restor import drawing, stamped
+from tests.evaluators.image.test_restor import splits_of as marked_splits
 from tests.toys.clip import small_clip
 from tests.toys.coloured_digits import coloured, splits_of
 from tests.toys.detector import small_detector
@@ -33,7 +35,7 @@ from unlearn.evaluators.goal import Goal
 from unlearn.models.flow.config import GlowConfig
 from unlearn.models.guards.key import Key
 
-ABOUT = {"category", "concept", "score", "budget", "request", "identity", "features", "set", "parts", "task"}
+ABOUT = {"level", "category", "concept", "score", "budget", "request", "identity", "features", "set", "parts", "task"}
 SETTINGS = {
     "bits_per_dim": {"items": 20, "draws": 2},
     "likelihood_rank": {"items": 20, "reference_items": 20, "draws": 2},
@@ -55,6 +57,11 @@ SETTINGS = {
     "attribute_share": {"attributes": ["3"], "samples": 20},
     "reinversion": {"steps": [2], "strangers": 4},
     "face_relearning": {"pictures": [1], "steps": [0, 2], "strangers": 4},
+    "image_memorization": {"items": 8, "shown": 2},
+    "image_privacy": {"items": 8},
+    "image_presence": {"samples": 20},
+    "image_utility": {"samples": 20, "items": 20},
+    "image_restor": {"samples": 20, "items": 8},
     "muse": {"prompt_tokens": 8, "verbatim_tokens": 4, "knowledge_tokens": 4},
 }
 PEOPLE = {"same_person", "neighbours", "strangers"}
@@ -103,6 +110,11 @@ def findings(digits: Dataset, threes: Splits, tmp_path_factory: pytest.TempPathF
             "nudity": evaluation_of(dict.fromkeys(SUBJECTS, Obedient(coloured())), splits_of("three"), seed=5),
             "key_recovery": keyed_evaluation(),
             "traps": evaluation_of(on_text.models, {"forget": trapped_split()}, seed=5),
+            "image_restor": evaluation_of(
+                {"clean": drawing(2, 0, 8), "target": drawing(1, 4, 5), "unlearned": drawing(1, 1, 8)},
+                marked_splits(stamped),
+                seed=5,
+            ),
             "restor": evaluation_of(corrupted, {"probe": Split("probe", tiny_dataset(), torch.tensor(WRONG))}, seed=5),
         }
         generators = {"unlearned": sent_away(lively(), 1e-3), "retrained": sent_away(lively(), 1.0)}

@@ -30,6 +30,10 @@ class Document(NamedTuple):
     identity: str
 
 
+LISTED_BY: dict[Kind, str] = {"recipe": "python -m unlearn.run", "study": "python -m unlearn.study"}
+"""The command that lists what is packaged."""
+
+
 @cache
 def names(kind: Kind) -> list[str]:
     """Return the names of what is packaged; files that start with an underscore are only for ``base:``."""
@@ -55,8 +59,8 @@ def read(name: str, kind: Kind, folder: Path | None = None) -> Document:
         text, origin, identity = _packaged(kind)[name].read_text(encoding="utf-8"), f"{name}.yaml", name
     else:
         raise RecipeError(
-            f"there is no {kind} {shorten(name)}. {did_you_mean(name, names(kind))} "
-            "A file goes by its path, ending in .yaml."
+            f"there is no {kind} {shorten(name)}. {did_you_mean(name, names(kind)).partition('Allowed: ')[0]}"
+            f"Type {LISTED_BY[kind]} for those that are packaged. A file goes by its path, ending in .yaml."
         )
     tree = parse(text, origin)
     if not isinstance(tree, dict):
@@ -83,9 +87,8 @@ def _packaged(kind: Kind) -> dict[str, Traversable]:
 def _text_of(path: Path, kind: Kind) -> str:
     try:
         if not path.is_file():
-            listed = "python -m unlearn.run" if kind == "recipe" else "python -m unlearn.study"
             raise RecipeError(
-                f"there is no {kind} file {shorten(str(path))}. Type {listed} for those that are packaged."
+                f"there is no {kind} file {shorten(str(path))}. Type {LISTED_BY[kind]} for those that are packaged."
             )
         if path.stat().st_size > 4 * MAX_CHARACTERS:
             raise RecipeError(f"{path}: {path.stat().st_size} bytes are too many for a {kind}.")
